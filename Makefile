@@ -1,0 +1,39 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+args ?=
+
+.PHONY: help install train test lint format wheel bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## create .venv with the tested versions
+
+train: $(INSTALLED) ## install, then train the embedded model (args="algorithm=grpo seed=1" to change it)
+	$(BIN)/gspo-train $(args)
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest $(args)
+
+lint: $(INSTALLED) ## check style, types of names and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## rewrite files in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(INSTALLED) ## build the wheel and check that it brings its configuration
+	$(BIN)/python scripts/check_wheel.py
+
+clean: ## remove the environment and build products
+	rm -rf $(VENV) dist build

@@ -1,0 +1,125 @@
+"""From Hydra's composition, or a saved file, to a checked RunConfig. Composed once per run; torch is not imported.
+
+`task._target_` names a dataclass that is both the schema and the object: the YAML's other keys are its fields.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gspo_cli.config import schema
+from gspo_cli.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+
+def register() -> None:
+    """Tell Hydra the schema of the whole configuration, and how a resumed run finds its own folder."""
+    ConfigStore.instance().store(name="schema", node=schema.RunConfig)
+    OmegaConf.register_new_resolver("resumed_or", lambda resume, new: resume or new, replace=True)
+
+
+def locate(path: str, key: str) -> Any:
+    """The object a dotted path names. Raises UserError naming `key`."""
+    module_name, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{key}={path}: cannot be imported ({error}); give module.Name, importable from this folder"
+        ) from error
+
+
+def build_task(node: DictConfig) -> Any:
+    """The task object of a `task` node: fields checked against the dataclass that `_target_` names."""
+    values = OmegaConf.to_container(node, resolve=True)
+    target = values.pop("_target_", None)
+    if target is None:
+        raise UserError("task._target_: is missing; name the task's dataclass, e.g. gspo_cli.tasks.gsm8k.Gsm8k")
+    cls = locate(target, "task._target_")
+    if not is_dataclass(cls):
+        raise UserError(f"task._target_={target}: must be a dataclass derived from gspo_cli.tasks.base.Task")
+    unknown = sorted(set(values) - {f.name for f in fields(cls)})
+    if unknown:
+        raise UserError(f"task.{unknown[0]}: is not a setting of {target}{_suggestion(unknown[0], cls)}")
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+
+
+def build_config(node: DictConfig) -> schema.RunConfig:
+    """A checked RunConfig from a composed or loaded node. Raises UserError with one sentence."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), node))
+        config.task = build_task(node.task)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(explain(error)) from error
+    return config
+
+
+def resolved_yaml(node: DictConfig) -> str:
+    """The configuration with every interpolation resolved, as saved with the run: it reloads anywhere."""
+    resolved = OmegaConf.create(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
+    resolved.pop("resume", None)
+    return OmegaConf.to_yaml(resolved)
+
+
+def load_saved(path: Path) -> DictConfig:
+    """The node of a saved config.yaml. Raises UserError where it is not there or not YAML."""
+    try:
+        return OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent}: is not a run folder (no {path.name}); give the folder of a run") from error
+    except Exception as error:  # a YAML parser's many errors: all mean the same to the user
+        raise UserError(f"{path}: cannot be read as YAML ({error}); restore the file") from error
+
+
+def explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors as one sentence that names the key and the fix."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: is not an override; write key=value, and quote values with special characters"
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error)
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    text = str(cause).strip()
+    found = re.search(r"full_key: (\S+)", text)
+    key = found.group(1) if found else ""
+    reason = text.splitlines()[0]
+    if re.search(r"^Key '.*' (is not in struct|not in)", reason):
+        return f"{key}: is not a known setting{_suggestion(key.rpartition('.')[2], _section(key))}"
+    if "Missing mandatory value" in reason or "Unexpected value '???'" in reason:
+        return f"{key or reason}: has no value; give one with {key or 'key'}=..."
+    if key:
+        return f"{key}: {reason[0].lower()}{reason[1:]}"
+    return " ".join(str(error).split())
+
+
+def _explain_missing(error: MissingConfigException) -> str:
+    missing = error.missing_cfg_file or ""
+    group, _, option = missing.rpartition("/")
+    options = [name for name in (error.options or []) if name != "schema"]
+    if group and options:
+        return f"{group}={option}: is not an option; choose one of {', '.join(sorted(options))}"
+    return " ".join(str(error).split("\n")[0].split())
+
+
+def _section(key: str) -> Any:
+    """The dataclass that holds `key`, or the root's where the path leads nowhere."""
+    here: Any = schema.RunConfig()
+    for part in key.split(".")[:-1]:
+        here = getattr(here, part, None)
+    return here if is_dataclass(here) else schema.RunConfig
+
+
+def _suggestion(name: str, cls: Any = schema.RunConfig) -> str:
+    close = difflib.get_close_matches(name, [f.name for f in fields(cls)], n=1)
+    return f"; did you mean {close[0]}?" if close else "; `gspo-train --cfg job` shows them all"

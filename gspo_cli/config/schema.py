@@ -1,0 +1,506 @@
+"""Typed configuration, free of torch: one dataclass per Hydra group, defaults here and nowhere else.
+
+`__post_init__` checks ranges, `RunConfig.__post_init__` the rules that cross groups. Every message names the key and
+says what to do. Keys without a default are filled by the YAML of the chosen option.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from gspo_cli.errors import UserError
+
+
+class RatioLevel(Enum):
+    """What the importance ratio is taken over (GSPO paper: Eq. 2 token, Eq. 7 sequence, Eq. 14 sequence_token)."""
+
+    token = "token"
+    sequence = "sequence"
+    sequence_token = "sequence_token"
+
+
+class ClipMode(Enum):
+    """`min`: min(ratio A, clip(ratio) A). `stop_gradient`: sg(clip(ratio)) A log p (CISPO). `none`: ratio A."""
+
+    min = "min"
+    stop_gradient = "stop_gradient"
+    none = "none"
+
+
+class Aggregation(Enum):
+    """How token terms become one loss: mean per sequence then over sequences, mean over all trained tokens of the
+    update, or sum divided by sequences x max_completion_length (dr_grpo)."""
+
+    sequence_mean = "sequence_mean"
+    token_mean = "token_mean"
+    constant = "constant"
+
+
+class AdvantageBaseline(Enum):
+    """What is subtracted from a reward: the mean of its group, or of the other answers of its group (RLOO)."""
+
+    group_mean = "group_mean"
+    leave_one_out = "leave_one_out"
+
+
+class AdvantageScale(Enum):
+    """What the centred reward is divided by."""
+
+    group_std = "group_std"
+    batch_std = "batch_std"
+    none = "none"
+
+
+class KLEstimator(Enum):
+    """k1 = log(p/ref), subtracted from the reward; k2 = k1^2/2 and k3 = ref/p - 1 + k1, added to the loss."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class Truncated(Enum):
+    """What to do with an answer cut by the length cap: train on it, leave it out, or subtract a penalty."""
+
+    keep = "keep"
+    mask = "mask"
+    penalise = "penalise"
+
+
+class RewardErrors(Enum):
+    """What to do when a reward raises or is not finite: stop the run, or leave the sample out of its group."""
+
+    stop = "stop"
+    exclude = "exclude"
+
+
+class Schedule(Enum):
+    """Learning-rate schedule after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Device(Enum):
+    """Where tensors live."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """dtype of frozen weights and of the matrix products; trained weights and log-probabilities are always fp32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Engine(Enum):
+    """What generates answers."""
+
+    transformers = "transformers"
+
+
+class Tracker(Enum):
+    """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
+
+    none = "none"
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+
+
+class WandbMode(Enum):
+    """wandb's own modes."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError(message) unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def require_positive(group: str, config: Any, *names: str) -> None:
+    """Each named field is a finite number above zero."""
+    for name in names:
+        value = getattr(config, name)
+        require(
+            math.isfinite(value) and value > 0, f"{group}.{name}={value}: must be above 0; give a positive number"
+        )
+
+
+def require_not_negative(group: str, config: Any, *names: str) -> None:
+    """Each named field is a finite number of at least zero."""
+    for name in names:
+        value = getattr(config, name)
+        require(
+            math.isfinite(value) and value >= 0, f"{group}.{name}={value}: must not be negative; give 0 or more"
+        )
+
+
+def require_fraction(group: str, config: Any, *names: str) -> None:
+    """Each named field lies in [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value <= 1, f"{group}.{name}={value}: must lie between 0 and 1")
+
+
+@dataclass
+class LevelPreset:
+    """Starting points that depend on model size and ratio level together; `algorithm` reads its own row."""
+
+    clip_range_left: float = MISSING
+    clip_range_right: float = MISSING
+    learning_rate: float = MISSING
+
+
+@dataclass
+class Presets:
+    """Starting points that depend on the model; `algorithm` and `training` read them by interpolation."""
+
+    num_generations: int = MISSING
+    generations_per_iteration: int = MISSING
+    sequence: LevelPreset = field(default_factory=LevelPreset)
+    token: LevelPreset = field(default_factory=LevelPreset)
+
+
+@dataclass
+class Shape:
+    """Architecture of an embedded model: Qwen3, or Qwen3-MoE where `experts` is above 0."""
+
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+    head_dim: int = 32
+    intermediate_size: int = 384
+    experts: int = 0
+    experts_per_token: int = 2
+    vocabulary: int = 384
+    positions: int = 4096
+
+    def __post_init__(self) -> None:
+        positive = (
+            "hidden_size layers heads key_value_heads head_dim intermediate_size vocabulary positions".split()
+        )
+        require_positive("model.shape", self, *positive)
+        require(
+            self.heads % self.key_value_heads == 0,
+            "model.shape.heads: must be a multiple of model.shape.key_value_heads",
+        )
+        require(
+            self.experts == 0 or 0 < self.experts_per_token <= self.experts,
+            f"model.shape.experts_per_token={self.experts_per_token}: must lie between 1 and model.shape.experts",
+        )
+        require(
+            self.vocabulary >= 300,
+            f"model.shape.vocabulary={self.vocabulary}: bytes and special tokens need at least 300",
+        )
+
+
+@dataclass
+class ColdStart:
+    """Supervised fine-tuning on demonstrations before reinforcement learning (GSPO paper, section 5.1)."""
+
+    steps: int = 0
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    demonstrations: str | None = None
+    seed: int = 0
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        require_not_negative("model.cold_start", self, "steps")
+        require_positive("model.cold_start", self, "batch_size", "learning_rate")
+
+
+@dataclass
+class ModelConfig:
+    """Which model is trained and how. `name` is `embedded`, a hub id or a local folder."""
+
+    label: str = MISSING
+    name: str = MISSING
+    shape: Shape = field(default_factory=Shape)
+    init_seed: int = 0
+    cold_start: ColdStart = field(default_factory=ColdStart)
+    use_lora: bool = True
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_target_modules: list[str] | None = None
+    freeze_router: bool = True
+    gradient_checkpointing: bool = True
+    trust_remote_code: bool = False
+    presets: Presets = field(default_factory=Presets)
+
+    def __post_init__(self) -> None:
+        require_positive("model", self, "lora_r", "lora_alpha")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the model is built here from `shape` instead of loaded."""
+        return self.name == "embedded"
+
+
+@dataclass
+class AlgorithmConfig:
+    """The objective, composed of advantage, ratio level, clip and aggregation."""
+
+    name: str = MISSING
+    ratio_level: RatioLevel = MISSING
+    clip_mode: ClipMode = ClipMode.min
+    clip_range_left: float | None = MISSING
+    clip_range_right: float | None = MISSING
+    aggregation: Aggregation = Aggregation.sequence_mean
+    advantage_baseline: AdvantageBaseline = AdvantageBaseline.group_mean
+    advantage_scale: AdvantageScale = AdvantageScale.group_std
+    beta: float = 0.0
+    kl_estimator: KLEstimator = KLEstimator.k3
+    learning_rate: float = MISSING
+    truncated_completions: Truncated = Truncated.keep
+    truncation_penalty: float = 0.5
+    dynamic_sampling: bool = False
+    dynamic_sampling_max_rounds: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("clip_range_left", "clip_range_right"):
+            value = getattr(self, name)
+            require(
+                value is None or (math.isfinite(value) and value > 0),
+                f"algorithm.{name}={value}: is a width around 1 and must be above 0; use null for no bound",
+            )
+        require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
+        require_not_negative("algorithm", self, "beta", "truncation_penalty")
+        if self.ratio_level is not RatioLevel.token:
+            require(
+                self.aggregation is Aggregation.sequence_mean,
+                f"algorithm.aggregation={self.aggregation.value}: a sequence-level ratio needs sequence_mean; "
+                "other aggregations weight sequences by length",
+            )
+            require(
+                self.clip_mode is not ClipMode.stop_gradient,
+                "algorithm.clip_mode=stop_gradient: is defined for token ratios (CISPO); "
+                "set algorithm.ratio_level=token or algorithm.clip_mode=min",
+            )
+        if self.clip_mode is ClipMode.min:
+            require(
+                self.clip_range_left is not None and self.clip_range_right is not None,
+                "algorithm.clip_range_left, clip_range_right: clip_mode=min needs both widths; give two numbers",
+            )
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """[1 - left, 1 + right], unbounded on a side whose width is null."""
+        if self.clip_mode is ClipMode.none:
+            return -math.inf, math.inf
+        left = -math.inf if self.clip_range_left is None else 1 - self.clip_range_left
+        right = math.inf if self.clip_range_right is None else 1 + self.clip_range_right
+        return left, right
+
+
+@dataclass
+class TrainingConfig:
+    """The loop: how much is sampled, how it is split into updates, and the optimizer."""
+
+    num_outer_iterations: int = 100
+    num_generations: int = MISSING
+    generations_per_iteration: int = MISSING
+    updates_per_rollout: int = 4
+    schedule: Schedule = Schedule.constant
+    warmup_iterations: int = 0
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    length_curriculum_start: int | None = None
+    length_curriculum_iterations: int = 50
+    reward_errors: RewardErrors = RewardErrors.stop
+
+    def __post_init__(self) -> None:
+        group, generations, answers = "training", self.generations_per_iteration, self.num_generations
+        names = "num_outer_iterations num_generations generations_per_iteration updates_per_rollout".split()
+        require_positive(group, self, *names, "max_grad_norm", "length_curriculum_iterations")
+        require_not_negative(group, self, "warmup_iterations", "weight_decay")
+        require_fraction(group, self, "adam_beta1", "adam_beta2")
+        require(
+            answers >= 2,
+            "training.num_generations=1: an answer is judged against the other answers to its prompt; use 2 or more",
+        )
+        require(
+            generations % answers == 0,
+            f"training.generations_per_iteration={generations}: must be a multiple of training.num_generations="
+            f"{answers}; try {max(1, round(generations / answers)) * answers}",
+        )
+        divisors = [str(n) for n in range(1, 17) if generations % n == 0]
+        require(
+            generations % self.updates_per_rollout == 0,
+            f"training.updates_per_rollout={self.updates_per_rollout}: must divide training."
+            f"generations_per_iteration={generations}; try one of {', '.join(divisors)}",
+        )
+        require(
+            self.length_curriculum_start is None or self.length_curriculum_start > 0,
+            "training.length_curriculum_start: must be above 0, or null for no curriculum",
+        )
+
+    @property
+    def prompts_per_iteration(self) -> int:
+        """Problems drawn per iteration."""
+        return self.generations_per_iteration // self.num_generations
+
+    @property
+    def answers_per_update(self) -> int:
+        """Sequences in each minibatch."""
+        return self.generations_per_iteration // self.updates_per_rollout
+
+
+@dataclass
+class HardwareConfig:
+    """Where it runs and how much fits at once."""
+
+    device: Device = Device.cpu
+    precision: Precision = Precision.fp32
+    threads: int | None = None
+    tokens_per_microbatch: int = 8192
+
+    def __post_init__(self) -> None:
+        require_positive("hardware", self, "tokens_per_microbatch")
+        require(
+            self.threads is None or self.threads > 0, "hardware.threads: must be above 0, or null for torch's default"
+        )
+
+
+@dataclass
+class RolloutConfig:
+    """How answers are sampled. Log-probabilities are those of the distribution at `temperature`."""
+
+    engine: Engine = Engine.transformers
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_prompt_length: int = 256
+    max_completion_length: int = 256
+    max_turns: int = 8
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        require_positive("rollout", self, "temperature", "top_p", "max_prompt_length", "max_completion_length")
+        require_positive("rollout", self, "max_turns", "batch_size")
+        require_fraction("rollout", self, "top_p")
+        require_not_negative("rollout", self, "top_k")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether sampling draws from less than the whole distribution, which biases the ratio."""
+        return self.top_p < 1 or self.top_k > 0
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out evaluation, on the same problems each time: one greedy answer, and `samples` answers for pass@k."""
+
+    every: int = 10
+    problems: int = 200
+    samples: int = 4
+    batch_size: int = 256
+    stop_at_score: float | None = None
+
+    def __post_init__(self) -> None:
+        require_not_negative("evaluation", self, "every", "samples")
+        require_positive("evaluation", self, "problems", "batch_size")
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints: every so many iterations, the newest `keep` stay, and the best by held-out score."""
+
+    every: int = 10
+    keep: int = 2
+    save_best: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive("checkpoint", self, "every", "keep")
+
+
+@dataclass
+class LoggingConfig:
+    """Where metrics are mirrored and what the terminal shows."""
+
+    report_to: Tracker = Tracker.none
+    run_name: str | None = None
+    wandb_project: str = "gspo-cli"
+    wandb_tags: list[str] = field(default_factory=list)
+    wandb_mode: WandbMode = WandbMode.online
+    samples_per_iteration: int = 2
+
+    def __post_init__(self) -> None:
+        require_not_negative("logging", self, "samples_per_iteration")
+
+
+@dataclass
+class RunConfig:
+    """Everything one run is made of. `task` is the object that `task._target_` names, built and checked."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: Any = MISSING
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    reward: str | None = None
+    seed: int = 0
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
+        start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length
+        require(
+            start is None or start <= longest,
+            f"training.length_curriculum_start={start}: must not exceed rollout.max_completion_length={longest}",
+        )
+        require(
+            not self.model.is_embedded or self.rollout.max_prompt_length + longest <= self.model.shape.positions,
+            f"rollout.max_prompt_length + max_completion_length: exceed model.shape.positions="
+            f"{self.model.shape.positions}; lower them",
+        )
+
+    def max_completion_length(self, iteration: int) -> int:
+        """Length cap of an answer's turn at `iteration`: constant, or rising linearly along the curriculum."""
+        start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length
+        if start is None:
+            return longest
+        progress = min(1.0, iteration / self.training.length_curriculum_iterations)
+        return round(start + (longest - start) * progress)
+
+    def warnings(self) -> list[str]:
+        """Settings that are legal and probably not meant, one sentence each."""
+        found = []
+        algorithm, level = self.algorithm, self.algorithm.ratio_level
+        widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
+        if algorithm.clip_mode is not ClipMode.none and level is RatioLevel.token and min(widths, default=1) < 0.01:
+            found.append("algorithm.clip_range: under 0.01 suits sequence ratios; token ratios usually take about 0.2")
+        if level is not RatioLevel.token and max(widths, default=0) > 0.05:
+            found.append("algorithm.clip_range: over 0.05 hardly ever clips a sequence ratio; the paper takes 3e-4")
+        if self.training.updates_per_rollout == 1:
+            found.append(
+                "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, GSPO-token and "
+                "sequence-mean GRPO have the same gradient"
+            )
+        if self.rollout.truncates:
+            found.append(
+                "rollout.top_p, top_k: cut the sampled distribution, the ratio is biased by the mass left out "
+                "(logged as sampling/truncated_mass)"
+            )
+        if self.task.is_benchmark:
+            found.append(f"task={self.task.name}: is a benchmark; do not report scores on problems trained on")
+        return found

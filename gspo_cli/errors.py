@@ -1,0 +1,5 @@
+"""The one error a user is meant to read."""
+
+
+class UserError(Exception):
+    """Bad input: one sentence that names the key or file and the fix. Commands print it and exit with 2."""

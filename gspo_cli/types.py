@@ -1,0 +1,97 @@
+"""The data that flows through a run, free of torch.
+
+Problem -> Trajectory -> Batch (`gspo_cli.training.batch`) -> loss and metrics.
+
+Positions: every per-token list is aligned with `token_ids`. Entry t belongs to token t, and its log-probability is
+the one of token t given tokens 0..t-1. Entry 0 is never trained. The shift between logits and tokens happens in one
+place only, `gspo_cli.policy.policy`.
+
+Three log-probabilities keep three names: `sampling_logprobs` (the rollout engine's, when the token was drawn),
+`old_logprobs` (the trainer's, before the first update on the batch), `logprobs` (the policy being trained).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to solve: the messages the agent first sees and what a reward needs to judge the answer."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A conversation that ends well, for the cold start; assistant messages are the trained ones."""
+
+    messages: tuple[Message, ...]
+
+
+class FinishReason(Enum):
+    """Why an answer ended: on an end token, or at a length limit."""
+
+    stop = "stop"
+    length = "length"
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """A reward with its named parts. `total_reward` is what is trained on; the parts are logged."""
+
+    total_reward: float
+    component_rewards: Mapping[str, float] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Trajectory:
+    """One conversation as the trainer sees it: ragged lists of length n = number of tokens.
+
+    `action_mask[t]` is true where the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0 and is
+    -1 elsewhere. `turn_rewards` has one entry per agent turn. `reward` is None until it is scored, and stays None
+    with `excluded` set to the reason where a grader failed and the setting says to leave the sample out.
+    """
+
+    problem: Problem
+    token_ids: list[int]
+    action_mask: list[bool]
+    sampling_logprobs: list[float]
+    turn_ids: list[int]
+    messages: list[Message]
+    finish_reason: FinishReason
+    turn_rewards: list[float] = field(default_factory=list)
+    reward: float | None = None
+    components: Mapping[str, float] = field(default_factory=dict)
+    excluded: str | None = None
+
+    @property
+    def num_actions(self) -> int:
+        """Number of trained tokens."""
+        return sum(self.action_mask)
+
+    @property
+    def num_turns(self) -> int:
+        """Number of turns the agent took."""
+        return len(self.turn_rewards)
+
+    @property
+    def answer(self) -> str:
+        """Text of the agent's last turn; empty where it said nothing."""
+        spoken = [message.content for message in self.messages if message.role == "assistant"]
+        return spoken[-1] if spoken else ""
