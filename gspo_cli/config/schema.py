@@ -409,12 +409,11 @@ class EvaluationConfig:
     every: int = 10
     problems: int = 200
     samples: int = 4
-    batch_size: int = 256
     stop_at_score: float | None = None
 
     def __post_init__(self) -> None:
         require_not_negative("evaluation", self, "every", "samples")
-        require_positive("evaluation", self, "problems", "batch_size")
+        require_positive("evaluation", self, "problems")
 
 
 @dataclass
@@ -448,13 +447,13 @@ class LoggingConfig:
 class RunConfig:
     """Everything one run is made of. `task` is the object that `task._target_` names, built and checked."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = MISSING
     task: Any = MISSING
-    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    algorithm: AlgorithmConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    rollout: RolloutConfig = MISSING
+    logging: LoggingConfig = MISSING
+    training: TrainingConfig = MISSING
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     reward: str | None = None

@@ -1,0 +1,195 @@
+"""The policy objective as pure functions of tensors: ratio -> clip -> aggregate, and the KL penalty beside it.
+
+Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`. `action_mask` (B, T) is true on trained tokens; all
+other positions may hold anything. `advantages` is (B, 1), or (B, T) where the ratio level has a token axis.
+Denominators are passed in: they count one whole optimizer step, whatever the micro-batch, rank or accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gspo_cli.config.schema import Aggregation, AlgorithmConfig, ClipMode, KLEstimator, RatioLevel
+
+
+@dataclass(frozen=True)
+class LossStats:
+    """Sums over trained tokens and sequences, to be added up over micro-batches and ranks.
+
+    `deviation_*` describe ratio - 1 at the algorithm's own level: per sequence, or per token for token ratios."""
+
+    tokens: float = 0.0
+    sequences: float = 0.0
+    clipped_low: float = 0.0
+    clipped_high: float = 0.0
+    clipped_sequences: float = 0.0
+    ratios: float = 0.0
+    deviation_sum: float = 0.0
+    deviation_squares: float = 0.0
+    deviation_min: float = float("inf")
+    deviation_max: float = float("-inf")
+    kl_sum: float = 0.0
+    loss: float = 0.0
+
+    def __add__(self, other: LossStats) -> LossStats:
+        merge = {"deviation_min": min, "deviation_max": max}
+        mine, theirs = vars(self), vars(other)
+        return LossStats(
+            **{k: merge[k](mine[k], theirs[k]) if k in merge else mine[k] + theirs[k] for k in mine}
+        )
+
+
+def token_log_ratio(logprobs: Tensor, old_logprobs: Tensor, action_mask: Tensor) -> Tensor:
+    """log w_t = log pi(y_t) - log pi_old(y_t), 0 where not trained. (B, T) -> (B, T)"""
+    # mask before exp: inf * 0 is nan
+    return torch.where(action_mask, logprobs - old_logprobs, 0)
+
+
+def sequence_log_ratio(log_ratio: Tensor, action_mask: Tensor) -> Tensor:
+    """log s = mean over trained tokens of log w_t (GSPO paper, Eq. 7). (B, T) -> (B, 1)"""
+    return log_ratio.sum(dim=1, keepdim=True) / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def importance_ratio(
+    logprobs: Tensor, old_logprobs: Tensor, action_mask: Tensor, level: RatioLevel
+) -> tuple[Tensor, Tensor]:
+    """The ratio and its detached logarithm at `level`: (B, T) for token levels, (B, 1) for sequence.
+
+    token: Eq. 2; sequence: Eq. 7; sequence_token: value of the sequence ratio, gradient per token (Eq. 14)."""
+    log_ratio = token_log_ratio(logprobs, old_logprobs, action_mask)
+    if level is RatioLevel.token:
+        return log_ratio.exp(), log_ratio.detach()
+    log_s = sequence_log_ratio(log_ratio, action_mask)
+    if level is RatioLevel.sequence:
+        return log_s.exp(), log_s.detach()
+    own = torch.where(action_mask, logprobs - logprobs.detach(), 0)  # 0 in value, the token's score in gradient
+    return (log_s.detach() + own).exp(), log_s.detach()
+
+
+def surrogate(
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, action_mask: Tensor, algorithm: AlgorithmConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Objective term per token and the tokens clipped from below and from above. -> three (B, T)
+
+    min(ratio A, clip(ratio) A) is `ratio A` except where A > 0 and ratio > 1 + right, or A < 0 and ratio < 1 - left;
+    there it is a constant, so the gradient is exactly 0 (GSPO paper, Eq. 5)."""
+    low, high = algorithm.band
+    value = ratio.detach()
+    clipped_low = ((advantages < 0) & (value < low) & action_mask).expand_as(action_mask)
+    clipped_high = ((advantages > 0) & (value > high) & action_mask).expand_as(action_mask)
+    if algorithm.clip_mode is ClipMode.stop_gradient:
+        # CISPO, arXiv 2506.13585 Eq. 4: the weight is capped on its own, every token keeps its score
+        over, under = (value > high) & (advantages != 0), (value < low) & (advantages != 0)
+        term = value.clamp(min=low, max=high) * advantages * torch.where(action_mask, logprobs, 0)
+        return term, under & action_mask, over & action_mask
+    capped = value.clamp(min=low, max=high) * advantages
+    term = torch.where(clipped_low | clipped_high, capped, ratio * advantages)
+    return term, clipped_low, clipped_high
+
+
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor, estimator: KLEstimator) -> Tensor:
+    """KL(policy || reference) per token. (B, T) -> (B, T), 0 where not trained.
+
+    k2 = d^2 / 2 and k3 = exp(-d) - 1 + d with d = log p - log ref; both have zero gradient where the two agree.
+    k1 = d is for the reward: as a loss its expected gradient is zero."""
+    difference = torch.where(action_mask, logprobs - ref_logprobs, 0)
+    if estimator is KLEstimator.k1:
+        return difference
+    if estimator is KLEstimator.k2:
+        return difference.square() / 2
+    return torch.expm1(-difference) + difference
+
+
+def reward_kl(old_logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor) -> Tensor:
+    """k1 averaged over a sequence's trained tokens, to be subtracted from its reward as beta x k1. (B, T) -> (B,)"""
+    return sequence_log_ratio(token_log_ratio(old_logprobs, ref_logprobs, action_mask), action_mask).squeeze(dim=1)
+
+
+def loss_denominator(
+    action_counts: Iterable[int], aggregation: Aggregation, max_completion_length: int
+) -> float:
+    """What one optimizer step divides by, from the trained tokens of each of its sequences; at least 1.
+
+    Sequences without a trained token do not count."""
+    counts = [count for count in action_counts if count > 0]
+    if aggregation is Aggregation.token_mean:
+        return float(max(1, sum(counts)))
+    length = max_completion_length if aggregation is Aggregation.constant else 1
+    return float(max(1, len(counts)) * length)
+
+
+def aggregate(term: Tensor, action_mask: Tensor, aggregation: Aggregation, denominator: float) -> Tensor:
+    """Sum of a micro-batch's terms as its share of the step's mean. (B, T) -> ()"""
+    per_sequence = torch.where(action_mask, term, 0).sum(dim=1)  # (B,)
+    if aggregation is Aggregation.sequence_mean:
+        per_sequence = per_sequence / action_mask.sum(dim=1).clamp(min=1)
+    return per_sequence.sum() / denominator
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    action_mask: Tensor,
+    algorithm: AlgorithmConfig,
+    denominator: float,
+    ref_logprobs: Tensor | None = None,
+) -> tuple[Tensor, LossStats]:
+    """A micro-batch's share of the loss of one optimizer step, and its statistics.
+
+    logprobs, old_logprobs, action_mask, ref_logprobs (B, T); advantages (B, 1) or (B, T). Adding up the losses of all
+    micro-batches gives the step's loss. Raises ValueError on shapes that would broadcast silently or have no meaning.
+    """
+    check_shapes(logprobs, old_logprobs, advantages, action_mask, algorithm.ratio_level)
+    ratio, log_ratio = importance_ratio(logprobs, old_logprobs, action_mask, algorithm.ratio_level)
+    term, low, high = surrogate(ratio, logprobs, advantages, action_mask, algorithm)
+    loss = -aggregate(term.expand_as(logprobs), action_mask, algorithm.aggregation, denominator)
+    kl = torch.zeros_like(logprobs)
+    if ref_logprobs is not None and algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1:
+        kl = kl_penalty(logprobs, ref_logprobs, action_mask, algorithm.kl_estimator)
+        loss = loss + algorithm.beta * aggregate(kl, action_mask, algorithm.aggregation, denominator)
+    return loss, _stats(loss, log_ratio, low, high, kl, action_mask)
+
+
+def check_shapes(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, action_mask: Tensor, level: RatioLevel
+) -> None:
+    """Raise ValueError unless shapes are (B, T), and advantages (B, 1), or (B, T) for levels with a token axis."""
+    rows, length = logprobs.shape
+    if old_logprobs.shape != logprobs.shape or action_mask.shape != logprobs.shape:
+        raise ValueError("logprobs, old_logprobs and action_mask must have one shape (B, T)")
+    allowed = {(rows, 1)} if level is RatioLevel.sequence else {(rows, 1), (rows, length)}
+    if tuple(advantages.shape) not in allowed:
+        raise ValueError(
+            f"advantages of shape {tuple(advantages.shape)} do not fit a {level.value} ratio over {(rows, length)}: "
+            "a sequence ratio takes one advantage per sequence (B, 1); use sequence_token for one per token"
+        )
+
+
+def _stats(
+    loss: Tensor, log_ratio: Tensor, low: Tensor, high: Tensor, kl: Tensor, action_mask: Tensor
+) -> LossStats:
+    trained = action_mask.any(dim=1, keepdim=True)
+    counted = action_mask if log_ratio.shape[1] == action_mask.shape[1] else trained
+    deviation = torch.expm1(log_ratio)[counted]  # exact near 0, where the GSPO band lies
+    if deviation.numel() == 0:
+        return LossStats(loss=loss.item())
+    sums = [
+        action_mask.sum(),
+        trained.sum(),
+        low.sum(),
+        high.sum(),
+        (low | high).any(dim=1).sum(),
+        counted.sum(),
+        deviation.sum(),
+        deviation.square().sum(),
+        deviation.min(),
+        deviation.max(),
+        kl.detach().sum(),
+        loss.detach(),
+    ]
+    return LossStats(*torch.stack([value.double() for value in sums]).tolist())

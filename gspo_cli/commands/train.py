@@ -1,0 +1,104 @@
+"""`gspo-train`: compose the configuration with Hydra, check it, and only then import torch and train."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gspo_cli.config.compose import CONF_DIR, build_config, explain, load_saved, register, resolved_yaml
+from gspo_cli.errors import UserError
+
+RESUMABLE = ("training.num_outer_iterations", "evaluation.", "checkpoint.", "logging.", "hardware.threads")
+INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+def job(node: DictConfig) -> None:
+    """One run, alone or of a multirun."""
+    # exits from here: Hydra would print its own lines around an exception
+    run_command("gspo-train", lambda: train(node))
+
+
+def train(node: DictConfig) -> int:
+    """Train what `node` says; returns the exit code. Raises UserError on bad input."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if node.resume is not None:
+        folder = Path(node.resume)
+        node = resumed(folder, list(HydraConfig.get().overrides.task))
+    config = build_config(node)  # before torch is imported: bad input answers at once
+
+    from gspo_cli.run.console import make_console
+    from gspo_cli.run.files import write_atomically
+    from gspo_cli.run.folder import RunFolder
+    from gspo_cli.run.trackers import make_tracker
+    from gspo_cli.training.session import run_training
+
+    run = RunFolder(folder)
+    if node.resume is None:
+        run.create(resolved_yaml(node))
+    else:
+        write_atomically(run.config, resolved_yaml(node))
+    console = make_console()
+    tracker = make_tracker(config.logging, folder, OmegaConf.to_container(node, resolve=True), console.warn)
+    status = "failed"
+    try:
+        status = run_training(config, run, console, tracker.log)["status"]
+    finally:
+        tracker.finish(status)
+    return INTERRUPTED if status == "interrupted" else 0
+
+
+def resumed(folder: Path, overrides: list[str]) -> DictConfig:
+    """The saved configuration of a run, with the few settings that may change on the way.
+
+    Raises UserError where the folder is no run, is finished, or another setting is overridden."""
+    saved = load_saved(folder / "config.yaml")
+    changes = [text for text in overrides if not text.startswith("resume=")]
+    for text in changes:
+        key = text.lstrip("+~").split("=")[0]
+        if not any(key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in RESUMABLE):
+            raise UserError(
+                f"{key}: cannot change when a run is resumed (only {', '.join(RESUMABLE)} can); start a new run for it"
+            )
+    node = OmegaConf.merge(saved, OmegaConf.from_dotlist(changes))
+    node.resume = str(folder)
+    return node
+
+
+def run_command(name: str, command: Callable[[], int | None]) -> None:
+    """Run a command's body; user errors become one sentence and exit code 2, a second Ctrl-C 130."""
+    try:
+        code = command() or 0
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sentence = str(error) if isinstance(error, UserError) else explain(error)
+        print(f"{name}: {sentence}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; nothing after the last checkpoint is kept", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    if code:
+        sys.exit(code)
+
+
+def main() -> None:
+    """Entry point of `gspo-train`."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_command instead of Hydra's own printer
+    sys.path.insert(0, os.getcwd())  # rewards and verifiers by dotted path from the user's folder
+    run_command("gspo-train", job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Conversations as token ids, with the model's own chat template or a plain documented one.
+
+Token-in, token-out: what the policy sampled is never decoded and encoded again. Only the first prompt and the messages
+between two agent turns are encoded here; the latter as the template's suffix after an assistant turn."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from gspo_cli.errors import UserError
+from gspo_cli.types import Message
+
+# for tokenizers without a template, e.g. gpt2's: "User: Hi\nAssistant: Hello<eos>\nUser: ..."
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+PLACEHOLDER = "PLACEHOLDER"
+
+
+class ChatFormat:
+    """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one that demonstrations use.
+
+    Raises UserError where the tokenizer has no end token, or its template rewrites earlier messages."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_stop_ids: list[int]) -> None:
+        self.tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        stop_ids = {*generation_stop_ids, tokenizer.eos_token_id} - {None}
+        if not stop_ids:
+            raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
+        after = self._after_assistant([])
+        first = self._encode(after)[:1]
+        self.end_id: int = first[0] if set(first) & stop_ids else (tokenizer.eos_token_id or min(stop_ids))
+        self.stop_ids = frozenset(stop_ids | {self.end_id})
+
+    def prompt_ids(self, messages: tuple[Message, ...]) -> list[int]:
+        """Ids of a conversation's opening, up to where the agent speaks."""
+        return self._encode(self._render(list(messages), generate=True))
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids of an agent turn written by somebody else, end token included."""
+        return [*self._encode(text), self.end_id]
+
+    def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
+        """Ids of what follows an agent turn that ended with `last_id`, up to where the agent speaks again."""
+        ids = self._encode(self._after_assistant(list(messages)))
+        # the end token that the policy sampled is its own; a cut answer is closed by the template's, untrained
+        return ids[1:] if ids[:1] == [self.end_id] and last_id in self.stop_ids else ids
+
+    def text(self, ids: list[int]) -> str:
+        """What an agent turn says: without its end token and other special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Filler for batches; always masked."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_id if pad is None else pad
+
+    def _after_assistant(self, messages: list[Message]) -> str:
+        opening = [Message("user", PLACEHOLDER), Message("assistant", PLACEHOLDER)]
+        before = self._render(opening, generate=False)
+        whole = self._render(opening + messages, generate=bool(messages))
+        head, _, tail = before.rpartition(PLACEHOLDER)
+        if not whole.startswith(head + PLACEHOLDER + tail.rstrip()):
+            raise UserError("model.name: its chat template rewrites earlier messages; several turns cannot be trained")
+        return whole[len(head) + len(PLACEHOLDER) :]
+
+    def _render(self, messages: list[Message], generate: bool) -> str:
+        conversation = [{"role": m.role, "content": m.content} for m in messages]
+        return self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generate)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,112 @@
+"""From a hub id or a local folder to a Policy: dropout off, precision set, LoRA added."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from gspo_cli.config.schema import Device, HardwareConfig, ModelConfig, Precision
+from gspo_cli.errors import UserError
+from gspo_cli.policy.policy import Policy
+
+transformers_logging.disable_progress_bar()
+
+
+def load_policy(name: str, model: ModelConfig, hardware: HardwareConfig, adapter: Path | None = None) -> Policy:
+    """The policy at `name` (hub id or folder), with a fresh LoRA adapter or the one saved in `adapter`.
+
+    Trained weights are fp32 whatever the precision: bf16 rounds away updates of 1e-5. Frozen weights take the
+    precision's dtype; where all weights are trained, bf16 means autocast. Raises UserError where nothing loads."""
+    bf16 = hardware.precision is Precision.bf16
+    dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
+    causal = _load_causal(name, model, dtype).to(torch_device(hardware))
+    switch_dropout_off(causal)
+    freeze_routers(causal, model.freeze_router)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=model.trust_remote_code)
+    wrapped: Any = causal
+    if model.use_lora:
+        wrapped = _add_lora(causal, model, adapter)
+    autocast = torch.bfloat16 if bf16 and not model.use_lora else None
+    if model.gradient_checkpointing:
+        # the older name on releases before 5.20
+        name = "activation_checkpointing_enable"
+        enable = getattr(causal, name if hasattr(causal, name) else "gradient_checkpointing_enable")
+        enable({"use_reentrant": False})
+    return Policy(wrapped, tokenizer, autocast)
+
+
+def torch_device(hardware: HardwareConfig) -> torch.device:
+    """The device of `hardware`. Raises UserError where there is no such device."""
+    if hardware.device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES")
+    return torch.device(hardware.device.value)
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Set every dropout to 0: live while scoring, it alone clips most samples at GSPO's band."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def freeze_routers(model: nn.Module, frozen: bool) -> None:
+    """Fix which experts a Mixture-of-Experts model chooses for a hidden state (router weights are `mlp.gate`)."""
+    for name, parameter in model.named_parameters():
+        if ".gate.weight" in name or ".router." in name:
+            parameter.requires_grad_(not frozen)
+
+
+def _load_causal(name: str, model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    remote = model.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
+        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, trust_remote_code=remote)
+    except (OSError, ValueError) as error:
+        if Path(name).is_dir() and (Path(name) / "adapter_config.json").exists():
+            reason = "is a LoRA adapter; merge it into its model first"
+        else:
+            reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"model.name={name}: cannot be loaded ({reason}); give a hub id or a folder with config.json and weights, "
+            "or model=tiny, which needs no download"
+        ) from error
+
+
+def lora_targets(causal: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that LoRA adapts: all but the output layer, the routers and the experts."""
+    head = causal.get_output_embeddings()
+    names = {
+        path.rpartition(".")[2]
+        for path, module in causal.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and ".experts." not in path
+    }
+    return sorted(names - {"gate", "router"})
+
+
+def _add_lora(causal: PreTrainedModel, model: ModelConfig, adapter: Path | None) -> PeftModel:
+    if adapter is not None:
+        return PeftModel.from_pretrained(causal, adapter, is_trainable=True)
+    config = LoraConfig(
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        target_modules=model.lora_target_modules or lora_targets(causal),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal.modules()),
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(model.init_seed)
+            return get_peft_model(causal, config)
+    except ValueError as error:
+        raise UserError(f"model.lora_target_modules: {' '.join(str(error).split())}") from error

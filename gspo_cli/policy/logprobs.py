@@ -1,0 +1,68 @@
+"""Log-probabilities straight from hidden states, without keeping logits for backward.
+
+Shapes: N tokens, D hidden size, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+CHUNK_ELEMENTS = 2**22  # logits held at once, in fp32: 16 MiB
+
+
+def linear_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """fp32 logits of an LM head, divided by the temperature. (N, D) -> (N, V)"""
+    # the product itself is fp32: rounding logits to bf16 costs more than the GSPO band is wide
+    logits = linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+    return logits if temperature == 1 else logits / temperature
+
+
+class LinearLogprobs(torch.autograd.Function):
+    """log p(target) and entropy under softmax(hidden @ weight.T + bias); logits are recomputed in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """hidden (N, D), weight (V, D), bias (V,) or None, targets (N,) -> logprobs (N,), entropy (N,), both fp32."""
+        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        for part in _chunks(len(targets), weight.shape[0]):
+            logits = linear_logits(hidden[part], weight, bias, temperature)
+            normaliser[part] = logits.logsumexp(dim=-1)
+            logprobs[part] = logits.gather(dim=-1, index=targets[part, None]).squeeze(dim=-1) - normaliser[part]
+            probabilities = (logits - normaliser[part, None]).exp_()
+            entropy[part] = normaliser[part] - (probabilities * logits).sum(dim=-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """d log p(y) / d logits = onehot(y) - softmax, chunk by chunk."""
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        weight32 = weight.float()
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight32) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        for part in _chunks(len(targets), weight.shape[0]):
+            logits = linear_logits(hidden[part], weight32, bias, ctx.temperature)
+            scaled = grad[part, None] / ctx.temperature  # (n, 1)
+            grad_logits = logits.sub_(normaliser[part, None]).exp_().mul_(-scaled)
+            grad_logits.scatter_add_(dim=-1, index=targets[part, None], src=scaled)
+            grad_hidden[part] = (grad_logits @ weight32).to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.T, hidden[part].float())
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(dim=0)
+        grads = (grad_weight, weight), (grad_bias, bias)
+        return grad_hidden, *(g if g is None else g.to(p.dtype) for g, p in grads), None, None
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    size = max(16, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, start + size) for start in range(0, tokens, size)]

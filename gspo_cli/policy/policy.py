@@ -1,0 +1,147 @@
+"""The model being trained: scores tokens, offers its reference, and saves itself.
+
+Shapes: B sequences, T tokens, right-padded; D hidden size. The one shift between logits and tokens is here:
+the log-probability of token t comes from the hidden state at t - 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gspo_cli.errors import UserError
+from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
+
+
+class Policy(nn.Module):
+    """A causal language model with its tokenizer, seen as a distribution over actions."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.autocast = autocast
+        self.chat = ChatFormat(tokenizer, _generation_stop_ids(self.causal_model))
+        self._frozen_reference: PreTrainedModel | None = None
+        self.model.eval()
+        self._check_head()
+
+    @property
+    def causal_model(self) -> PreTrainedModel:
+        """The model without its adapter wrapper (the adapter's layers stay inside)."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether LoRA weights are trained instead of the model's own."""
+        return isinstance(self.model, PeftModel)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.causal_model.device
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model was made for, in tokens."""
+        config = self.causal_model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or 2**31
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters that the optimizer updates."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def forward(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is false.
+
+        Padding sits on the right, where causal attention never looks: no attention mask is needed."""
+        return self._score(self.causal_model, token_ids, action_mask, temperature)
+
+    @torch.no_grad()
+    def reference_logprobs(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities under the model as it was before training. -> (B, T)"""
+        if self._frozen_reference is not None:
+            return self._score(self._frozen_reference, token_ids, action_mask, temperature)[0]
+        with self.model.disable_adapter():
+            return self._score(self.causal_model, token_ids, action_mask, temperature)[0]
+
+    def keep_reference(self, model: PreTrainedModel) -> None:
+        """Use `model` as the frozen reference. Under LoRA none is needed: the adapter is switched off instead."""
+        self._frozen_reference = model.eval().requires_grad_(False)
+
+    def next_token_logits(self, hidden: Tensor, temperature: float) -> Tensor:
+        """fp32 logits for sampling from last hidden states. (B, D) -> (B, V)"""
+        head = self.causal_model.get_output_embeddings()
+        return linear_logits(hidden, head.weight, head.bias, temperature)
+
+    def autocasting(self) -> torch.autocast | nullcontext:
+        """Matrix products in bf16 over fp32 weights, where full weights are trained in bf16 precision."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Train mode for the length of a block, which lets gradient checkpointing act; eval mode otherwise.
+
+        In train mode checkpointing would drop the key-value cache inside generation. Dropout is 0 in both modes."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write adapter or full weights and the tokenizer, loadable with `from_pretrained`."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _score(
+        self, causal: PreTrainedModel, token_ids: Tensor, action_mask: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        with self.autocasting():
+            hidden = causal.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (B, T, D)
+        targets = action_mask.clone()
+        targets[:, 0] = False  # nothing precedes the first token
+        before = torch.zeros_like(targets)
+        before[:, :-1] = targets[:, 1:]
+        head = causal.get_output_embeddings()
+        values = LinearLogprobs.apply(hidden[before], head.weight, head.bias, token_ids[targets], temperature)
+        logprobs, entropy = (torch.zeros(targets.shape, device=hidden.device).masked_scatter(targets, v) for v in values)
+        return logprobs, entropy
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuse models whose logits are not a plain linear map of the last hidden state (soft caps, scales)."""
+        causal = self.causal_model
+        head = causal.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            raise UserError(
+                f"model.name: its output layer is a {type(head).__name__}, not a plain linear one; "
+                "leave it out of model.lora_target_modules"
+            )
+        ids = torch.arange(4, device=self.device)[None] % head.weight.shape[0]
+        logits = causal(input_ids=ids, use_cache=False).logits.float()
+        ours = linear_logits(causal.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias, 1.0)
+        if not torch.allclose(logits, ours, rtol=2e-2, atol=2e-2 * logits.abs().max().item()):
+            raise UserError(
+                f"model.name: {type(causal).__name__} transforms its logits after the output layer "
+                "(soft cap or scale), which is not supported; choose another model"
+            )
+
+
+def _generation_stop_ids(model: PreTrainedModel) -> list[int]:
+    config = model.generation_config
+    stop = None if config is None else config.eos_token_id
+    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)

@@ -1,0 +1,54 @@
+"""The contract of a rollout engine: token ids in; token ids, log-probabilities and finish reason out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gspo_cli.types import FinishReason
+
+
+@dataclass(frozen=True)
+class Request:
+    """One turn to generate. `conversation` names the dialogue across turns, `seed` fixes what is drawn."""
+
+    prompt_ids: list[int]
+    seed: int
+    conversation: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; temperature 0 takes the likeliest one."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated, end token included. `logprobs` are those of the whole distribution at the temperature (at 1
+    for greedy); `truncated_mass` is the mean probability that top_p and top_k left out."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+    truncated_mass: float = 0.0
+
+
+class RolloutEngine(Protocol):
+    """Generates with the policy's current weights. The same request gives the same tokens in any batch."""
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model takes, prompt and answer together, in tokens."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
+        """One completion per request, in order. `keep_cache` says that these conversations may go on."""
+
+    def forget(self) -> None:
+        """Drop what was kept of conversations: they are over, or the weights have changed."""

@@ -1,0 +1,210 @@
+"""Generation with the trained model itself: prompts prefilled once per group, finished rows leave the batch.
+
+Shapes: R rows, L positions. A row is [left padding | prompt | generated]; after a resumed turn the middle may hold
+padding too, which the mask leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from gspo_cli.policy.policy import Policy
+from gspo_cli.rollout.engine import Completion, Request, Sampling
+from gspo_cli.rollout.kv_cache import KeptRow, is_plain, left_padding_mask, new_cache, stack_rows, take_row
+from gspo_cli.rollout.sampling import draw, greedy
+from gspo_cli.types import FinishReason
+
+SHRINK_BELOW = 0.8  # share of unfinished rows under which the batch is cut to them
+
+
+@dataclass
+class _Batch:
+    """Rows in flight: `mask` (R, L) is true on real tokens, `lengths` (R,) counts them, `hidden` (R, D) predicts the next token."""
+
+    cache: DynamicCache
+    mask: Tensor
+    lengths: Tensor
+    hidden: Tensor
+    padded: bool
+
+    def select(self, rows: Tensor) -> _Batch:
+        self.cache.batch_select_indices(rows)
+        return _Batch(self.cache, self.mask[rows], self.lengths[rows], self.hidden[rows], self.padded)
+
+
+class TransformersEngine:
+    """`RolloutEngine` over the policy's own weights: nothing to synchronise."""
+
+    def __init__(self, policy: Policy, batch_size: int) -> None:
+        self.policy = policy
+        self.batch_size = batch_size
+        self._kept: dict[int, KeptRow] = {}
+
+    @property
+    def max_positions(self) -> int:
+        """The model's own limit."""
+        return self.policy.max_positions
+
+    def forget(self) -> None:
+        """Drop the caches kept between turns."""
+        self._kept.clear()
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
+        """See `RolloutEngine`. Rows of similar length share a batch of at most `batch_size`."""
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
+        completions: dict[int, Completion] = {}
+        with self.policy.autocasting():
+            for start in range(0, len(order), self.batch_size):
+                indices = order[start : start + self.batch_size]
+                results = self._generate_batch([requests[i] for i in indices], sampling, keep_cache)
+                completions.update(zip(indices, results, strict=True))
+        return [completions[i] for i in range(len(requests))]
+
+    def _generate_batch(
+        self, requests: list[Request], sampling: Sampling, keep_cache: bool
+    ) -> list[Completion]:
+        kept = [self._kept.pop(request.conversation, None) for request in requests]
+        if all(row and _extends(row, request) for row, request in zip(kept, requests, strict=True)):
+            batch = self._resume(requests, kept)
+        else:
+            batch = self._prefill(requests)
+        return self._decode(batch, requests, sampling, keep_cache and is_plain(batch.cache))
+
+    def _prefill(self, requests: list[Request]) -> _Batch:
+        """Run each different prompt once, then give every request its copy."""
+        unique = {tuple(request.prompt_ids): None for request in requests}
+        places = {prompt: place for place, prompt in enumerate(unique)}
+        lengths = [len(prompt) for prompt in unique]
+        mask = left_padding_mask(lengths, self.policy.device)
+        cache = new_cache(self.policy.causal_model.config)
+        batch = self._forward(cache, mask, list(unique), torch.zeros(len(unique), dtype=torch.long))
+        rows = torch.tensor([places[tuple(request.prompt_ids)] for request in requests], device=mask.device)
+        return batch if len(unique) == len(requests) else batch.select(rows)
+
+    def _resume(self, requests: list[Request], kept: list[KeptRow]) -> _Batch:
+        """Put kept caches side by side and run only what is new."""
+        covered = [len(row.token_ids) for row in kept]
+        new = [request.prompt_ids[count:] for request, count in zip(requests, covered, strict=True)]
+        cache = stack_rows(self.policy.causal_model.config, kept)
+        old_mask = left_padding_mask(covered, self.policy.device)
+        new_mask = left_padding_mask([len(ids) for ids in new], self.policy.device)
+        return self._forward(cache, torch.cat([old_mask, new_mask], dim=1), new, torch.tensor(covered))
+
+    def _forward(
+        self, cache: DynamicCache, mask: Tensor, ids: Sequence[Sequence[int]], past: Tensor
+    ) -> _Batch:
+        """Feed ragged `ids`, padded on the left, after `past` (R,) tokens. `mask` (R, L) covers cache and ids."""
+        past = past.to(mask.device)
+        width = max(len(row) for row in ids)
+        tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=mask.device)
+        positions = (mask[:, -width:].cumsum(dim=1) - 1).clamp(min=0) + past[:, None]
+        padded = not bool(mask.all())
+        hidden = self._run(tokens, positions, mask if padded else None, cache)
+        lengths = past + torch.tensor([len(row) for row in ids], device=mask.device)
+        return _Batch(cache, mask, lengths, hidden, padded)
+
+    def _run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: DynamicCache) -> Tensor:
+        """Last hidden state of each row after `tokens` (R, new). -> (R, D)"""
+        out = self.policy.causal_model.base_model(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=None if mask is None else mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state[:, -1]
+
+    def _decode(
+        self, batch: _Batch, requests: list[Request], sampling: Sampling, keep_cache: bool
+    ) -> list[Completion]:
+        device, count, limit = batch.mask.device, len(requests), sampling.max_new_tokens
+        uniform = _uniforms([request.seed for request in requests], limit, device)
+        stop = torch.tensor(sorted(sampling.stop_ids), device=device)
+        tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
+        logprobs, truncated = torch.zeros(2, count, limit, device=device)
+        new_lengths = torch.full((count,), limit, device=device)
+        stopped = torch.zeros(count, dtype=torch.bool, device=device)
+        rows = torch.arange(count, device=device)  # which request each row of the batch belongs to
+        prompt_width = batch.mask.shape[1]
+        for step in range(limit):
+            drawn = self._draw(batch.hidden, uniform[rows, step], sampling)
+            tokens[rows, step], logprobs[rows, step], truncated[rows, step] = drawn
+            ended = torch.isin(drawn[0], stop) & ~stopped[rows]
+            new_lengths[rows[ended]] = step + 1
+            stopped[rows[ended]] = True
+            going = ~stopped[rows]
+            remaining = int(going.sum())
+            if remaining == 0 or step + 1 == limit:
+                break
+            if remaining < SHRINK_BELOW * len(rows):
+                if keep_cache:
+                    self._keep(batch, rows, ~going, requests, tokens, new_lengths, prompt_width)
+                live = going.nonzero().squeeze(dim=1)
+                batch, rows, drawn = batch.select(live), rows[live], tuple(value[live] for value in drawn)
+            batch = self._advance(batch, drawn[0])
+        if keep_cache:
+            self._keep(batch, rows, torch.ones_like(rows, dtype=torch.bool), requests, tokens, new_lengths, prompt_width)
+        return _completions(tokens, logprobs, truncated, new_lengths, stopped)
+
+    def _draw(self, hidden: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+        if sampling.temperature == 0:
+            return greedy(self.policy.next_token_logits(hidden, 1.0))
+        logits = self.policy.next_token_logits(hidden, sampling.temperature)
+        return draw(logits, uniform, sampling.top_p, sampling.top_k)
+
+    def _advance(self, batch: _Batch, drawn: Tensor) -> _Batch:
+        mask = torch.cat([batch.mask, torch.ones_like(batch.mask[:, :1])], dim=1)
+        hidden = self._run(drawn[:, None], batch.lengths[:, None], mask if batch.padded else None, batch.cache)
+        return _Batch(batch.cache, mask, batch.lengths + 1, hidden, batch.padded)
+
+    def _keep(
+        self,
+        batch: _Batch,
+        rows: Tensor,
+        chosen: Tensor,
+        requests: list[Request],
+        tokens: Tensor,
+        new_lengths: Tensor,
+        prompt_width: int,
+    ) -> None:
+        """Set aside the caches of the `chosen` rows: the prompt and all generated tokens but the last, never fed."""
+        for row in chosen.nonzero().squeeze(dim=1).tolist():
+            index = int(rows[row])
+            fed = int(new_lengths[index]) - 1
+            prompt = batch.mask[row, :prompt_width].nonzero().squeeze(dim=1)
+            generated = torch.arange(prompt_width, prompt_width + fed, device=prompt.device)
+            ids = [*requests[index].prompt_ids, *tokens[index, :fed].tolist()]
+            self._kept[requests[index].conversation] = take_row(
+                batch.cache, row, torch.cat([prompt, generated]), ids
+            )
+
+
+def _extends(row: KeptRow, request: Request) -> bool:
+    return request.prompt_ids[: len(row.token_ids)] == row.token_ids and len(request.prompt_ids) > len(row.token_ids)
+
+
+def _uniforms(seeds: list[int], steps: int, device: torch.device) -> Tensor:
+    """One stream of numbers in [0, 1) per row, whatever the batch around it. -> (R, steps)"""
+    streams = [np.random.Generator(np.random.Philox(key=seed)).random(steps) for seed in seeds]
+    return torch.from_numpy(np.stack(streams)).to(device)
+
+
+def _completions(
+    tokens: Tensor, logprobs: Tensor, truncated: Tensor, new_lengths: Tensor, stopped: Tensor
+) -> list[Completion]:
+    lists = zip(*(value.tolist() for value in (tokens, logprobs, truncated, new_lengths, stopped)), strict=True)
+    return [
+        Completion(
+            token_ids=ids[:length],
+            logprobs=values[:length],
+            finish_reason=FinishReason.stop if ended else FinishReason.length,
+            truncated_mass=sum(cut[:length]) / length,
+        )
+        for ids, values, cut, length, ended in lists
+    ]

@@ -1,0 +1,116 @@
+"""The objective card: what will be optimised and with how much, printed and saved before training starts."""
+
+from __future__ import annotations
+
+from gspo_cli.config.schema import (
+    AdvantageBaseline,
+    AdvantageScale,
+    Aggregation,
+    AlgorithmConfig,
+    ClipMode,
+    KLEstimator,
+    RatioLevel,
+    RunConfig,
+    Schedule,
+    Truncated,
+)
+from gspo_cli.policy.policy import Policy
+
+RATIOS = {
+    RatioLevel.token: ("w_t", "w_t = pi(y_t) / pi_old(y_t), per token"),
+    RatioLevel.sequence: ("s", "s = exp(mean_t log pi(y_t)/pi_old(y_t)), per answer [arXiv 2507.18071 Eq. 7]"),
+    RatioLevel.sequence_token: ("s_t", "s_t = sg[s] pi(y_t)/sg[pi(y_t)]: value per answer, gradient per token [Eq. 14]"),
+}
+MEANS = {
+    Aggregation.sequence_mean: "mean over answers of the mean over their trained tokens",
+    Aggregation.token_mean: "mean over all trained tokens of the update",
+    Aggregation.constant: "sum over trained tokens / (answers x max_completion_length)",
+}
+SCALES = {
+    AdvantageScale.group_std: " / std of the group (n - 1)",
+    AdvantageScale.batch_std: " / std of the batch (n - 1)",
+    AdvantageScale.none: "",
+}
+
+
+def formula(algorithm: AlgorithmConfig) -> str:
+    """The objective of one token term, with the effective clip band."""
+    ratio = RATIOS[algorithm.ratio_level][0]
+    low, high = algorithm.band
+    if algorithm.clip_mode is ClipMode.none:
+        term = f"{ratio} A"
+    elif algorithm.clip_mode is ClipMode.stop_gradient:
+        term = f"sg[clip({ratio}, {low:g}, {high:g})] A log pi(y_t)"
+    else:
+        term = f"min({ratio} A, clip({ratio}, {low:.6g}, {high:.6g}) A)"
+    if algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1:
+        term += f" - {algorithm.beta:g} KL_{algorithm.kl_estimator.value}"
+    return term
+
+
+def advantage_formula(algorithm: AlgorithmConfig) -> str:
+    """How a reward becomes an advantage."""
+    others = algorithm.advantage_baseline is AdvantageBaseline.leave_one_out
+    reward = "r"
+    if algorithm.beta > 0 and algorithm.kl_estimator is KLEstimator.k1:
+        reward = f"r - {algorithm.beta:g} KL_k1"
+    if algorithm.truncated_completions is Truncated.penalise:
+        reward += f" - {algorithm.truncation_penalty:g} [cut]"
+    baseline = "mean of the group's other answers" if others else "mean of the group"
+    return f"A = ({reward} - {baseline}){SCALES[algorithm.advantage_scale]}"
+
+
+def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldout_problems: int) -> str:
+    """The card as text, one fact per line."""
+    algorithm, training, rollout = config.algorithm, config.training, config.rollout
+    trained = sum(p.numel() for p in policy.trainable())
+    total = sum(p.numel() for p in policy.model.parameters())
+    answers = training.generations_per_iteration
+    steps = training.num_outer_iterations * training.updates_per_rollout
+    rate = f"{algorithm.learning_rate:g}"
+    if training.schedule is not Schedule.constant or training.warmup_iterations:
+        rate += f", {training.schedule.value} after {training.warmup_iterations} warm-up iterations"
+    facts = {
+        "objective": f"{formula(algorithm)}   ({MEANS[algorithm.aggregation]})",
+        "ratio": RATIOS[algorithm.ratio_level][1],
+        "advantage": advantage_formula(algorithm),
+        "reference": "none (beta = 0)" if algorithm.beta == 0 else "adapter off" if policy.has_adapter else "frozen copy",
+        "iteration": f"{training.prompts_per_iteration} prompts x {training.num_generations} answers = {answers} answers "
+        f"-> {training.updates_per_rollout} updates of {training.answers_per_update} answers",
+        "run": f"{training.num_outer_iterations} iterations = {training.num_outer_iterations * answers:,} answers, "
+        f"{steps:,} updates; about {_epochs(config, train_problems):.2g} epochs of {train_problems:,} problems",
+        "micro-batch": f"up to {config.hardware.tokens_per_microbatch:,} tokens, padding included",
+        "sampling": f"temperature {rollout.temperature:g}, top_p {rollout.top_p:g}, top_k {rollout.top_k or 'off'}; "
+        f"prompts to {rollout.max_prompt_length}, answers to {rollout.max_completion_length} tokens",
+        "learning": f"AdamW, rate {rate}; gradient norm to {training.max_grad_norm:g}",
+        "parameters": f"{trained:,} trained of {total:,}" + (f" (LoRA r={config.model.lora_r})" if policy.has_adapter else ""),
+        "memory": memory_estimate(config, policy),
+        "held-out": f"{heldout_problems} problems, greedy and {config.evaluation.samples} samples each",
+    }
+    title = f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}"
+    lines = [title, *(f"  {name:<12}{text}" for name, text in facts.items())]
+    return "\n".join([*lines, *(f"  note        {text}" for text in config.warnings())])
+
+
+def memory_estimate(config: RunConfig, policy: Policy) -> str:
+    """Upper estimate in GiB: weights, gradients and AdamW states, activations of a micro-batch, key-value cache."""
+    shape = policy.causal_model.config.get_text_config()
+    layers, hidden = shape.num_hidden_layers, shape.hidden_size
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    optimizer = sum(p.numel() for p in policy.trainable()) * 12  # gradient and two moments, fp32
+    width = next(policy.causal_model.parameters()).element_size()
+    kept = 2 if config.model.gradient_checkpointing else 34  # values per token, layer and hidden unit kept for backward
+    activations = config.hardware.tokens_per_microbatch * layers * hidden * kept * width
+    length = config.rollout.max_prompt_length + config.rollout.max_completion_length
+    rows = min(config.rollout.batch_size, config.training.generations_per_iteration)
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
+    cache = 2 * rows * length * layers * heads * head * width
+    parts = {"weights": weights, "optimizer": optimizer, "activations": activations, "cache": cache}
+    gib = 2**30
+    total = (weights + optimizer + max(activations, cache)) / gib
+    return f"about {total:.2f} GiB at most (" + ", ".join(f"{k} {v / gib:.2f}" for k, v in parts.items()) + ")"
+
+
+def _epochs(config: RunConfig, train_problems: int) -> float:
+    return config.training.num_outer_iterations * config.training.prompts_per_iteration / train_problems

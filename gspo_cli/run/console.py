@@ -1,0 +1,388 @@
+"""The terminal during a run: a live view where there is one to draw on, lines elsewhere. Free of torch.
+
+What a model wrote is shown, never obeyed: it goes through `clean` and into rich's Text, free of markup."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import math
+import sys
+import textwrap
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from gspo_cli.run.reporting import Reporter, Sample
+from gspo_cli.run.words import MISSING, describe, duration, next_commands, number, score, sparkline
+
+Metrics = Mapping[str, Any]
+Clock = Callable[[], float]
+
+SILENCE = 5.0  # seconds after which a stage that goes on may take another line
+PHASES = {"rollout": "cyan", "reward": "yellow", "score": "blue", "update": "magenta", "eval": "green"}
+CELLS = (  # label and metric, three to a row
+    (
+        ("clip tokens", "clip_ratio/token"),
+        ("length mean", "completions/mean_length"),
+        ("grad norm", "grad_norm"),
+    ),
+    (
+        ("clip answers", "clip_ratio/sequence"),
+        ("length max", "completions/max_length"),
+        ("lr", "learning_rate"),
+    ),
+    (
+        ("ratio error", "ratio/first_step_abs_err"),
+        ("truncated", "completions/clipped_ratio"),
+        ("tokens/s", "tokens_per_second"),
+    ),
+    (("equal groups", "frac_reward_zero_std"), ("entropy", "entropy"), ("memory GB", "memory/peak_gb")),
+)
+
+
+def make_console() -> Reporter:
+    """The live view on a terminal, lines for a pipe or a log."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a run does not die of a character its terminal lacks
+    console = Console()
+    return LiveConsole(console) if console.is_terminal else PlainConsole(sys.stdout)
+
+
+def clean(text: str) -> str:
+    """`text` on one line, with nothing in it that a terminal would obey."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+
+
+def tail(text: str, width: int) -> str:
+    """The end of `text` in at most `width` terminal cells, with … where something is missing."""
+    if cell_len(text) <= width:
+        return text
+    text = text[-width:]
+    while cell_len(text) > width - 1:
+        text = text[1:]
+    return "…" + text
+
+
+def why_zero(metrics: Metrics) -> str:
+    """Why this iteration's loss or clip share may be 0, or nothing."""
+    if metrics.get("frac_reward_zero_std") == 1:
+        return "all groups scored equal: nothing to learn from this batch"
+    if metrics.get("updates") == 1:
+        return "one update per rollout: the ratio is 1, nothing can clip"
+    return ""
+
+
+def exchange(messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+    """What the agent last answered to, and its answer; both may be empty."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    last = turns[-1] if turns else len(messages)
+    prompt = messages[last - 1]["content"] if last > 0 else ""
+    return prompt, messages[last]["content"] if turns else ""
+
+
+class Progress:
+    """What both consoles remember of a run; all of it is in the run folder too."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._began = clock, clock()
+        self._marks: deque[float] = deque(
+            maxlen=21
+        )  # ends of the last iterations: the pace includes evaluations
+        self._warned: set[str] = set()
+        self.title, self.iterations, self.done = "", 0, 0
+        self.metrics: Metrics = {}
+        self.rewards: list[float] = []
+        self.evaluations: list[Metrics] = []
+        self.seconds = Counter(dict.fromkeys(PHASES, 0.0))  # all keys now: the view reads it from its thread
+
+    def begin(self, title: str, iterations: int, start: int) -> None:
+        self.title, self.iterations, self.done = title, iterations, start
+        self._marks.append(self._clock())
+
+    def iteration(self, metrics: Metrics) -> None:
+        self.metrics, self.done = metrics, metrics["iteration"]
+        self._marks.append(self._clock())
+        self._add_seconds(metrics)
+        if metrics["reward"] is not None and math.isfinite(metrics["reward"]):
+            self.rewards.append(metrics["reward"])
+
+    def evaluation(self, record: Metrics) -> None:
+        if not self.metrics:  # the first iteration starts now
+            self._marks = deque([self._clock()], maxlen=self._marks.maxlen)
+        self._add_seconds(record)
+        if record["score"] is not None and math.isfinite(record["score"]):
+            self.evaluations.append(record)
+
+    def is_news(self, warning: str) -> bool:
+        """Whether this is the first time."""
+        known = warning in self._warned
+        self._warned.add(warning)
+        return not known
+
+    @property
+    def elapsed(self) -> str:
+        return duration(self._clock() - self._began)
+
+    @property
+    def eta(self) -> str:
+        """Time left at the pace of the last iterations."""
+        if len(self._marks) < 2:
+            return MISSING
+        pace = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
+        return duration(pace * (self.iterations - self.done) - (self._clock() - self._marks[-1]))
+
+    def _add_seconds(self, record: Metrics) -> None:
+        self.seconds.update({phase: record[f"time/{phase}"] for phase in PHASES if f"time/{phase}" in record})
+
+
+class PlainConsole:
+    """One line per iteration and evaluation, and a line now and then inside long stages."""
+
+    def __init__(self, file: TextIO, clock: Clock = time.monotonic) -> None:
+        self._file, self._clock, self._progress = file, clock, Progress(clock)
+        self._stage = ("", 0)  # name and tenths done of the last stage line
+        self._note, self._spoke = "", clock()
+
+    def begin(self, title: str, card: str, iterations: int, start: int) -> None:
+        self._progress.begin(title, iterations, start)
+        self._print(card)
+
+    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Prints where the stage is new, or a tenth further after some silence."""
+        reached = (name, 10 * done // total if total else 0)
+        silent = self._clock() - self._spoke >= SILENCE
+        if name != self._stage[0] or (reached != self._stage and silent):
+            share = f"{done}/{total}" if total else ""
+            self._print("  ".join(part for part in (f"{name:<10}", share, clean(note)) if part))
+            self._stage = reached
+
+    def iteration(self, metrics: Metrics) -> None:
+        self._progress.iteration(metrics)
+        run, get = self._progress, metrics.get
+        held_out = run.evaluations[-1]["score"] if run.evaluations else None
+        count = f"{run.done:>{len(str(run.iterations))}}/{run.iterations}"
+        parts = (
+            f"iteration  {count}",
+            f"reward {score(get('reward'))} ±{number(get('reward_std'), 2)}",
+            f"held-out {score(held_out)}",
+            f"clip tok {_share(get('clip_ratio/token'))} seq {_share(get('clip_ratio/sequence'))}",
+            f"len {get('completions/mean_length'):.1f}",
+            f"lr {number(get('learning_rate'))}",
+            f"{number(get('tokens_per_second'))} tok/s",
+            f"eta {run.eta}",
+        )
+        self._print("  ".join(parts))
+        if why_zero(metrics) not in ("", self._note):
+            self._print(f"note       {why_zero(metrics)}")
+        self._note = why_zero(metrics)
+
+    def evaluation(self, record: Metrics) -> None:
+        self._progress.evaluation(record)
+        shares = "".join(
+            f"  {key} {score(value)}" for key, value in record.items() if key.startswith("pass@")
+        )
+        count = f"({record['num_problems']} problems)"
+        self._print(
+            f"held-out   iteration {record['iteration']}  score {score(record['score'])}{shares}  {count}"
+        )
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Nothing: conversations are in samples.jsonl."""
+
+    def warn(self, text: str) -> None:
+        if self._progress.is_news(text):
+            self._print(f"warning    {clean(text)}")
+
+    def end(self, summary: Metrics) -> None:
+        self._print("\n".join(["", *describe(summary), "", "Next:"]))
+        for command, why in next_commands(summary):
+            self._print(f"  # {why}\n  {command}")
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._file, flush=True)
+        self._spoke = self._clock()
+
+
+class LiveConsole:
+    """A view that is redrawn in place, a few times a second; the last one stays on screen."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self._console, self._progress = console, Progress(clock)
+        self._live: Live | None = None
+        self._stage: tuple[str, int, int, str] | None = None
+        self._samples: Sequence[Sample] = ()
+
+    def begin(self, title: str, card: str, iterations: int, start: int) -> None:
+        self._stop()
+        for line in card.splitlines():
+            filled = textwrap.fill(
+                line, self._console.width, subsequent_indent=" " * 14
+            )  # under the card's facts
+            self._console.print(Text(filled))
+        self._progress.begin(title, iterations, start)
+        self._start()
+
+    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
+        """A bar; before the run begins, a full one is left on screen and the view closed."""
+        self._stage = (name, done, total, note)
+        self._start()
+        if total and done >= total:
+            if not self._progress.iterations:
+                self._stop()
+            self._stage = None
+
+    def iteration(self, metrics: Metrics) -> None:
+        self._progress.iteration(metrics)
+
+    def evaluation(self, record: Metrics) -> None:
+        self._progress.evaluation(record)
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples[:3]
+
+    def warn(self, text: str) -> None:
+        if self._progress.is_news(text):
+            self._console.print(Text.assemble(("warning  ", "yellow"), clean(text)))
+
+    def end(self, summary: Metrics) -> None:
+        self._stop()
+        first, *rest = describe(summary)
+        style = {"completed": "bold green", "failed": "bold red"}.get(summary["status"], "bold yellow")
+        self._console.print(Text("\n" + first, style), *map(Text, rest), Text("\nNext:"), sep="\n")
+        for command, why in next_commands(summary):
+            self._console.print(Text(f"  # {why}", "dim"))
+            self._console.print(Text(f"  {command}", "cyan"), soft_wrap=True)  # whole, for copying
+
+    def frame(self) -> RenderableType:
+        """The view as it is now."""
+        if not self._progress.iterations:
+            return self._bars()
+        title = Rule(Text(clean(self._progress.title), "bold"), align="left", style="dim")
+        why = Text(why_zero(self._progress.metrics), "yellow", no_wrap=True, overflow="ellipsis")
+        numbers = Group(self._scores(), Text(), self._cells(), self._times(), why)
+        return Group(title, self._bars(), Panel(numbers, border_style="dim"), *self._conversations())
+
+    def _start(self) -> None:
+        if self._live is None:
+            self._live = Live(get_renderable=self.frame, console=self._console, refresh_per_second=2)
+            self._live.start()
+            atexit.register(self._stop)  # an error on the way out leaves a terminal with its cursor
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            atexit.unregister(self._stop)
+
+    def _bars(self) -> Table:
+        """The run's progress, and below it that of a stage; its line is kept free so that nothing jumps."""
+        run, table = self._progress, Table.grid(padding=(0, 1), expand=True)
+        table.add_column(min_width=10, no_wrap=True)
+        table.add_column(min_width=9, no_wrap=True)
+        table.add_column(ratio=1)
+        table.add_column(width=28, no_wrap=True, justify="right")
+        if run.iterations:
+            done, bar = f"{run.done}/{run.iterations}", _bar(run.iterations, run.done)
+            table.add_row(Text("iteration"), Text(done), bar, Text(f"elapsed {run.elapsed}  eta {run.eta}"))
+        stage = self._stage  # once: it may end while this runs
+        if stage:
+            name, done, total, note = stage
+            bar = _bar(total, done)
+            share = f"{done}/{total}" if total else ""
+            table.add_row(Text(name, "cyan"), Text(share), bar, Text(clean(note), "dim"))
+        elif run.iterations:
+            table.add_row(Text())
+        return table
+
+    def _scores(self) -> Table:
+        run, table = self._progress, Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(width=39, no_wrap=True)
+        table.add_column(no_wrap=True)
+        room = max(8, self._console.width - 55)
+        std = number(run.metrics.get("reward_std"), 2)
+        reward = Text.assemble((score(run.metrics.get("reward")), "bold"), (f" ±{std}", "dim"))
+        table.add_row(Text("reward", "dim"), reward, Text(sparkline(run.rewards, room), "cyan"))
+        history = run.evaluations
+        held_out = Text.assemble((score(history[-1]["score"]) if history else MISSING, "bold"))
+        if history:
+            best = max(history, key=lambda record: record["score"])
+            for name, record in (("best", best), ("first", history[0])):
+                held_out.append(f"  {name} {score(record['score'])} @{record['iteration']}", "dim")
+        scores = [record["score"] for record in history]
+        table.add_row(Text("held-out", "dim"), held_out, Text(sparkline(scores, room), "green"))
+        return table
+
+    def _cells(self) -> Table:
+        table = Table.grid(padding=(0, 1), expand=True)
+        for _ in range(3):
+            table.add_column(width=13, style="dim", no_wrap=True)
+            table.add_column(ratio=1, no_wrap=True)
+        metrics = self._progress.metrics
+        for row in (*CELLS, (("kl", "kl"),)) if "kl" in metrics else CELLS:
+            table.add_row(*(Text(part) for label, key in row for part in (label, number(metrics.get(key)))))
+        return table
+
+    def _times(self) -> Text:
+        """Where the time went so far: a bar of shares with its legend."""
+        seconds = self._progress.seconds
+        room = max(8, min(40, self._console.width - 70))
+        total, line, legend = seconds.total(), Text(no_wrap=True).append("time  ", "dim"), Text()
+        for phase, style in PHASES.items():
+            share = seconds[phase] / total if total else 0.0
+            line.append("━" * round(share * room), style)
+            legend.append(f"  {phase} ", "dim").append(f"{share:.0%}" if total else MISSING, style)
+        return line.append(legend)
+
+    def _conversations(self) -> list[RenderableType]:
+        if not self._samples:
+            return []
+        judged = max(24, self._console.width // 4)
+        said = (self._console.width - judged - 4) // 2
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for name, width in (("prompt", said), ("answer", said), ("reward", judged)):
+            table.add_column(name, width=width, no_wrap=True, overflow="ellipsis")
+        for sample in self._samples:
+            table.add_row(*_row(sample, said))
+        title = Text(f"conversations of iteration {self._samples[0].iteration}", "dim")
+        return [Rule(title, align="left", style="dim"), table]
+
+
+def _bar(total: int, done: int) -> ProgressBar:
+    """Moves to and fro where the total is not known."""
+    return ProgressBar(total or None, done, pulse=not total, complete_style="cyan", finished_style="green")
+
+
+def _share(value: float | None) -> str:
+    """Three decimals, or two digits where those are lost."""
+    return number(value, 2) if value is not None and 0 < value < 0.01 else score(value)
+
+
+def _row(sample: Sample, width: int) -> tuple[Text, Text, Text]:
+    """Prompt, answer and reward; below them which problem it is, what was expected, and the parts."""
+    prompt, answer = exchange(sample.messages)
+    turns = sum(message["role"] == "assistant" for message in sample.messages)
+    about = [
+        sample.problem_id,
+        f"{turns} turns" * (turns > 1),
+        "truncated" * (sample.finish_reason == "length"),
+    ]
+    parts = ", ".join(f"{name} {number(value)}" for name, value in sample.components.items())
+    style = "green" if sample.advantage > 0 else "yellow" if sample.advantage < 0 else "dim"
+    cells = (
+        (tail(clean(prompt), width), "", "  ".join(filter(None, about))),
+        (clean(answer), "", f"expected {sample.expected}"),
+        (f"{score(sample.reward)}  advantage {sample.advantage:+.2f}", style, sample.excluded or parts),
+    )
+    return tuple(Text.assemble((top, style), "\n", (clean(below), "dim")) for top, style, below in cells)

@@ -1,0 +1,98 @@
+"""The run folder: the contract that reports and people read.
+
+config.yaml (resolved), card.txt, metrics.jsonl, evals.jsonl, samples.jsonl, checkpoints/, initial_model/ (where the
+model was made here), summary.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gspo_cli.errors import UserError
+from gspo_cli.run.files import write_atomically, write_json
+
+LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
+
+
+class RunFolder:
+    """Paths and line files of one run. Every line has an `iteration`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration: what is there is what ran."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints, with the links `last` and `best`."""
+        return self.path / "checkpoints"
+
+    @property
+    def initial_model(self) -> Path:
+        """The model before training, where it was built or cold-started by the run."""
+        return self.path / "initial_model"
+
+    def create(self, config_yaml: str) -> None:
+        """Make the folder for a new run. Raises UserError where one is there already or nothing can be written."""
+        if self.config.exists():
+            raise UserError(
+                f"{self.path}: holds a run already; continue it with resume={self.path}, or choose another hydra.run.dir"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"hydra.run.dir={self.path}: cannot be created ({error.strerror}); choose another") from error
+        write_atomically(self.config, config_yaml)
+
+    def append(self, log: str, record: Mapping[str, Any]) -> None:
+        """Add one line to a log, whole and flushed. Numbers that are not finite become null."""
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+        try:
+            with (self.path / log).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.path / log}: cannot be written ({error.strerror}); free space, then resume={self.path}"
+            ) from error
+
+    def read(self, log: str) -> list[dict[str, Any]]:
+        """All whole lines of a log; a last line cut by a kill is left out."""
+        path = self.path / log
+        if not path.exists():
+            return []
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def rewind(self, iteration: int) -> None:
+        """Drop all lines after `iteration`, so that a resumed run repeats none and leaves no gap."""
+        for log in LOGS:
+            kept = [record for record in self.read(log) if record["iteration"] <= iteration]
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
+            write_atomically(self.path / log, "".join(lines))
+
+    def write_card(self, card: str) -> None:
+        """Save the objective card."""
+        write_atomically(self.path / "card.txt", card + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Save summary.json."""
+        write_json(self.path / "summary.json", _finite(summary))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

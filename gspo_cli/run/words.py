@@ -1,0 +1,177 @@
+"""Numbers as words: a run's summary in sentences, the commands to type next. Pure, and free of torch."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+
+MISSING = "–"
+BLOCKS = "▁▂▃▄▅▆▇█"
+HYDRA_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")  # what an override takes without quotes
+
+
+def duration(seconds: float) -> str:
+    """45s, 1m 20s, 2h 05m."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def quantity(value: float) -> str:
+    """912, 8.1k, 2.3M, 1.5B."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}"
+    return f"{value:.0f}"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The whole history, lowest value ▁ to highest █; means of bins where it is longer than `width`."""
+    bins = min(width, len(values))
+    edges = [i * len(values) // bins for i in range(bins + 1)] if bins else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits without noise: 0.036, 12.3, 1e-4, 8.1k; – where there is none."""
+    if value is None:
+        return MISSING
+    if abs(value) >= 1000:
+        return quantity(value)
+    if 0 < abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.{digits}g}"
+
+
+def score(value: float | None) -> str:
+    """Three decimals, or –."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def describe(summary: Record) -> list[str]:
+    """What happened, one sentence each: ending, held-out score, best evaluation, training reward, cost."""
+    first, last = _scored(summary["initial_eval"]), _scored(summary["final_eval"])
+    sentences = [_ending(summary), _held_out(first, last)]
+    if first is not None and last is not None and first["iteration"] != last["iteration"]:
+        sentences += _pass_at_k(first, last) + _best(first, last, _scored(summary["best_eval"]))
+    if summary["first_reward"] is not None and summary["last_reward"] is not None:
+        sentences.append(
+            f"Training reward went from {summary['first_reward']:.3f} to {summary['last_reward']:.3f}."
+        )
+    sentences.append(
+        f"{quantity(summary['num_tokens'])} tokens were sampled in {duration(summary['wall_seconds'])}."
+    )
+    return sentences
+
+
+def next_commands(summary: Record) -> list[tuple[str, str]]:
+    """(command, why) in the order of use; only what makes sense after a run that ended this way."""
+    run = _relative(Path(summary["run_folder"]))
+    commands = []
+    if summary["iterations"] > 0:
+        commands.append((f"gspo-eval {shlex.quote(run)}", "measure its checkpoints on held-out problems"))
+    return commands + _go_on(summary, f"gspo-train {_override('resume', run)}") + _partner(summary)
+
+
+def _go_on(summary: Record, resume: str) -> list[tuple[str, str]]:
+    status, total = summary["status"], summary["total_iterations"]
+    if status == "completed":
+        why = f"train on, to iteration {2 * total}"
+        return [(f"{resume} training.num_outer_iterations={2 * total}", why)]
+    if status == "stopped_early":
+        why = f"train on to iteration {total}, past the score that stopped it"
+        return [(f"{resume} evaluation.stop_at_score=null", why)]
+    cause = "once the cause is removed, " if status == "failed" else ""
+    return [(resume, f"{cause}continue from its last checkpoint")]
+
+
+def _partner(summary: Record) -> list[tuple[str, str]]:
+    if summary["status"] not in ("completed", "stopped_early"):
+        return []
+    other = "gspo" if summary["algorithm"] == "grpo" else "grpo"
+    settings = [("algorithm", other), *((key, str(summary[key])) for key in ("seed", "task", "model"))]
+    command = " ".join(["gspo-train", *(_override(key, value) for key, value in settings)])
+    why = f"compare with {other}: repeat other settings; use 3 seeds or more"
+    return [(command, why)]
+
+
+def _ending(summary: Record) -> str:
+    run = f"{summary['algorithm']} on {summary['task']}, model {summary['model']}, seed {summary['seed']}"
+    done = f"{summary['iterations']} of {summary['total_iterations']} iterations"
+    return {
+        "completed": f"Completed {done}: {run}.",
+        "interrupted": f"Interrupted after {done}: {run}.",
+        "stopped_early": f"Stopped early after {done}: {run}.",
+        "failed": f"Failed after {done}: {run}; the numbers end there.",
+    }[summary["status"]]
+
+
+def _held_out(first: Record | None, last: Record | None) -> str:
+    """The change of the held-out score, judged against its sampling error."""
+    known = first or last
+    if known is None:
+        return "No held-out evaluation was made: nothing is known about problems outside training."
+    if first is None or last is None or first["iteration"] == last["iteration"]:
+        at = f"at iteration {known['iteration']}: {known['score']:.3f} on {known['num_problems']} problems"
+        return f"One held-out evaluation, {at}; there is no other to compare it with."
+    before, after, on = first["score"], last["score"], f"on {last['num_problems']} problems"
+    if before == after:
+        return f"Held-out score did not improve: {after:.3f} before and after, {on}."
+    span = f"from {before:.3f} to {after:.3f} {on}"
+    noise = 2 * math.hypot(_standard_error(first), _standard_error(last))
+    if abs(after - before) <= noise:
+        return f"Held-out score went {span}: within noise (two standard errors are {noise:.3f})."
+    return f"Held-out score rose {span}." if after > before else f"Held-out score fell {span}: it got worse."
+
+
+def _standard_error(record: Record) -> float:
+    """Binomial, an upper bound for any mean of values in [0, 1]."""
+    share = min(1.0, max(0.0, record["score"]))
+    return math.sqrt(share * (1 - share) / record["num_problems"])
+
+
+def _pass_at_k(first: Record, last: Record) -> list[str]:
+    shared = [key for key in first if key.startswith("pass@") and None not in (first[key], last.get(key))]
+    shared.sort(key=lambda key: int(key.removeprefix("pass@")))
+    return [f"{key} went from {first[key]:.3f} to {last[key]:.3f}." for key in shared[-1:]]
+
+
+def _best(first: Record, last: Record, best: Record | None) -> list[str]:
+    if best is None:
+        return []
+    if best["score"] <= first["score"]:
+        return [f"No held-out score was above the one before training, {first['score']:.3f}."]
+    if best["score"] <= last["score"]:
+        return [f"The last evaluation, at iteration {last['iteration']}, is the best."]
+    return [f"The best evaluation was {best['score']:.3f} at iteration {best['iteration']}."]
+
+
+def _scored(record: Record | None) -> Record | None:
+    return None if record is None or record["score"] is None else record
+
+
+def _relative(folder: Path) -> str:
+    folder, here = folder.absolute(), Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+
+
+def _override(key: str, value: str) -> str:
+    """key=value as typed in a shell, quoted for Hydra where the value needs it."""
+    if HYDRA_PLAIN.fullmatch(value):
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')

@@ -1,0 +1,163 @@
+"""What tasks over files share: JSON lines whose errors name the line, and a split that never changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from gspo_cli.config.schema import require, require_positive
+from gspo_cli.errors import UserError
+from gspo_cli.tasks.base import Task
+from gspo_cli.types import Demonstration, Message, Problem
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def read_jsonl(path: str, key: str) -> list[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line that is not blank.
+
+    Raises UserError: naming `key` where the file cannot be used, file and line where a line cannot."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror}); give an existing file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}={path}: is not UTF-8 text ({error.reason}); convert the file") from error
+    require(bool(lines), f"{key}={path}: is empty; give a file with one JSON object on each line")
+    return [(number, _object(f"{path}:{number}", line)) for number, line in lines]
+
+
+def _object(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: is not JSON ({error}); correct the line") from error
+    require(isinstance(row, dict), f"{where}: is not a JSON object; write {{...}} on each line")
+    return row
+
+
+def text_field(row: dict[str, Any], name: str, where: str) -> str:
+    """A field that holds text. Raises UserError where it is absent, blank or something else."""
+    value = row.get(name)
+    usable = isinstance(value, str) and value.strip() != ""
+    require(usable, f'{where}: needs "{name}", a text that is not empty')
+    return value
+
+
+def prompt_messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
+    """The conversation of a row with "prompt" (one user message) or "messages". Raises UserError."""
+    single = "prompt" in row
+    require(single != ("messages" in row), f'{where}: needs "prompt" or "messages", and not both')
+    if single:
+        return (Message("user", text_field(row, "prompt", where)),)
+    messages = row["messages"]
+    require(
+        isinstance(messages, list) and messages != [], f'{where}: "messages" has to be a list of messages'
+    )
+    return tuple(_message(message, where) for message in messages)
+
+
+def _message(message: Any, where: str) -> Message:
+    usable = isinstance(message, dict) and isinstance(message.get("content"), str)
+    require(
+        usable and message.get("role") in ROLES,
+        f'{where}: has a bad message; write {{"role": one of {", ".join(ROLES)}, "content": text}}',
+    )
+    return Message(message["role"], message["content"])
+
+
+def read_demonstrations(path: str) -> list[Demonstration]:
+    """Conversations of a file with lines {"messages": [...]} or {"prompt": ..., "answer": ...}.
+
+    Raises UserError, with file and line, on a bad line or one where the agent says nothing."""
+    demonstrations = []
+    for number, row in read_jsonl(path, "model.cold_start.demonstrations"):
+        where = f"{path}:{number}"
+        messages = prompt_messages(row, where)
+        if "prompt" in row:
+            messages += (Message("assistant", text_field(row, "answer", where)),)
+        spoken = any(message.role == "assistant" and message.content.strip() for message in messages)
+        require(spoken, f"{where}: has no assistant message to learn from; add one")
+        demonstrations.append(Demonstration(messages))
+    return demonstrations
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two sides of a task; `dropped` counts problems left out of train because they are held out too."""
+
+    train: tuple[Problem, ...]
+    heldout: tuple[Problem, ...]
+    dropped: int
+
+
+def split(
+    problems: Sequence[Problem],
+    heldout: int | Sequence[Problem],
+    key: Callable[[Problem], str],
+    system_prompt: str,
+) -> Split:
+    """Hold out the given problems, or the first `heldout` in the order of a hash of `key`.
+
+    Problems with equal keys never stand on both sides. No seed moves the split, nor does `system_prompt`,
+    which opens every conversation that has no system message. Raises UserError where train is empty.
+    """
+    ordered = sorted(problems, key=lambda problem: hashlib.sha256(key(problem).encode()).digest())
+    counted = isinstance(heldout, int)
+    held, rest = (ordered[:heldout], ordered[heldout:]) if counted else (list(heldout), ordered)
+    keys = {key(problem) for problem in held}
+    train = [problem for problem in rest if key(problem) not in keys]
+    setting = f"task.heldout={heldout}" if counted else "task.heldout_path"
+    require(train != [], f"{setting}: leaves none of {len(problems)} problems to train on; hold out fewer")
+    sides = [tuple(_opened(problem, system_prompt) for problem in side) for side in (train, held)]
+    return Split(*sides, dropped=len(rest) - len(train))
+
+
+def _opened(problem: Problem, system_prompt: str) -> Problem:
+    if not system_prompt or problem.messages[0].role == "system":
+        return problem
+    return replace(problem, messages=(Message("system", system_prompt), *problem.messages))
+
+
+@dataclass
+class FileTask(Task):
+    """Base of tasks over a JSON lines file; without `heldout_path`, `heldout` problems leave `path`."""
+
+    path: str | None = None
+    heldout_path: str | None = None
+    heldout: int = 200
+
+    def __post_init__(self) -> None:
+        require(self.path is not None, "task.path: is needed; give a JSON lines file with task.path=<file>")
+        require_positive("task", self, "heldout")
+
+    def problem(self, row: dict[str, Any], where: str) -> Problem:
+        """The problem of one line; `where` is its file and line number, for errors. Raises UserError."""
+        raise NotImplementedError
+
+    def train_problems(self) -> Sequence[Problem]:
+        """Problems of `path` that are not held out. Raises UserError, with file and line, on a bad file."""
+        return self._split.train
+
+    def heldout_problems(self) -> Sequence[Problem]:
+        """Problems of `heldout_path`, or those taken out of `path`."""
+        return self._split.heldout
+
+    @property
+    def duplicates_dropped(self) -> int:
+        """Lines of `path` that are not trained on because the same conversation is held out."""
+        return self._split.dropped
+
+    @cached_property
+    def _split(self) -> Split:
+        held = self._read(self.heldout_path, "task.heldout_path") if self.heldout_path else self.heldout
+        problems = self._read(self.path, "task.path")
+        return split(problems, held, lambda problem: repr(problem.messages), self.system_prompt)
+
+    def _read(self, path: str, key: str) -> list[Problem]:
+        return [self.problem(row, f"{path}:{number}") for number, row in read_jsonl(path, key)]

@@ -1,0 +1,43 @@
+"""Any file of prompts with answers, judged by a verifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gspo_cli.config.schema import require
+from gspo_cli.rewards.verifiers import VerifierReward, check_gold, resolve_verifier
+from gspo_cli.tasks.files import FileTask, prompt_messages
+from gspo_cli.types import Problem
+
+
+@dataclass
+class JsonlTask(FileTask):
+    """Lines `{"prompt": text, "answer": text or number}`, or "messages" for "prompt"; "id" is optional.
+
+    A line whose messages open with a system message keeps it; the others get `system_prompt`.
+    """
+
+    verifier: str = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        resolve_verifier(self.verifier)
+
+    def problem(self, row: dict[str, Any], where: str) -> Problem:
+        """The conversation up to the agent's turn, and the gold answer as text."""
+        messages = prompt_messages(row, where)
+        last = messages[-1].role
+        require(
+            last in ("user", "tool"), f'{where}: "messages" ends with {last}; end with a user or tool message'
+        )
+        answer = row.get("answer")
+        usable = isinstance(answer, str | int | float) and not isinstance(answer, bool)
+        require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a text')
+        check_gold(self.verifier, str(answer), where)
+        return Problem(id=str(row.get("id", Path(where).name)), messages=messages, answer=str(answer))
+
+    def reward(self) -> VerifierReward:
+        """1 or 0 by `verifier`."""
+        return VerifierReward(self.verifier)

@@ -1,0 +1,67 @@
+"""From ragged trajectories to padded tensors.
+
+Shapes: B sequences, T tokens, right-padded to the longest sequence of the micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gspo_cli.types import Trajectory
+
+
+@dataclass
+class Sample:
+    """A trajectory to train on. `advantages` has one number, or one per token."""
+
+    trajectory: Trajectory
+    advantages: list[float]
+
+    @property
+    def length(self) -> int:
+        """Tokens in the whole conversation."""
+        return len(self.trajectory.token_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: token_ids, action_mask, sampling_logprobs (B, T); advantages (B, 1) or (B, T)."""
+
+    token_ids: Tensor
+    action_mask: Tensor
+    sampling_logprobs: Tensor
+    advantages: Tensor
+
+
+def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Batch:
+    """Pad on the right. Advantages get a token axis only where a sample brings one per token."""
+    length = max(sample.length for sample in samples)
+    trajectories = [sample.trajectory for sample in samples]
+    width = length if any(len(sample.advantages) > 1 for sample in samples) else 1
+    advantages = [s.advantages * s.length if len(s.advantages) < width and width > 1 else s.advantages for s in samples]
+    return Batch(
+        token_ids=_padded([t.token_ids for t in trajectories], length, pad_id, torch.long, device),
+        action_mask=_padded([t.action_mask for t in trajectories], length, False, torch.bool, device),
+        sampling_logprobs=_padded([t.sampling_logprobs for t in trajectories], length, 0.0, torch.float32, device),
+        advantages=_padded(advantages, width, 0.0, torch.float32, device),
+    )
+
+
+def split_by_tokens(samples: Sequence[Sample], budget: int) -> list[list[Sample]]:
+    """Micro-batches of similar length, longest first, each at most `budget` tokens with padding (or one sequence)."""
+    batches: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda s: -s.length):  # stable: equal lengths keep their order
+        if not batches or batches[-1][0].length * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append(sample)
+    return batches
+
+
+def _padded(
+    rows: Sequence[Sequence[float]], width: int, filler: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    padded = [[*row, *[filler] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=dtype, device=device)

@@ -1,0 +1,91 @@
+"""Checkpoints: whole or not there. `last` and `best` are links; the newest few and the best stay.
+
+A checkpoint holds the model (loadable with `from_pretrained`) and trainer.pt: optimizer and counters. There is no
+random state to keep: all randomness derives from the seed and the iteration."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from gspo_cli.config.schema import CheckpointConfig
+from gspo_cli.errors import UserError
+from gspo_cli.policy.policy import Policy
+from gspo_cli.run.files import folder_written_whole, point
+from gspo_cli.training.update import Updater
+
+
+@dataclass
+class TrainerState:
+    """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all sessions."""
+
+    iteration: int = 0
+    cursor: int = 0
+    num_tokens: int = 0
+    wall_seconds: float = 0.0
+    initial_eval: dict[str, Any] | None = None
+    best_eval: dict[str, Any] | None = None
+    last_eval: dict[str, Any] | None = None
+    first_reward: float | None = None
+    last_reward: float | None = None
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder, self.config = folder, config
+
+    @property
+    def last(self) -> Path | None:
+        """The newest whole checkpoint."""
+        found = sorted(self.folder.glob("iteration-*"))
+        return found[-1] if found else None
+
+    @staticmethod
+    def iteration(checkpoint: Path) -> int:
+        """After which iteration a checkpoint was written."""
+        return int(checkpoint.name.rpartition("-")[2])
+
+    def save(self, policy: Policy, updater: Updater, state: TrainerState) -> Path:
+        """Write a checkpoint, move the links, and remove what rotation no longer keeps.
+
+        Raises UserError where it cannot be written; the earlier ones are then untouched."""
+        target = self.folder / f"iteration-{state.iteration:06d}"
+        try:
+            with folder_written_whole(target) as temporary:
+                policy.save(temporary)
+                saved = {"state": asdict(state), "optimizer": updater.optimizer.state_dict(), "steps": updater.steps}
+                torch.save(saved, temporary / "trainer.pt")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{target}: cannot be saved ({' '.join(str(error).split())}); earlier checkpoints are whole: free "
+                f"space, then continue with resume={self.folder.parent}"
+            ) from error
+        point(self.folder / "last", target)
+        if self.config.save_best and (state.best_eval or {}).get("iteration") == state.iteration:
+            point(self.folder / "best", target)
+        self._rotate()
+        return target
+
+    def restore(self, checkpoint: Path, updater: Updater) -> TrainerState:
+        """Load optimizer and counters; the policy was loaded from the same folder."""
+        saved = torch.load(checkpoint / "trainer.pt", map_location=updater.policy.device, weights_only=True)
+        updater.optimizer.load_state_dict(saved["optimizer"])
+        updater.steps = saved["steps"]
+        return TrainerState(**saved["state"])
+
+    def _rotate(self) -> None:
+        best = self.folder / "best"
+        kept = {best.resolve()} if best.exists() else set()
+        kept |= {path.resolve() for path in sorted(self.folder.glob("iteration-*"))[-self.config.keep :]}
+        for path in self.folder.glob("iteration-*"):
+            if path.resolve() not in kept:
+                shutil.rmtree(path)
+        for leftover in self.folder.glob(".writing-iteration-*"):  # of a kill
+            shutil.rmtree(leftover)

@@ -1,0 +1,157 @@
+"""The model before reinforcement learning: loaded, or built here; and supervised fine-tuning on demonstrations.
+
+The paper starts from a cold-start model too (section 5.1). The result is an ordinary model folder, so that everything
+after loads it like any other; under LoRA the adapter is merged first, and training adds a fresh one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from gspo_cli.config.schema import ColdStart, RunConfig
+from gspo_cli.errors import UserError
+from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.policy.embedded import write_embedded
+from gspo_cli.policy.loading import load_policy
+from gspo_cli.policy.policy import Policy
+from gspo_cli.randomness import generator
+from gspo_cli.rollout.conversations import opening
+from gspo_cli.run.files import folder_written_whole
+from gspo_cli.tasks.base import Task
+from gspo_cli.tasks.files import read_demonstrations
+from gspo_cli.training.batch import Sample, collate, split_by_tokens
+from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
+
+Progress = Callable[[str, int, int, str], None]
+MAX_GRAD_NORM = 1.0
+
+
+def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: Progress) -> str:
+    """Where to load the model from: `model.name`, or `initial_model` where it is built or cold-started here.
+
+    The result of a cold start is cached by everything it depends on. Raises UserError without demonstrations."""
+    model = config.model
+    if initial_model.exists():
+        return str(initial_model)
+    if not model.is_embedded and model.cold_start.steps == 0:
+        return model.name
+    demonstrations = _demonstrations(config, task)
+    texts = [m.content for d in demonstrations for m in d.messages]
+    texts += [m.content for problem in task.train_problems()[:2000] for m in problem.messages]
+    cached = _cache_folder() / _content_key(config, texts)
+    if model.cold_start.cache and cached.exists():
+        progress("cold start", model.cold_start.steps, model.cold_start.steps, "cached")
+        shutil.copytree(cached, initial_model)
+        return str(initial_model)
+    with folder_written_whole(initial_model) as folder:
+        if model.is_embedded:
+            write_embedded(folder, model.shape, model.init_seed, texts)
+        if model.cold_start.steps:
+            _cold_start(config, task, folder, demonstrations, progress)
+    if model.cold_start.cache and not cached.exists():
+        with folder_written_whole(cached) as folder:
+            shutil.copytree(initial_model, folder, dirs_exist_ok=True)
+    return str(initial_model)
+
+
+def encode_demonstration(chat: ChatFormat, demonstration: Demonstration, system_prompt: str = "") -> Trajectory:
+    """A demonstration as the trajectory that the policy would have produced by saying the same."""
+    messages = list(opening(demonstration.messages, system_prompt))
+    ids: list[int] = []
+    mask: list[bool] = []
+    start = 0
+    for end, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        heard = tuple(messages[start:end])
+        context = chat.suffix_ids(heard, ids[-1]) if ids else chat.prompt_ids(heard)
+        spoken = chat.answer_ids(message.content)
+        ids += context + spoken
+        mask += [False] * len(context) + [True] * len(spoken)
+        start = end + 1
+    turns = [0 if trained else -1 for trained in mask]
+    problem = Problem("demonstration", tuple(messages))
+    return Trajectory(problem, ids, mask, [0.0] * len(ids), turns, messages, FinishReason.stop)
+
+
+def fine_tune(
+    policy: Policy, trajectories: Sequence[Trajectory], cold: ColdStart, token_budget: int, progress: Progress
+) -> None:
+    """Minimise the mean negative log-probability of demonstrated tokens; the rate falls linearly to a tenth."""
+    optimizer = torch.optim.AdamW(policy.trainable(), lr=cold.learning_rate, weight_decay=0.0)
+    for step in range(cold.steps):
+        chosen = generator(cold.seed, "cold start", step).integers(len(trajectories), size=cold.batch_size)
+        samples = [Sample(trajectories[i], [0.0]) for i in chosen]
+        tokens = sum(s.trajectory.num_actions for s in samples)
+        total = 0.0
+        with policy.updating():
+            for part in split_by_tokens(samples, token_budget):
+                batch = collate(part, policy.chat.pad_id, policy.device)
+                loss = -policy(batch.token_ids, batch.action_mask, 1.0)[0].sum() / tokens
+                loss.backward()
+                total += loss.item()
+        torch.nn.utils.clip_grad_norm_(policy.trainable(), MAX_GRAD_NORM)
+        for group in optimizer.param_groups:
+            group["lr"] = cold.learning_rate * (1 - 0.9 * step / cold.steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress("cold start", step + 1, cold.steps, f"loss {total:.3f}")
+
+
+def _cold_start(
+    config: RunConfig, task: Task, folder: Path, demonstrations: Sequence[Demonstration], progress: Progress
+) -> None:
+    model = replace(config.model, use_lora=False) if config.model.is_embedded else config.model
+    policy = load_policy(str(folder) if model.is_embedded else model.name, model, config.hardware)
+    trajectories = [encode_demonstration(policy.chat, d, task.system_prompt) for d in demonstrations]
+    fitting = [t for t in trajectories if len(t.token_ids) <= policy.max_positions]
+    if not fitting:
+        raise UserError("model.cold_start.demonstrations: all are longer than the model's context; shorten them")
+    fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress)
+    if policy.has_adapter:
+        policy.model = policy.model.merge_and_unload()
+    policy.save(folder)
+
+
+def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
+    cold = config.model.cold_start
+    if cold.demonstrations is not None:
+        return read_demonstrations(Path(cold.demonstrations))
+    demonstrations = task.demonstrations()
+    if cold.steps and not demonstrations:
+        raise UserError(
+            f"model.cold_start.steps={cold.steps}: task={task.name} has no demonstrations; give a JSONL file in "
+            "model.cold_start.demonstrations, or set model.cold_start.steps=0"
+        )
+    return demonstrations
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "gspo-cli" / "cold_start"
+
+
+def _content_key(config: RunConfig, texts: Sequence[str]) -> str:
+    """Hash of all that shapes the result."""
+    model = config.model
+    weights = sorted(Path(model.name).glob("*")) if Path(model.name).is_dir() else []
+    parts = {
+        "name": model.name,
+        "files": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
+        "shape": asdict(model.shape),
+        "cold_start": asdict(model.cold_start),
+        "lora": [model.use_lora, model.lora_r, model.lora_alpha, model.lora_target_modules, model.init_seed],
+        "freeze_router": model.freeze_router,
+        "precision": config.hardware.precision.value,
+        "system_prompt": config.task.system_prompt,
+        "torch": torch.__version__,
+        "texts": texts,
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

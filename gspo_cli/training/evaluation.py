@@ -1,0 +1,96 @@
+"""Held-out evaluation: the same problems and the same draws each time, whatever the run's seed and moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import comb
+from typing import Any
+
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.randomness import derived_seed
+from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.rewards.scoring import score_all
+from gspo_cli.rollout.conversations import Limits, Start, roll_out
+from gspo_cli.rollout.engine import RolloutEngine, Sampling
+from gspo_cli.tasks.base import Task
+from gspo_cli.types import FinishReason, Problem, Trajectory
+
+SUCCESS = 0.99  # a reward from here on counts as solved
+EVALUATION_SEED = 20250718  # of evaluation alone: runs of all seeds meet the same draws
+
+
+def pass_at_k(samples: int, successes: int, k: int) -> float:
+    """Chance that k of `samples` answers, drawn without return, hold a success (arXiv 2107.03374, Eq. 1)."""
+    return 1.0 - comb(samples - successes, k) / comb(samples, k)
+
+
+def evaluate(
+    config: RunConfig,
+    task: Task,
+    reward: RewardFunction,
+    engine: RolloutEngine,
+    chat: ChatFormat,
+    problems: Sequence[Problem],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Any], list[Trajectory]]:
+    """One greedy answer per problem, and `evaluation.samples` sampled ones. Returns the record and the greedy answers.
+
+    score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the samples."""
+    samples = config.evaluation.samples
+    sampling = Sampling(0.0, 1.0, 0, config.rollout.max_completion_length, chat.stop_ids)
+    greedy = _answers(config, task, reward, engine, chat, problems, sampling, 1)
+    progress(1, 1 + samples)
+    record: dict[str, Any] = {
+        "score": _mean([_solved(t) for t in greedy]),
+        "reward": _mean([t.reward for t in greedy if t.reward is not None]),
+        "mean_length": _mean([t.num_actions for t in greedy]),
+        "clipped_ratio": _mean([t.finish_reason is FinishReason.length for t in greedy]),
+        "num_problems": len(problems),
+        "excluded": sum(t.excluded is not None for t in greedy),
+    }
+    if samples:
+        sampling = replace(
+            sampling,
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            top_k=config.rollout.top_k,
+        )
+        drawn = _answers(config, task, reward, engine, chat, problems, sampling, samples)
+        solved = [sum(map(_solved, drawn[i : i + samples])) for i in range(0, len(drawn), samples)]
+        for k in sorted({1, samples}):
+            record[f"pass@{k}"] = _mean([pass_at_k(samples, count, k) for count in solved])
+    progress(1 + samples, 1 + samples)
+    return record, greedy
+
+
+def _answers(
+    config: RunConfig,
+    task: Task,
+    reward: RewardFunction,
+    engine: RolloutEngine,
+    chat: ChatFormat,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    count: int,
+) -> list[Trajectory]:
+    starts = [
+        Start(problem, (i, g), derived_seed(EVALUATION_SEED, "environment", i))
+        for i, problem in enumerate(problems)
+        for g in range(count)
+    ]
+    limits = Limits.of(config.rollout, engine)
+    rollout = roll_out(
+        engine, chat, task.environment, starts, sampling, limits, EVALUATION_SEED, task.system_prompt
+    )
+    score_all(reward, rollout.trajectories, config.training.reward_errors)
+    return rollout.trajectories
+
+
+def _solved(trajectory: Trajectory) -> bool:
+    return trajectory.reward is not None and trajectory.reward >= SUCCESS
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,81 @@
+"""One iteration as a line of metrics.jsonl, under the names people know from TRL and verl."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gspo_cli.training.update import UpdateReport
+from gspo_cli.types import FinishReason, Trajectory
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict[str, Any]:
+    """What was sampled and how it was judged; excluded answers count in lengths, not in rewards."""
+    scored = [t for t in trajectories if t.reward is not None]
+    lengths = [t.num_actions for t in trajectories]
+    groups = [trajectories[i : i + group_size] for i in range(0, len(trajectories), group_size)]
+    rewards = [torch.tensor([t.reward for t in group if t.reward is not None]) for group in groups]
+    spreads = [r.std().item() for r in rewards if len(r) > 1]
+    parts = sorted({name for t in scored for name in t.components})
+    return {
+        "reward": mean([t.reward for t in scored]),
+        "reward_std": mean(spreads),
+        **{f"rewards/{part}/mean": mean([t.components[part] for t in scored if part in t.components]) for part in parts},
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": mean([t.finish_reason is FinishReason.length for t in trajectories]),
+        "num_turns": mean([t.num_turns for t in trajectories]),
+        "excluded": sum(t.excluded is not None for t in trajectories),
+    }
+
+
+def update_metrics(report: UpdateReport) -> dict[str, Any]:
+    """What the updates did. Clip shares are of all trained tokens and sequences, A = 0 included as unclipped."""
+    stats = report.stats
+    tokens, sequences, ratios = max(1, report.tokens), max(1, report.sequences), max(1.0, stats.ratios)
+    deviation = stats.deviation_sum / ratios
+    clipped = (stats.clipped_low + stats.clipped_high) / tokens
+    metrics = {
+        "loss": stats.loss / max(1, report.updates),
+        "clip_ratio/low_mean": stats.clipped_low / tokens,
+        "clip_ratio/high_mean": stats.clipped_high / tokens,
+        "clip_ratio/region_mean": clipped,
+        "clip_ratio/token": clipped,
+        "clip_ratio/sequence": stats.clipped_sequences / sequences,
+        "entropy": report.entropy_sum / report.entropy_tokens if report.entropy_tokens else None,
+        "grad_norm": mean(report.grad_norms),
+        "learning_rate": report.learning_rate,
+        "updates": report.updates,
+        "updates_skipped": report.skipped,
+        "ratio/first_step_abs_err": report.first_step_abs_err,
+    }
+    if stats.ratios:
+        variance = max(0.0, stats.deviation_squares / ratios - deviation**2)
+        metrics |= {
+            "ratio/mean": 1 + deviation,
+            "ratio/min": 1 + stats.deviation_min,
+            "ratio/max": 1 + stats.deviation_max,
+            "ratio/std": variance**0.5,
+        }
+    if report.logp_difference_tokens:
+        metrics |= {
+            "sampling/logp_difference/mean": report.logp_difference_sum / report.logp_difference_tokens,
+            "sampling/logp_difference/max": report.logp_difference_max,
+        }
+    return metrics
+
+
+def peak_memory_gb() -> float:
+    """Highest memory use so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Mean, or None of nothing."""
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,138 @@
+"""An iteration's groups: problems drawn, answers sampled and judged, advantages assigned.
+
+Shapes: P prompts, G answers per prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gspo_cli.algorithm.advantages import group_advantages, has_spread
+from gspo_cli.config.schema import KLEstimator, RunConfig, Truncated
+from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.randomness import derived_seed
+from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.rewards.scoring import score_all
+from gspo_cli.rollout.conversations import Limits, Start, roll_out
+from gspo_cli.rollout.engine import RolloutEngine, Sampling
+from gspo_cli.tasks.base import Task
+from gspo_cli.training.batch import Sample
+from gspo_cli.training.clock import Clock
+from gspo_cli.training.problem_order import ProblemOrder
+from gspo_cli.training.update import Updater
+from gspo_cli.types import FinishReason, Trajectory
+
+Group = list[Trajectory]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """`groups` to train on, `everything` that was sampled, problems drawn, and metrics of the sampling."""
+
+    groups: list[Group]
+    everything: list[Trajectory]
+    problems_drawn: int
+    metrics: dict[str, Any]
+
+
+class GroupSampler:
+    """Samples `prompts_per_iteration` groups of `num_generations` answers with the policy's current weights."""
+
+    def __init__(
+        self, config: RunConfig, task: Task, reward: RewardFunction, engine: RolloutEngine, chat: ChatFormat,
+        order: ProblemOrder,
+    ) -> None:
+        self.config, self.task, self.reward = config, task, reward
+        self.engine, self.chat, self.order = engine, chat, order
+
+    def sample(self, iteration: int, cursor: int, clock: Clock) -> Sampled:
+        """Draw problems from `cursor` on. With dynamic sampling, draw more until enough groups have different rewards
+        or the rounds are used up; groups that teach nothing then fill the rest, so that the step keeps its size."""
+        algorithm, wanted = self.config.algorithm, self.config.training.prompts_per_iteration
+        rounds = algorithm.dynamic_sampling_max_rounds if algorithm.dynamic_sampling else 1
+        informative: list[Group] = []
+        flat: list[Group] = []
+        masses: list[float] = []
+        while len(masses) < rounds and len(informative) < wanted:
+            drawn = len(informative) + len(flat)
+            groups, mass = self._round(iteration, cursor, drawn, wanted - len(informative), clock)
+            spread = has_spread(*self._rewards(groups)).tolist()
+            informative += [group for group, differs in zip(groups, spread, strict=True) if differs]
+            flat += [group for group, differs in zip(groups, spread, strict=True) if not differs]
+            masses.append(mass)
+        everything = informative + flat
+        metrics = {
+            "frac_reward_zero_std": len(flat) / len(everything),
+            "sampling/rounds": len(masses),
+            "sampling/truncated_mass": sum(masses) / len(masses),
+        }
+        return Sampled(everything[:wanted], [t for g in everything for t in g], len(everything), metrics)
+
+    def samples(self, groups: Sequence[Group], updater: Updater) -> list[Sample]:
+        """Training samples of all answers, group after group, with their advantages."""
+        rewards, valid = self._rewards(groups)  # (P, G)
+        samples = [Sample(self._trainable(t), [0.0]) for group in groups for t in group]
+        algorithm = self.config.algorithm
+        if algorithm.beta > 0 and algorithm.kl_estimator is KLEstimator.k1:
+            rewards = rewards - algorithm.beta * torch.tensor(updater.reward_kl(samples)).reshape(rewards.shape)
+        advantages = group_advantages(rewards, valid, algorithm.advantage_baseline, algorithm.advantage_scale)
+        for sample, advantage in zip(samples, advantages.flatten().tolist(), strict=True):
+            sample.advantages = [advantage]
+        return samples
+
+    def _round(
+        self, iteration: int, cursor: int, drawn: int, count: int, clock: Clock
+    ) -> tuple[list[Group], float]:
+        config, size = self.config, self.config.training.num_generations
+        starts = [
+            Start(problem, (iteration, place, g), derived_seed(config.seed, "environment", iteration, place))
+            for place, problem in enumerate(self.order.take(cursor + drawn, count), start=drawn)
+            for g in range(size)
+        ]
+        rollout = config.rollout
+        sampling = Sampling(
+            rollout.temperature,
+            rollout.top_p,
+            rollout.top_k,
+            config.max_completion_length(iteration),
+            self.chat.stop_ids,
+        )
+        with clock.timing("rollout"):
+            result = roll_out(
+                self.engine,
+                self.chat,
+                self.task.environment,
+                starts,
+                sampling,
+                Limits.of(config.rollout, self.engine),
+                config.seed,
+                self.task.system_prompt,
+            )
+        with clock.timing("reward"):
+            score_all(self.reward, result.trajectories, config.training.reward_errors)
+        flat = result.trajectories
+        return [flat[i : i + size] for i in range(0, len(flat), size)], result.truncated_mass
+
+    def _rewards(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        """Rewards as trained on, and which count. -> two (P, G)"""
+        algorithm = self.config.algorithm
+        penalty = algorithm.truncation_penalty if algorithm.truncated_completions is Truncated.penalise else 0.0
+        rewards = [
+            [(t.reward or 0.0) - penalty * (t.finish_reason is FinishReason.length) for t in group]
+            for group in groups
+        ]
+        valid = [[t.reward is not None for t in group] for group in groups]
+        return torch.tensor(rewards, dtype=torch.float64), torch.tensor(valid)
+
+    def _trainable(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory, without trained tokens where it was excluded, or cut and the setting says to mask it."""
+        masked = self.config.algorithm.truncated_completions is Truncated.mask
+        cut = masked and trajectory.finish_reason is FinishReason.length
+        if trajectory.excluded is None and not cut:
+            return trajectory
+        return replace(trajectory, action_mask=[False] * len(trajectory.token_ids))
+

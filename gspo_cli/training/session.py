@@ -1,0 +1,181 @@
+"""One run from configuration to summary: the command and the API both come through here."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gspo_cli.config.compose import locate
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.errors import UserError
+from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.policy.loading import load_policy
+from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.rollout.conversations import opening
+from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.run.card import objective_card
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.reporting import Reporter
+from gspo_cli.tasks.base import Task
+from gspo_cli.training.checkpoint import Checkpoints
+from gspo_cli.training.cold_start import prepare_model
+from gspo_cli.training.trainer import Parts, Trainer
+from gspo_cli.types import Problem
+
+PACKAGES = ("gspo-cli", "torch", "transformers", "peft", "hydra-core")
+
+
+def run_training(
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: Reporter,
+    track: Callable[[dict[str, Any], int], None] = lambda values, step: None,
+) -> dict[str, Any]:
+    """Train `config` in `folder`, which holds its config.yaml; continues where a checkpoint is found.
+
+    Returns the summary, which is also written. A failure is recorded in it and raised."""
+    trainer: Trainer | None = None
+    status = "failed"
+    try:
+        parts = build_parts(config, folder, reporter)
+        trainer = Trainer(config, parts, folder, reporter, track)
+        trainer.resume()
+        card = objective_card(config, parts.policy, len(parts.train_problems), len(parts.heldout_problems))
+        folder.write_card(card)
+        title = card.splitlines()[0]
+        reporter.begin(title, card, config.training.num_outer_iterations, trainer.state.iteration)
+        with stop_on_signal(trainer, reporter):
+            status = trainer.train()
+    finally:
+        summary = summarise(config, folder, trainer, status)
+        folder.write_summary(summary)
+    reporter.end(summary)
+    return summary
+
+
+def build_parts(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Parts:
+    """Task, reward, policy (of the last checkpoint where there is one), engine, and the problems that fit."""
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    task: Task = config.task
+    reward = build_reward(config)
+    train, heldout = task.train_problems(), task.heldout_problems()
+    source = prepare_model(config, task, folder.initial_model, reporter.stage)
+    last = Checkpoints(folder.checkpoints, config.checkpoint).last
+    if config.model.use_lora:
+        policy = load_policy(source, config.model, config.hardware, adapter=last)
+    else:
+        policy = load_policy(source if last is None else str(last), config.model, config.hardware)
+    if config.algorithm.beta > 0 and not config.model.use_lora:
+        policy.keep_reference(load_policy(source, config.model, config.hardware).causal_model)
+    check_positions(config, policy.max_positions)
+    cap, system = config.rollout.max_prompt_length, task.system_prompt
+    train = fitting(train, policy.chat, cap, system, "training", reporter.warn)
+    heldout = fitting(heldout, policy.chat, cap, system, "held-out", reporter.warn)
+    engine = TransformersEngine(policy, config.rollout.batch_size)
+    return Parts(policy, task, reward, engine, train, heldout[: config.evaluation.problems])
+
+
+def build_reward(config: RunConfig) -> RewardFunction:
+    """The reward that `reward` names by dotted path, or the task's own."""
+    if config.reward is None:
+        return config.task.reward()
+    function = locate(config.reward, "reward")()
+    if not isinstance(function, RewardFunction):
+        raise UserError(f"reward={config.reward}: must be a subclass of gspo_cli.rewards.base.RewardFunction")
+    return function
+
+
+def check_positions(config: RunConfig, positions: int) -> None:
+    """Raise UserError where the longest prompt and answer do not fit the model's context."""
+    rollout = config.rollout
+    needed = rollout.max_prompt_length + rollout.max_completion_length
+    if needed > positions:
+        raise UserError(
+            f"rollout.max_prompt_length + rollout.max_completion_length = {needed}: the model takes {positions} "
+            "positions; lower one of them"
+        )
+
+
+def fitting(
+    problems: Sequence[Problem], chat: ChatFormat, cap: int, system_prompt: str, split: str, warn: Callable[[str], None]
+) -> list[Problem]:
+    """Problems whose prompt is within the cap. Says how many are not; raises UserError where none is."""
+    kept = [p for p in problems if len(chat.prompt_ids(opening(p.messages, system_prompt))) <= cap]
+    if not kept:
+        raise UserError(
+            f"rollout.max_prompt_length={cap}: all {len(problems)} {split} problems are longer; raise it"
+            if problems
+            else f"task: has no {split} problems; give a file with some"
+        )
+    if len(kept) < len(problems):
+        warn(
+            f"{len(problems) - len(kept)} of {len(problems)} {split} problems are left out: their prompt is over "
+            f"rollout.max_prompt_length={cap}"
+        )
+    return kept
+
+
+@contextmanager
+def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) ends the run after the present iteration, saved; the second ends it at once."""
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+        reporter.warn("stopping after this iteration, with a checkpoint; once more stops at once without one")
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def summarise(config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: str) -> dict[str, Any]:
+    """What summary.json holds."""
+    state = trainer.state if trainer else None
+    return {
+        "status": status,
+        "algorithm": config.algorithm.name,
+        "model": config.model.label,
+        "model_name": config.model.name,
+        "task": config.task.name,
+        "seed": config.seed,
+        "iterations": state.iteration if state else 0,
+        "total_iterations": config.training.num_outer_iterations,
+        "initial_eval": state.initial_eval if state else None,
+        "final_eval": state.last_eval if state else None,
+        "best_eval": state.best_eval if state else None,
+        "first_reward": state.first_reward if state else None,
+        "last_reward": state.last_reward if state else None,
+        "num_tokens": state.num_tokens if state else 0,
+        "wall_seconds": trainer.wall_seconds if trainer else 0.0,
+        "run_folder": str(folder.path),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, `-dirty` with local changes; None in an installed copy."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,65 @@
+"""Group advantages: GSPO paper, Eq. 6, and the groups that must not teach anything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gspo_cli.algorithm.advantages import group_advantages, has_spread
+from gspo_cli.config.schema import AdvantageBaseline, AdvantageScale
+
+
+def advantages(rewards, valid=None, **settings):
+    rewards = torch.tensor(rewards)
+    valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else torch.tensor(valid)
+    return group_advantages(rewards, valid, **settings)
+
+
+def test_advantages_are_centred_and_divided_by_the_sample_deviation():
+    # mean 2, sample deviation sqrt((1 + 0 + 1) / 2) = 1
+    assert advantages([[1.0, 2.0, 3.0]]).tolist() == [[-1.0, 0.0, 1.0]]
+
+
+def test_a_group_of_two_is_one_over_root_two():
+    assert advantages([[0.0, 1.0]])[0, 1].item() == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("scale", list(AdvantageScale))
+def test_a_constant_group_gets_exactly_zero_even_with_rounding(scale):
+    # 0.1 + 0.2 - 0.2 leaves a residue of one bit; dividing by its deviation would give advantages near 1
+    residue = [[0.1, 0.1 + 1e-8, 0.1, 0.1], [0.0, 1.0, 1.0, 0.0]]
+    result = advantages(residue, scale=scale)
+    assert result[0].tolist() == [0.0] * 4
+    assert result[1].abs().min() > 0
+
+
+def test_a_group_of_one_gets_zero_not_its_reward():
+    assert advantages([[3.0]]).tolist() == [[0.0]]
+
+
+def test_excluded_answers_leave_the_baseline():
+    result = advantages([[1.0, 3.0, float("nan")]], [[True, True, False]])
+    assert result[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, 0.0])
+    assert advantages([[1.0, float("nan")]], [[True, False]]).tolist() == [[0.0, 0.0]]
+    assert advantages([[float("nan")] * 2], [[False] * 2]).tolist() == [[0.0, 0.0]]
+
+
+def test_without_scale_the_reward_is_only_centred():
+    assert advantages([[0.0, 4.0]], scale=AdvantageScale.none).tolist() == [[-2.0, 2.0]]
+
+
+def test_batch_scale_divides_all_groups_by_one_number():
+    result = advantages([[0.0, 1.0], [0.0, 3.0]], scale=AdvantageScale.batch_std)
+    spread = torch.tensor([0.0, 1.0, 0.0, 3.0]).std().item()
+    assert result[:, 1].tolist() == pytest.approx([0.5 / spread, 1.5 / spread])
+
+
+def test_leave_one_out_subtracts_the_mean_of_the_others():
+    settings = {"baseline": AdvantageBaseline.leave_one_out, "scale": AdvantageScale.none}
+    assert advantages([[1.0, 2.0, 6.0]], **settings).tolist() == [[-3.0, -1.5, 4.5]]
+
+
+def test_spread_looks_at_valid_answers_only():
+    rewards = torch.tensor([[1.0, 1.0, 9.0]])
+    assert not has_spread(rewards, torch.tensor([[True, True, False]])).item()
+    assert has_spread(rewards, torch.tensor([[True, True, True]])).item()
