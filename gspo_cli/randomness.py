@@ -1,4 +1,5 @@
-"""Randomness derived from (run seed, purpose, where), so that no state needs saving and order never matters."""
+"""Randomness derived from (run seed, purpose, where), so that no state needs saving and order never
+matters."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *where: int) -> np.random.Generator:
-    """Independent generator for one purpose at one place, e.g. `generator(seed, "sample", iteration, row)`."""
+    """Independent generator for one purpose at one place, e.g. `generator(seed, "sample", iteration,
+    row)`."""
     entropy = [seed, zlib.crc32(purpose.encode()), *where]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 

@@ -2,12 +2,13 @@
 
 Problem -> Trajectory -> Batch (`gspo_cli.training.batch`) -> loss and metrics.
 
-Positions: every per-token list is aligned with `token_ids`. Entry t belongs to token t, and its log-probability is
-the one of token t given tokens 0..t-1. Entry 0 is never trained. The shift between logits and tokens happens in one
-place only, `gspo_cli.policy.policy`.
+Positions: every per-token list is aligned with `token_ids`. Entry t belongs to token t, and its
+log-probability is the one of token t given tokens 0..t-1. Entry 0 is never trained. The shift between logits
+and tokens happens in one place only, `gspo_cli.policy.policy`.
 
-Three log-probabilities keep three names: `sampling_logprobs` (the rollout engine's, when the token was drawn),
-`old_logprobs` (the trainer's, before the first update on the batch), `logprobs` (the policy being trained).
+Three log-probabilities keep three names: `sampling_logprobs` (the rollout engine's, when the token was
+drawn), `old_logprobs` (the trainer's, before the first update on the batch), `logprobs` (the policy being
+trained).
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ class RewardResult:
 class Trajectory:
     """One conversation as the trainer sees it: ragged lists of length n = number of tokens.
 
-    `action_mask[t]` is true where the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0 and is
-    -1 elsewhere. `turn_rewards` has one entry per agent turn. `reward` is None until it is scored, and stays None
-    with `excluded` set to the reason where a grader failed and the setting says to leave the sample out.
+    `action_mask[t]` is true where the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0
+    and is -1 elsewhere. `turn_rewards` has one entry per agent turn. `reward` is None until it is scored,
+    and stays None with `excluded` set to the reason where a grader failed and the setting says to leave the
+    sample out.
     """
 
     problem: Problem

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gspo_cli.algorithm.advantages import group_advantages, has_spread
-from gspo_cli.config.schema import AdvantageBaseline, AdvantageScale
+from gspo_cli.config.choices import AdvantageBaseline, AdvantageScale
 
 
 def advantages(rewards, valid=None, **settings):

@@ -12,7 +12,15 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from gspo_cli.run.console import LiveConsole, PlainConsole, clean, exchange, make_console, tail
+from gspo_cli.run.console import (
+    LiveConsole,
+    PlainConsole,
+    clean,
+    exchange,
+    make_console,
+    samples_table,
+    tail,
+)
 from gspo_cli.run.reporting import Sample
 from gspo_cli.run.words import sparkline
 
@@ -130,7 +138,7 @@ def test_model_text_neither_breaks_the_frame_nor_leaves_its_cell(live, text, wid
     reporter, _ = live(width)
     reporter.iteration(METRICS)
     reporter.evaluation(RECORD)
-    reporter.samples([sample(text, prompt=text, components={text: 1.0})] * 5)
+    reporter.samples([sample(text, prompt=text, components={text: 1.0}, advantage=-0.5)] * 5)
     page = drawn(reporter, width)
     assert all(cell_len(line) <= width for line in page)
     assert not [c for line in page for c in line if not c.isprintable()]
@@ -166,12 +174,27 @@ def test_the_frame_shows_the_numbers_and_the_judged_conversation(live):
         "ratio error   1.25e-7 ",
         "lr            1e-4 ",
         "tokens/s      8.1k ",
-        "rollout 29%  reward 0%  score 0%  update 57%  eval 14%",  # of 2 + 4 + 1 seconds
+        "rollout 22%  reward 0%  score 0%  update 44%  eval 33%",  # of 2 + 4 + 3 seconds
         "1.000  advantage +0.71",
         "exact 1, format 0.5",
         "expected 7",
     ):
         assert expected in page
+
+
+def test_a_table_of_conversations_stands_alone_with_and_without_advantages():
+    page = Console(file=io.StringIO(), width=80, color_system=None)
+    turns = [("user", "Hello"), ("assistant", "a"), ("user", "And 3 + 4?"), ("assistant", "7")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    cut = Sample(0, "p-1", messages, "7", None, finish_reason="length", excluded="the grader failed")
+    page.print(samples_table([sample("7", components={"exact": 1.0}), cut], 80))
+    assert [re.split(r"\s{2,}", line.strip()) for line in page.file.getvalue().splitlines()] == [
+        ["prompt", "answer", "reward"],
+        ["What is 3 + 4?", "7", "1.000"],
+        ["problem-1", "expected 7", "exact 1"],
+        ["And 3 + 4?", "7", "–"],
+        ["p-1 · 2 turns · truncated", "expected 7", "the grader failed"],
+    ]
 
 
 def test_absent_numbers_are_dashes_and_kl_has_a_place_only_where_it_is_measured(live):
@@ -233,7 +256,7 @@ def test_a_stage_has_a_bar_while_it_lasts(live):
     reporter, _ = live()
     height = len(drawn(reporter))
     reporter.stage("evaluation", 50, 200, "greedy [/]")
-    assert any(re.match(r"evaluation 50/200 +━+ +greedy \[/\]$", line) for line in drawn(reporter))
+    assert any(re.match(r"evaluation 50/200 +━+╸? +greedy \[/\]$", line) for line in drawn(reporter))
     assert len(drawn(reporter)) == height
     reporter.stage("evaluation", 200, 200)
     assert not any("evaluation" in line for line in drawn(reporter))
@@ -247,7 +270,7 @@ def test_a_stage_before_the_run_leaves_its_full_bar_and_frees_the_terminal():
     reporter.stage("cold start", 1, 2)
     reporter.stage("cold start", 2, 2, "loss 1.2")
     screen = console.file.getvalue()
-    assert "2/2" in screen[screen.rindex("\x1b[2K") :]
+    assert re.search(r"cold start +2/2 +━+ +loss 1.2\n", screen)
     assert screen.endswith("\x1b[?25h")
 
 

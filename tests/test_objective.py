@@ -14,7 +14,8 @@ from gspo_cli.algorithm.objective import (
     policy_loss,
     reward_kl,
 )
-from gspo_cli.config.schema import Aggregation, AlgorithmConfig, ClipMode, KLEstimator, RatioLevel
+from gspo_cli.config.choices import Aggregation, ClipMode, KLEstimator, RatioLevel
+from gspo_cli.config.schema import AlgorithmConfig
 from gspo_cli.errors import UserError
 
 
@@ -40,7 +41,8 @@ def score_gradient(logits, tokens):
 
 
 def example(shift, rows=3, length=5, vocabulary=7, seed=0):
-    """A random table, tokens and old log-probabilities such that every log w_t is `shift` (broadcast to (B, T))."""
+    """A random table, tokens and old log-probabilities such that every log w_t is `shift` (broadcast to (B,
+    T))."""
     random = torch.Generator().manual_seed(seed)
     logits = torch.randn(rows, length, vocabulary, generator=random, dtype=torch.float64).requires_grad_()
     tokens = torch.randint(vocabulary, (rows, length), generator=random)
@@ -167,9 +169,12 @@ def test_the_loss_is_a_sum_over_any_split_of_the_rows(aggregation):
     whole, grad, _ = gradient(logits, tokens, mask, old, advantages, config)
     parts = 0
     for rows in ([5, 0], [2], [1, 4, 3]):
-        parts = parts + policy_loss(
-            tabular(logits, tokens)[rows], old[rows], advantages[rows], mask[rows], config, denominator
-        )[0]
+        parts = (
+            parts
+            + policy_loss(
+                tabular(logits, tokens)[rows], old[rows], advantages[rows], mask[rows], config, denominator
+            )[0]
+        )
     assert parts.item() == pytest.approx(whole, abs=1e-12)
     torch.testing.assert_close(torch.autograd.grad(parts, logits)[0], grad)
 
@@ -213,10 +218,14 @@ def test_an_empty_batch_of_actions_has_loss_zero_and_finite_gradient():
 def test_cispo_caps_the_weight_and_every_token_keeps_its_score(advantage):
     shift = torch.tensor([[0.0, 1.0, -1.0, 0.1, -0.1]])
     logits, tokens, mask, old = example(shift)
-    config = algorithm("token", None, 0.27, clip_mode=ClipMode.stop_gradient, aggregation=Aggregation.token_mean)
+    config = algorithm(
+        "token", None, 0.27, clip_mode=ClipMode.stop_gradient, aggregation=Aggregation.token_mean
+    )
     _, grad, stats = gradient(logits, tokens, mask, old, torch.full((3, 1), advantage), config)
     weight = shift.double().exp().clamp(max=1.27).expand(3, 5) * advantage * mask / mask.sum()
-    torch.testing.assert_close(grad, -weight[..., None] * score_gradient(logits, tokens), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        grad, -weight[..., None] * score_gradient(logits, tokens), rtol=1e-7, atol=1e-9
+    )
     assert stats.clipped_high == mask[:, 1].sum()
 
 
@@ -250,7 +259,9 @@ def test_kl_is_outside_the_clip_and_not_weighted_by_the_ratio():
     loss, _ = policy_loss(logprobs, old, torch.ones(3, 1), mask, config, 3.0, ref_logprobs=reference)
     (grad,) = torch.autograd.grad(loss, logits)
     weight = 0.5 * (1 - math.exp(-0.3)) * mask.double() / mask.sum(dim=1, keepdim=True) / 3
-    torch.testing.assert_close(grad, weight[..., None] * score_gradient(logits, tokens), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        grad, weight[..., None] * score_gradient(logits, tokens), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_k1_goes_into_the_reward_as_the_mean_over_trained_tokens():

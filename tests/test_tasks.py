@@ -97,18 +97,9 @@ def test_the_held_out_side_is_the_same_in_every_process():
         assert [problem.id for problem in task.heldout_problems()[:3]] == first
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_system_prompt_opens_conversations_and_moves_no_problem(name, tmp_path):
-    plain, opened = built(name, tmp_path), built(name, tmp_path, system_prompt="Be brief.")
-    assert prompts(opened.heldout_problems()) == prompts(plain.heldout_problems())
-    problem, original = opened.train_problems()[0], plain.train_problems()[0]
-    assert problem.messages == (Message("system", "Be brief."), *original.messages)
-    assert [message.role for message in original.messages] == ["user"]
-
-
 @pytest.mark.parametrize("name", ["arithmetic", "countdown", "gsm8k"])
 def test_demonstrations_solve_training_problems_and_no_others(name, tmp_path):
-    task = built(name, tmp_path, system_prompt="Be brief.")
+    task = built(name, tmp_path)
     by_messages = {problem.messages: problem for problem in task.train_problems()}
     demonstrations = task.demonstrations()
     assert len(demonstrations) == len(by_messages)
@@ -231,10 +222,10 @@ def test_jsonl_reads_conversations_ids_and_numbers(tmp_path):
     turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "2+2?"}]
     rows = [{"id": "sum", "messages": turns, "answer": 4}, "", {"prompt": "0.1+0.4?", "answer": 0.5}]
     path = write(tmp_path / "a.jsonl", *rows)
-    task = JsonlTask("jsonl", "", "", path=path, heldout=1, verifier="numeric", system_prompt="mine")
+    task = JsonlTask("jsonl", "", "", path=path, heldout=1, verifier="numeric")
     found = {problem.id: problem for problem in [*task.train_problems(), *task.heldout_problems()]}
     assert found["sum"].messages == (Message("system", "S"), Message("user", "2+2?"))
-    assert found["a.jsonl:3"].messages == (Message("system", "mine"), Message("user", "0.1+0.4?"))
+    assert found["a.jsonl:3"].messages == (Message("user", "0.1+0.4?"),)
     assert [found[name].answer for name in ("sum", "a.jsonl:3")] == ["4", "0.5"]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gspo_cli.config.schema import AdvantageBaseline, AdvantageScale
+from gspo_cli.config.choices import AdvantageBaseline, AdvantageScale
 
 ZERO_RANGE = 1e-6  # rewards of a group closer than this, relative to their size, count as equal
 
@@ -20,9 +20,9 @@ def group_advantages(
 ) -> Tensor:
     """How much better each answer is than its group. rewards, valid (P, G) -> (P, G) in float64.
 
-    GSPO paper, Eq. 6, with the sample standard deviation (n - 1), as TRL and verl have it. Answers that are not
-    `valid` leave the baseline and get 0, whatever their reward. A group whose rewards are equal, or that has fewer
-    than two valid answers, gets exactly 0.
+    GSPO paper, Eq. 6, with the sample standard deviation (n - 1), as TRL and verl have it. Answers that are
+    not `valid` leave the baseline and get 0, whatever their reward. A group whose rewards are equal, or that
+    has fewer than two valid answers, gets exactly 0.
     """
     rewards = torch.where(valid, rewards, 0).double()
     count = valid.sum(dim=1, keepdim=True)  # (P, 1)

@@ -1,8 +1,10 @@
-"""The policy objective as pure functions of tensors: ratio -> clip -> aggregate, and the KL penalty beside it.
+"""The policy objective as pure functions of tensors: ratio -> clip -> aggregate, and the KL penalty beside
+it.
 
-Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`. `action_mask` (B, T) is true on trained tokens; all
-other positions may hold anything. `advantages` is (B, 1), or (B, T) where the ratio level has a token axis.
-Denominators are passed in: they count one whole optimizer step, whatever the micro-batch, rank or accumulation.
+Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`. `action_mask` (B, T) is true on trained
+tokens; all other positions may hold anything. `advantages` is (B, 1), or (B, T) where the ratio level has a
+token axis. Denominators are passed in: they count one whole optimizer step, whatever the micro-batch, rank or
+accumulation.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gspo_cli.config.schema import Aggregation, AlgorithmConfig, ClipMode, KLEstimator, RatioLevel
+from gspo_cli.config.choices import Aggregation, ClipMode, KLEstimator, RatioLevel
+from gspo_cli.config.schema import AlgorithmConfig
 
 
 @dataclass(frozen=True)
 class LossStats:
     """Sums over trained tokens and sequences, to be added up over micro-batches and ranks.
 
-    `deviation_*` describe ratio - 1 at the algorithm's own level: per sequence, or per token for token ratios."""
+    `deviation_*` describe ratio - 1 at the algorithm's own level: per sequence, or per token for token
+    ratios."""
 
     tokens: float = 0.0
     sequences: float = 0.0
@@ -59,14 +63,17 @@ def importance_ratio(
 ) -> tuple[Tensor, Tensor]:
     """The ratio and its detached logarithm at `level`: (B, T) for token levels, (B, 1) for sequence.
 
-    token: Eq. 2; sequence: Eq. 7; sequence_token: value of the sequence ratio, gradient per token (Eq. 14)."""
+    token: Eq. 2; sequence: Eq. 7; sequence_token: value of the sequence ratio, gradient per token (Eq.
+    14)."""
     log_ratio = token_log_ratio(logprobs, old_logprobs, action_mask)
     if level is RatioLevel.token:
         return log_ratio.exp(), log_ratio.detach()
     log_s = sequence_log_ratio(log_ratio, action_mask)
     if level is RatioLevel.sequence:
         return log_s.exp(), log_s.detach()
-    own = torch.where(action_mask, logprobs - logprobs.detach(), 0)  # 0 in value, the token's score in gradient
+    own = torch.where(
+        action_mask, logprobs - logprobs.detach(), 0
+    )  # 0 in value, the token's score in gradient
     return (log_s.detach() + own).exp(), log_s.detach()
 
 
@@ -75,8 +82,8 @@ def surrogate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Objective term per token and the tokens clipped from below and from above. -> three (B, T)
 
-    min(ratio A, clip(ratio) A) is `ratio A` except where A > 0 and ratio > 1 + right, or A < 0 and ratio < 1 - left;
-    there it is a constant, so the gradient is exactly 0 (GSPO paper, Eq. 5)."""
+    min(ratio A, clip(ratio) A) is `ratio A` except where A > 0 and ratio > 1 + right, or A < 0 and ratio < 1
+    - left; there it is a constant, so the gradient is exactly 0 (GSPO paper, Eq. 5)."""
     low, high = algorithm.band
     value = ratio.detach()
     clipped_low = ((advantages < 0) & (value < low) & action_mask).expand_as(action_mask)
@@ -94,8 +101,8 @@ def surrogate(
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor, estimator: KLEstimator) -> Tensor:
     """KL(policy || reference) per token. (B, T) -> (B, T), 0 where not trained.
 
-    k2 = d^2 / 2 and k3 = exp(-d) - 1 + d with d = log p - log ref; both have zero gradient where the two agree.
-    k1 = d is for the reward: as a loss its expected gradient is zero."""
+    k2 = d^2 / 2 and k3 = exp(-d) - 1 + d with d = log p - log ref; both have zero gradient where the two
+    agree. k1 = d is for the reward: as a loss its expected gradient is zero."""
     difference = torch.where(action_mask, logprobs - ref_logprobs, 0)
     if estimator is KLEstimator.k1:
         return difference
@@ -105,8 +112,11 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor, esti
 
 
 def reward_kl(old_logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor) -> Tensor:
-    """k1 averaged over a sequence's trained tokens, to be subtracted from its reward as beta x k1. (B, T) -> (B,)"""
-    return sequence_log_ratio(token_log_ratio(old_logprobs, ref_logprobs, action_mask), action_mask).squeeze(dim=1)
+    """k1 averaged over a sequence's trained tokens, to be subtracted from its reward as beta x k1. (B, T) ->
+    (B,)"""
+    return sequence_log_ratio(token_log_ratio(old_logprobs, ref_logprobs, action_mask), action_mask).squeeze(
+        dim=1
+    )
 
 
 def loss_denominator(
@@ -141,8 +151,9 @@ def policy_loss(
 ) -> tuple[Tensor, LossStats]:
     """A micro-batch's share of the loss of one optimizer step, and its statistics.
 
-    logprobs, old_logprobs, action_mask, ref_logprobs (B, T); advantages (B, 1) or (B, T). Adding up the losses of all
-    micro-batches gives the step's loss. Raises ValueError on shapes that would broadcast silently or have no meaning.
+    logprobs, old_logprobs, action_mask, ref_logprobs (B, T); advantages (B, 1) or (B, T). Adding up the
+    losses of all micro-batches gives the step's loss. Raises ValueError on shapes that would broadcast
+    silently or have no meaning.
     """
     check_shapes(logprobs, old_logprobs, advantages, action_mask, algorithm.ratio_level)
     ratio, log_ratio = importance_ratio(logprobs, old_logprobs, action_mask, algorithm.ratio_level)
@@ -158,14 +169,16 @@ def policy_loss(
 def check_shapes(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, action_mask: Tensor, level: RatioLevel
 ) -> None:
-    """Raise ValueError unless shapes are (B, T), and advantages (B, 1), or (B, T) for levels with a token axis."""
+    """Raise ValueError unless shapes are (B, T), and advantages (B, 1), or (B, T) for levels with a token
+    axis."""
     rows, length = logprobs.shape
     if old_logprobs.shape != logprobs.shape or action_mask.shape != logprobs.shape:
         raise ValueError("logprobs, old_logprobs and action_mask must have one shape (B, T)")
     allowed = {(rows, 1)} if level is RatioLevel.sequence else {(rows, 1), (rows, length)}
     if tuple(advantages.shape) not in allowed:
         raise ValueError(
-            f"advantages of shape {tuple(advantages.shape)} do not fit a {level.value} ratio over {(rows, length)}: "
+            f"advantages of shape {tuple(advantages.shape)} do not fit a {level.value} ratio over "
+            f"{(rows, length)}: "
             "a sequence ratio takes one advantage per sequence (B, 1); use sequence_token for one per token"
         )
 

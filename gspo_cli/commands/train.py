@@ -66,9 +66,12 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     changes = [text for text in overrides if not text.startswith("resume=")]
     for text in changes:
         key = text.lstrip("+~").split("=")[0]
-        if not any(key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in RESUMABLE):
+        if not any(
+            key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in RESUMABLE
+        ):
             raise UserError(
-                f"{key}: cannot change when a run is resumed (only {', '.join(RESUMABLE)} can); start a new run for it"
+                f"{key}: cannot change when a run is resumed (only {', '.join(RESUMABLE)} can); start a "
+                "new run for it"
             )
     node = OmegaConf.merge(saved, OmegaConf.from_dotlist(changes))
     node.resume = str(folder)

@@ -1,6 +1,8 @@
-"""From Hydra's composition, or a saved file, to a checked RunConfig. Composed once per run; torch is not imported.
+"""From Hydra's composition, or a saved file, to a checked RunConfig. Composed once per run; torch is not
+imported.
 
-`task._target_` names a dataclass that is both the schema and the object: the YAML's other keys are its fields.
+`task._target_` names a dataclass that is both the schema and the object: the YAML's other keys are its
+fields.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import importlib
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -46,7 +48,9 @@ def build_task(node: DictConfig) -> Any:
     values = OmegaConf.to_container(node, resolve=True)
     target = values.pop("_target_", None)
     if target is None:
-        raise UserError("task._target_: is missing; name the task's dataclass, e.g. gspo_cli.tasks.gsm8k.Gsm8k")
+        raise UserError(
+            "task._target_: is missing; name the task's dataclass, e.g. gspo_cli.tasks.gsm8k.Gsm8k"
+        )
     cls = locate(target, "task._target_")
     if not is_dataclass(cls):
         raise UserError(f"task._target_={target}: must be a dataclass derived from gspo_cli.tasks.base.Task")
@@ -78,7 +82,9 @@ def load_saved(path: Path) -> DictConfig:
     try:
         return OmegaConf.load(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: is not a run folder (no {path.name}); give the folder of a run") from error
+        raise UserError(
+            f"{path.parent}: is not a run folder (no {path.name}); give the folder of a run"
+        ) from error
     except Exception as error:  # a YAML parser's many errors: all mean the same to the user
         raise UserError(f"{path}: cannot be read as YAML ({error}); restore the file") from error
 
@@ -86,7 +92,9 @@ def load_saved(path: Path) -> DictConfig:
 def explain(error: Exception) -> str:
     """Hydra's and OmegaConf's errors as one sentence that names the key and the fix."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: is not an override; write key=value, and quote values with special characters"
+        return (
+            f"{error.override}: is not an override; write key=value, and quote values with special characters"
+        )
     if isinstance(error, MissingConfigException):
         return _explain_missing(error)
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
@@ -113,13 +121,13 @@ def _explain_missing(error: MissingConfigException) -> str:
 
 
 def _section(key: str) -> Any:
-    """The dataclass that holds `key`, or the root's where the path leads nowhere."""
-    here: Any = schema.RunConfig()
+    """The dataclass that holds `key`; None where the schema knows none, as for a task's settings."""
+    here: Any = schema.RunConfig
     for part in key.split(".")[:-1]:
-        here = getattr(here, part, None)
-    return here if is_dataclass(here) else schema.RunConfig
+        here = get_type_hints(here).get(part) if is_dataclass(here) else None
+    return here if is_dataclass(here) else None
 
 
 def _suggestion(name: str, cls: Any = schema.RunConfig) -> str:
-    close = difflib.get_close_matches(name, [f.name for f in fields(cls)], n=1)
+    close = difflib.get_close_matches(name, [f.name for f in fields(cls)] if cls else [], n=1)
     return f"; did you mean {close[0]}?" if close else "; `gspo-train --cfg job` shows them all"

@@ -1,157 +1,34 @@
 """Typed configuration, free of torch: one dataclass per Hydra group, defaults here and nowhere else.
 
-`__post_init__` checks ranges, `RunConfig.__post_init__` the rules that cross groups. Every message names the key and
-says what to do. Keys without a default are filled by the YAML of the chosen option.
+`__post_init__` checks ranges, `RunConfig.__post_init__` the rules that cross groups. Every message names the
+key and says what to do. Keys without a default are filled by the YAML of the chosen option.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from gspo_cli.errors import UserError
-
-
-class RatioLevel(Enum):
-    """What the importance ratio is taken over (GSPO paper: Eq. 2 token, Eq. 7 sequence, Eq. 14 sequence_token)."""
-
-    token = "token"
-    sequence = "sequence"
-    sequence_token = "sequence_token"
-
-
-class ClipMode(Enum):
-    """`min`: min(ratio A, clip(ratio) A). `stop_gradient`: sg(clip(ratio)) A log p (CISPO). `none`: ratio A."""
-
-    min = "min"
-    stop_gradient = "stop_gradient"
-    none = "none"
-
-
-class Aggregation(Enum):
-    """How token terms become one loss: mean per sequence then over sequences, mean over all trained tokens of the
-    update, or sum divided by sequences x max_completion_length (dr_grpo)."""
-
-    sequence_mean = "sequence_mean"
-    token_mean = "token_mean"
-    constant = "constant"
-
-
-class AdvantageBaseline(Enum):
-    """What is subtracted from a reward: the mean of its group, or of the other answers of its group (RLOO)."""
-
-    group_mean = "group_mean"
-    leave_one_out = "leave_one_out"
-
-
-class AdvantageScale(Enum):
-    """What the centred reward is divided by."""
-
-    group_std = "group_std"
-    batch_std = "batch_std"
-    none = "none"
-
-
-class KLEstimator(Enum):
-    """k1 = log(p/ref), subtracted from the reward; k2 = k1^2/2 and k3 = ref/p - 1 + k1, added to the loss."""
-
-    k1 = "k1"
-    k2 = "k2"
-    k3 = "k3"
-
-
-class Truncated(Enum):
-    """What to do with an answer cut by the length cap: train on it, leave it out, or subtract a penalty."""
-
-    keep = "keep"
-    mask = "mask"
-    penalise = "penalise"
-
-
-class RewardErrors(Enum):
-    """What to do when a reward raises or is not finite: stop the run, or leave the sample out of its group."""
-
-    stop = "stop"
-    exclude = "exclude"
-
-
-class Schedule(Enum):
-    """Learning-rate schedule after the warm-up."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class Device(Enum):
-    """Where tensors live."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Precision(Enum):
-    """dtype of frozen weights and of the matrix products; trained weights and log-probabilities are always fp32."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Engine(Enum):
-    """What generates answers."""
-
-    transformers = "transformers"
-
-
-class Tracker(Enum):
-    """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
-
-    none = "none"
-    wandb = "wandb"
-    tensorboard = "tensorboard"
-
-
-class WandbMode(Enum):
-    """wandb's own modes."""
-
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise UserError(message) unless `condition` holds."""
-    if not condition:
-        raise UserError(message)
-
-
-def require_positive(group: str, config: Any, *names: str) -> None:
-    """Each named field is a finite number above zero."""
-    for name in names:
-        value = getattr(config, name)
-        require(
-            math.isfinite(value) and value > 0, f"{group}.{name}={value}: must be above 0; give a positive number"
-        )
-
-
-def require_not_negative(group: str, config: Any, *names: str) -> None:
-    """Each named field is a finite number of at least zero."""
-    for name in names:
-        value = getattr(config, name)
-        require(
-            math.isfinite(value) and value >= 0, f"{group}.{name}={value}: must not be negative; give 0 or more"
-        )
-
-
-def require_fraction(group: str, config: Any, *names: str) -> None:
-    """Each named field lies in [0, 1]."""
-    for name in names:
-        value = getattr(config, name)
-        require(0 <= value <= 1, f"{group}.{name}={value}: must lie between 0 and 1")
+from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
+from gspo_cli.config.choices import (
+    AdvantageBaseline,
+    AdvantageScale,
+    Aggregation,
+    ClipMode,
+    Device,
+    Engine,
+    KLEstimator,
+    Precision,
+    RatioLevel,
+    RewardErrors,
+    Schedule,
+    Tracker,
+    Truncated,
+    WandbMode,
+)
 
 
 @dataclass
@@ -189,17 +66,16 @@ class Shape:
     positions: int = 4096
 
     def __post_init__(self) -> None:
-        positive = (
-            "hidden_size layers heads key_value_heads head_dim intermediate_size vocabulary positions".split()
-        )
-        require_positive("model.shape", self, *positive)
+        require_positive("model.shape", self, "hidden_size", "layers", "heads", "key_value_heads", "head_dim")
+        require_positive("model.shape", self, "intermediate_size", "vocabulary", "positions")
         require(
             self.heads % self.key_value_heads == 0,
             "model.shape.heads: must be a multiple of model.shape.key_value_heads",
         )
         require(
             self.experts == 0 or 0 < self.experts_per_token <= self.experts,
-            f"model.shape.experts_per_token={self.experts_per_token}: must lie between 1 and model.shape.experts",
+            f"model.shape.experts_per_token={self.experts_per_token}: must lie between 1 and "
+            "model.shape.experts",
         )
         require(
             self.vocabulary >= 300,
@@ -209,9 +85,11 @@ class Shape:
 
 @dataclass
 class ColdStart:
-    """Supervised fine-tuning on demonstrations before reinforcement learning (GSPO paper, section 5.1)."""
+    """Supervised fine-tuning on demonstrations before reinforcement learning (GSPO paper, section 5.1):
+    `steps` at most, and no more once `stop_score` is reached by greedy answers to training problems."""
 
     steps: int = 0
+    stop_score: float | None = None
     batch_size: int = 128
     learning_rate: float = 1e-3
     demonstrations: str | None = None
@@ -282,7 +160,8 @@ class AlgorithmConfig:
         if self.ratio_level is not RatioLevel.token:
             require(
                 self.aggregation is Aggregation.sequence_mean,
-                f"algorithm.aggregation={self.aggregation.value}: a sequence-level ratio needs sequence_mean; "
+                f"algorithm.aggregation={self.aggregation.value}: a sequence-level ratio needs "
+                "sequence_mean; "
                 "other aggregations weight sequences by length",
             )
             require(
@@ -293,7 +172,8 @@ class AlgorithmConfig:
         if self.clip_mode is ClipMode.min:
             require(
                 self.clip_range_left is not None and self.clip_range_right is not None,
-                "algorithm.clip_range_left, clip_range_right: clip_mode=min needs both widths; give two numbers",
+                "algorithm.clip_range_left, clip_range_right: clip_mode=min needs both widths; give two "
+                "numbers",
             )
 
     @property
@@ -326,17 +206,19 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         group, generations, answers = "training", self.generations_per_iteration, self.num_generations
-        names = "num_outer_iterations num_generations generations_per_iteration updates_per_rollout".split()
-        require_positive(group, self, *names, "max_grad_norm", "length_curriculum_iterations")
+        require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
+        require_positive(group, self, "updates_per_rollout", "max_grad_norm", "length_curriculum_iterations")
         require_not_negative(group, self, "warmup_iterations", "weight_decay")
         require_fraction(group, self, "adam_beta1", "adam_beta2")
         require(
             answers >= 2,
-            "training.num_generations=1: an answer is judged against the other answers to its prompt; use 2 or more",
+            "training.num_generations=1: an answer is judged against the other answers to its prompt; "
+            "use 2 or more",
         )
         require(
             generations % answers == 0,
-            f"training.generations_per_iteration={generations}: must be a multiple of training.num_generations="
+            f"training.generations_per_iteration={generations}: must be a multiple of "
+            "training.num_generations="
             f"{answers}; try {max(1, round(generations / answers)) * answers}",
         )
         divisors = [str(n) for n in range(1, 17) if generations % n == 0]
@@ -373,7 +255,8 @@ class HardwareConfig:
     def __post_init__(self) -> None:
         require_positive("hardware", self, "tokens_per_microbatch")
         require(
-            self.threads is None or self.threads > 0, "hardware.threads: must be above 0, or null for torch's default"
+            self.threads is None or self.threads > 0,
+            "hardware.threads: must be above 0, or null for torch's default",
         )
 
 
@@ -391,7 +274,9 @@ class RolloutConfig:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        require_positive("rollout", self, "temperature", "top_p", "max_prompt_length", "max_completion_length")
+        require_positive(
+            "rollout", self, "temperature", "top_p", "max_prompt_length", "max_completion_length"
+        )
         require_positive("rollout", self, "max_turns", "batch_size")
         require_fraction("rollout", self, "top_p")
         require_not_negative("rollout", self, "top_k")
@@ -404,7 +289,8 @@ class RolloutConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Held-out evaluation, on the same problems each time: one greedy answer, and `samples` answers for pass@k."""
+    """Held-out evaluation, on the same problems each time: one greedy answer, and `samples` answers for
+    pass@k."""
 
     every: int = 10
     problems: int = 200
@@ -465,16 +351,19 @@ class RunConfig:
         start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length
         require(
             start is None or start <= longest,
-            f"training.length_curriculum_start={start}: must not exceed rollout.max_completion_length={longest}",
+            f"training.length_curriculum_start={start}: must not exceed "
+            f"rollout.max_completion_length={longest}",
         )
         require(
-            not self.model.is_embedded or self.rollout.max_prompt_length + longest <= self.model.shape.positions,
+            not self.model.is_embedded
+            or self.rollout.max_prompt_length + longest <= self.model.shape.positions,
             f"rollout.max_prompt_length + max_completion_length: exceed model.shape.positions="
             f"{self.model.shape.positions}; lower them",
         )
 
     def max_completion_length(self, iteration: int) -> int:
-        """Length cap of an answer's turn at `iteration`: constant, or rising linearly along the curriculum."""
+        """Length cap of an answer's turn at `iteration`: constant, or rising linearly along the
+        curriculum."""
         start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length
         if start is None:
             return longest
@@ -486,20 +375,32 @@ class RunConfig:
         found = []
         algorithm, level = self.algorithm, self.algorithm.ratio_level
         widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
-        if algorithm.clip_mode is not ClipMode.none and level is RatioLevel.token and min(widths, default=1) < 0.01:
-            found.append("algorithm.clip_range: under 0.01 suits sequence ratios; token ratios usually take about 0.2")
+        if (
+            algorithm.clip_mode is not ClipMode.none
+            and level is RatioLevel.token
+            and min(widths, default=1) < 0.01
+        ):
+            found.append(
+                "algorithm.clip_range: under 0.01 suits sequence ratios; token ratios usually take about 0.2"
+            )
         if level is not RatioLevel.token and max(widths, default=0) > 0.05:
-            found.append("algorithm.clip_range: over 0.05 hardly ever clips a sequence ratio; the paper takes 3e-4")
+            found.append(
+                "algorithm.clip_range: over 0.05 hardly ever clips a sequence ratio; the paper takes 3e-4"
+            )
         if self.training.updates_per_rollout == 1:
             found.append(
-                "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, GSPO-token and "
+                "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, "
+                "GSPO-token and "
                 "sequence-mean GRPO have the same gradient"
             )
         if self.rollout.truncates:
             found.append(
-                "rollout.top_p, top_k: cut the sampled distribution, the ratio is biased by the mass left out "
+                "rollout.top_p, top_k: cut the sampled distribution, the ratio is biased by the mass "
+                "left out "
                 "(logged as sampling/truncated_mass)"
             )
         if self.task.is_benchmark:
-            found.append(f"task={self.task.name}: is a benchmark; do not report scores on problems trained on")
+            found.append(
+                f"task={self.task.name}: is a benchmark; do not report scores on problems trained on"
+            )
         return found

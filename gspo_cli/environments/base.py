@@ -1,4 +1,5 @@
-"""What an agent talks to: an environment is stepped with the agent's words and answers with the next messages."""
+"""What an agent talks to: an environment is stepped with the agent's words and answers with the next
+messages."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from gspo_cli.types import Message, Problem
 
 @dataclass(frozen=True)
 class Step:
-    """What follows an agent's turn: `messages` it hears next (none when `done`), and the turn's own reward."""
+    """What follows an agent's turn: `messages` it hears next (none when `done`), and the turn's own
+    reward."""
 
     messages: tuple[Message, ...] = ()
     done: bool = False

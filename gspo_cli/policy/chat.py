@@ -1,7 +1,8 @@
 """Conversations as token ids, with the model's own chat template or a plain documented one.
 
-Token-in, token-out: what the policy sampled is never decoded and encoded again. Only the first prompt and the messages
-between two agent turns are encoded here; the latter as the template's suffix after an assistant turn."""
+Token-in, token-out: what the policy sampled is never decoded and encoded again. Only the first prompt and
+the messages between two agent turns are encoded here; the latter as the template's suffix after an assistant
+turn."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ PLACEHOLDER = "PLACEHOLDER"
 
 
 class ChatFormat:
-    """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one that demonstrations use.
+    """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one that demonstrations
+    use.
 
     Raises UserError where the tokenizer has no end token, or its template rewrites earlier messages."""
 
@@ -49,12 +51,15 @@ class ChatFormat:
     def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
         """Ids of what follows an agent turn that ended with `last_id`, up to where the agent speaks again."""
         ids = self._encode(self._after_assistant(list(messages)))
-        # the end token that the policy sampled is its own; a cut answer is closed by the template's, untrained
+        # the end token that the policy sampled is its own; a cut answer is closed by the template's,
+        # untrained
         return ids[1:] if ids[:1] == [self.end_id] and last_id in self.stop_ids else ids
 
     def text(self, ids: list[int]) -> str:
         """What an agent turn says: without its end token and other special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ).strip()
 
     @cached_property
     def pad_id(self) -> int:
@@ -68,12 +73,16 @@ class ChatFormat:
         whole = self._render(opening + messages, generate=bool(messages))
         head, _, tail = before.rpartition(PLACEHOLDER)
         if not whole.startswith(head + PLACEHOLDER + tail.rstrip()):
-            raise UserError("model.name: its chat template rewrites earlier messages; several turns cannot be trained")
+            raise UserError(
+                "model.name: its chat template rewrites earlier messages; several turns cannot be trained"
+            )
         return whole[len(head) + len(PLACEHOLDER) :]
 
     def _render(self, messages: list[Message], generate: bool) -> str:
         conversation = [{"role": m.role, "content": m.content} for m in messages]
-        return self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generate)
+        return self.tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=generate
+        )
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -1,6 +1,7 @@
 """Models that need no download: a Qwen3 or Qwen3-MoE shape and a tokenizer trained on the task's own text.
 
-Both are written as an ordinary model folder, so that everything after goes through the code that loads any model."""
+Both are written as an ordinary model folder, so that everything after goes through the code that loads any
+model."""
 
 from __future__ import annotations
 
@@ -9,8 +10,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from gspo_cli.config.schema import Shape
 
@@ -79,7 +86,11 @@ def write_embedded(folder: Path, shape: Shape, seed: int, texts: Iterable[str]) 
     """Build tokenizer and model and save them to `folder`."""
     tokenizer = train_tokenizer(texts, shape.vocabulary)
     model = build_model(shape, len(tokenizer), seed)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    ids = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
     model.config.update(ids)
     model.generation_config.update(**ids)
     model.save_pretrained(folder)

@@ -12,18 +12,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from gspo_cli.config.schema import Device, HardwareConfig, ModelConfig, Precision
+from gspo_cli.config.choices import Device, Precision
+from gspo_cli.config.schema import HardwareConfig, ModelConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 
 transformers_logging.disable_progress_bar()
 
 
-def load_policy(name: str, model: ModelConfig, hardware: HardwareConfig, adapter: Path | None = None) -> Policy:
+def load_policy(
+    name: str, model: ModelConfig, hardware: HardwareConfig, adapter: Path | None = None
+) -> Policy:
     """The policy at `name` (hub id or folder), with a fresh LoRA adapter or the one saved in `adapter`.
 
     Trained weights are fp32 whatever the precision: bf16 rounds away updates of 1e-5. Frozen weights take the
-    precision's dtype; where all weights are trained, bf16 means autocast. Raises UserError where nothing loads."""
+    precision's dtype; where all weights are trained, bf16 means autocast. Raises UserError where nothing
+    loads."""
     bf16 = hardware.precision is Precision.bf16
     dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
     causal = _load_causal(name, model, dtype).to(torch_device(hardware))
@@ -45,7 +49,9 @@ def load_policy(name: str, model: ModelConfig, hardware: HardwareConfig, adapter
 def torch_device(hardware: HardwareConfig) -> torch.device:
     """The device of `hardware`. Raises UserError where there is no such device."""
     if hardware.device is Device.cuda and not torch.cuda.is_available():
-        raise UserError("hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES")
+        raise UserError(
+            "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
+        )
     return torch.device(hardware.device.value)
 
 
@@ -60,7 +66,8 @@ def switch_dropout_off(model: nn.Module) -> None:
 
 
 def freeze_routers(model: nn.Module, frozen: bool) -> None:
-    """Fix which experts a Mixture-of-Experts model chooses for a hidden state (router weights are `mlp.gate`)."""
+    """Fix which experts a Mixture-of-Experts model chooses for a hidden state (router weights are
+    `mlp.gate`)."""
     for name, parameter in model.named_parameters():
         if ".gate.weight" in name or ".router." in name:
             parameter.requires_grad_(not frozen)
@@ -70,14 +77,17 @@ def _load_causal(name: str, model: ModelConfig, dtype: torch.dtype) -> PreTraine
     remote = model.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
-        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, trust_remote_code=remote)
+        return AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, trust_remote_code=remote
+        )
     except (OSError, ValueError) as error:
         if Path(name).is_dir() and (Path(name) / "adapter_config.json").exists():
             reason = "is a LoRA adapter; merge it into its model first"
         else:
             reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"model.name={name}: cannot be loaded ({reason}); give a hub id or a folder with config.json and weights, "
+            f"model.name={name}: cannot be loaded ({reason}); give a hub id or a folder with "
+            "config.json and weights, "
             "or model=tiny, which needs no download"
         ) from error
 

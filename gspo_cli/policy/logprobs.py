@@ -21,19 +21,23 @@ def linear_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatu
 
 
 class LinearLogprobs(torch.autograd.Function):
-    """log p(target) and entropy under softmax(hidden @ weight.T + bias); logits are recomputed in backward."""
+    """log p(target) and entropy under softmax(hidden @ weight.T + bias); logits are recomputed in
+    backward."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """hidden (N, D), weight (V, D), bias (V,) or None, targets (N,) -> logprobs (N,), entropy (N,), both fp32."""
+        """hidden (N, D), weight (V, D), bias (V,) or None, targets (N,) -> logprobs (N,), entropy (N,), both
+        fp32."""
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for part in _chunks(len(targets), weight.shape[0]):
             logits = linear_logits(hidden[part], weight, bias, temperature)
             normaliser[part] = logits.logsumexp(dim=-1)
-            logprobs[part] = logits.gather(dim=-1, index=targets[part, None]).squeeze(dim=-1) - normaliser[part]
+            logprobs[part] = (
+                logits.gather(dim=-1, index=targets[part, None]).squeeze(dim=-1) - normaliser[part]
+            )
             probabilities = (logits - normaliser[part, None]).exp_()
             entropy[part] = normaliser[part] - (probabilities * logits).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)

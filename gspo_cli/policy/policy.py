@@ -63,7 +63,8 @@ class Policy(nn.Module):
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def forward(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is false.
+        """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is
+        false.
 
         Padding sits on the right, where causal attention never looks: no attention mask is needed."""
         return self._score(self.causal_model, token_ids, action_mask, temperature)
@@ -77,7 +78,8 @@ class Policy(nn.Module):
             return self._score(self.causal_model, token_ids, action_mask, temperature)[0]
 
     def keep_reference(self, model: PreTrainedModel) -> None:
-        """Use `model` as the frozen reference. Under LoRA none is needed: the adapter is switched off instead."""
+        """Use `model` as the frozen reference. Under LoRA none is needed: the adapter is switched off
+        instead."""
         self._frozen_reference = model.eval().requires_grad_(False)
 
     def next_token_logits(self, hidden: Tensor, temperature: float) -> Tensor:
@@ -95,7 +97,8 @@ class Policy(nn.Module):
     def updating(self) -> Iterator[None]:
         """Train mode for the length of a block, which lets gradient checkpointing act; eval mode otherwise.
 
-        In train mode checkpointing would drop the key-value cache inside generation. Dropout is 0 in both modes."""
+        In train mode checkpointing would drop the key-value cache inside generation. Dropout is 0 in both
+        modes."""
         self.model.train()
         try:
             yield
@@ -118,12 +121,15 @@ class Policy(nn.Module):
         before[:, :-1] = targets[:, 1:]
         head = causal.get_output_embeddings()
         values = LinearLogprobs.apply(hidden[before], head.weight, head.bias, token_ids[targets], temperature)
-        logprobs, entropy = (torch.zeros(targets.shape, device=hidden.device).masked_scatter(targets, v) for v in values)
+        logprobs, entropy = (
+            torch.zeros(targets.shape, device=hidden.device).masked_scatter(targets, v) for v in values
+        )
         return logprobs, entropy
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Refuse models whose logits are not a plain linear map of the last hidden state (soft caps, scales)."""
+        """Refuse models whose logits are not a plain linear map of the last hidden state (soft caps,
+        scales)."""
         causal = self.causal_model
         head = causal.get_output_embeddings()
         if type(head) is not nn.Linear:
@@ -133,7 +139,9 @@ class Policy(nn.Module):
             )
         ids = torch.arange(4, device=self.device)[None] % head.weight.shape[0]
         logits = causal(input_ids=ids, use_cache=False).logits.float()
-        ours = linear_logits(causal.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias, 1.0)
+        ours = linear_logits(
+            causal.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias, 1.0
+        )
         if not torch.allclose(logits, ours, rtol=2e-2, atol=2e-2 * logits.abs().max().item()):
             raise UserError(
                 f"model.name: {type(causal).__name__} transforms its logits after the output layer "

@@ -20,14 +20,19 @@ class RewardFunction:
     def compute_reward(
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
     ) -> RewardResult | Awaitable[RewardResult]:
-        """Judge `trajectory`, whose last agent message is `turn`; `context` holds the problem's answer and metadata."""
+        """Judge `trajectory`, whose last agent message is `turn`; `context` holds the problem's answer and
+        metadata."""
         raise NotImplementedError
 
 
 async def score(function: RewardFunction, trajectory: Trajectory) -> RewardResult:
     """The checked result of `function`. Raises RewardError where it raises or is not finite."""
     turn = next((m for m in reversed(trajectory.messages) if m.role == "assistant"), Message("assistant", ""))
-    context = {**trajectory.problem.metadata, "problem": trajectory.problem, "answer": trajectory.problem.answer}
+    context = {
+        **trajectory.problem.metadata,
+        "problem": trajectory.problem,
+        "answer": trajectory.problem.answer,
+    }
     name = type(function).__name__
     try:
         result = function.compute_reward(trajectory, turn, context)

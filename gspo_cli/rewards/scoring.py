@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from gspo_cli.config.schema import RewardErrors
+from gspo_cli.config.choices import RewardErrors
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardError, RewardFunction, score
 from gspo_cli.types import RewardResult, Trajectory
@@ -21,7 +21,8 @@ def score_all(function: RewardFunction, trajectories: Sequence[Trajectory], on_e
         if isinstance(result, RewardError):
             if on_error is RewardErrors.stop:
                 raise UserError(
-                    f"reward: {result} on problem {trajectory.problem.id}; mend it, or leave such answers out with "
+                    f"reward: {result} on problem {trajectory.problem.id}; mend it, or leave such "
+                    "answers out with "
                     "training.reward_errors=exclude"
                 ) from result
             trajectory.excluded = str(result)

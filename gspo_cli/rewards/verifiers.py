@@ -10,17 +10,13 @@ import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from functools import cache
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from threading import Lock
 from typing import Any
 
+from gspo_cli.config.checks import require
 from gspo_cli.config.compose import locate
-from gspo_cli.config.schema import require
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.rewards.maths_worker import same_mathematics
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 Verifier = Callable[[str, str], float]
@@ -43,8 +39,6 @@ STATED = re.compile(
 )
 # "B", "(B)", "B. Paris", "**B**" at the start of the text
 LEADING = re.compile(rf"^\W*{CHOICES}(?=\s*(?:$|[).:,\]}}*-]))")
-MATHS_SECONDS = 10
-MATHS_LOCK = Lock()  # without it threads receive each other's verdicts
 
 
 def exact(answer_text: str, gold: str) -> float:
@@ -82,12 +76,9 @@ def choice(answer_text: str, gold: str) -> float:
 def maths(answer_text: str, gold: str) -> float:
     """1 where both are the same mathematics for the library math-verify (Apache-2.0, extra `math`).
 
-    Judged in one worker process, ended after `MATHS_SECONDS` with a score of 0: a tower of powers must not
-    stop a run, and the library's own time limits fail outside a main thread. Raises UserError where `gold`
-    cannot be read.
+    Judged in a worker process, with 0 for what takes too long. Raises UserError where `gold` cannot be read.
     """
-    with MATHS_LOCK:
-        verdict = _ask_maths_worker(answer_text, gold)
+    verdict = same_mathematics(answer_text, gold)
     require(
         verdict is not None, f"gold answer {gold!r}: is no mathematics; write a number, or LaTeX as $...$"
     )
@@ -172,41 +163,3 @@ def gold_letter(gold: str) -> str:
 
 def _decimal(text: str) -> Decimal:
     return Decimal(text.replace(",", "").replace("$", "").replace("\u2212", "-"))
-
-
-def _ask_maths_worker(answer_text: str, gold: str) -> bool | None:
-    process, pipe = _maths_worker()
-    try:
-        pipe.send((answer_text, gold))
-        if pipe.poll(MATHS_SECONDS):
-            return pipe.recv()
-    except (EOFError, OSError):  # the worker died: an error now, a new worker for the next answer
-        _maths_worker.cache_clear()
-        raise
-    process.kill()
-    _maths_worker.cache_clear()
-    return False
-
-
-@cache
-def _maths_worker() -> tuple[BaseProcess, Connection]:
-    context = get_context("spawn")  # forking a process that holds torch's threads can deadlock
-    here, there = context.Pipe()
-    process = context.Process(target=_serve_maths, args=(there,), daemon=True)
-    process.start()
-    there.close()
-    here.recv()  # ready: imports do not count against the first answer's time
-    return process, here
-
-
-def _serve_maths(pipe: Connection) -> None:
-    import math_verify
-
-    pipe.send("ready")
-    while True:
-        try:
-            answer_text, gold = pipe.recv()
-        except EOFError:  # the parent is gone
-            return
-        expected = math_verify.parse(gold) or math_verify.parse(f"${gold}$")
-        pipe.send(math_verify.verify(expected, math_verify.parse(answer_text)) if expected else None)

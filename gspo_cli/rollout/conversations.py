@@ -1,6 +1,7 @@
 """Conversations between the policy and environments, all turns in step; a single-turn task is done after one.
 
-A crashing environment is data: its conversation ends, `excluded` holds the reason, and it leaves its group's baseline."""
+A crashing environment is data: its conversation ends, `excluded` holds the reason, and it leaves its group's
+baseline."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from gspo_cli.types import FinishReason, Message, Problem, Trajectory
 
 @dataclass(frozen=True)
 class Start:
-    """One conversation to hold. `where` places it, e.g. (iteration, prompt, sample): it fixes what is sampled;
-    `environment_seed` is shared by all answers of a group."""
+    """One conversation to hold. `where` places it, e.g. (iteration, prompt, sample): it fixes what is
+    sampled; `environment_seed` is shared by all answers of a group."""
 
     problem: Problem
     where: tuple[int, ...]
@@ -71,7 +72,8 @@ def roll_out(
     turn = 0
     while live := [(i, c) for i, c in enumerate(conversations) if not c.done]:
         requests = [
-            Request(c.trajectory.token_ids, derived_seed(seed, "sample", *c.start.where, turn), i) for i, c in live
+            Request(c.trajectory.token_ids, derived_seed(seed, "sample", *c.start.where, turn), i)
+            for i, c in live
         ]
         completions = engine.generate(requests, sampling, keep_cache=turn + 1 < limits.max_turns)
         for (_, conversation), completion in zip(live, completions, strict=True):
@@ -83,8 +85,11 @@ def roll_out(
 
 
 def opening(problem_messages: tuple[Message, ...], system_prompt: str) -> tuple[Message, ...]:
-    """What the agent first sees: the task's system prompt, where it has one, before the problem's messages."""
-    return (Message("system", system_prompt), *problem_messages) if system_prompt else problem_messages
+    """What the agent first sees: the task's system prompt, unless the problem brings its own, and the
+    messages."""
+    if not system_prompt or problem_messages[0].role == "system":
+        return problem_messages
+    return (Message("system", system_prompt), *problem_messages)
 
 
 def _open(
@@ -100,7 +105,9 @@ def _open(
     trajectory.messages = list(messages)
     _append_heard(trajectory, chat.prompt_ids(messages))
     if len(trajectory.token_ids) > limits.max_prompt_length:
-        trajectory.excluded = f"prompt of {len(trajectory.token_ids)} tokens is over rollout.max_prompt_length"
+        trajectory.excluded = (
+            f"prompt of {len(trajectory.token_ids)} tokens is over rollout.max_prompt_length"
+        )
         conversation.done = True
     return conversation
 
@@ -120,8 +127,10 @@ def _take_turn(
         _fail(conversation, error)
         return
     trajectory.turn_rewards.append(step.reward)
-    conversation.done = step.done or trajectory.num_turns >= limits.max_turns or not _continue(
-        trajectory, step, chat, sampling, limits
+    conversation.done = (
+        step.done
+        or trajectory.num_turns >= limits.max_turns
+        or not _continue(trajectory, step, chat, sampling, limits)
     )
 
 

@@ -31,8 +31,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was generated, end token included. `logprobs` are those of the whole distribution at the temperature (at 1
-    for greedy); `truncated_mass` is the mean probability that top_p and top_k left out."""
+    """What was generated, end token included. `logprobs` are those of the whole distribution at the
+    temperature (at 1 for greedy); `truncated_mass` is the mean probability that top_p and top_k left out."""
 
     token_ids: list[int]
     logprobs: list[float]

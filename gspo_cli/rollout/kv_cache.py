@@ -1,4 +1,5 @@
-"""Key-value caches that grow in place, shrink by rows, and survive from one turn of a conversation to the next.
+"""Key-value caches that grow in place, shrink by rows, and survive from one turn of a conversation to the
+next.
 
 Shapes: R rows, H key-value heads, L positions, D head size."""
 
@@ -17,7 +18,9 @@ class GrowingLayer(DynamicLayer):
 
     spare = 64  # positions added when room runs out, at least
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append (R, H, new, D) states; return all (R, H, L, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -89,4 +92,6 @@ def stack_rows(config: PreTrainedConfig, rows: list[KeptRow]) -> DynamicCache:
 def left_padding_mask(lengths: list[int], device: torch.device) -> Tensor:
     """True where a row of that length has a token, rows padded on the left. -> (R, max length)"""
     longest = max(lengths)
-    return torch.arange(longest, device=device)[None] >= longest - torch.tensor(lengths, device=device)[:, None]
+    return (
+        torch.arange(longest, device=device)[None] >= longest - torch.tensor(lengths, device=device)[:, None]
+    )

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def draw(logits: Tensor, uniform: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inverse-transform sampling. logits (R, V) at the temperature, uniform (R,) in [0, 1) -> tokens, logprobs,
-    truncated mass (R,).
+    """Inverse-transform sampling. logits (R, V) at the temperature, uniform (R,) in [0, 1) -> tokens,
+    logprobs, truncated mass (R,).
 
-    The log-probability is that of the whole distribution, so that it compares with the trainer's; what top_p and
-    top_k leave out is returned as the bias it is."""
+    The log-probability is that of the whole distribution, so that it compares with the trainer's; what top_p
+    and top_k leave out is returned as the bias it is."""
     logprobs = logits.log_softmax(dim=-1)
     probabilities = logprobs.double().exp()
     if top_p < 1 or top_k > 0:
@@ -22,7 +22,11 @@ def draw(logits: Tensor, uniform: Tensor, top_p: float, top_k: int) -> tuple[Ten
     mass = cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, uniform[:, None].double() * mass, right=True)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    return tokens.squeeze(dim=1), logprobs.gather(dim=-1, index=tokens).squeeze(dim=1), (1 - mass.squeeze(dim=1)).clamp(min=0).float()
+    return (
+        tokens.squeeze(dim=1),
+        logprobs.gather(dim=-1, index=tokens).squeeze(dim=1),
+        (1 - mass.squeeze(dim=1)).clamp(min=0).float(),
+    )
 
 
 def greedy(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

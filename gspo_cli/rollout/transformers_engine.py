@@ -1,7 +1,7 @@
 """Generation with the trained model itself: prompts prefilled once per group, finished rows leave the batch.
 
-Shapes: R rows, L positions. A row is [left padding | prompt | generated]; after a resumed turn the middle may hold
-padding too, which the mask leaves out."""
+Shapes: R rows, L positions. A row is [left padding | prompt | generated]; after a resumed turn the middle
+may hold padding too, which the mask leaves out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ SHRINK_BELOW = 0.8  # share of unfinished rows under which the batch is cut to t
 
 @dataclass
 class _Batch:
-    """Rows in flight: `mask` (R, L) is true on real tokens, `lengths` (R,) counts them, `hidden` (R, D) predicts the next token."""
+    """Rows in flight: `mask` (R, L) is true on real tokens, `lengths` (R,) counts them, `hidden` (R, D)
+    predicts the next token."""
 
     cache: DynamicCache
     mask: Tensor
@@ -99,7 +100,8 @@ class TransformersEngine:
     def _forward(
         self, cache: DynamicCache, mask: Tensor, ids: Sequence[Sequence[int]], past: Tensor
     ) -> _Batch:
-        """Feed ragged `ids`, padded on the left, after `past` (R,) tokens. `mask` (R, L) covers cache and ids."""
+        """Feed ragged `ids`, padded on the left, after `past` (R,) tokens. `mask` (R, L) covers cache and
+        ids."""
         past = past.to(mask.device)
         width = max(len(row) for row in ids)
         tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=mask.device)
@@ -149,7 +151,15 @@ class TransformersEngine:
                 batch, rows, drawn = batch.select(live), rows[live], tuple(value[live] for value in drawn)
             batch = self._advance(batch, drawn[0])
         if keep_cache:
-            self._keep(batch, rows, torch.ones_like(rows, dtype=torch.bool), requests, tokens, new_lengths, prompt_width)
+            self._keep(
+                batch,
+                rows,
+                torch.ones_like(rows, dtype=torch.bool),
+                requests,
+                tokens,
+                new_lengths,
+                prompt_width,
+            )
         return _completions(tokens, logprobs, truncated, new_lengths, stopped)
 
     def _draw(self, hidden: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +170,9 @@ class TransformersEngine:
 
     def _advance(self, batch: _Batch, drawn: Tensor) -> _Batch:
         mask = torch.cat([batch.mask, torch.ones_like(batch.mask[:, :1])], dim=1)
-        hidden = self._run(drawn[:, None], batch.lengths[:, None], mask if batch.padded else None, batch.cache)
+        hidden = self._run(
+            drawn[:, None], batch.lengths[:, None], mask if batch.padded else None, batch.cache
+        )
         return _Batch(batch.cache, mask, batch.lengths + 1, hidden, batch.padded)
 
     def _keep(
@@ -173,7 +185,8 @@ class TransformersEngine:
         new_lengths: Tensor,
         prompt_width: int,
     ) -> None:
-        """Set aside the caches of the `chosen` rows: the prompt and all generated tokens but the last, never fed."""
+        """Set aside the caches of the `chosen` rows: the prompt and all generated tokens but the last, never
+        fed."""
         for row in chosen.nonzero().squeeze(dim=1).tolist():
             index = int(rows[row])
             fed = int(new_lengths[index]) - 1
@@ -186,7 +199,9 @@ class TransformersEngine:
 
 
 def _extends(row: KeptRow, request: Request) -> bool:
-    return request.prompt_ids[: len(row.token_ids)] == row.token_ids and len(request.prompt_ids) > len(row.token_ids)
+    return request.prompt_ids[: len(row.token_ids)] == row.token_ids and len(request.prompt_ids) > len(
+        row.token_ids
+    )
 
 
 def _uniforms(seeds: list[int], steps: int, device: torch.device) -> Tensor:
@@ -198,7 +213,9 @@ def _uniforms(seeds: list[int], steps: int, device: torch.device) -> Tensor:
 def _completions(
     tokens: Tensor, logprobs: Tensor, truncated: Tensor, new_lengths: Tensor, stopped: Tensor
 ) -> list[Completion]:
-    lists = zip(*(value.tolist() for value in (tokens, logprobs, truncated, new_lengths, stopped)), strict=True)
+    lists = zip(
+        *(value.tolist() for value in (tokens, logprobs, truncated, new_lengths, stopped)), strict=True
+    )
     return [
         Completion(
             token_ids=ids[:length],

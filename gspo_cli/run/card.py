@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from gspo_cli.config.schema import (
+from gspo_cli.config.choices import (
     AdvantageBaseline,
     AdvantageScale,
     Aggregation,
-    AlgorithmConfig,
     ClipMode,
     KLEstimator,
     RatioLevel,
-    RunConfig,
     Schedule,
     Truncated,
 )
+from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.policy.policy import Policy
 
 RATIOS = {
     RatioLevel.token: ("w_t", "w_t = pi(y_t) / pi_old(y_t), per token"),
-    RatioLevel.sequence: ("s", "s = exp(mean_t log pi(y_t)/pi_old(y_t)), per answer [arXiv 2507.18071 Eq. 7]"),
-    RatioLevel.sequence_token: ("s_t", "s_t = sg[s] pi(y_t)/sg[pi(y_t)]: value per answer, gradient per token [Eq. 14]"),
+    RatioLevel.sequence: (
+        "s",
+        "s = exp(mean_t log pi(y_t)/pi_old(y_t)), per answer [arXiv 2507.18071 Eq. 7]",
+    ),
+    RatioLevel.sequence_token: (
+        "s_t",
+        "s_t = sg[s] pi(y_t)/sg[pi(y_t)]: value per answer, gradient per token [Eq. 14]",
+    ),
 }
 MEANS = {
     Aggregation.sequence_mean: "mean over answers of the mean over their trained tokens",
@@ -70,20 +75,25 @@ def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldo
     rate = f"{algorithm.learning_rate:g}"
     if training.schedule is not Schedule.constant or training.warmup_iterations:
         rate += f", {training.schedule.value} after {training.warmup_iterations} warm-up iterations"
+    reference = "adapter off" if policy.has_adapter else "frozen copy"
+    parameters = f"{trained:,} trained of {total:,}"
     facts = {
         "objective": f"{formula(algorithm)}   ({MEANS[algorithm.aggregation]})",
         "ratio": RATIOS[algorithm.ratio_level][1],
         "advantage": advantage_formula(algorithm),
-        "reference": "none (beta = 0)" if algorithm.beta == 0 else "adapter off" if policy.has_adapter else "frozen copy",
-        "iteration": f"{training.prompts_per_iteration} prompts x {training.num_generations} answers = {answers} answers "
-        f"-> {training.updates_per_rollout} updates of {training.answers_per_update} answers",
-        "run": f"{training.num_outer_iterations} iterations = {training.num_outer_iterations * answers:,} answers, "
-        f"{steps:,} updates; about {_epochs(config, train_problems):.2g} epochs of {train_problems:,} problems",
+        "reference": reference if algorithm.beta > 0 else "none (beta = 0)",
+        "iteration": f"{training.prompts_per_iteration} prompts x {training.num_generations} answers"
+        f" = {answers} answers -> {training.updates_per_rollout} updates of "
+        f"{training.answers_per_update} answers",
+        "run": f"{training.num_outer_iterations} iterations"
+        f" = {training.num_outer_iterations * answers:,} answers, {steps:,} updates;"
+        f" about {_epochs(config, train_problems):.2g} epochs of {train_problems:,} problems",
         "micro-batch": f"up to {config.hardware.tokens_per_microbatch:,} tokens, padding included",
-        "sampling": f"temperature {rollout.temperature:g}, top_p {rollout.top_p:g}, top_k {rollout.top_k or 'off'}; "
-        f"prompts to {rollout.max_prompt_length}, answers to {rollout.max_completion_length} tokens",
+        "sampling": f"temperature {rollout.temperature:g}, top_p {rollout.top_p:g},"
+        f" top_k {rollout.top_k or 'off'};"
+        f" prompts to {rollout.max_prompt_length}, answers to {rollout.max_completion_length} tokens",
         "learning": f"AdamW, rate {rate}; gradient norm to {training.max_grad_norm:g}",
-        "parameters": f"{trained:,} trained of {total:,}" + (f" (LoRA r={config.model.lora_r})" if policy.has_adapter else ""),
+        "parameters": f"{parameters} (LoRA r={config.model.lora_r})" if policy.has_adapter else parameters,
         "memory": memory_estimate(config, policy),
         "held-out": f"{heldout_problems} problems, greedy and {config.evaluation.samples} samples each",
     }
@@ -93,13 +103,16 @@ def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldo
 
 
 def memory_estimate(config: RunConfig, policy: Policy) -> str:
-    """Upper estimate in GiB: weights, gradients and AdamW states, activations of a micro-batch, key-value cache."""
+    """Upper estimate in GiB: weights, gradients and AdamW states, activations of a micro-batch, key-value
+    cache."""
     shape = policy.causal_model.config.get_text_config()
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     optimizer = sum(p.numel() for p in policy.trainable()) * 12  # gradient and two moments, fp32
     width = next(policy.causal_model.parameters()).element_size()
-    kept = 2 if config.model.gradient_checkpointing else 34  # values per token, layer and hidden unit kept for backward
+    kept = (
+        2 if config.model.gradient_checkpointing else 34
+    )  # values per token, layer and hidden unit kept for backward
     activations = config.hardware.tokens_per_microbatch * layers * hidden * kept * width
     length = config.rollout.max_prompt_length + config.rollout.max_completion_length
     rows = min(config.rollout.batch_size, config.training.generations_per_iteration)
@@ -109,7 +122,9 @@ def memory_estimate(config: RunConfig, policy: Policy) -> str:
     parts = {"weights": weights, "optimizer": optimizer, "activations": activations, "cache": cache}
     gib = 2**30
     total = (weights + optimizer + max(activations, cache)) / gib
-    return f"about {total:.2f} GiB at most (" + ", ".join(f"{k} {v / gib:.2f}" for k, v in parts.items()) + ")"
+    return (
+        f"about {total:.2f} GiB at most (" + ", ".join(f"{k} {v / gib:.2f}" for k, v in parts.items()) + ")"
+    )
 
 
 def _epochs(config: RunConfig, train_problems: int) -> float:

@@ -348,15 +348,20 @@ class LiveConsole:
     def _conversations(self) -> list[RenderableType]:
         if not self._samples:
             return []
-        judged = max(24, self._console.width // 4)
-        said = (self._console.width - judged - 4) // 2
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for name, width in (("prompt", said), ("answer", said), ("reward", judged)):
-            table.add_column(name, width=width, no_wrap=True, overflow="ellipsis")
-        for sample in self._samples:
-            table.add_row(*_row(sample, said))
         title = Text(f"conversations of iteration {self._samples[0].iteration}", "dim")
-        return [Rule(title, align="left", style="dim"), table]
+        return [Rule(title, align="left", style="dim"), samples_table(self._samples, self._console.width)]
+
+
+def samples_table(samples: Sequence[Sample], width: int) -> Table:
+    """Conversations in two lines each, `width` terminal cells wide."""
+    judged = max(24, width // 4)
+    said = (width - judged - 4) // 2
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, cells in (("prompt", said), ("answer", said), ("reward", judged)):
+        table.add_column(name, width=cells, no_wrap=True, overflow="ellipsis")
+    for sample in samples:
+        table.add_row(*_row(sample, said))
+    return table
 
 
 def _bar(total: int, done: int) -> ProgressBar:
@@ -379,10 +384,12 @@ def _row(sample: Sample, width: int) -> tuple[Text, Text, Text]:
         "truncated" * (sample.finish_reason == "length"),
     ]
     parts = ", ".join(f"{name} {number(value)}" for name, value in sample.components.items())
-    style = "green" if sample.advantage > 0 else "yellow" if sample.advantage < 0 else "dim"
+    advantage = sample.advantage or 0.0  # an evaluation has none
+    style = "green" if advantage > 0 else "yellow" if advantage < 0 else ""
+    compared = "" if sample.advantage is None else f"  advantage {advantage:+.2f}"
     cells = (
-        (tail(clean(prompt), width), "", "  ".join(filter(None, about))),
+        (tail(clean(prompt), width), "", " · ".join(filter(None, about))),
         (clean(answer), "", f"expected {sample.expected}"),
-        (f"{score(sample.reward)}  advantage {sample.advantage:+.2f}", style, sample.excluded or parts),
+        (score(sample.reward) + compared, style, sample.excluded or parts),
     )
     return tuple(Text.assemble((top, style), "\n", (clean(below), "dim")) for top, style, below in cells)

@@ -1,7 +1,7 @@
 """The run folder: the contract that reports and people read.
 
-config.yaml (resolved), card.txt, metrics.jsonl, evals.jsonl, samples.jsonl, checkpoints/, initial_model/ (where the
-model was made here), summary.json."""
+config.yaml (resolved), card.txt, metrics.jsonl, evals.jsonl, samples.jsonl, checkpoints/, initial_model/
+(where the model was made here), summary.json."""
 
 from __future__ import annotations
 
@@ -39,15 +39,19 @@ class RunFolder:
         return self.path / "initial_model"
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder for a new run. Raises UserError where one is there already or nothing can be written."""
+        """Make the folder for a new run. Raises UserError where one is there already or nothing can be
+        written."""
         if self.config.exists():
             raise UserError(
-                f"{self.path}: holds a run already; continue it with resume={self.path}, or choose another hydra.run.dir"
+                f"{self.path}: holds a run already; continue it with resume={self.path}, or choose "
+                "another hydra.run.dir"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"hydra.run.dir={self.path}: cannot be created ({error.strerror}); choose another") from error
+            raise UserError(
+                f"hydra.run.dir={self.path}: cannot be created ({error.strerror}); choose another"
+            ) from error
         write_atomically(self.config, config_yaml)
 
     def append(self, log: str, record: Mapping[str, Any]) -> None:
@@ -58,7 +62,8 @@ class RunFolder:
                 file.write(line + "\n")
         except OSError as error:
             raise UserError(
-                f"{self.path / log}: cannot be written ({error.strerror}); free space, then resume={self.path}"
+                f"{self.path / log}: cannot be written ({error.strerror}); free space, then "
+                f"resume={self.path}"
             ) from error
 
     def read(self, log: str) -> list[dict[str, Any]]:

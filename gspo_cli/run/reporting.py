@@ -1,10 +1,13 @@
-"""What a run tells people while it goes, free of torch. `gspo_cli.run.console` shows it; trackers mirror the numbers."""
+"""What a run tells people while it goes, free of torch. `gspo_cli.run.console` shows it; trackers mirror the
+numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from gspo_cli.types import Trajectory
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,23 @@ class Sample:
     reward: float | None
     components: Mapping[str, float] = field(default_factory=dict)
     finish_reason: str = "stop"
-    advantage: float = 0.0
+    advantage: float | None = None
     excluded: str | None = None
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, iteration: int, advantage: float | None = None) -> Sample:
+        """What is shown of `trajectory`."""
+        return cls(
+            iteration=iteration,
+            problem_id=trajectory.problem.id,
+            messages=[{"role": m.role, "content": m.content} for m in trajectory.messages],
+            expected=trajectory.problem.answer,
+            reward=trajectory.reward,
+            components=dict(trajectory.components),
+            finish_reason=trajectory.finish_reason.value,
+            advantage=advantage,
+            excluded=trajectory.excluded,
+        )
 
 
 class Reporter(Protocol):

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gspo_cli.config.schema import LoggingConfig, Tracker, WandbMode
+from gspo_cli.config.choices import Tracker, WandbMode
+from gspo_cli.config.schema import LoggingConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
 

@@ -116,7 +116,7 @@ def _ending(summary: Record) -> str:
         "completed": f"Completed {done}: {run}.",
         "interrupted": f"Interrupted after {done}: {run}.",
         "stopped_early": f"Stopped early after {done}: {run}.",
-        "failed": f"Failed after {done}: {run}; the numbers end there.",
+        "failed": f"Failed after {done}: {run}.",
     }[summary["status"]]
 
 
@@ -127,7 +127,7 @@ def _held_out(first: Record | None, last: Record | None) -> str:
         return "No held-out evaluation was made: nothing is known about problems outside training."
     if first is None or last is None or first["iteration"] == last["iteration"]:
         at = f"at iteration {known['iteration']}: {known['score']:.3f} on {known['num_problems']} problems"
-        return f"One held-out evaluation, {at}; there is no other to compare it with."
+        return f"One held-out evaluation, {at}; there is no other to compare with."
     before, after, on = first["score"], last["score"], f"on {last['num_problems']} problems"
     if before == after:
         return f"Held-out score did not improve: {after:.3f} before and after, {on}."

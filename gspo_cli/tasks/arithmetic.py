@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from gspo_cli.config.schema import require, require_positive
+from gspo_cli.config.checks import require, require_positive
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.verifiers import VerifierReward
 from gspo_cli.tasks.base import Task
@@ -55,7 +55,7 @@ class Arithmetic(Task):
     @cached_property
     def _split(self) -> Split:
         problems = [self._problem(first, second) for first, second in self._pairs()]
-        return split(problems, self.heldout, lambda p: str(sorted(p.metadata["terms"])), self.system_prompt)
+        return split(problems, self.heldout, lambda p: str(sorted(p.metadata["terms"])))
 
     def _pairs(self) -> Iterable[tuple[int, int]]:
         bound = 10**self.digits

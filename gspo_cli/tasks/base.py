@@ -14,7 +14,8 @@ from gspo_cli.types import Demonstration, Problem
 
 @dataclass
 class Task:
-    """Base of all tasks. `train_problems` and `heldout_problems` never overlap and do not depend on the run's seed."""
+    """Base of all tasks. `train_problems` and `heldout_problems` never overlap and do not depend on the
+    run's seed."""
 
     name: str
     license: str
@@ -23,7 +24,8 @@ class Task:
     system_prompt: str = ""
 
     def train_problems(self) -> Sequence[Problem]:
-        """All problems to train on, in a fixed order; the run shuffles them. Raises UserError on unusable files."""
+        """All problems to train on, in a fixed order; the run shuffles them. Raises UserError on unusable
+        files."""
         raise NotImplementedError
 
     def heldout_problems(self) -> Sequence[Problem]:

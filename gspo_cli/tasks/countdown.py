@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import combinations, islice
 from typing import Any
 
-from gspo_cli.config.schema import require, require_fraction, require_positive
+from gspo_cli.config.checks import require, require_fraction, require_positive
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.tasks.base import Task
@@ -63,7 +63,7 @@ class Countdown(Task):
             found.extend(self._problem(hand, target, answer) for target, answer in targets)
             if len(found) >= PROBLEMS:
                 break
-        return split(found, self.heldout, lambda problem: problem.id, self.system_prompt)
+        return split(found, self.heldout, lambda problem: problem.id)
 
     def _hands(self) -> Iterator[tuple[int, ...]]:
         random = generator(0, "countdown", self.numbers, self.largest)

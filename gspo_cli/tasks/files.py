@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gspo_cli.config.schema import require, require_positive
+from gspo_cli.config.checks import require, require_positive
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.base import Task
 from gspo_cli.types import Demonstration, Message, Problem
@@ -100,12 +100,11 @@ def split(
     problems: Sequence[Problem],
     heldout: int | Sequence[Problem],
     key: Callable[[Problem], str],
-    system_prompt: str,
 ) -> Split:
     """Hold out the given problems, or the first `heldout` in the order of a hash of `key`.
 
-    Problems with equal keys never stand on both sides. No seed moves the split, nor does `system_prompt`,
-    which opens every conversation that has no system message. Raises UserError where train is empty.
+    Problems with equal keys never stand on both sides, and no seed moves the split. Raises UserError where
+    train is empty.
     """
     ordered = sorted(problems, key=lambda problem: hashlib.sha256(key(problem).encode()).digest())
     counted = isinstance(heldout, int)
@@ -114,14 +113,7 @@ def split(
     train = [problem for problem in rest if key(problem) not in keys]
     setting = f"task.heldout={heldout}" if counted else "task.heldout_path"
     require(train != [], f"{setting}: leaves none of {len(problems)} problems to train on; hold out fewer")
-    sides = [tuple(_opened(problem, system_prompt) for problem in side) for side in (train, held)]
-    return Split(*sides, dropped=len(rest) - len(train))
-
-
-def _opened(problem: Problem, system_prompt: str) -> Problem:
-    if not system_prompt or problem.messages[0].role == "system":
-        return problem
-    return replace(problem, messages=(Message("system", system_prompt), *problem.messages))
+    return Split(tuple(train), tuple(held), dropped=len(rest) - len(train))
 
 
 @dataclass
@@ -157,7 +149,7 @@ class FileTask(Task):
     def _split(self) -> Split:
         held = self._read(self.heldout_path, "task.heldout_path") if self.heldout_path else self.heldout
         problems = self._read(self.path, "task.path")
-        return split(problems, held, lambda problem: repr(problem.messages), self.system_prompt)
+        return split(problems, held, lambda problem: repr(problem.messages))
 
     def _read(self, path: str, key: str) -> list[Problem]:
         return [self.problem(row, f"{path}:{number}") for number, row in read_jsonl(path, key)]

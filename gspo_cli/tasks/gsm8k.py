@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gspo_cli.config.schema import require
+from gspo_cli.config.checks import require
 from gspo_cli.rewards.verifiers import VerifierReward, check_gold
 from gspo_cli.tasks.files import FileTask, text_field
 from gspo_cli.types import Demonstration, Message, Problem

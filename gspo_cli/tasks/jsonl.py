@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gspo_cli.config.schema import require
+from gspo_cli.config.checks import require
 from gspo_cli.rewards.verifiers import VerifierReward, check_gold, resolve_verifier
 from gspo_cli.tasks.files import FileTask, prompt_messages
 from gspo_cli.types import Problem
@@ -14,10 +14,7 @@ from gspo_cli.types import Problem
 
 @dataclass
 class JsonlTask(FileTask):
-    """Lines `{"prompt": text, "answer": text or number}`, or "messages" for "prompt"; "id" is optional.
-
-    A line whose messages open with a system message keeps it; the others get `system_prompt`.
-    """
+    """Lines `{"prompt": text, "answer": text or number}`, or "messages" for "prompt"; "id" is optional."""
 
     verifier: str = "exact"
 

@@ -41,17 +41,22 @@ def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Bat
     length = max(sample.length for sample in samples)
     trajectories = [sample.trajectory for sample in samples]
     width = length if any(len(sample.advantages) > 1 for sample in samples) else 1
-    advantages = [s.advantages * s.length if len(s.advantages) < width and width > 1 else s.advantages for s in samples]
+    advantages = [
+        s.advantages * s.length if len(s.advantages) < width and width > 1 else s.advantages for s in samples
+    ]
     return Batch(
         token_ids=_padded([t.token_ids for t in trajectories], length, pad_id, torch.long, device),
         action_mask=_padded([t.action_mask for t in trajectories], length, False, torch.bool, device),
-        sampling_logprobs=_padded([t.sampling_logprobs for t in trajectories], length, 0.0, torch.float32, device),
+        sampling_logprobs=_padded(
+            [t.sampling_logprobs for t in trajectories], length, 0.0, torch.float32, device
+        ),
         advantages=_padded(advantages, width, 0.0, torch.float32, device),
     )
 
 
 def split_by_tokens(samples: Sequence[Sample], budget: int) -> list[list[Sample]]:
-    """Micro-batches of similar length, longest first, each at most `budget` tokens with padding (or one sequence)."""
+    """Micro-batches of similar length, longest first, each at most `budget` tokens with padding (or one
+    sequence)."""
     batches: list[list[Sample]] = []
     for sample in sorted(samples, key=lambda s: -s.length):  # stable: equal lengths keep their order
         if not batches or batches[-1][0].length * (len(batches[-1]) + 1) > budget:

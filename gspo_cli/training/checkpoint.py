@@ -1,7 +1,7 @@
 """Checkpoints: whole or not there. `last` and `best` are links; the newest few and the best stay.
 
-A checkpoint holds the model (loadable with `from_pretrained`) and trainer.pt: optimizer and counters. There is no
-random state to keep: all randomness derives from the seed and the iteration."""
+A checkpoint holds the model (loadable with `from_pretrained`) and trainer.pt: optimizer and counters. There
+is no random state to keep: all randomness derives from the seed and the iteration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from gspo_cli.training.update import Updater
 
 @dataclass
 class TrainerState:
-    """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all sessions."""
+    """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all
+    sessions."""
 
     iteration: int = 0
     cursor: int = 0
@@ -60,11 +61,16 @@ class Checkpoints:
         try:
             with folder_written_whole(target) as temporary:
                 policy.save(temporary)
-                saved = {"state": asdict(state), "optimizer": updater.optimizer.state_dict(), "steps": updater.steps}
+                saved = {
+                    "state": asdict(state),
+                    "optimizer": updater.optimizer.state_dict(),
+                    "steps": updater.steps,
+                }
                 torch.save(saved, temporary / "trainer.pt")
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"{target}: cannot be saved ({' '.join(str(error).split())}); earlier checkpoints are whole: free "
+                f"{target}: cannot be saved ({' '.join(str(error).split())}); earlier checkpoints are "
+                "whole: free "
                 f"space, then continue with resume={self.folder.parent}"
             ) from error
         point(self.folder / "last", target)

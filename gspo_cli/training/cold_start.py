@@ -1,7 +1,9 @@
-"""The model before reinforcement learning: loaded, or built here; and supervised fine-tuning on demonstrations.
+"""The model before reinforcement learning: loaded, or built here; and supervised fine-tuning on
+demonstrations.
 
-The paper starts from a cold-start model too (section 5.1). The result is an ordinary model folder, so that everything
-after loads it like any other; under LoRA the adapter is merged first, and training adds a fresh one."""
+The paper starts from a cold-start model too (section 5.1). The result is an ordinary model folder, so that
+everything after loads it like any other; under LoRA the adapter is merged first, and training adds a fresh
+one."""
 
 from __future__ import annotations
 
@@ -23,20 +25,24 @@ from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
 from gspo_cli.rollout.conversations import opening
+from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.files import folder_written_whole
 from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
+from gspo_cli.training.evaluation import greedy_score
 from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
 
 Progress = Callable[[str, int, int, str], None]
 MAX_GRAD_NORM = 1.0
+SCORE_EVERY, SCORE_PROBLEMS = 10, 100  # how often, and on how many training problems, competence is measured
 
 
 def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: Progress) -> str:
     """Where to load the model from: `model.name`, or `initial_model` where it is built or cold-started here.
 
-    The result of a cold start is cached by everything it depends on. Raises UserError without demonstrations."""
+    The result of a cold start is cached by everything it depends on. Raises UserError without
+    demonstrations."""
     model = config.model
     if initial_model.exists():
         return str(initial_model)
@@ -61,7 +67,9 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     return str(initial_model)
 
 
-def encode_demonstration(chat: ChatFormat, demonstration: Demonstration, system_prompt: str = "") -> Trajectory:
+def encode_demonstration(
+    chat: ChatFormat, demonstration: Demonstration, system_prompt: str = ""
+) -> Trajectory:
     """A demonstration as the trajectory that the policy would have produced by saying the same."""
     messages = list(opening(demonstration.messages, system_prompt))
     ids: list[int] = []
@@ -82,9 +90,16 @@ def encode_demonstration(chat: ChatFormat, demonstration: Demonstration, system_
 
 
 def fine_tune(
-    policy: Policy, trajectories: Sequence[Trajectory], cold: ColdStart, token_budget: int, progress: Progress
+    policy: Policy,
+    trajectories: Sequence[Trajectory],
+    cold: ColdStart,
+    token_budget: int,
+    progress: Progress,
+    score: Callable[[], float],
 ) -> None:
-    """Minimise the mean negative log-probability of demonstrated tokens; the rate falls linearly to a tenth."""
+    """Minimise the mean negative log-probability of demonstrated tokens; the rate falls linearly to a tenth.
+
+    Ends early once `score`, asked every SCORE_EVERY steps, reaches `cold.stop_score`."""
     optimizer = torch.optim.AdamW(policy.trainable(), lr=cold.learning_rate, weight_decay=0.0)
     for step in range(cold.steps):
         chosen = generator(cold.seed, "cold start", step).integers(len(trajectories), size=cold.batch_size)
@@ -103,6 +118,10 @@ def fine_tune(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress("cold start", step + 1, cold.steps, f"loss {total:.3f}")
+        due = cold.stop_score is not None and (step + 1) % SCORE_EVERY == 0
+        if due and (reached := score()) >= cold.stop_score:
+            progress("cold start", cold.steps, cold.steps, f"score {reached:.2f} after {step + 1} steps")
+            return
 
 
 def _cold_start(
@@ -113,8 +132,16 @@ def _cold_start(
     trajectories = [encode_demonstration(policy.chat, d, task.system_prompt) for d in demonstrations]
     fitting = [t for t in trajectories if len(t.token_ids) <= policy.max_positions]
     if not fitting:
-        raise UserError("model.cold_start.demonstrations: all are longer than the model's context; shorten them")
-    fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress)
+        raise UserError(
+            "model.cold_start.demonstrations: all are longer than the model's context; shorten them"
+        )
+    engine = TransformersEngine(policy, config.rollout.batch_size)
+    problems = task.train_problems()[:SCORE_PROBLEMS]
+
+    def score() -> float:
+        return greedy_score(config, task, task.reward(), engine, policy.chat, problems)
+
+    fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress, score)
     if policy.has_adapter:
         policy.model = policy.model.merge_and_unload()
     policy.save(folder)
@@ -127,7 +154,8 @@ def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
     demonstrations = task.demonstrations()
     if cold.steps and not demonstrations:
         raise UserError(
-            f"model.cold_start.steps={cold.steps}: task={task.name} has no demonstrations; give a JSONL file in "
+            f"model.cold_start.steps={cold.steps}: task={task.name} has no demonstrations; give a JSONL "
+            "file in "
             "model.cold_start.demonstrations, or set model.cold_start.steps=0"
         )
     return demonstrations

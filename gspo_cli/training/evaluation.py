@@ -35,9 +35,11 @@ def evaluate(
     problems: Sequence[Problem],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """One greedy answer per problem, and `evaluation.samples` sampled ones. Returns the record and the greedy answers.
+    """One greedy answer per problem, and `evaluation.samples` sampled ones. Returns the record and the
+    greedy answers.
 
-    score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the samples."""
+    score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the
+    samples."""
     samples = config.evaluation.samples
     sampling = Sampling(0.0, 1.0, 0, config.rollout.max_completion_length, chat.stop_ids)
     greedy = _answers(config, task, reward, engine, chat, problems, sampling, 1)
@@ -63,6 +65,19 @@ def evaluate(
             record[f"pass@{k}"] = _mean([pass_at_k(samples, count, k) for count in solved])
     progress(1 + samples, 1 + samples)
     return record, greedy
+
+
+def greedy_score(
+    config: RunConfig,
+    task: Task,
+    reward: RewardFunction,
+    engine: RolloutEngine,
+    chat: ChatFormat,
+    problems: Sequence[Problem],
+) -> float:
+    """Share of `problems` solved greedily, and nothing else."""
+    sampling = Sampling(0.0, 1.0, 0, config.rollout.max_completion_length, chat.stop_ids)
+    return _mean([_solved(t) for t in _answers(config, task, reward, engine, chat, problems, sampling, 1)])
 
 
 def _answers(

@@ -23,7 +23,10 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
     return {
         "reward": mean([t.reward for t in scored]),
         "reward_std": mean(spreads),
-        **{f"rewards/{part}/mean": mean([t.components[part] for t in scored if part in t.components]) for part in parts},
+        **{
+            f"rewards/{part}/mean": mean([t.components[part] for t in scored if part in t.components])
+            for part in parts
+        },
         "completions/mean_length": mean(lengths),
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
@@ -34,7 +37,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
 
 
 def update_metrics(report: UpdateReport) -> dict[str, Any]:
-    """What the updates did. Clip shares are of all trained tokens and sequences, A = 0 included as unclipped."""
+    """What the updates did. Clip shares are of all trained tokens and sequences, A = 0 included as
+    unclipped."""
     stats = report.stats
     tokens, sequences, ratios = max(1, report.tokens), max(1, report.sequences), max(1.0, stats.ratios)
     deviation = stats.deviation_sum / ratios

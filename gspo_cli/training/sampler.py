@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gspo_cli.algorithm.advantages import group_advantages, has_spread
-from gspo_cli.config.schema import KLEstimator, RunConfig, Truncated
+from gspo_cli.config.choices import KLEstimator, Truncated
+from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rewards.base import RewardFunction
@@ -40,18 +41,25 @@ class Sampled:
 
 
 class GroupSampler:
-    """Samples `prompts_per_iteration` groups of `num_generations` answers with the policy's current weights."""
+    """Samples `prompts_per_iteration` groups of `num_generations` answers with the policy's current
+    weights."""
 
     def __init__(
-        self, config: RunConfig, task: Task, reward: RewardFunction, engine: RolloutEngine, chat: ChatFormat,
+        self,
+        config: RunConfig,
+        task: Task,
+        reward: RewardFunction,
+        engine: RolloutEngine,
+        chat: ChatFormat,
         order: ProblemOrder,
     ) -> None:
         self.config, self.task, self.reward = config, task, reward
         self.engine, self.chat, self.order = engine, chat, order
 
     def sample(self, iteration: int, cursor: int, clock: Clock) -> Sampled:
-        """Draw problems from `cursor` on. With dynamic sampling, draw more until enough groups have different rewards
-        or the rounds are used up; groups that teach nothing then fill the rest, so that the step keeps its size."""
+        """Draw problems from `cursor` on. With dynamic sampling, draw more until enough groups have
+        different rewards or the rounds are used up; groups that teach nothing then fill the rest, so that
+        the step keeps its size."""
         algorithm, wanted = self.config.algorithm, self.config.training.prompts_per_iteration
         rounds = algorithm.dynamic_sampling_max_rounds if algorithm.dynamic_sampling else 1
         informative: list[Group] = []
@@ -78,7 +86,9 @@ class GroupSampler:
         samples = [Sample(self._trainable(t), [0.0]) for group in groups for t in group]
         algorithm = self.config.algorithm
         if algorithm.beta > 0 and algorithm.kl_estimator is KLEstimator.k1:
-            rewards = rewards - algorithm.beta * torch.tensor(updater.reward_kl(samples)).reshape(rewards.shape)
+            rewards = rewards - algorithm.beta * torch.tensor(updater.reward_kl(samples)).reshape(
+                rewards.shape
+            )
         advantages = group_advantages(rewards, valid, algorithm.advantage_baseline, algorithm.advantage_scale)
         for sample, advantage in zip(samples, advantages.flatten().tolist(), strict=True):
             sample.advantages = [advantage]
@@ -120,7 +130,9 @@ class GroupSampler:
     def _rewards(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """Rewards as trained on, and which count. -> two (P, G)"""
         algorithm = self.config.algorithm
-        penalty = algorithm.truncation_penalty if algorithm.truncated_completions is Truncated.penalise else 0.0
+        penalty = (
+            algorithm.truncation_penalty if algorithm.truncated_completions is Truncated.penalise else 0.0
+        )
         rewards = [
             [(t.reward or 0.0) - penalty * (t.finish_reason is FinishReason.length) for t in group]
             for group in groups
@@ -129,10 +141,10 @@ class GroupSampler:
         return torch.tensor(rewards, dtype=torch.float64), torch.tensor(valid)
 
     def _trainable(self, trajectory: Trajectory) -> Trajectory:
-        """The trajectory, without trained tokens where it was excluded, or cut and the setting says to mask it."""
+        """The trajectory, without trained tokens where it was excluded, or cut and the setting says to mask
+        it."""
         masked = self.config.algorithm.truncated_completions is Truncated.mask
         cut = masked and trajectory.finish_reason is FinishReason.length
         if trajectory.excluded is None and not cut:
             return trajectory
         return replace(trajectory, action_mask=[False] * len(trajectory.token_ids))
-

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
-from gspo_cli.config.schema import RunConfig, Schedule
+from gspo_cli.config.choices import Schedule
+from gspo_cli.config.schema import RunConfig
 
 
 def learning_rate(config: RunConfig, step: int, total_steps: int) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule. Never 0 on the first step."""
+    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule. Never 0 on the first
+    step."""
     warmup = config.training.warmup_iterations * config.training.updates_per_rollout
     peak = config.algorithm.learning_rate
     if step < warmup:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -24,10 +25,11 @@ from gspo_cli.rollout.conversations import opening
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.card import objective_card
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.reporting import Reporter
+from gspo_cli.run.reporting import Reporter, Sample
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
+from gspo_cli.training.evaluation import evaluate
 from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.types import Problem
 
@@ -85,6 +87,24 @@ def build_parts(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Par
     return Parts(policy, task, reward, engine, train, heldout[: config.evaluation.problems])
 
 
+def evaluate_only(
+    config: RunConfig, source: str, adapter: Path | None, progress: Callable[[int, int], None]
+) -> tuple[dict[str, Any], list[Sample]]:
+    """Held-out evaluation of the model at `source`, with its LoRA adapter. Returns the record and greedy
+    answers."""
+    task: Task = config.task
+    reward, heldout = build_reward(config), task.heldout_problems()
+    model = config.model if adapter is not None else replace(config.model, use_lora=False)
+    policy = load_policy(source, model, config.hardware, adapter)
+    check_positions(config, policy.max_positions)
+    cap = config.rollout.max_prompt_length
+    heldout = fitting(heldout, policy.chat, cap, task.system_prompt, "held-out", lambda text: None)
+    engine = TransformersEngine(policy, config.rollout.batch_size)
+    problems = heldout[: config.evaluation.problems]
+    record, answers = evaluate(config, task, reward, engine, policy.chat, problems, progress)
+    return record, [Sample.of(answer, 0) for answer in answers]
+
+
 def build_reward(config: RunConfig) -> RewardFunction:
     """The reward that `reward` names by dotted path, or the task's own."""
     if config.reward is None:
@@ -101,13 +121,19 @@ def check_positions(config: RunConfig, positions: int) -> None:
     needed = rollout.max_prompt_length + rollout.max_completion_length
     if needed > positions:
         raise UserError(
-            f"rollout.max_prompt_length + rollout.max_completion_length = {needed}: the model takes {positions} "
+            f"rollout.max_prompt_length + rollout.max_completion_length = {needed}: the model takes "
+            f"{positions} "
             "positions; lower one of them"
         )
 
 
 def fitting(
-    problems: Sequence[Problem], chat: ChatFormat, cap: int, system_prompt: str, split: str, warn: Callable[[str], None]
+    problems: Sequence[Problem],
+    chat: ChatFormat,
+    cap: int,
+    system_prompt: str,
+    split: str,
+    warn: Callable[[str], None],
 ) -> list[Problem]:
     """Problems whose prompt is within the cap. Says how many are not; raises UserError where none is."""
     kept = [p for p in problems if len(chat.prompt_ids(opening(p.messages, system_prompt))) <= cap]
@@ -119,7 +145,8 @@ def fitting(
         )
     if len(kept) < len(problems):
         warn(
-            f"{len(problems) - len(kept)} of {len(problems)} {split} problems are left out: their prompt is over "
+            f"{len(problems) - len(kept)} of {len(problems)} {split} problems are left out: their "
+            "prompt is over "
             f"rollout.max_prompt_length={cap}"
         )
     return kept
@@ -127,7 +154,8 @@ def fitting(
 
 @contextmanager
 def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the run after the present iteration, saved; the second ends it at once."""
+    """The first Ctrl-C (or SIGTERM) ends the run after the present iteration, saved; the second ends it at
+    once."""
 
     def request(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested:
@@ -169,7 +197,8 @@ def summarise(config: RunConfig, folder: RunFolder, trainer: Trainer | None, sta
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, `-dirty` with local changes; None in an installed copy."""
+    """Commit of the checkout this package runs from, `-dirty` with local changes; None in an installed
+    copy."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gspo_cli.config.schema import ClipMode, RunConfig
+from gspo_cli.config.choices import ClipMode
+from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
@@ -135,7 +136,7 @@ class Trainer:
         """Evaluate, record, and say whether this is the best so far."""
         state, parts = self.state, self.parts
         with clock.timing("eval"):
-            record, answers = evaluate(
+            record, _ = evaluate(
                 self.config,
                 parts.task,
                 parts.reward,
@@ -144,7 +145,12 @@ class Trainer:
                 parts.heldout_problems,
                 lambda done, total: self.reporter.stage("evaluation", done, total),
             )
-        record = {"iteration": state.iteration, **record, "num_tokens": state.num_tokens, "time/eval": clock.total}
+        record = {
+            "iteration": state.iteration,
+            **record,
+            "num_tokens": state.num_tokens,
+            "time/eval": clock.total,
+        }
         self.folder.append("evals.jsonl", record)
         self.track({f"eval/{name}": value for name, value in record.items()}, state.iteration)
         self.reporter.evaluation(record)
@@ -179,43 +185,43 @@ class Trainer:
     def _show_samples(self, samples: Sequence[Sample]) -> None:
         count = self.config.logging.samples_per_iteration
         chosen = generator(self.config.seed, "shown", self.state.iteration).permutation(len(samples))[:count]
-        shown = [self._shown(samples[i]) for i in chosen]
+        shown = [
+            ShownSample.of(s.trajectory, self.state.iteration, sum(s.advantages) / len(s.advantages))
+            for s in (samples[i] for i in chosen)
+        ]
         for sample in shown:
             self.folder.append("samples.jsonl", vars(sample))
         if shown:
             self.reporter.samples(shown)
 
-    def _shown(self, sample: Sample) -> ShownSample:
-        trajectory = sample.trajectory
-        return ShownSample(
-            iteration=self.state.iteration,
-            problem_id=trajectory.problem.id,
-            messages=[{"role": m.role, "content": m.content} for m in trajectory.messages],
-            expected=trajectory.problem.answer,
-            reward=trajectory.reward,
-            components=dict(trajectory.components),
-            finish_reason=trajectory.finish_reason.value,
-            advantage=sum(sample.advantages) / len(sample.advantages),
-            excluded=trajectory.excluded,
-        )
-
     def _check_health(self, metrics: dict[str, Any]) -> None:
         """Warn of noise as wide as the clip band and of dropped updates; give up when no update is finite."""
         error, algorithm = metrics["ratio/first_step_abs_err"], self.config.algorithm
         widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
-        if error and widths and algorithm.clip_mode is not ClipMode.none and error > NOISE_SHARE * min(widths):
+        if (
+            error
+            and widths
+            and algorithm.clip_mode is not ClipMode.none
+            and error > NOISE_SHARE * min(widths)
+        ):
             self.reporter.warn(
-                f"numerical noise of the ratio is {error:.1e}, over a third of the clip width {min(widths):.1e}: "
+                f"numerical noise of the ratio is {error:.1e}, over a third of the clip width "
+                f"{min(widths):.1e}: "
                 "answers are clipped at random; use hardware.precision=fp32 or a wider algorithm.clip_range"
             )
         if metrics["excluded"]:
-            self.reporter.warn("some answers were left out of training: see `excluded` in samples.jsonl and metrics")
+            self.reporter.warn(
+                "some answers were left out of training: see `excluded` in samples.jsonl and metrics"
+            )
         skipped = metrics["updates_skipped"]
-        self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped == metrics["updates"] else skipped
+        self._skipped_in_a_row = (
+            self._skipped_in_a_row + skipped if skipped == metrics["updates"] else skipped
+        )
         if skipped:
             self.reporter.warn("a gradient was not finite: the update was dropped and the weights kept")
         if self._skipped_in_a_row >= MAX_SKIPPED:
             raise UserError(
-                f"training: {self._skipped_in_a_row} updates in a row had a gradient that is not finite; lower "
+                f"training: {self._skipped_in_a_row} updates in a row had a gradient that is not "
+                "finite; lower "
                 "algorithm.learning_rate or use hardware.precision=fp32, then resume from the last checkpoint"
             )

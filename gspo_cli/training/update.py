@@ -1,7 +1,7 @@
 """One rollout batch into a few optimizer steps.
 
-Shapes: B sequences of a micro-batch, T tokens. The micro-batches are laid out once and serve every pass: numerical
-noise between two layouts is as large as GSPO's clip band."""
+Shapes: B sequences of a micro-batch, T tokens. The micro-batches are laid out once and serve every pass:
+numerical noise between two layouts is as large as GSPO's clip band."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gspo_cli.algorithm.objective import LossStats, loss_denominator, policy_loss, reward_kl, sequence_log_ratio
-from gspo_cli.config.schema import KLEstimator, RunConfig
+from gspo_cli.algorithm.objective import (
+    LossStats,
+    loss_denominator,
+    policy_loss,
+    reward_kl,
+    sequence_log_ratio,
+)
+from gspo_cli.config.choices import KLEstimator
+from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.policy import Policy
 from gspo_cli.training.batch import Batch, Sample, collate, split_by_tokens
 from gspo_cli.training.clock import Clock
@@ -32,8 +39,8 @@ class MicroBatch:
 
 @dataclass
 class MiniBatch:
-    """What one optimizer step learns from. `denominator`, `tokens` and `sequences` count its trained answers, also
-    those that need no compute because their advantage is 0."""
+    """What one optimizer step learns from. `denominator`, `tokens` and `sequences` count its trained
+    answers, also those that need no compute because their advantage is 0."""
 
     micro_batches: list[MicroBatch]
     denominator: float
@@ -88,7 +95,8 @@ class Updater:
         return report
 
     def minibatches(self, samples: Sequence[Sample], order: np.random.Generator) -> list[MiniBatch]:
-        """Shuffled, equal parts, each cut into micro-batches. A group may be split: advantages are ready by now."""
+        """Shuffled, equal parts, each cut into micro-batches. A group may be split: advantages are ready by
+        now."""
         shuffled = [samples[i] for i in order.permutation(len(samples))]
         parts = np.array_split(np.arange(len(shuffled)), self.config.training.updates_per_rollout)
         return [self.minibatch([shuffled[i] for i in part]) for part in parts]
@@ -97,9 +105,13 @@ class Updater:
         """Count the denominator before anything is left out, then lay out what needs compute."""
         algorithm = self.config.algorithm
         counts = [sample.trajectory.num_actions for sample in samples]
-        denominator = loss_denominator(counts, algorithm.aggregation, self.config.rollout.max_completion_length)
+        denominator = loss_denominator(
+            counts, algorithm.aggregation, self.config.rollout.max_completion_length
+        )
         penalised = algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1
-        needed = [s for s, n in zip(samples, counts, strict=True) if n > 0 and (penalised or any(s.advantages))]
+        needed = [
+            s for s, n in zip(samples, counts, strict=True) if n > 0 and (penalised or any(s.advantages))
+        ]
         batches = split_by_tokens(needed, self.config.hardware.tokens_per_microbatch)
         micro = [MicroBatch(collate(b, self.policy.chat.pad_id, self.policy.device)) for b in batches]
         return MiniBatch(micro, denominator, sum(counts), sum(n > 0 for n in counts))
@@ -116,7 +128,8 @@ class Updater:
         return [values[id(sample)] for sample in samples]
 
     def loss(self, micro: MicroBatch, denominator: float) -> tuple[Tensor, LossStats, Tensor, Tensor]:
-        """A micro-batch's share of the step's loss, its statistics, its log-probabilities and entropies (B, T)."""
+        """A micro-batch's share of the step's loss, its statistics, its log-probabilities and entropies (B,
+        T)."""
         batch = micro.batch
         logprobs, entropy = self._logprobs(batch)
         # before the first step the old policy is this one: the ratio is exactly 1
@@ -145,7 +158,9 @@ class Updater:
                     micro.old_logprobs = self._logprobs(micro.batch)[0]
                     self._compare_with_sampling(micro.batch, micro.old_logprobs, report)
 
-    def _step(self, minibatch: MiniBatch, report: UpdateReport, first: bool, noise_probe: Tensor | None) -> None:
+    def _step(
+        self, minibatch: MiniBatch, report: UpdateReport, first: bool, noise_probe: Tensor | None
+    ) -> None:
         with self.policy.updating():
             for index, micro in enumerate(minibatch.micro_batches):
                 loss, stats, logprobs, entropy = self.loss(micro, minibatch.denominator)
@@ -165,11 +180,13 @@ class Updater:
 
     @torch.no_grad()
     def _probe(self, minibatch: MiniBatch) -> Tensor | None:
-        """Scores of the first micro-batch without gradient: what they differ by from the update's is pure noise."""
+        """Scores of the first micro-batch without gradient: what they differ by from the update's is pure
+        noise."""
         return self._logprobs(minibatch.micro_batches[0].batch)[0] if minibatch.micro_batches else None
 
     def _apply(self, report: UpdateReport) -> None:
-        """Clip the gradient and step. A gradient that is not finite is dropped, counted, and never reaches a weight."""
+        """Clip the gradient and step. A gradient that is not finite is dropped, counted, and never reaches a
+        weight."""
         parameters = self.policy.trainable()
         for parameter in parameters:
             if parameter.grad is None:  # nothing needed compute: the step is the one of a zero gradient
@@ -192,7 +209,9 @@ class Updater:
         return self.policy(batch.token_ids, batch.action_mask, self.config.rollout.temperature)
 
     def _reference(self, batch: Batch) -> Tensor:
-        return self.policy.reference_logprobs(batch.token_ids, batch.action_mask, self.config.rollout.temperature)
+        return self.policy.reference_logprobs(
+            batch.token_ids, batch.action_mask, self.config.rollout.temperature
+        )
 
     def _compare_with_sampling(self, batch: Batch, old_logprobs: Tensor, report: UpdateReport) -> None:
         difference = (old_logprobs - batch.sampling_logprobs)[batch.action_mask].abs()

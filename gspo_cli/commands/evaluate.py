@@ -1,0 +1,120 @@
+"""`gspo-eval`: held-out evaluation of a run's checkpoint, or of any model folder, without training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from gspo_cli.commands.train import run_command
+from gspo_cli.config.compose import CONF_DIR, build_config, load_saved, register
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.errors import UserError
+
+EXAMPLES = """examples:
+  gspo-eval outputs/arithmetic-tiny-gspo/<run>                    the run's best checkpoint on its held-out
+  problems gspo-eval outputs/arithmetic-tiny-gspo/<run> --checkpoint last evaluation.problems=500
+  evaluation.samples=16 gspo-eval <model folder> task=gsm8k task.path=train.jsonl       a model that no run
+  of ours made
+"""
+
+
+def main() -> None:
+    """Entry point of `gspo-eval`."""
+    sys.path.insert(0, "")  # rewards and verifiers by dotted path from the user's folder
+    run_command("gspo-eval", evaluate_command)
+
+
+def evaluate_command() -> int:
+    """Evaluate and print; --json prints the record alone."""
+    arguments = parse()
+    config, source, adapter = resolve(arguments.folder, arguments.checkpoint, arguments.overrides)
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from gspo_cli.run.console import samples_table
+    from gspo_cli.training.session import evaluate_only
+
+    quiet = arguments.json or not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        task = bar.add_task("evaluating", total=None)
+        record, samples = evaluate_only(
+            config, source, adapter, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if arguments.json:
+        print(json.dumps(record))
+        return 0
+    console = Console()
+    console.print(f"{source if adapter is None else adapter}", highlight=False, markup=False)
+    for name, value in record.items():
+        console.print(f"  {name:<14}{value:.4g}" if isinstance(value, float) else f"  {name:<14}{value}")
+    if arguments.samples:
+        console.print(samples_table(samples[: arguments.samples], console.width))
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """The command line: a folder, flags, and overrides as for gspo-train."""
+    parser = argparse.ArgumentParser(
+        prog="gspo-eval",
+        description="Evaluate a run folder or a model folder on held-out problems: greedy score and pass@k.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="run folder of gspo-train, or a folder with a model")
+    parser.add_argument(
+        "overrides", nargs="*", help="settings as for gspo-train, e.g. evaluation.problems=500"
+    )
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (default), last, initial, or a checkpoint's name"
+    )
+    parser.add_argument("--samples", type=int, default=3, help="how many answers to show (default 3)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
+    return parser.parse_args()
+
+
+def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunConfig, str, Path | None]:
+    """Configuration, where the model is, and its LoRA adapter if it has one. Raises UserError."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; give a run folder or a model folder")
+    register()
+    if not (folder / "config.yaml").exists():
+        if not (folder / "config.json").exists():
+            raise UserError(
+                f"{folder}: is neither a run folder (config.yaml) nor a model folder (config.json)"
+            )
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            node = compose("train", overrides=[*overrides, f"model.name={json.dumps(str(folder))}"])
+        return build_config(node), str(folder), None
+    node = OmegaConf.merge(load_saved(folder / "config.yaml"), OmegaConf.from_dotlist(overrides))
+    return build_config(node), *checkpoint_model(folder, checkpoint, node)
+
+
+def checkpoint_model(folder: Path, checkpoint: str, node: DictConfig) -> tuple[str, Path | None]:
+    """Model and adapter of a run's checkpoint. Raises UserError where it has none of that name."""
+    initial = folder / "initial_model"
+    base = str(initial) if initial.exists() else node.model.name
+    if checkpoint == "initial":
+        return base, None
+    chosen = folder / "checkpoints" / checkpoint
+    if checkpoint == "best" and not chosen.exists():
+        chosen = chosen.with_name("last")
+    if not chosen.exists():
+        found = sorted(path.name for path in (folder / "checkpoints").glob("[!.]*"))
+        raise UserError(f"--checkpoint {checkpoint}: is not there; choose one of initial, {', '.join(found)}")
+    return (base, chosen) if node.model.use_lora else (str(chosen), None)
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The record as aligned lines."""
+    return "\n".join(f"  {name:<14}{value}" for name, value in record.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Range checks whose messages name the key and the fix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gspo_cli.errors import UserError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError(message) unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def require_positive(group: str, config: Any, *names: str) -> None:
+    """Each named field is a finite number above zero."""
+    for name in names:
+        value = getattr(config, name)
+        require(
+            math.isfinite(value) and value > 0,
+            f"{group}.{name}={value}: must be above 0; give a positive number",
+        )
+
+
+def require_not_negative(group: str, config: Any, *names: str) -> None:
+    """Each named field is a finite number of at least zero."""
+    for name in names:
+        value = getattr(config, name)
+        require(
+            math.isfinite(value) and value >= 0,
+            f"{group}.{name}={value}: must not be negative; give 0 or more",
+        )
+
+
+def require_fraction(group: str, config: Any, *names: str) -> None:
+    """Each named field lies in [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value <= 1, f"{group}.{name}={value}: must lie between 0 and 1")

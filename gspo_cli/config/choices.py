@@ -1,0 +1,117 @@
+"""The choices of the configuration that are mathematics or machinery, as enums."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class RatioLevel(Enum):
+    """What the importance ratio is taken over (GSPO paper: Eq. 2 token, Eq. 7 sequence, Eq. 14
+    sequence_token)."""
+
+    token = "token"
+    sequence = "sequence"
+    sequence_token = "sequence_token"
+
+
+class ClipMode(Enum):
+    """`min`: min(ratio A, clip(ratio) A). `stop_gradient`: sg(clip(ratio)) A log p (CISPO). `none`: ratio
+    A."""
+
+    min = "min"
+    stop_gradient = "stop_gradient"
+    none = "none"
+
+
+class Aggregation(Enum):
+    """How token terms become one loss: mean per sequence then over sequences, mean over all trained tokens
+    of the update, or sum divided by sequences x max_completion_length (dr_grpo)."""
+
+    sequence_mean = "sequence_mean"
+    token_mean = "token_mean"
+    constant = "constant"
+
+
+class AdvantageBaseline(Enum):
+    """What is subtracted from a reward: the mean of its group, or of the other answers of its group
+    (RLOO)."""
+
+    group_mean = "group_mean"
+    leave_one_out = "leave_one_out"
+
+
+class AdvantageScale(Enum):
+    """What the centred reward is divided by."""
+
+    group_std = "group_std"
+    batch_std = "batch_std"
+    none = "none"
+
+
+class KLEstimator(Enum):
+    """k1 = log(p/ref), subtracted from the reward; k2 = k1^2/2 and k3 = ref/p - 1 + k1, added to the loss."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class Truncated(Enum):
+    """What to do with an answer cut by the length cap: train on it, leave it out, or subtract a penalty."""
+
+    keep = "keep"
+    mask = "mask"
+    penalise = "penalise"
+
+
+class RewardErrors(Enum):
+    """What to do when a reward raises or is not finite: stop the run, or leave the sample out of its
+    group."""
+
+    stop = "stop"
+    exclude = "exclude"
+
+
+class Schedule(Enum):
+    """Learning-rate schedule after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Device(Enum):
+    """Where tensors live."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """dtype of frozen weights and of the matrix products; trained weights and log-probabilities are always
+    fp32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Engine(Enum):
+    """What generates answers."""
+
+    transformers = "transformers"
+
+
+class Tracker(Enum):
+    """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
+
+    none = "none"
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+
+
+class WandbMode(Enum):
+    """wandb's own modes."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"

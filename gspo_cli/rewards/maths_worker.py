@@ -1,0 +1,57 @@
+"""math-verify in a process of its own: a tower of powers must not stop a run, and the library's own time
+limits fail outside a main thread."""
+
+from __future__ import annotations
+
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from threading import Lock
+
+SECONDS = 10
+LOCK = Lock()  # without it threads receive each other's verdicts
+
+
+def same_mathematics(answer_text: str, gold: str) -> bool | None:
+    """Whether both mean the same; False after `SECONDS`, None where `gold` cannot be read."""
+    with LOCK:
+        return _ask(answer_text, gold)
+
+
+def _ask(answer_text: str, gold: str) -> bool | None:
+    process, pipe = _worker()
+    try:
+        pipe.send((answer_text, gold))
+        if pipe.poll(SECONDS):
+            return pipe.recv()
+    except (EOFError, OSError):  # the worker died: an error now, a new worker for the next answer
+        _worker.cache_clear()
+        raise
+    process.kill()
+    _worker.cache_clear()
+    return False
+
+
+@cache
+def _worker() -> tuple[BaseProcess, Connection]:
+    context = get_context("spawn")  # forking a process that holds torch's threads can deadlock
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    here.recv()  # ready: imports do not count against the first answer's time
+    return process, here
+
+
+def _serve(pipe: Connection) -> None:
+    import math_verify
+
+    pipe.send("ready")
+    while True:
+        try:
+            answer_text, gold = pipe.recv()
+        except EOFError:  # the parent is gone
+            return
+        expected = math_verify.parse(gold) or math_verify.parse(f"${gold}$")
+        pipe.send(math_verify.verify(expected, math_verify.parse(answer_text)) if expected else None)
