@@ -15,6 +15,7 @@ from rich.console import Console
 from gspo_cli.run.console import (
     LiveConsole,
     PlainConsole,
+    Progress,
     clean,
     exchange,
     make_console,
@@ -126,6 +127,17 @@ def plain():
     reporter = PlainConsole(file, clock)
     reporter.begin("gspo on arithmetic", "gspo on arithmetic\n  objective   min(s A)", 100, 0)
     return reporter, file, clock
+
+
+def terminal_output(command):
+    """What `python -c command` shows on a terminal."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", command]
+    subprocess.run(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    return shown
 
 
 def printed(file):
@@ -287,6 +299,18 @@ def test_an_iteration_is_one_line(plain):
     ]
 
 
+def test_a_late_iteration_does_not_shorten_the_next_ones():
+    clock = Clock()
+    progress = Progress(clock)
+    progress.begin("title", 100, 0)
+    for iteration in (1, 2):
+        clock.now += 10.0
+        progress.iteration({**METRICS, "iteration": iteration})
+    for late, left in ((0, "16m 20s"), (4, "16m 16s"), (10, "16m 10s"), (500, "16m 10s")):
+        clock.now = 20.0 + late
+        assert progress.eta == left
+
+
 def test_a_resumed_run_paces_itself_by_this_session_alone():
     clock, file = Clock(), io.StringIO()
     reporter = PlainConsole(file, clock)
@@ -328,12 +352,17 @@ def test_lines_say_each_warning_once_and_end_with_what_to_type_next(plain):
 def test_a_pipe_gets_lines_and_a_terminal_the_live_view():
     assert isinstance(make_console(), PlainConsole)  # pytest holds stdout
     command = "from gspo_cli.run.console import make_console; print(type(make_console()).__name__)"
-    ours, theirs = os.openpty()
-    environment = {**os.environ, "TERM": "xterm"}
-    subprocess.run([sys.executable, "-c", command], stdout=theirs, env=environment, check=True, timeout=60)
-    os.close(theirs)
-    assert os.read(ours, 100).decode().strip() == "LiveConsole"
-    os.close(ours)
+    coloured = {**os.environ, "FORCE_COLOR": "1"}
+    piped = subprocess.run([sys.executable, "-c", command], capture_output=True, env=coloured, timeout=60)
+    assert piped.stdout == b"PlainConsole\n"
+    assert terminal_output(command).strip() == "LiveConsole"
+
+
+def test_a_run_that_dies_gives_the_terminal_its_cursor_back():
+    command = "from gspo_cli.run.console import make_console; make_console().stage('loading', 0, 1); 1 / 0"
+    shown = terminal_output(command)
+    assert "ZeroDivisionError" in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
 def test_a_character_that_stdout_cannot_encode_is_replaced():

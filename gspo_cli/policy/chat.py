@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from gspo_cli.errors import UserError
 from gspo_cli.types import Message
 
-# for tokenizers without a template, e.g. gpt2's: "User: Hi\nAssistant: Hello<eos>\nUser: ..."
+# for tokenizers without a template, e.g. gpt2's: a line with the speaker, then what is said
+# ("User:\nHi\nAssistant:\nHello<eos>\n"); the agent's words start a line, so that word boundaries do not move
 PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}"
-    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
+    "{% for message in messages %}{{ message.role | capitalize + ':\n' + message.content }}"
+    "{{ eos_token if message.role == 'assistant' }}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 PLACEHOLDER = "PLACEHOLDER"
 

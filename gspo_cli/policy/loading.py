@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,6 @@ def lora_targets(causal: PreTrainedModel) -> list[str]:
 
 
 def _add_lora(causal: PreTrainedModel, model: ModelConfig, adapter: Path | None) -> PeftModel:
-    if adapter is not None:
-        return PeftModel.from_pretrained(causal, adapter, is_trainable=True)
     config = LoraConfig(
         r=model.lora_r,
         lora_alpha=model.lora_alpha,
@@ -114,9 +113,13 @@ def _add_lora(causal: PreTrainedModel, model: ModelConfig, adapter: Path | None)
         target_modules=model.lora_target_modules or lora_targets(causal),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal.modules()),
     )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(model.init_seed)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft 0.21 asks transformers by a name that transformers 5.23 deprecates
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        torch.manual_seed(model.init_seed)
+        try:
+            if adapter is not None:
+                return PeftModel.from_pretrained(causal, adapter, is_trainable=True)
             return get_peft_model(causal, config)
-    except ValueError as error:
-        raise UserError(f"model.lora_target_modules: {' '.join(str(error).split())}") from error
+        except ValueError as error:
+            raise UserError(f"model.lora_target_modules: {' '.join(str(error).split())}") from error

@@ -15,39 +15,43 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleRenderable, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.rule import Rule
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from gspo_cli.run.reporting import Reporter, Sample
-from gspo_cli.run.words import MISSING, describe, duration, next_commands, number, score, sparkline
+from gspo_cli.run.words import MISSING, describe, duration, fixed, next_commands, number, sparkline
 
 Metrics = Mapping[str, Any]
 Clock = Callable[[], float]
 
+LONGEST = 1000  # characters of a text that are looked at: a frame is drawn twice a second
 SILENCE = 5.0  # seconds after which a stage that goes on may take another line
 PHASES = {"rollout": "cyan", "reward": "yellow", "score": "blue", "update": "magenta", "eval": "green"}
-CELLS = (  # label and metric, three to a row
-    (
-        ("clip tokens", "clip_ratio/token"),
-        ("length mean", "completions/mean_length"),
-        ("grad norm", "grad_norm"),
-    ),
-    (
-        ("clip answers", "clip_ratio/sequence"),
-        ("length max", "completions/max_length"),
-        ("lr", "learning_rate"),
-    ),
-    (
-        ("ratio error", "ratio/first_step_abs_err"),
-        ("truncated", "completions/clipped_ratio"),
-        ("tokens/s", "tokens_per_second"),
-    ),
-    (("equal groups", "frac_reward_zero_std"), ("entropy", "entropy"), ("memory GB", "memory/peak_gb")),
+COLUMNS = (  # label and metric
+    {
+        "clip tokens": "clip_ratio/token",
+        "clip answers": "clip_ratio/sequence",
+        "ratio error": "ratio/first_step_abs_err",
+        "equal groups": "frac_reward_zero_std",
+    },
+    {
+        "length mean": "completions/mean_length",
+        "length max": "completions/max_length",
+        "truncated": "completions/clipped_ratio",
+        "entropy": "entropy",
+    },
+    {
+        "grad norm": "grad_norm",
+        "lr": "learning_rate",
+        "tokens/s": "tokens_per_second",
+        "memory GB": "memory/peak_gb",
+    },
 )
 
 
@@ -56,7 +60,9 @@ def make_console() -> Reporter:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a run does not die of a character its terminal lacks
     console = Console()
-    return LiveConsole(console) if console.is_terminal else PlainConsole(sys.stdout)
+    # isatty too: FORCE_COLOR, common where logs are collected, makes rich take a pipe for a terminal
+    live = sys.stdout.isatty() and console.is_interactive
+    return LiveConsole(console) if live else PlainConsole(sys.stdout)
 
 
 def clean(text: str) -> str:
@@ -96,9 +102,7 @@ class Progress:
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._began = clock, clock()
-        self._marks: deque[float] = deque(
-            maxlen=21
-        )  # ends of the last iterations: the pace includes evaluations
+        self._marks: deque[float] = deque(maxlen=21)  # ends of iterations, so that a pace holds evaluations
         self._warned: set[str] = set()
         self.title, self.iterations, self.done = "", 0, 0
         self.metrics: Metrics = {}
@@ -114,8 +118,9 @@ class Progress:
         self.metrics, self.done = metrics, metrics["iteration"]
         self._marks.append(self._clock())
         self._add_seconds(metrics)
-        if metrics["reward"] is not None and math.isfinite(metrics["reward"]):
-            self.rewards.append(metrics["reward"])
+        reward = metrics.get("reward")
+        if reward is not None and math.isfinite(reward):
+            self.rewards.append(reward)
 
     def evaluation(self, record: Metrics) -> None:
         if not self.metrics:  # the first iteration starts now
@@ -140,7 +145,8 @@ class Progress:
         if len(self._marks) < 2:
             return MISSING
         pace = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
-        return duration(pace * (self.iterations - self.done) - (self._clock() - self._marks[-1]))
+        present = min(pace, self._clock() - self._marks[-1])  # a late iteration shortens none of the next
+        return duration(pace * (self.iterations - self.done) - present)
 
     def _add_seconds(self, record: Metrics) -> None:
         self.seconds.update({phase: record[f"time/{phase}"] for phase in PHASES if f"time/{phase}" in record})
@@ -174,10 +180,10 @@ class PlainConsole:
         count = f"{run.done:>{len(str(run.iterations))}}/{run.iterations}"
         parts = (
             f"iteration  {count}",
-            f"reward {score(get('reward'))} ±{number(get('reward_std'), 2)}",
-            f"held-out {score(held_out)}",
+            f"reward {fixed(get('reward'))} ±{fixed(get('reward_std'), 2)}",
+            f"held-out {fixed(held_out)}",
             f"clip tok {_share(get('clip_ratio/token'))} seq {_share(get('clip_ratio/sequence'))}",
-            f"len {get('completions/mean_length'):.1f}",
+            f"len {fixed(get('completions/mean_length'), 1)}",
             f"lr {number(get('learning_rate'))}",
             f"{number(get('tokens_per_second'))} tok/s",
             f"eta {run.eta}",
@@ -190,11 +196,11 @@ class PlainConsole:
     def evaluation(self, record: Metrics) -> None:
         self._progress.evaluation(record)
         shares = "".join(
-            f"  {key} {score(value)}" for key, value in record.items() if key.startswith("pass@")
+            f"  {key} {fixed(value)}" for key, value in record.items() if key.startswith("pass@")
         )
         count = f"({record['num_problems']} problems)"
         self._print(
-            f"held-out   iteration {record['iteration']}  score {score(record['score'])}{shares}  {count}"
+            f"held-out   iteration {record['iteration']}  score {fixed(record['score'])}{shares}  {count}"
         )
 
     def samples(self, samples: Sequence[Sample]) -> None:
@@ -214,6 +220,14 @@ class PlainConsole:
         self._spoke = self._clock()
 
 
+class SteadyLive(Live):
+    """Draws inside a synchronized update: terminals that know it never show half a frame, others skip it."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        begin, end = (Segments([Segment(f"\x1b[?2026{mode}", control=[])]) for mode in "hl")
+        return [begin, *super().process_renderables(renderables), end]
+
+
 class LiveConsole:
     """A view that is redrawn in place, a few times a second; the last one stays on screen."""
 
@@ -222,14 +236,13 @@ class LiveConsole:
         self._live: Live | None = None
         self._stage: tuple[str, int, int, str] | None = None
         self._samples: Sequence[Sample] = ()
+        atexit.register(self._stop)  # a run that ends in an error leaves a terminal with its cursor
 
     def begin(self, title: str, card: str, iterations: int, start: int) -> None:
         self._stop()
+        under_facts = " " * 14
         for line in card.splitlines():
-            filled = textwrap.fill(
-                line, self._console.width, subsequent_indent=" " * 14
-            )  # under the card's facts
-            self._console.print(Text(filled))
+            self._console.print(Text(textwrap.fill(line, self._console.width, subsequent_indent=under_facts)))
         self._progress.begin(title, iterations, start)
         self._start()
 
@@ -275,15 +288,13 @@ class LiveConsole:
 
     def _start(self) -> None:
         if self._live is None:
-            self._live = Live(get_renderable=self.frame, console=self._console, refresh_per_second=2)
+            self._live = SteadyLive(get_renderable=self.frame, console=self._console, refresh_per_second=2)
             self._live.start()
-            atexit.register(self._stop)  # an error on the way out leaves a terminal with its cursor
 
     def _stop(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
-            atexit.unregister(self._stop)
 
     def _bars(self) -> Table:
         """The run's progress, and below it that of a stage; its line is kept free so that nothing jumps."""
@@ -311,26 +322,27 @@ class LiveConsole:
         table.add_column(width=39, no_wrap=True)
         table.add_column(no_wrap=True)
         room = max(8, self._console.width - 55)
-        std = number(run.metrics.get("reward_std"), 2)
-        reward = Text.assemble((score(run.metrics.get("reward")), "bold"), (f" ±{std}", "dim"))
+        reward = Text.assemble((fixed(run.metrics.get("reward")), "bold"))
+        if run.metrics:
+            reward.append(f" ±{fixed(run.metrics.get('reward_std'), 2)}", "dim")
         table.add_row(Text("reward", "dim"), reward, Text(sparkline(run.rewards, room), "cyan"))
         history = run.evaluations
-        held_out = Text.assemble((score(history[-1]["score"]) if history else MISSING, "bold"))
+        held_out = Text.assemble((fixed(history[-1]["score"]) if history else MISSING, "bold"))
         if history:
             best = max(history, key=lambda record: record["score"])
             for name, record in (("best", best), ("first", history[0])):
-                held_out.append(f"  {name} {score(record['score'])} @{record['iteration']}", "dim")
+                held_out.append(f"  {name} {fixed(record['score'])} @{record['iteration']}", "dim")
         scores = [record["score"] for record in history]
         table.add_row(Text("held-out", "dim"), held_out, Text(sparkline(scores, room), "green"))
         return table
 
     def _cells(self) -> Table:
-        table = Table.grid(padding=(0, 1), expand=True)
-        for _ in range(3):
+        metrics, table = self._progress.metrics, Table.grid(padding=(0, 1), expand=True)
+        for _ in COLUMNS:
             table.add_column(width=13, style="dim", no_wrap=True)
             table.add_column(ratio=1, no_wrap=True)
-        metrics = self._progress.metrics
-        for row in (*CELLS, (("kl", "kl"),)) if "kl" in metrics else CELLS:
+        rows = list(zip(*(column.items() for column in COLUMNS), strict=True))
+        for row in [*rows, [("kl", "kl")]] if "kl" in metrics else rows:
             table.add_row(*(Text(part) for label, key in row for part in (label, number(metrics.get(key)))))
         return table
 
@@ -371,7 +383,7 @@ def _bar(total: int, done: int) -> ProgressBar:
 
 def _share(value: float | None) -> str:
     """Three decimals, or two digits where those are lost."""
-    return number(value, 2) if value is not None and 0 < value < 0.01 else score(value)
+    return number(value, 2) if value is not None and 0 < value < 0.01 else fixed(value)
 
 
 def _row(sample: Sample, width: int) -> tuple[Text, Text, Text]:
@@ -388,8 +400,10 @@ def _row(sample: Sample, width: int) -> tuple[Text, Text, Text]:
     style = "green" if advantage > 0 else "yellow" if advantage < 0 else ""
     compared = "" if sample.advantage is None else f"  advantage {advantage:+.2f}"
     cells = (
-        (tail(clean(prompt), width), "", " · ".join(filter(None, about))),
-        (clean(answer), "", f"expected {sample.expected}"),
-        (score(sample.reward) + compared, style, sample.excluded or parts),
+        (tail(clean(prompt[-LONGEST:]), width), "", " · ".join(filter(None, about))),
+        (clean(answer[:LONGEST]), "", f"expected {sample.expected}"),
+        (fixed(sample.reward) + compared, style, sample.excluded or parts),
     )
-    return tuple(Text.assemble((top, style), "\n", (clean(below), "dim")) for top, style, below in cells)
+    return tuple(
+        Text.assemble((top, style), "\n", (clean(below[:LONGEST]), "dim")) for top, style, below in cells
+    )

@@ -57,9 +57,9 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def score(value: float | None) -> str:
-    """Three decimals, or –."""
-    return MISSING if value is None else f"{value:.3f}"
+def fixed(value: float | None, decimals: int = 3) -> str:
+    """A fixed number of decimals, or –."""
+    return MISSING if value is None else f"{value:.{decimals}f}"
 
 
 def describe(summary: Record) -> list[str]:

@@ -1,0 +1,74 @@
+"""Models built on the spot: no hub, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from gspo_cli.config.compose import register
+from gspo_cli.config.schema import HardwareConfig, ModelConfig, Shape
+from gspo_cli.policy.embedded import write_embedded
+from gspo_cli.policy.loading import load_policy
+
+torch.set_num_threads(2)
+register()
+
+TEXTS = [f"{a}+{b}=" for a in range(0, 100, 7) for b in range(0, 100, 9)] + ["say hello to the user again"]
+SMALL = {
+    "hidden_size": 32,
+    "layers": 2,
+    "heads": 4,
+    "key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Cold starts are cached in one folder per test session, never in the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Local model folders: qwen3, qwen3_moe (with templates) and gpt2 (no template, dropout 0.1)."""
+    root = tmp_path_factory.mktemp("models")
+    write_embedded(root / "qwen3", Shape(**SMALL), 0, TEXTS)
+    write_embedded(root / "qwen3_moe", Shape(**SMALL, experts=4, experts_per_token=2), 0, TEXTS)
+    write_gpt2(root / "gpt2")
+    return {path.name: path for path in root.iterdir()}
+
+
+def write_gpt2(folder: Path) -> None:
+    """gpt2's shape and tokenizer type: byte-level, <|endoftext|> for everything, no chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": 0} | {symbol: i for i, symbol in enumerate(alphabet, start=1)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(fast), n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture
+def load(folders):
+    """`load("gpt2", use_lora=True)`: a policy of one of the folders."""
+
+    def loaded(name: str, hardware: HardwareConfig | None = None, **settings):
+        defaults = {"label": name, "name": name, "use_lora": False, "gradient_checkpointing": False}
+        model = ModelConfig(**(defaults | settings))
+        return load_policy(str(folders[name]), model, hardware or HardwareConfig())
+
+    return loaded

@@ -1,0 +1,180 @@
+"""The policy: one shift, exact log-probabilities, no dropout, the reference, the noise-free first ratio."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+from gspo_cli.config.schema import HardwareConfig, Precision
+from gspo_cli.errors import UserError
+from gspo_cli.policy.loading import load_policy
+from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
+
+NAMES = ["qwen3", "qwen3_moe", "gpt2"]
+
+
+def ragged(policy, lengths=(5, 9, 3), seed=0):
+    """Random sequences, right-padded, all but the first two tokens trained. -> token_ids, action_mask (B,
+    T)"""
+    random = torch.Generator().manual_seed(seed)
+    vocabulary = policy.causal_model.config.vocab_size
+    ids = torch.full((len(lengths), max(lengths)), policy.chat.pad_id)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(vocabulary, (length,), generator=random)
+        mask[row, 2:length] = True
+    return ids, mask
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logprobs_are_those_of_the_model_one_position_earlier(load, name):
+    policy = load(name)
+    ids, mask = ragged(policy)
+    logprobs, entropy = policy(ids, mask, 0.7)
+    assert logprobs.shape == entropy.shape == ids.shape
+    assert (logprobs[~mask] == 0).all()
+    for row, length in enumerate((5, 9, 3)):  # each row alone, without padding
+        logits = policy.causal_model(ids[row : row + 1, :length]).logits.float() / 0.7
+        expected = logits.log_softmax(dim=-1)[0, :-1]
+        chosen = expected.gather(dim=-1, index=ids[row, 1:length, None])[:, 0]
+        torch.testing.assert_close(logprobs[row, 2:length], chosen[1:], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            entropy[row, 2:length], -(expected.exp() * expected).sum(dim=-1)[1:], rtol=0, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("chunk", [2**22, 64])
+def test_recomputed_gradients_equal_those_of_kept_logits(monkeypatch, chunk):
+    monkeypatch.setattr("gspo_cli.policy.logprobs.CHUNK_ELEMENTS", chunk)
+    random = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(s, generator=random, requires_grad=True) for s in ((50, 8), (11, 8), (11,))
+    )
+    targets, upstream = torch.randint(11, (50,), generator=random), torch.randn(50, generator=random)
+    logprobs, _ = LinearLogprobs.apply(hidden, weight, bias, targets, 0.7)
+    kept = (
+        linear_logits(hidden, weight, bias, 0.7)
+        .log_softmax(dim=-1)
+        .gather(dim=-1, index=targets[:, None])[:, 0]
+    )
+    torch.testing.assert_close(logprobs, kept)
+    ours = torch.autograd.grad(logprobs, (hidden, weight, bias), upstream)
+    theirs = torch.autograd.grad(kept, (hidden, weight, bias), upstream)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-6)
+
+
+def test_backward_keeps_no_logits():
+    saved = []
+    hidden, weight = torch.randn(40, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        LinearLogprobs.apply(hidden, weight, None, torch.arange(40), 1.0)
+    assert (40, 1000) not in [tuple(shape) for shape in saved]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_lora": True}, {"use_lora": True, "gradient_checkpointing": True}]
+)
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_with_and_without_gradient_are_equal_to_the_bit(load, name, precision, settings):
+    # gpt2 brings dropout 0.1: live, it would clip every sample
+    policy = load(name, HardwareConfig(precision=precision), **settings)
+    ids, mask = ragged(policy)
+    with torch.no_grad():
+        old = policy(ids, mask, 1.0)[0]
+    with policy.updating():
+        new = policy(ids, mask, 1.0)[0]
+        new.sum().backward()
+    assert torch.equal(old, new.detach())
+    assert all(p.grad is not None for p in policy.trainable() if p.ndim > 1 and "experts" not in name)
+
+
+@pytest.mark.parametrize("use_lora", [True, False])
+def test_trained_weights_are_fp32_under_bf16(load, use_lora):
+    policy = load("qwen3", HardwareConfig(precision=Precision.bf16), use_lora=use_lora)
+    assert {p.dtype for p in policy.trainable()} == {torch.float32}
+    frozen = {p.dtype for p in policy.model.parameters() if not p.requires_grad}
+    assert frozen == ({torch.bfloat16} if use_lora else set())
+
+
+def test_the_lora_reference_is_the_adapter_switched_off(load, folders):
+    policy, plain = load("qwen3", use_lora=True), load("qwen3")
+    ids, mask = ragged(policy)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.05)
+        expected = plain(ids, mask, 1.0)[0]
+        assert not torch.equal(policy(ids, mask, 1.0)[0], expected)
+    assert torch.equal(policy.reference_logprobs(ids, mask, 1.0), expected)
+
+
+def test_a_full_model_has_a_frozen_reference(load):
+    policy = load("qwen3")
+    policy.keep_reference(load("qwen3").causal_model)
+    ids, mask = ragged(policy)
+    before = policy.reference_logprobs(ids, mask, 1.0)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.05)
+    assert torch.equal(policy.reference_logprobs(ids, mask, 1.0), before)
+
+
+def test_lora_adapts_neither_output_layer_nor_router_nor_experts(load):
+    policy = load("qwen3_moe", use_lora=True)
+    adapted = [name for name, p in policy.model.named_parameters() if p.requires_grad]
+    assert adapted
+    assert not [name for name in adapted if "lm_head" in name or ".gate." in name or "experts" in name]
+
+
+def test_routers_are_frozen_by_setting(load):
+    frozen = load("qwen3_moe", freeze_router=True)
+    free = load("qwen3_moe", freeze_router=False)
+    assert len(free.trainable()) - len(frozen.trainable()) == 2  # one router per layer
+
+
+def test_lora_weights_depend_on_the_seed_of_the_model_alone(load):
+    torch.manual_seed(1)
+    first = load("qwen3", use_lora=True).trainable()
+    torch.manual_seed(2)
+    second = load("qwen3", use_lora=True).trainable()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# peft 0.21 asks transformers by a name that transformers 5.23 deprecates
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("use_lora", [False, True])
+def test_what_is_saved_loads_with_from_pretrained(load, folders, tmp_path, use_lora):
+    from peft import AutoPeftModelForCausalLM
+
+    policy = load("qwen3", use_lora=use_lora)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.01)
+    policy.save(tmp_path / "saved")
+    loader = AutoPeftModelForCausalLM if use_lora else AutoModelForCausalLM
+    model = loader.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
+    ids = torch.arange(6)[None]
+    torch.testing.assert_close(model(ids).logits, policy.model(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").decode([10]) == policy.tokenizer.decode([10])
+
+
+def load_folder(folder):
+    model = ModelConfig(label="x", name=str(folder), use_lora=False)
+    return load_policy(str(folder), model, HardwareConfig())
+
+
+def test_models_that_cap_their_logits_are_refused(tmp_path, folders):
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Gemma2Config(vocab_size=64, final_logit_softcapping=0.01, **shape, **heads)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folders["qwen3"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="transforms its logits"):
+        load_folder(tmp_path)
+
+
+def test_an_absent_model_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"model\.name=.*cannot be loaded"):
+        load_folder(tmp_path)

@@ -1,0 +1,235 @@
+"""Rollouts: sampled log-probabilities are the teacher-forced ones, draws belong to the row, turns resume
+their cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gspo_cli.environments.base import Step
+from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.rollout.conversations import Limits, Start, roll_out
+from gspo_cli.rollout.engine import Request, Sampling
+from gspo_cli.rollout.sampling import draw
+from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.types import FinishReason, Message, Problem
+
+NAMES = ["qwen3", "qwen3_moe", "gpt2"]
+LIMITS = Limits(max_turns=4, max_prompt_length=200, max_positions=512)
+
+
+def sampling(chat: ChatFormat, new_tokens=24, **settings) -> Sampling:
+    # random weights hardly ever draw the end token: a few more stop ids make rows finish at all lengths
+    return Sampling(
+        **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} | settings),
+        max_new_tokens=new_tokens,
+        stop_ids=chat.stop_ids | set(range(40, 56)),
+    )
+
+
+def requests(chat: ChatFormat, groups=6, size=3) -> list[Request]:
+    prompts = [chat.prompt_ids((Message("user", "7" * (3 * i + 1) + "+1="),)) for i in range(groups)]
+    return [Request(prompts[i], 100 * i + g, 100 * i + g) for i in range(groups) for g in range(size)]
+
+
+def teacher_forced(policy, request, completion, temperature=1.0):
+    ids = torch.tensor([request.prompt_ids + completion.token_ids])
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask[0, len(request.prompt_ids) :] = True
+    return policy(ids, mask, temperature)[0][mask].tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("use_lora", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_sampled_logprobs_are_the_teacher_forced_ones(load, name, use_lora, temperature):
+    policy = load(name, use_lora=use_lora)
+    asked = requests(policy.chat)
+    found = TransformersEngine(policy, 7).generate(
+        asked, sampling(policy.chat, temperature=temperature), False
+    )
+    assert {len(c.token_ids) for c in found} != {24}  # some rows finished early
+    for request, completion in zip(asked, found, strict=True):
+        expected = teacher_forced(policy, request, completion, temperature)
+        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_request_gives_the_same_tokens_in_any_batch(load, name):
+    policy = load(name)
+    asked = requests(policy.chat)
+    together = TransformersEngine(policy, 256).generate(asked, sampling(policy.chat), False)
+    alone = [TransformersEngine(policy, 1).generate([r], sampling(policy.chat), False)[0] for r in asked]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert [c.finish_reason for c in together] == [c.finish_reason for c in alone]
+
+
+def test_answers_end_with_their_stop_token_or_at_the_limit(load):
+    policy = load("qwen3")
+    chosen = sampling(policy.chat)
+    for completion in TransformersEngine(policy, 256).generate(requests(policy.chat), chosen, False):
+        *before, last = completion.token_ids
+        assert not set(before) & chosen.stop_ids
+        assert (last in chosen.stop_ids) == (completion.finish_reason is FinishReason.stop)
+        assert completion.finish_reason is FinishReason.stop or len(completion.token_ids) == 24
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_checkpointing_does_not_change_what_is_generated(load, name):
+    # in train mode it would drop the cache and the text would be wrong from the second token on
+    plain, checkpointed = load(name), load(name, gradient_checkpointing=True)
+    with checkpointed.updating():
+        ids = torch.tensor([[3, 4, 5]])
+        checkpointed(ids, torch.ones_like(ids, dtype=torch.bool), 1.0)[0].sum().backward()
+    results = [
+        TransformersEngine(p, 256).generate(requests(p.chat), sampling(p.chat), False)
+        for p in (plain, checkpointed)
+    ]
+    assert [c.token_ids for c in results[0]] == [c.token_ids for c in results[1]]
+
+
+def test_greedy_takes_the_likeliest_token(load):
+    policy = load("qwen3")
+    request = requests(policy.chat)[4]
+    (found,) = TransformersEngine(policy, 8).generate(
+        [request], sampling(policy.chat, 5, temperature=0.0), False
+    )
+    ids = list(request.prompt_ids)
+    for token in found.token_ids:
+        assert policy.causal_model(torch.tensor([ids])).logits[0, -1].argmax().item() == token
+        ids.append(token)
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.log(torch.tensor([[0.1, 0.0, 0.6, 0.3]]))
+    uniform = (torch.arange(1000) + 0.5) / 1000
+    tokens, logprobs, truncated = draw(logits.expand(1000, 4), uniform, 1.0, 0)
+    assert torch.bincount(tokens, minlength=4).tolist() == [100, 0, 600, 300]
+    assert logprobs[0].exp().item() == pytest.approx(0.1)
+    assert truncated.max().item() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "kept"), [(0.85, 0, {2, 3}), (1.0, 1, {2}), (0.6, 0, {2}), (0.01, 0, {2})]
+)
+def test_truncation_draws_from_the_head_and_reports_the_mass_it_left_out(top_p, top_k, kept):
+    logits = torch.log(torch.tensor([[0.1, 1e-9, 0.6, 0.3]]))
+    uniform = (torch.arange(1000) + 0.5) / 1000
+    tokens, logprobs, truncated = draw(logits.expand(1000, 4), uniform, top_p, top_k)
+    assert set(tokens.tolist()) == kept
+    assert truncated[0].item() == pytest.approx(1 - sum([0.1, 0, 0.6, 0.3][t] for t in kept), abs=1e-6)
+    # the whole distribution's log-probability, so that it compares with the trainer's
+    assert logprobs[tokens == 2][0].exp().item() == pytest.approx(0.6)
+
+
+class Echo:
+    """Asks `turns` more questions that contain what the agent said."""
+
+    def __init__(self, turns=3):
+        self.turns = turns
+
+    def reset(self, problem, seed):
+        self.left = self.turns
+        return problem.messages
+
+    def step(self, text):
+        self.left -= 1
+        heard = Message("user", f"you said {text[:3]!r}, again" + "!" * self.left)
+        return Step((heard,), done=self.left == 0, reward=float(self.left))
+
+
+def starts(count=5, size=2):
+    problems = [Problem(f"p{i}", (Message("user", "7" * (i + 1) + "+1="),)) for i in range(count)]
+    return [Start(p, (0, i, g), 0) for i, p in enumerate(problems) for g in range(size)]
+
+
+class Forgetful(TransformersEngine):
+    """Never resumes a cache."""
+
+    def generate(self, asked, chosen, keep_cache):
+        return super().generate(asked, chosen, keep_cache=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_turns_resume_their_cache_and_say_the_same(load, name):
+    policy = load(name)
+    engines = [TransformersEngine(policy, 4), Forgetful(policy, 4)]
+    results = [
+        roll_out(e, policy.chat, Echo, starts(), sampling(policy.chat, 8), LIMITS, seed=3).trajectories
+        for e in engines
+    ]
+    assert [t.token_ids for t in results[0]] == [t.token_ids for t in results[1]]
+    assert not engines[0]._kept
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_k_turns_have_exactly_k_trained_spans_and_the_ids_scored_are_the_ids_sampled(load, name):
+    policy = load(name)
+    found = roll_out(
+        TransformersEngine(policy, 256), policy.chat, Echo, starts(), sampling(policy.chat, 8), LIMITS, seed=3
+    ).trajectories
+    for t in found:
+        assert len(t.token_ids) == len(t.action_mask) == len(t.sampling_logprobs) == len(t.turn_ids)
+        assert t.num_turns == 3
+        assert t.turn_rewards == [2.0, 1.0, 0.0]
+        spans = [a for a, b in zip([-1, *t.turn_ids], t.turn_ids, strict=False) if a != b and b >= 0]
+        assert len(spans) == 3
+        assert [turn >= 0 for turn in t.turn_ids] == t.action_mask
+        ids, mask = torch.tensor([t.token_ids]), torch.tensor([t.action_mask])
+        sampled = [
+            value for value, trained in zip(t.sampling_logprobs, t.action_mask, strict=True) if trained
+        ]
+        assert policy(ids, mask, 1.0)[0][mask].tolist() == pytest.approx(sampled, abs=1e-4)
+
+
+def test_a_crashing_environment_is_data(load):
+    class Crashing(Echo):
+        def step(self, text):
+            if self.left == 2:
+                raise RuntimeError("lost connection")
+            return super().step(text)
+
+    policy = load("qwen3")
+    found = roll_out(
+        TransformersEngine(policy, 256),
+        policy.chat,
+        Crashing,
+        starts(2),
+        sampling(policy.chat, 4),
+        LIMITS,
+        seed=0,
+    ).trajectories
+    assert {t.excluded for t in found} == {"environment raised RuntimeError: lost connection"}
+    assert all(t.reward is None for t in found)
+
+
+def test_a_prompt_over_its_cap_is_left_out_with_the_reason(load):
+    policy = load("qwen3")
+    limits = Limits(1, 8, 512)
+    found = roll_out(
+        TransformersEngine(policy, 4),
+        policy.chat,
+        Echo,
+        starts(8, 1),
+        sampling(policy.chat, 4),
+        limits,
+        seed=0,
+    ).trajectories
+    excluded = [t.excluded for t in found if t.excluded]
+    assert 0 < len(excluded) < len(found)
+    assert "rollout.max_prompt_length" in excluded[0]
+
+
+def test_conversations_end_where_the_model_has_no_room_for_a_turn(load):
+    policy = load("qwen3")
+    limits = Limits(max_turns=50, max_prompt_length=100, max_positions=60)
+    found = roll_out(
+        TransformersEngine(policy, 4),
+        policy.chat,
+        lambda: Echo(50),
+        starts(2),
+        sampling(policy.chat, 8),
+        limits,
+        0,
+    ).trajectories
+    assert all(len(t.token_ids) <= 60 and t.finish_reason is FinishReason.length for t in found)
