@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gspo_cli.config.compose import register
+from gspo_cli.config.compose import CONF_DIR, build_config, register, resolved_yaml
 from gspo_cli.config.schema import HardwareConfig, ModelConfig, Shape
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
@@ -72,3 +73,61 @@ def load(folders):
         return load_policy(str(folders[name]), model, hardware or HardwareConfig())
 
     return loaded
+
+
+@pytest.fixture
+def configure():
+    """`configure("algorithm=grpo", ...)`: the checked configuration of a small, fast run, and its YAML."""
+
+    def configured(*overrides: str):
+        small = [
+            "model.cold_start.steps=3",
+            "model.cold_start.stop_score=null",
+            "model.cold_start.batch_size=8",
+            *(f"model.shape.{key}={value}" for key, value in SMALL.items()),
+            "training.num_outer_iterations=2",
+            "training.num_generations=4",
+            "training.generations_per_iteration=16",
+            "rollout.max_completion_length=8",
+            "evaluation.problems=4",
+            "evaluation.samples=2",
+        ]
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            node = compose("train", overrides=[*small, *overrides])
+        return build_config(node), resolved_yaml(node)
+
+    return configured
+
+
+class Silent:
+    """A reporter that remembers warnings and events."""
+
+    def __init__(self):
+        self.warnings, self.events = [], []
+
+    def begin(self, title, card, iterations, start):
+        self.events.append(("begin", start))
+
+    def stage(self, name, done, total, note=""):
+        self.events.append((name, done))
+
+    def iteration(self, metrics):
+        self.events.append(("iteration", metrics["iteration"]))
+
+    def evaluation(self, record):
+        self.events.append(("evaluation", record["iteration"]))
+
+    def samples(self, samples):
+        self.events.append(("samples", len(samples)))
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def end(self, summary):
+        self.events.append(("end", summary["status"]))
+
+
+@pytest.fixture
+def reporter() -> Silent:
+    """Remembers what a run says."""
+    return Silent()

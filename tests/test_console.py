@@ -12,18 +12,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from gspo_cli.run.console import (
-    LiveConsole,
-    PlainConsole,
-    Progress,
-    clean,
-    exchange,
-    make_console,
-    samples_table,
-    tail,
-)
+from gspo_cli.run.console import LiveConsole, PlainConsole, Progress, exchange, make_console, samples_table
 from gspo_cli.run.reporting import Sample
-from gspo_cli.run.words import sparkline
+from gspo_cli.run.words import clean, sparkline, tail
 
 NASTY = [
     "[red]seven[/red] [/] [/nope] :smile: [link=file:///x]7[/link]",
@@ -262,6 +253,7 @@ def test_a_live_session_says_each_warning_once_and_leaves_its_last_frame(live):
     ordered = ["12/100", "the last answer", "Completed 100 of 100 iterations", "gspo-train algorithm=grpo"]
     assert [last_frame.index(text) for text in ordered] == sorted(last_frame.index(text) for text in ordered)
     assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l")  # the cursor is back
+    assert screen.count("\x1b[?2026h") == screen.count("\x1b[?2026l") > 0  # every drawing is ended
 
 
 def test_a_stage_has_a_bar_while_it_lasts(live):
@@ -282,7 +274,7 @@ def test_a_stage_before_the_run_leaves_its_full_bar_and_frees_the_terminal():
     reporter.stage("cold start", 1, 2)
     reporter.stage("cold start", 2, 2, "loss 1.2")
     screen = console.file.getvalue()
-    assert re.search(r"cold start +2/2 +━+ +loss 1.2\n", screen)
+    assert re.search(r"cold start +2/2 +━+ +loss 1\.2\x1b\[\?2026l\n", screen)
     assert screen.endswith("\x1b[?25h")
 
 

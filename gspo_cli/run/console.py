@@ -14,18 +14,29 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from rich.cells import cell_len
 from rich.console import Console, ConsoleRenderable, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.rule import Rule
-from rich.segment import Segment, Segments
+from rich.segment import ControlType, Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from gspo_cli.run.reporting import Reporter, Sample
-from gspo_cli.run.words import MISSING, describe, duration, fixed, next_commands, number, sparkline
+from gspo_cli.run.words import (
+    MISSING,
+    clean,
+    describe,
+    duration,
+    fixed,
+    next_commands,
+    number,
+    share,
+    sparkline,
+    tail,
+    why_zero,
+)
 
 Metrics = Mapping[str, Any]
 Clock = Callable[[], float]
@@ -63,30 +74,6 @@ def make_console() -> Reporter:
     # isatty too: FORCE_COLOR, common where logs are collected, makes rich take a pipe for a terminal
     live = sys.stdout.isatty() and console.is_interactive
     return LiveConsole(console) if live else PlainConsole(sys.stdout)
-
-
-def clean(text: str) -> str:
-    """`text` on one line, with nothing in it that a terminal would obey."""
-    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
-
-
-def tail(text: str, width: int) -> str:
-    """The end of `text` in at most `width` terminal cells, with … where something is missing."""
-    if cell_len(text) <= width:
-        return text
-    text = text[-width:]
-    while cell_len(text) > width - 1:
-        text = text[1:]
-    return "…" + text
-
-
-def why_zero(metrics: Metrics) -> str:
-    """Why this iteration's loss or clip share may be 0, or nothing."""
-    if metrics.get("frac_reward_zero_std") == 1:
-        return "all groups scored equal: nothing to learn from this batch"
-    if metrics.get("updates") == 1:
-        return "one update per rollout: the ratio is 1, nothing can clip"
-    return ""
 
 
 def exchange(messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
@@ -169,8 +156,8 @@ class PlainConsole:
         reached = (name, 10 * done // total if total else 0)
         silent = self._clock() - self._spoke >= SILENCE
         if name != self._stage[0] or (reached != self._stage and silent):
-            share = f"{done}/{total}" if total else ""
-            self._print("  ".join(part for part in (f"{name:<10}", share, clean(note)) if part))
+            count = f"{done}/{total}" if total else ""
+            self._print("  ".join(part for part in (f"{name:<10}", count, clean(note)) if part))
             self._stage = reached
 
     def iteration(self, metrics: Metrics) -> None:
@@ -182,7 +169,7 @@ class PlainConsole:
             f"iteration  {count}",
             f"reward {fixed(get('reward'))} ±{fixed(get('reward_std'), 2)}",
             f"held-out {fixed(held_out)}",
-            f"clip tok {_share(get('clip_ratio/token'))} seq {_share(get('clip_ratio/sequence'))}",
+            f"clip tok {share(get('clip_ratio/token'))} seq {share(get('clip_ratio/sequence'))}",
             f"len {fixed(get('completions/mean_length'), 1)}",
             f"lr {number(get('learning_rate'))}",
             f"{number(get('tokens_per_second'))} tok/s",
@@ -224,7 +211,9 @@ class SteadyLive(Live):
     """Draws inside a synchronized update: terminals that know it never show half a frame, others skip it."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        begin, end = (Segments([Segment(f"\x1b[?2026{mode}", control=[])]) for mode in "hl")
+        # with any control code rich counts no cells; this one acts on old Windows consoles only
+        control = [(ControlType.CARRIAGE_RETURN,)]
+        begin, end = (Segments([Segment(f"\x1b[?2026{mode}", None, control)]) for mode in "hl")
         return [begin, *super().process_renderables(renderables), end]
 
 
@@ -310,8 +299,8 @@ class LiveConsole:
         if stage:
             name, done, total, note = stage
             bar = _bar(total, done)
-            share = f"{done}/{total}" if total else ""
-            table.add_row(Text(name, "cyan"), Text(share), bar, Text(clean(note), "dim"))
+            count = f"{done}/{total}" if total else ""
+            table.add_row(Text(name, "cyan"), Text(count), bar, Text(clean(note), "dim"))
         elif run.iterations:
             table.add_row(Text())
         return table
@@ -352,9 +341,9 @@ class LiveConsole:
         room = max(8, min(40, self._console.width - 70))
         total, line, legend = seconds.total(), Text(no_wrap=True).append("time  ", "dim"), Text()
         for phase, style in PHASES.items():
-            share = seconds[phase] / total if total else 0.0
-            line.append("━" * round(share * room), style)
-            legend.append(f"  {phase} ", "dim").append(f"{share:.0%}" if total else MISSING, style)
+            part = seconds[phase] / total if total else 0.0
+            line.append("━" * round(part * room), style)
+            legend.append(f"  {phase} ", "dim").append(f"{part:.0%}" if total else MISSING, style)
         return line.append(legend)
 
     def _conversations(self) -> list[RenderableType]:
@@ -379,11 +368,6 @@ def samples_table(samples: Sequence[Sample], width: int) -> Table:
 def _bar(total: int, done: int) -> ProgressBar:
     """Moves to and fro where the total is not known."""
     return ProgressBar(total or None, done, pulse=not total, complete_style="cyan", finished_style="green")
-
-
-def _share(value: float | None) -> str:
-    """Three decimals, or two digits where those are lost."""
-    return number(value, 2) if value is not None and 0 < value < 0.01 else fixed(value)
 
 
 def _row(sample: Sample, width: int) -> tuple[Text, Text, Text]:

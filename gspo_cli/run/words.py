@@ -1,4 +1,4 @@
-"""Numbers as words: a run's summary in sentences, the commands to type next. Pure, and free of torch."""
+"""What people read of a run: numbers, a summary in sentences, what to type next. Pure, free of torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from rich.cells import cell_len
 
 Record = Mapping[str, Any]
 
@@ -33,6 +35,26 @@ def quantity(value: float) -> str:
         if value >= size:
             return f"{value / size:.1f}{letter}"
     return f"{value:.0f}"
+
+
+def clean(text: str) -> str:
+    """`text` on one line, with nothing in it that a terminal would obey."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+
+
+def tail(text: str, width: int) -> str:
+    """The end of `text` in at most `width` terminal cells, with … where something is missing."""
+    if cell_len(text) <= width:
+        return text
+    text = text[-width:]
+    while cell_len(text) > width - 1:
+        text = text[1:]
+    return "…" + text
+
+
+def share(value: float | None) -> str:
+    """Three decimals, or two digits where those are lost."""
+    return number(value, 2) if value is not None and 0 < value < 0.01 else fixed(value)
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -60,6 +82,15 @@ def number(value: float | None, digits: int = 3) -> str:
 def fixed(value: float | None, decimals: int = 3) -> str:
     """A fixed number of decimals, or –."""
     return MISSING if value is None else f"{value:.{decimals}f}"
+
+
+def why_zero(metrics: Record) -> str:
+    """Why this iteration's loss or clip share may be 0, or nothing."""
+    if metrics.get("frac_reward_zero_std") == 1:
+        return "all groups scored equal: nothing to learn from this batch"
+    if metrics.get("updates") == 1:
+        return "one update per rollout: the ratio is 1, nothing can clip"
+    return ""
 
 
 def describe(summary: Record) -> list[str]:

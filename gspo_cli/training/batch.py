@@ -40,10 +40,11 @@ def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Bat
     """Pad on the right. Advantages get a token axis only where a sample brings one per token."""
     length = max(sample.length for sample in samples)
     trajectories = [sample.trajectory for sample in samples]
-    width = length if any(len(sample.advantages) > 1 for sample in samples) else 1
+    per_token = any(len(sample.advantages) > 1 for sample in samples)
     advantages = [
-        s.advantages * s.length if len(s.advantages) < width and width > 1 else s.advantages for s in samples
+        s.advantages * s.length if per_token and len(s.advantages) == 1 else s.advantages for s in samples
     ]
+    width = length if per_token else 1
     return Batch(
         token_ids=_padded([t.token_ids for t in trajectories], length, pad_id, torch.long, device),
         action_mask=_padded([t.action_mask for t in trajectories], length, False, torch.bool, device),

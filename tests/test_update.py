@@ -1,0 +1,181 @@
+"""An optimizer step does not depend on how its batch is laid out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from gspo_cli.config.choices import Precision
+from gspo_cli.training.batch import Sample, collate, split_by_tokens
+from gspo_cli.training.clock import Clock
+from gspo_cli.training.update import MicroBatch, Updater
+from gspo_cli.types import FinishReason, Problem, Trajectory
+
+
+def samples_of(policy, count=16, seed=0, advantages=None):
+    """Random conversations of 6 to 20 tokens, with old log-probabilities near the policy's own."""
+    random = np.random.default_rng(seed)
+    found = []
+    for index in range(count):
+        prompt, length = int(random.integers(2, 8)), int(random.integers(4, 13))
+        ids = random.integers(policy.causal_model.config.vocab_size, size=prompt + length).tolist()
+        mask = [False] * prompt + [True] * length
+        trajectory = Trajectory(
+            Problem(f"p{index}", ()), ids, mask, [0.0] * len(ids), [-1] * prompt + [0] * length, [],
+            FinishReason.stop, turn_rewards=[0.0], reward=0.0,
+        )  # fmt: skip
+        value = float(random.normal()) if advantages is None else advantages[index]
+        found.append(Sample(trajectory, [value]))
+    return found
+
+
+def gradient(policy, config, samples, shift=0.02):
+    """Loss and flat gradient of one step over `samples`; old log-probabilities are the policy's, shifted by
+    row."""
+    updater = Updater(policy, config)
+    minibatch = updater.minibatch(samples)
+    total = 0.0
+    with policy.updating():
+        for micro in minibatch.micro_batches:
+            with torch.no_grad():
+                now = policy(micro.batch.token_ids, micro.batch.action_mask, 1.0)[0]
+            sign = micro.batch.token_ids % 3 - 1
+            micro.old_logprobs = now + shift * sign
+            loss = updater.loss(micro, minibatch.denominator)[0]
+            loss.backward()
+            total += loss.item()
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in policy.trainable()]
+    flat = torch.cat([g.flatten() for g in grads]).clone()
+    policy.zero_grad(set_to_none=True)
+    return total, flat
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("algorithm", ["gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo"])
+def test_loss_and_gradient_do_not_depend_on_the_layout(load, configure, algorithm, name):
+    config, _ = configure(f"algorithm={algorithm}", "algorithm.beta=0.1")
+    policy = load(name)
+    policy.keep_reference(load(name).causal_model)
+    samples = samples_of(policy)
+    loss, grad = gradient(policy, config, samples)
+    assert grad.abs().max() > 1e-4
+    for budget in (1, 40, 100, 10_000):
+        hardware = replace(config.hardware, tokens_per_microbatch=budget)
+        for order in (samples, samples[::-1]):
+            other_loss, other = gradient(policy, replace(config, hardware=hardware), order)
+            assert other_loss == pytest.approx(loss, abs=1e-5)
+            torch.testing.assert_close(other, grad, rtol=0, atol=1e-5)
+
+
+def test_the_gradient_of_a_step_is_the_mean_of_the_gradients_of_its_halves(load, configure):
+    # 16 sequences against 8 and 8: the denominator counts sequences of the whole step, not of a micro-batch
+    config, _ = configure("algorithm=gspo")
+    policy = load("qwen3")
+    samples = samples_of(policy)
+    _, whole = gradient(policy, config, samples)
+    halves = [gradient(policy, config, part)[1] for part in (samples[:8], samples[8:])]
+    torch.testing.assert_close((halves[0] + halves[1]) / 2, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_lora": True}, {"use_lora": True, "gradient_checkpointing": True}]
+)
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "gpt2"])
+def test_the_ratio_of_the_first_minibatch_is_exactly_one(load, configure, name, precision, settings):
+    config, _ = configure("algorithm=gspo", "training.updates_per_rollout=1")
+    policy = load(name, replace(config.hardware, precision=precision), **settings)
+    report = Updater(policy, config).run(samples_of(policy), np.random.default_rng(0), Clock())
+    assert (report.stats.deviation_min, report.stats.deviation_max) == (0.0, 0.0)
+    assert report.stats.clipped_sequences == 0
+    # measured against a second pass in the same layout, and still exactly nothing
+    assert report.first_step_abs_err == 0.0
+
+
+def test_later_minibatches_are_compared_with_the_policy_before_the_first_step(load, configure):
+    config, _ = configure("algorithm=gspo", "algorithm.learning_rate=0.01")
+    policy = load("qwen3")
+    report = Updater(policy, config).run(samples_of(policy), np.random.default_rng(0), Clock())
+    assert report.updates == 4
+    assert report.stats.deviation_max > 1e-3
+    assert report.stats.clipped_sequences > 0
+
+
+def weights(policy):
+    return torch.cat([p.detach().flatten() for p in policy.trainable()])
+
+
+def test_groups_without_advantage_cost_nothing_and_change_nothing(load, configure):
+    config, _ = configure("algorithm=grpo", "training.updates_per_rollout=1", "algorithm.learning_rate=0.01")
+    advantages = [0.0, 1.0, 0.0, -1.0] * 4
+    skipping, computing = load("qwen3"), load("qwen3")
+    samples = samples_of(skipping, advantages=advantages)
+    report = Updater(skipping, config).run(samples, np.random.default_rng(0), Clock())
+    assert report.stats.sequences == 8  # went through the model
+    assert report.sequences == 16  # are counted
+    # the same step, with every sequence computed
+    updater = Updater(computing, config)
+    batch = collate(samples, computing.chat.pad_id, computing.device)
+    updater.loss(MicroBatch(batch), 16.0)[0].backward()
+    updater._apply(report)
+    torch.testing.assert_close(weights(skipping), weights(computing), rtol=0, atol=1e-6)
+
+
+def test_a_batch_without_any_advantage_leaves_fresh_weights_alone(load, configure):
+    config, _ = configure("algorithm=gspo")
+    policy = load("qwen3")
+    before = weights(policy).clone()
+    report = Updater(policy, config).run(
+        samples_of(policy, advantages=[0.0] * 16), np.random.default_rng(0), Clock()
+    )
+    assert torch.equal(weights(policy), before)
+    assert (report.updates, report.stats.sequences) == (4, 0)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(load, configure):
+    config, _ = configure("algorithm=gspo", "training.updates_per_rollout=1")
+    policy = load("qwen3")
+    before = weights(policy).clone()
+    samples = samples_of(policy)
+    samples[3].advantages = [float("inf")]
+    report = Updater(policy, config).run(samples, np.random.default_rng(0), Clock())
+    assert report.skipped == 1
+    assert torch.equal(weights(policy), before)
+
+
+def test_micro_batches_hold_similar_lengths_within_the_budget(load):
+    samples = samples_of(load("qwen3"), count=40)
+    parts = split_by_tokens(samples, 60)
+    assert sorted(id(s) for part in parts for s in part) == sorted(map(id, samples))
+    assert all(len(part) == 1 or max(s.length for s in part) * len(part) <= 60 for part in parts)
+    padded = sum(max(s.length for s in part) * len(part) for part in parts)
+    assert padded < 1.15 * sum(s.length for s in samples)
+
+
+def test_k1_takes_the_mean_log_ratio_to_the_reference_off_the_reward(load, configure):
+    config, _ = configure("algorithm=gspo", "algorithm.beta=0.5", "algorithm.kl_estimator=k1")
+    policy = load("qwen3")
+    policy.keep_reference(load("qwen3").causal_model)
+    samples = samples_of(policy, count=4)
+    updater = Updater(policy, config)
+    assert updater.reward_kl(samples) == [0.0] * 4
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.02)
+    one = samples[2].trajectory
+    ids, mask = torch.tensor([one.token_ids]), torch.tensor([one.action_mask])
+    difference = policy(ids, mask, 1.0)[0] - policy.reference_logprobs(ids, mask, 1.0)
+    assert updater.reward_kl(samples)[2] == pytest.approx(difference[mask].mean().item(), abs=1e-5)
+
+
+def test_advantages_per_token_travel_with_their_tokens(load):
+    policy = load("qwen3")
+    samples = samples_of(policy, count=3)
+    samples[1].advantages = [float(i) for i in range(samples[1].length)]
+    batch = collate(samples, policy.chat.pad_id, policy.device)
+    assert batch.advantages.shape == batch.token_ids.shape
+    assert batch.advantages[1, : samples[1].length].tolist() == samples[1].advantages
+    assert (batch.advantages[0][batch.action_mask[0]] == samples[0].advantages[0]).all()
