@@ -15,7 +15,7 @@ from gspo_cli.config.schema import HardwareConfig, ModelConfig, Shape
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # models this small are slower on more
 register()
 
 TEXTS = [f"{a}+{b}=" for a in range(0, 100, 7) for b in range(0, 100, 9)] + ["say hello to the user again"]

@@ -14,7 +14,7 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
 from gspo_cli.types import RewardResult
 
-METRICS = """reward reward_std rewards/length/mean frac_reward_zero_std completions/mean_length
+METRICS = """reward reward_std rewards/even/mean frac_reward_zero_std completions/mean_length
 completions/min_length completions/max_length completions/clipped_ratio num_turns entropy clip_ratio/low_mean
 clip_ratio/high_mean clip_ratio/region_mean clip_ratio/token clip_ratio/sequence ratio/mean ratio/min
 ratio/max ratio/std ratio/first_step_abs_err grad_norm learning_rate sampling/logp_difference/mean
@@ -29,18 +29,20 @@ def run(configured, tmp_path, reporter):
     return run_training(config, folder, reporter), folder
 
 
-class LengthReward(RewardFunction):
-    """Longer is better: varies inside every group."""
+class EvenReward(RewardFunction):
+    """Share of sampled ids that are even: differs inside every group, and can be learned."""
 
     async def compute_reward(self, trajectory, turn, context):
-        return RewardResult(len(trajectory.token_ids) / 100, {"length": float(len(turn.content))})
+        ids = [t for t, spoken in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if spoken]
+        value = sum(t % 2 == 0 for t in ids) / len(ids)
+        return RewardResult(value, {"even": value})
 
 
 class SometimesBroken(RewardFunction):
     def compute_reward(self, trajectory, turn, context):
         if context["problem"].id.startswith("1"):
             raise ValueError("grader is down")
-        return RewardResult(float("nan") if len(turn.content) % 3 == 0 else len(turn.content) / 10)
+        return RewardResult(float("nan") if trajectory.token_ids[-1] % 3 == 0 else 1.0)
 
 
 class AlwaysZero(RewardFunction):
@@ -57,7 +59,7 @@ def dotted(cls):
 def test_any_local_folder_trains(folders, configure, tmp_path, reporter, name, use_lora):
     configured = configure(
         f"model.name={folders[name]}", f"model.use_lora={use_lora}", "model.cold_start.steps=0",
-        "model.gradient_checkpointing=true", dotted(LengthReward), "algorithm.beta=0.1",
+        "model.gradient_checkpointing=true", dotted(EvenReward), "algorithm.beta=0.1",
     )  # fmt: skip
     summary, folder = run(configured, tmp_path, reporter)
     assert summary["status"] == "completed"
@@ -73,7 +75,7 @@ def test_any_local_folder_trains(folders, configure, tmp_path, reporter, name, u
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_moe"])
 def test_embedded_models_train_and_the_folder_keeps_its_contract(configure, tmp_path, reporter, model):
-    summary, folder = run(configure(f"model={model}", dotted(LengthReward)), tmp_path, reporter)
+    summary, folder = run(configure(f"model={model}", dotted(EvenReward)), tmp_path, reporter)
     for name in ("config.yaml", "card.txt", "metrics.jsonl", "evals.jsonl", "samples.jsonl", "summary.json"):
         assert (folder.path / name).stat().st_size > 0
     assert json.loads((folder.path / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -99,18 +101,21 @@ def test_embedded_models_train_and_the_folder_keeps_its_contract(configure, tmp_
 
 def test_the_policy_learns_what_is_rewarded(configure, tmp_path, reporter):
     configured = configure(
-        dotted(LengthReward), "training.num_outer_iterations=12", "algorithm.learning_rate=0.003",
-        "training.generations_per_iteration=64", "evaluation.every=0",
-    )  # fmt: skip
+        dotted(EvenReward),
+        "training.num_outer_iterations=24",
+        "algorithm.learning_rate=0.003",
+        "training.generations_per_iteration=64",
+        "evaluation.every=0",
+    )
     _, folder = run(configured, tmp_path, reporter)
-    lengths = [line["completions/mean_length"] for line in folder.read("metrics.jsonl")]
-    assert lengths[-1] > lengths[0] + 1
+    rewards = [line["reward"] for line in folder.read("metrics.jsonl")]
+    assert rewards[-1] > rewards[0] + 0.1
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(configure, tmp_path, reporter):
     logs = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        _, folder = run(configure(dotted(LengthReward), f"seed={seed}"), tmp_path / name, reporter)
+        _, folder = run(configure(dotted(EvenReward), f"seed={seed}"), tmp_path / name, reporter)
         logs.append([line["reward"] for line in folder.read("metrics.jsonl")])
     assert logs[0] == logs[1] != logs[2]
 
@@ -119,7 +124,7 @@ def test_evaluation_does_not_touch_the_training_randomness(configure, tmp_path, 
     logs = []
     for name, every in (("a", 0), ("b", 1)):
         configured = configure(
-            dotted(LengthReward), f"evaluation.every={every}", "training.num_outer_iterations=3"
+            dotted(EvenReward), f"evaluation.every={every}", "training.num_outer_iterations=3"
         )
         _, folder = run(configured, tmp_path / name, reporter)
         logs.append([(line["reward"], line["loss"]) for line in folder.read("metrics.jsonl")])
@@ -127,7 +132,7 @@ def test_evaluation_does_not_touch_the_training_randomness(configure, tmp_path, 
 
 
 def test_a_reward_that_fails_ends_the_run_with_its_reason(configure, tmp_path, reporter):
-    with pytest.raises(UserError, match="reward: SometimesBroken .*training.reward_errors=exclude"):
+    with pytest.raises(UserError, match=r"reward: SometimesBroken .*training\.reward_errors=exclude"):
         run(configure(dotted(SometimesBroken)), tmp_path, reporter)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
@@ -164,14 +169,14 @@ def test_dynamic_sampling_draws_again_up_to_its_cap(configure, tmp_path, reporte
     line = folder.read("metrics.jsonl")[0]
     assert line["sampling/rounds"] == 3
     assert line["epoch"] * 9500 == pytest.approx(12)  # three rounds of four prompts
-    _, folder = run(configure("algorithm=dapo", dotted(LengthReward)), tmp_path / "b", reporter)
+    _, folder = run(configure("algorithm=dapo", dotted(EvenReward)), tmp_path / "b", reporter)
     assert folder.read("metrics.jsonl")[0]["sampling/rounds"] <= 2
 
 
 @pytest.mark.parametrize("setting", ["keep", "mask", "penalise"])
 def test_answers_cut_by_the_cap_are_kept_masked_or_penalised(configure, tmp_path, reporter, setting):
     configured = configure(
-        f"algorithm.truncated_completions={setting}", "rollout.max_completion_length=1", dotted(LengthReward)
+        f"algorithm.truncated_completions={setting}", "rollout.max_completion_length=1", dotted(EvenReward)
     )
     summary, folder = run(configured, tmp_path, reporter)
     line = folder.read("metrics.jsonl")[0]
@@ -183,7 +188,7 @@ def test_answers_cut_by_the_cap_are_kept_masked_or_penalised(configure, tmp_path
 
 def test_the_length_curriculum_caps_answers(configure, tmp_path, reporter):
     configured = configure(
-        "training.length_curriculum_start=1", "training.length_curriculum_iterations=2", dotted(LengthReward)
+        "training.length_curriculum_start=1", "training.length_curriculum_iterations=2", dotted(EvenReward)
     )
     _, folder = run(configured, tmp_path, reporter)
     longest = [line["completions/max_length"] for line in folder.read("metrics.jsonl")]
@@ -212,7 +217,7 @@ def test_training_stops_early_at_the_wanted_score(configure, tmp_path, reporter)
 
 
 def test_truncated_sampling_is_reported_as_the_bias_it_is(configure, tmp_path, reporter):
-    _, folder = run(configure("rollout.top_p=0.5", dotted(LengthReward)), tmp_path, reporter)
+    _, folder = run(configure("rollout.top_p=0.5", dotted(EvenReward)), tmp_path, reporter)
     assert 0.2 < folder.read("metrics.jsonl")[0]["sampling/truncated_mass"] <= 0.5
     assert "rollout.top_p" in (folder.path / "card.txt").read_text()
 
@@ -242,7 +247,7 @@ def test_a_cold_start_from_a_file_works_for_any_model(folders, configure, tmp_pa
     path.write_text('{"prompt": "1+1=", "answer": "2"}\n' * 4)
     for use_lora in ("true", "false"):
         configured = configure(
-            f"model.name={folders['gpt2']}", f"model.use_lora={use_lora}", dotted(LengthReward),
+            f"model.name={folders['gpt2']}", f"model.use_lora={use_lora}", dotted(EvenReward),
             f"model.cold_start.demonstrations={path}", "model.cold_start.steps=40",
             "model.cold_start.learning_rate=0.01", "rollout.max_completion_length=4",
         )  # fmt: skip

@@ -62,12 +62,11 @@ def test_loss_and_gradient_do_not_depend_on_the_layout(load, configure, algorith
     samples = samples_of(policy)
     loss, grad = gradient(policy, config, samples)
     assert grad.abs().max() > 1e-4
-    for budget in (1, 40, 100, 10_000):
+    for budget, order in ((1, samples), (60, samples[::-1]), (10_000, samples[::-1])):
         hardware = replace(config.hardware, tokens_per_microbatch=budget)
-        for order in (samples, samples[::-1]):
-            other_loss, other = gradient(policy, replace(config, hardware=hardware), order)
-            assert other_loss == pytest.approx(loss, abs=1e-5)
-            torch.testing.assert_close(other, grad, rtol=0, atol=1e-5)
+        other_loss, other = gradient(policy, replace(config, hardware=hardware), order)
+        assert other_loss == pytest.approx(loss, abs=1e-5)
+        torch.testing.assert_close(other, grad, rtol=0, atol=1e-5)
 
 
 def test_the_gradient_of_a_step_is_the_mean_of_the_gradients_of_its_halves(load, configure):

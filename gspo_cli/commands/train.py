@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -74,8 +75,23 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
                 "new run for it"
             )
     node = OmegaConf.merge(saved, OmegaConf.from_dotlist(changes))
+    done = finished_iterations(folder)
+    if done is not None and done >= node.training.num_outer_iterations:
+        raise UserError(
+            f"{folder}: is complete after {done} iterations; go on with "
+            f"training.num_outer_iterations={2 * done}"
+        )
     node.resume = str(folder)
     return node
+
+
+def finished_iterations(folder: Path) -> int | None:
+    """How many iterations a completed run has; None of one that did not complete."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return summary["iterations"] if summary["status"] == "completed" else None
 
 
 def run_command(name: str, command: Callable[[], int | None]) -> None:

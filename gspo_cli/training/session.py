@@ -60,7 +60,7 @@ def run_training(
     finally:
         summary = summarise(config, folder, trainer, status)
         folder.write_summary(summary)
-    reporter.end(summary)
+        reporter.end(summary)
     return summary
 
 

@@ -79,6 +79,7 @@ class Trainer:
         total = self.config.training.num_outer_iterations
         if self.state.initial_eval is None:
             self._evaluate(Clock())
+            self._save()
         while self.state.iteration < total:
             if self._good_enough():
                 return self._finish("stopped_early")

@@ -1,0 +1,209 @@
+"""Runs that stop go on as if they had not: bit-exact on CPU, after Ctrl-C, kill -9, or a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gspo_cli.run.folder import RunFolder
+
+SMALL = [
+    "model.cold_start.steps=3",
+    "model.cold_start.stop_score=null",
+    "model.shape.hidden_size=32",
+    "model.shape.layers=2",
+    "model.shape.head_dim=8",
+    "model.shape.intermediate_size=48",
+    "training.num_generations=4",
+    "training.generations_per_iteration=16",
+    "rollout.max_completion_length=8",
+    "evaluation.problems=4",
+    "evaluation.every=2",
+    "checkpoint.every=2",
+    "hardware.threads=1",
+    "reward=tests.test_training.EvenReward",
+]
+ROOT = Path(__file__).parent.parent
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
+
+
+def train(folder: Path, *overrides: str, **options) -> subprocess.CompletedProcess:
+    arguments = command(*SMALL, f"hydra.run.dir={folder}", *overrides)
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120, **options)
+
+
+def resume(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    arguments = command(f"resume={folder}", *overrides)
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def numbers(folder: Path, log="metrics.jsonl"):
+    """All logged values but those that measure time and memory."""
+    clocks = ("time/", "memory/", "tokens_per_second")
+    return [
+        {k: v for k, v in line.items() if not k.startswith(clocks)} for line in RunFolder(folder).read(log)
+    ]
+
+
+def state(folder: Path):
+    saved = torch.load(folder / "checkpoints" / "last" / "trainer.pt", weights_only=True)
+    model = sorted((folder / "checkpoints" / "last").glob("*.safetensors"))[0].read_bytes()
+    return model, saved["optimizer"]["state"], saved["steps"], saved["state"]["cursor"]
+
+
+def assert_same_run(one: Path, other: Path):
+    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+        assert numbers(one, log) == numbers(other, log)
+    (model, optimizer, *counters), (model2, optimizer2, *counters2) = state(one), state(other)
+    assert model == model2
+    assert counters == counters2
+    for key, moments in optimizer.items():
+        assert all(torch.equal(value, optimizer2[key][name]) for name, value in moments.items())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Six iterations without a stop."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = train(folder, "training.num_outer_iterations=6")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_longer_run_continues_a_shorter_one_to_the_bit(whole, tmp_path):
+    folder = tmp_path / "run"
+    assert train(folder, "training.num_outer_iterations=3").returncode == 0
+    done = resume(folder, "training.num_outer_iterations=6")
+    assert done.returncode == 0, done.stderr
+    # the shorter run evaluated at its end, too
+    lines = [line for line in RunFolder(folder).read("evals.jsonl") if line["iteration"] != 3]
+    (folder / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert_same_run(folder, whole)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+
+
+def wait_for(condition, process, seconds=90):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the run ended or took too long: {process.stderr.read() if process.stderr else ''}")
+
+
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "between", "while saving"])
+def test_a_killed_run_is_resumed_to_the_bit(whole, tmp_path, moment):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*SMALL, f"hydra.run.dir={folder}", "training.num_outer_iterations=6"),
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    checkpoints = folder / "checkpoints"
+    conditions = {
+        "before the first checkpoint": lambda: len(RunFolder(folder).read("metrics.jsonl")) >= 1,
+        "between": lambda: len(RunFolder(folder).read("metrics.jsonl")) >= 3,
+        "while saving": lambda: any(checkpoints.glob(".writing-iteration-*")),
+    }
+    wait_for(conditions[moment], process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 99, "rew')  # the line that the kill cut
+    done = resume(folder)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(folder, whole)
+
+
+def test_ctrl_c_saves_and_says_interrupted(whole, tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*SMALL, f"hydra.run.dir={folder}", "training.num_outer_iterations=400"),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(lambda: len(RunFolder(folder).read("metrics.jsonl")) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    saved = torch.load(folder / "checkpoints" / "last" / "trainer.pt", weights_only=True)
+    assert (
+        saved["state"]["iteration"] == summary["iterations"] == len(RunFolder(folder).read("metrics.jsonl"))
+    )
+    assert f"resume={folder}" in out
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    shutil.copytree(
+        folder / "checkpoints" / "iteration-000006", folder / "checkpoints" / ".writing-iteration-000007-1"
+    )
+    done = resume(folder, "training.num_outer_iterations=7")
+    assert done.returncode == 0, done.stderr
+    assert [line["iteration"] for line in numbers(folder)] == [1, 2, 3, 4, 5, 6, 7]
+    assert not list((folder / "checkpoints").glob(".writing-*"))
+
+
+def test_rotation_keeps_the_newest_and_the_best(whole):
+    names = sorted(path.name for path in (whole / "checkpoints").glob("iteration-*"))
+    best = (whole / "checkpoints" / "best").resolve().name
+    assert names == sorted({"iteration-000004", "iteration-000006", best})
+    assert (whole / "checkpoints" / "last").resolve().name == "iteration-000006"
+
+
+def test_a_full_disk_while_saving_loses_no_checkpoint(tmp_path):
+    # a limit on file size is a real OSError in the same place as a full disk
+    folder = tmp_path / "run"
+    assert train(folder, "training.num_outer_iterations=2").returncode == 0
+    before = (folder / "checkpoints" / "iteration-000002" / "trainer.pt").read_bytes()
+    limited = subprocess.run(
+        command(f"resume={folder}", "training.num_outer_iterations=4"),
+        capture_output=True, text=True, cwd=ROOT, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )  # fmt: skip
+    assert limited.returncode == 2
+    assert "cannot be saved" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    left = sorted(p.name for p in (folder / "checkpoints").glob("[.i]*"))
+    assert left == ["iteration-000000", "iteration-000002"]
+    assert (folder / "checkpoints" / "last" / "trainer.pt").read_bytes() == before
+    assert resume(folder).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["algorithm=grpo"], "algorithm: cannot change when a run is resumed"),
+        (["seed=3"], "seed: cannot change"),
+        ([], "is complete"),
+    ],
+)
+def test_what_cannot_be_resumed_is_said_in_one_line(whole, arguments, fragment):
+    before = (whole / "metrics.jsonl").read_bytes()
+    done = resume(whole, *arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert fragment in done.stderr
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_said_in_one_line(tmp_path):
+    done = resume(tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not a run folder" in done.stderr
