@@ -83,7 +83,7 @@ def configure():
         small = [
             "model.cold_start.steps=3",
             "model.cold_start.stop_score=null",
-            "model.cold_start.batch_size=8",
+            "model.cold_start.batch_tokens=100",
             *(f"model.shape.{key}={value}" for key, value in SMALL.items()),
             "training.num_outer_iterations=2",
             "training.num_generations=4",

@@ -90,7 +90,7 @@ class ColdStart:
 
     steps: int = 0
     stop_score: float | None = None
-    batch_size: int = 128
+    batch_tokens: int = 2048
     learning_rate: float = 1e-3
     demonstrations: str | None = None
     seed: int = 0
@@ -98,7 +98,7 @@ class ColdStart:
 
     def __post_init__(self) -> None:
         require_not_negative("model.cold_start", self, "steps")
-        require_positive("model.cold_start", self, "batch_size", "learning_rate")
+        require_positive("model.cold_start", self, "batch_tokens", "learning_rate")
 
 
 @dataclass

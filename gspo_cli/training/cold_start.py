@@ -101,8 +101,10 @@ def fine_tune(
 
     Ends early once `score`, asked every SCORE_EVERY steps, reaches `cold.stop_score`."""
     optimizer = torch.optim.AdamW(policy.trainable(), lr=cold.learning_rate, weight_decay=0.0)
+    mean_length = sum(len(t.token_ids) for t in trajectories) / len(trajectories)
+    rows = max(1, round(cold.batch_tokens / mean_length))
     for step in range(cold.steps):
-        chosen = generator(cold.seed, "cold start", step).integers(len(trajectories), size=cold.batch_size)
+        chosen = generator(cold.seed, "cold start", step).integers(len(trajectories), size=rows)
         samples = [Sample(trajectories[i], [0.0]) for i in chosen]
         tokens = sum(s.trajectory.num_actions for s in samples)
         total = 0.0
