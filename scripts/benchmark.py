@@ -19,8 +19,9 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -111,13 +112,13 @@ def run_ours(folder: Path, threads: int, iterations: int) -> tuple[list[Record],
     updater = Updater(policy, config)
     records, cursor = [], 0
     for iteration in range(iterations):
-        clock = Clock()
+        clock, started = Clock(), time.process_time()
         sampled = sampler.sample(iteration, cursor, clock)
         samples = sampler.samples(sampled.groups, updater)
         updater.run(samples, generator(config.seed, "minibatches", iteration), clock)
         cursor += sampled.problems_drawn
         records.append(
-            record(clock.seconds, clock.total, [t.num_actions for t in sampled.everything])
+            record(clock.seconds, clock.total, started, [t.num_actions for t in sampled.everything])
             | {"groups_skipped": sampled.metrics["frac_reward_zero_std"]}
         )
     return records, imported
@@ -150,49 +151,50 @@ def run_trl(folder: Path, threads: int, iterations: int) -> tuple[list[Record], 
 
     torch.set_num_threads(threads)
     imported = peak_gb()
-    state = {"clock": Clock(), "lengths": [], "spread": []}
+    state = {"clock": Clock(), "started": 0.0, "lengths": [], "skipped": 0.0}
     records = []
+
+    def begin():
+        state["clock"], state["started"] = Clock(), time.process_time()
 
     def reward(prompts, completions, completion_ids, **_):
         state["lengths"] = [len(ids) for ids in completion_ids]
         values = [token_sum_reward(ids) for ids in completion_ids]
         groups = [values[i : i + ANSWERS] for i in range(0, len(values), ANSWERS)]
-        state["spread"] = [max(group) > min(group) for group in groups]
+        state["skipped"] = sum(max(group) == min(group) for group in groups) / len(groups)
         return values
 
     class IterationEnd(TrainerCallback):
         def on_train_begin(self, args, trainer_state, control, **_):
-            state["clock"] = Clock()
+            begin()
 
         def on_step_end(self, args, trainer_state, control, **_):
             if trainer_state.global_step % UPDATES:
                 return
-            clock = state["clock"]
-            seconds = dict(clock.seconds)
-            total = clock.total
-            prepared = seconds.pop("prepare")
-            seconds["update"] = total - prepared
-            skipped = 1 - sum(state["spread"]) / len(state["spread"])
-            records.append(record(seconds, total, state["lengths"]) | {"groups_skipped": skipped})
-            state["clock"] = Clock()
+            total, seconds = state["clock"].total, state["clock"].seconds
+            seconds["update"] = total - seconds["prepare"]
+            records.append(
+                record(seconds, total, state["started"], state["lengths"])
+                | {"groups_skipped": state["skipped"]}
+            )
+            begin()
 
-    args = GRPOConfig(
-        **trl_settings(),
-        output_dir=str(folder / "trl"),
-        max_steps=UPDATES * iterations,
-    )
+    args = GRPOConfig(**trl_settings(), output_dir=str(folder / "trl"), max_steps=UPDATES * iterations)
     dataset = Dataset.from_list([{"prompt": text} for text in prompts(PROMPTS * iterations)])
     trainer = GRPOTrainer(
         model=str(folder), reward_funcs=reward, args=args, train_dataset=dataset, callbacks=[IterationEnd()]
     )
-    timing = lambda stage: state["clock"].timing(stage)  # noqa: E731
+
+    def timing(stage):
+        return state["clock"].timing(stage)
+
     time_method(trainer, "_prepare_inputs", lambda: timing("prepare"))
     time_method(trainer, "_generate", lambda: timing("rollout"))
     # under gradient the same method is the update's forward pass
     time_method(
         trainer,
         "_get_per_token_logps_and_entropies",
-        lambda: untimed() if torch.is_grad_enabled() else timing("score"),
+        lambda: nullcontext() if torch.is_grad_enabled() else timing("score"),
     )
     trainer.train()
     return records, imported
@@ -227,12 +229,6 @@ def trl_settings() -> dict[str, Any]:
     }
 
 
-@contextmanager
-def untimed() -> Iterator[None]:
-    """A block that no clock sees."""
-    yield
-
-
 def time_method(owner: Any, name: str, block: Callable[[], Any]) -> None:
     """Run `owner.name` inside `block()` from now on."""
     method = getattr(owner, name)
@@ -244,17 +240,16 @@ def time_method(owner: Any, name: str, block: Callable[[], Any]) -> None:
     setattr(owner, name, timed)
 
 
-def record(seconds: dict[str, float], total: float, lengths: Sequence[int]) -> Record:
-    """One iteration: seconds by stage and in all, tokens generated, mean and longest answer."""
+def record(seconds: dict[str, float], total: float, started: float, lengths: Sequence[int]) -> Record:
+    """One iteration: seconds by stage and in all, processor seconds since `started`, tokens generated."""
     known = {stage: seconds[stage] for stage in STAGES[:-1]}
     return {
         **known,
         "other": total - sum(known.values()),
         "iteration": total,
-        "tokens": sum(lengths),
+        "cpu": time.process_time() - started,
         "tokens_per_second": sum(lengths) / total,
         "mean_length": sum(lengths) / len(lengths),
-        "longest": max(lengths),
     }
 
 
@@ -326,6 +321,7 @@ def table(found: dict[str, Record]) -> list[list[str]]:
         rows.append(row(f"{label}, s", ours[stage], trl[stage], "{:.2f}", ratio=stage != "other"))
     spans = [f"{side['fastest']:.1f} to {side['slowest']:.1f}" for side in (ours, trl)]
     rows.append(["fastest and slowest iteration, s", *spans, ""])
+    rows.append(row("processor time of an iteration, s", ours["cpu"], trl["cpu"], "{:.2f}"))
     name = "tokens_per_second"
     rows.append(["answer tokens per second", *(f"{side[name]:.0f}" for side in (ours, trl)), ""])
     rows.append(row("peak memory, GB", ours["peak_gb"], trl["peak_gb"], "{:.2f}"))

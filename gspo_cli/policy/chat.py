@@ -36,8 +36,7 @@ class ChatFormat:
         stop_ids = {*generation_stop_ids, tokenizer.eos_token_id} - {None}
         if not stop_ids:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
-        after = self._after_assistant([])
-        first = self._encode(after)[:1]
+        first = self._encode(self._after_assistant([], generate=False))[:1]
         self.end_id: int = first[0] if set(first) & stop_ids else (tokenizer.eos_token_id or min(stop_ids))
         self.stop_ids = frozenset(stop_ids | {self.end_id})
 
@@ -51,7 +50,7 @@ class ChatFormat:
 
     def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
         """Ids of what follows an agent turn that ended with `last_id`, up to where the agent speaks again."""
-        ids = self._encode(self._after_assistant(list(messages)))
+        ids = self._encode(self._after_assistant(list(messages), generate=True))
         # the end token that the policy sampled is its own; a cut answer is closed by the template's,
         # untrained
         return ids[1:] if ids[:1] == [self.end_id] and last_id in self.stop_ids else ids
@@ -68,10 +67,10 @@ class ChatFormat:
         pad = self.tokenizer.pad_token_id
         return self.end_id if pad is None else pad
 
-    def _after_assistant(self, messages: list[Message]) -> str:
+    def _after_assistant(self, messages: list[Message], generate: bool) -> str:
         opening = [Message("user", PLACEHOLDER), Message("assistant", PLACEHOLDER)]
         before = self._render(opening, generate=False)
-        whole = self._render(opening + messages, generate=bool(messages))
+        whole = self._render(opening + messages, generate=generate)
         head, _, tail = before.rpartition(PLACEHOLDER)
         if not whole.startswith(head + PLACEHOLDER + tail.rstrip()):
             raise UserError(

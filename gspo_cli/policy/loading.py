@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -28,23 +28,22 @@ def load_policy(
 
     Trained weights are fp32 whatever the precision: bf16 rounds away updates of 1e-5. Frozen weights take the
     precision's dtype; where all weights are trained, bf16 means autocast. Raises UserError where nothing
-    loads."""
+    loads.
+    """
     bf16 = hardware.precision is Precision.bf16
     dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
-    causal = _load_causal(name, model, dtype).to(torch_device(hardware))
+    device = torch_device(hardware)
+    causal, tokenizer = _load(name, dtype, model.trust_remote_code)
+    causal.to(device)
     switch_dropout_off(causal)
     freeze_routers(causal, model.freeze_router)
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=model.trust_remote_code)
-    wrapped: Any = causal
-    if model.use_lora:
-        wrapped = _add_lora(causal, model, adapter)
-    autocast = torch.bfloat16 if bf16 and not model.use_lora else None
+    wrapped = _add_lora(causal, model, adapter) if model.use_lora else causal
     if model.gradient_checkpointing:
         # the older name on releases before 5.20
-        name = "activation_checkpointing_enable"
-        enable = getattr(causal, name if hasattr(causal, name) else "gradient_checkpointing_enable")
+        newer = "activation_checkpointing_enable"
+        enable = getattr(causal, newer if hasattr(causal, newer) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
-    return Policy(wrapped, tokenizer, autocast)
+    return Policy(wrapped, tokenizer, torch.bfloat16 if bf16 and not model.use_lora else None)
 
 
 def torch_device(hardware: HardwareConfig) -> torch.device:
@@ -74,22 +73,20 @@ def freeze_routers(model: nn.Module, frozen: bool) -> None:
             parameter.requires_grad_(not frozen)
 
 
-def _load_causal(name: str, model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    remote = model.trust_remote_code
+def _load(
+    name: str, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
-        return AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, trust_remote_code=remote
-        )
-    except (OSError, ValueError) as error:
-        if Path(name).is_dir() and (Path(name) / "adapter_config.json").exists():
-            reason = "is a LoRA adapter; merge it into its model first"
-        else:
-            reason = " ".join(str(error).split())[:300]
+        causal = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        return causal, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if (Path(name) / "adapter_config.json").exists():
+            reason = "it is a LoRA adapter; merge it into its model first"
         raise UserError(
             f"model.name={name}: cannot be loaded ({reason}); give a hub id or a folder with "
-            "config.json and weights, "
-            "or model=tiny, which needs no download"
+            "config.json, weights "
+            "and tokenizer, or model=tiny, which needs no download"
         ) from error
 
 

@@ -15,13 +15,14 @@ from gspo_cli.types import Demonstration, Problem
 @dataclass
 class Task:
     """Base of all tasks. `train_problems` and `heldout_problems` never overlap and do not depend on the
-    run's seed."""
+    run's seed. `answer_length`, in tokens, is what `rollout.max_completion_length` starts from."""
 
     name: str
     license: str
     source: str
     is_benchmark: bool = False
     system_prompt: str = ""
+    answer_length: int = 256
 
     def train_problems(self) -> Sequence[Problem]:
         """All problems to train on, in a fixed order; the run shuffles them. Raises UserError on unusable

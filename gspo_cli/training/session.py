@@ -57,10 +57,14 @@ def run_training(
         reporter.begin(title, card, config.training.num_outer_iterations, trainer.state.iteration)
         with stop_on_signal(trainer, reporter):
             status = trainer.train()
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
     finally:
         summary = summarise(config, folder, trainer, status)
         folder.write_summary(summary)
-        reporter.end(summary)
+        if trainer is not None:
+            reporter.end(summary)
     return summary
 
 

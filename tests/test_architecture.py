@@ -1,0 +1,160 @@
+"""How the sources are laid out: imports point one way, heavy libraries have owners, files stay small."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "gspo_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
+
+# A part imports from its own and from lower lines; parts of one line do not know each other.
+LAYERS = [
+    ["errors", "types", "randomness"],
+    ["config"],
+    ["algorithm", "rewards", "environments"],
+    ["tasks", "policy"],
+    ["rollout", "run"],
+    ["training"],
+    ["commands"],
+]
+LAYER = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+# Libraries that are slow or optional, and the parts or modules that may import them.
+OWNERS = {
+    "torch": {"algorithm", "policy", "rollout", "training"},
+    "transformers": {"policy", "rollout"},
+    "peft": {"policy"},
+    "tokenizers": {"policy"},
+    "safetensors": {"policy", "training"},
+    "hydra": {"config", "commands"},
+    "rich": {"run", "commands"},
+    "wandb": {"run/trackers.py"},
+    "tensorboard": {"run/trackers.py"},
+    "math_verify": {"rewards/maths_worker.py"},
+}
+OPTIONAL = {"wandb", "tensorboard", "math_verify"}
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all imports, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(path: Path) -> str:
+    """The package or top-level module that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_part_has_a_layer():
+    assert {part(path) for path in MODULES} - {"__init__"} == set(LAYER)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_point_down(path):
+    here = part(path)
+    for imported in imports(parsed(path)):
+        if imported.startswith("gspo_cli."):
+            there = imported.split(".")[1]
+            assert there == here or LAYER[there] < LAYER[here] or {there, here} <= set(LAYERS[0]), imported
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_heavy_libraries_stay_with_their_owners(path):
+    here = path.relative_to(PACKAGE).as_posix()
+    for imported in imports(parsed(path)):
+        owners = OWNERS.get(imported.split(".")[0])
+        assert owners is None or {part(path), here} & owners, f"{here} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_optional_libraries_are_imported_where_they_are_used(path):
+    at_import = ast.Module([node for node in parsed(path).body if not is_definition(node)], [])
+    assert not {imported.split(".")[0] for imported in imports(at_import)} & OPTIONAL
+
+
+def is_definition(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+PROBE = """
+import sys
+from gspo_cli.commands.train import main
+try:
+    main()
+except SystemExit:
+    pass
+heavy = {"torch", "transformers", "peft", "wandb", "tensorboard"}
+print("loaded", *sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--help"], "Groups and their options"),
+        (["--cfg", "job"], "clip_range_left: ${model.presets.sequence.clip_range_left}"),
+        (["--cfg", "job", "--resolve", "model=moe"], "clip_range_left: 0.0002"),
+        (["seed=-1"], ""),
+        (["resume=nowhere"], ""),
+    ],
+)
+def test_help_settings_and_bad_input_load_no_heavy_library(arguments, shown, tmp_path):
+    command = [sys.executable, "-c", PROBE, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "loaded"
+    assert shown in done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_files_and_functions_fit_a_screen_or_a_few(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_every_module_says_what_it_is_for(path):
+    tree = parsed(path)
+    assert ast.get_docstring(tree) or tree.body == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_is_left_to_be_done(path):
+    text = path.read_text(encoding="utf-8")
+    assert not [word for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X") if word in text]
+
+
+def test_the_style_checks_are_as_strict_as_ever():
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
+    rules = {"E", "F", "W", "I", "UP", "B", "ANN", "SIM", "RUF", "PT", "C4", "NPY"}
+    ambiguous_characters = {"RUF001", "RUF002", "RUF003"}
+    assert ruff["line-length"] <= 110
+    assert rules <= set(ruff["lint"]["select"])
+    assert set(ruff["lint"]["ignore"]) <= {"ANN401"} | ambiguous_characters
+    assert ruff["lint"]["per-file-ignores"] == {"tests/*": ["ANN"], "scripts/*": ["ANN"]}

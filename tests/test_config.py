@@ -1,0 +1,342 @@
+"""Every option composes, presets are the guide's, what is saved is what ran, bad input gets one sentence."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gspo_cli.config.choices import RatioLevel
+from gspo_cli.config.compose import CONF_DIR, build_config, explain, load_saved, resolved_yaml
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def task(name: str) -> list[str]:
+    """Overrides that choose a task; those over a file need one."""
+    return [f"task={name}", *(["task.path=lines.jsonl"] if name in ("gsm8k", "jsonl") else [])]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def built(*overrides: str) -> RunConfig:
+    return build_config(composed(*overrides))
+
+
+def sentence(*overrides: str) -> str:
+    """What the user reads about overrides that cannot be run."""
+    with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as caught:
+        built(*overrides)
+    return str(caught.value) if caught.errisinstance(UserError) else explain(caught.value)
+
+
+# Every option composes
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("algorithm", options("algorithm"))
+def test_every_algorithm_composes_with_every_model(model, algorithm):
+    config = built(f"model={model}", f"algorithm={algorithm}")
+    assert (config.model.label, config.algorithm.name) == (model, algorithm)
+
+
+@pytest.mark.parametrize("group", ["hardware", "rollout", "logging", "experiment"])
+def test_every_option_of_the_other_groups_composes(group):
+    assert options(group) != []
+    for option in options(group):
+        assert isinstance(built(f"{group}={option}"), RunConfig)
+
+
+@pytest.mark.parametrize("name", options("task"))
+def test_every_task_composes_into_its_own_object(name):
+    node = composed(*task(name))
+    found = build_config(node).task
+    assert found.name == name
+    assert f"{type(found).__module__}.{type(found).__name__}" == node.task._target_
+
+
+def test_the_options_are_the_promised_ones():
+    assert {"tiny", "tiny_moe", "small", "large", "moe"} <= set(options("model"))
+    assert {"gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo"} <= set(options("algorithm"))
+    assert {"cpu", "single_gpu"} <= set(options("hardware"))
+    assert {"none", "wandb", "tensorboard"} <= set(options("logging"))
+
+
+def test_an_experiment_has_the_last_word_but_one():
+    smoke = OmegaConf.load(CONF_DIR / "experiment" / "smoke.yaml")
+    assert built("experiment=smoke").training.num_outer_iterations == smoke.training.num_outer_iterations
+    assert built("experiment=smoke", "training.num_outer_iterations=7").training.num_outer_iterations == 7
+
+
+def test_an_experiment_holds_overrides_of_known_keys_only():
+    for name in options("experiment"):
+        text = (CONF_DIR / "experiment" / f"{name}.yaml").read_text()
+        assert text.startswith("# @package _global_\n")
+        assert built(f"experiment={name}") != built()
+
+
+def test_the_grpo_baseline_differs_from_the_default_by_the_algorithm_alone():
+    assert built("experiment=grpo_baseline") == built("algorithm=grpo")
+
+
+# Presets: spec section 2
+
+
+@pytest.mark.parametrize(
+    ("model", "generations", "left", "right", "rate", "lora_r"),
+    [
+        ("small", 4, 3e-4, 4e-4, 1e-5, 8),
+        ("large", 4, 2e-4, 3e-4, 5e-6, 16),
+        ("moe", 6, 2e-4, 3e-4, 3e-6, 32),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["gspo", "gspo_token"])
+def test_sequence_ratios_take_the_guides_row_of_the_model(
+    model, generations, left, right, rate, lora_r, algorithm
+):
+    config = built(f"model={model}", f"algorithm={algorithm}")
+    assert config.training.num_generations == generations
+    assert (config.algorithm.clip_range_left, config.algorithm.clip_range_right) == (left, right)
+    assert config.algorithm.learning_rate == rate
+    assert config.model.use_lora
+    assert config.model.lora_r == lora_r
+
+
+@pytest.mark.parametrize(("model", "rate"), [("small", 1e-5), ("large", 5e-6), ("moe", 3e-6)])
+def test_grpo_takes_the_papers_widths_and_the_models_rate(model, rate):
+    algorithm = built(f"model={model}", "algorithm=grpo").algorithm
+    assert (algorithm.clip_range_left, algorithm.clip_range_right) == (0.2, 0.27)
+    assert algorithm.learning_rate == rate
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_no_token_ratio_ever_inherits_a_sequence_width(model):
+    for name in options("algorithm"):
+        algorithm = built(f"model={model}", f"algorithm={name}").algorithm
+        widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
+        if algorithm.ratio_level is RatioLevel.token:
+            assert all(width >= 0.2 for width in widths), name
+        else:
+            assert all(width <= 4e-4 for width in widths), name
+
+
+def test_large_models_and_experts_checkpoint_gradients():
+    assert built("model=large").model.gradient_checkpointing
+    assert built("model=moe").model.gradient_checkpointing
+
+
+@pytest.mark.parametrize("model", ["small", "large", "moe"])
+def test_what_the_guide_prints_is_the_default(model):
+    config = built(f"model={model}")
+    assert config.training.num_outer_iterations == 100
+    assert config.training.generations_per_iteration == (96 if model == "moe" else 100)  # 100 is no 6 x n
+    assert config.training.updates_per_rollout == 4
+    assert config.algorithm.beta == 0.0
+    assert (config.model.use_lora, config.model.lora_alpha) == (True, 32)
+    assert (config.rollout.temperature, config.rollout.top_p, config.rollout.top_k) == (1.0, 1.0, 0)
+    assert (config.rollout.max_prompt_length, config.rollout.max_completion_length) == (256, 256)
+
+
+def test_nothing_has_to_be_given():
+    config = built()
+    assert (config.model.label, config.task.name, config.algorithm.name) == ("tiny", "arithmetic", "gspo")
+    assert config.training.num_outer_iterations == 100
+
+
+# Bad input: one sentence that names the key and the fix
+
+SENTENCES = [
+    # unknown keys, with the nearest known one
+    ("training.num_generation=4", "is not a known setting; did you mean num_generations?"),
+    ("modle=tiny", "modle: is not a known setting; did you mean model?"),
+    ("foo=1", "foo: is not a known setting; `gspo-train --cfg job` shows them all"),
+    ("+foo=1", "foo: is not a known setting"),
+    ("++training.foo=1", "training.foo: is not a known setting"),
+    ("task.digit=3", "task.digit: is not a"),
+    ("+task.digit=3", "task.digit: is not a setting of gspo_cli.tasks.arithmetic.Arithmetic; did you mean"),
+    # unknown options and enum names, with the known ones
+    ("model=huge", "model=huge: is not an option; choose one of large, moe, small, tiny, tiny_moe"),
+    ("experiment=nope", "experiment=nope: is not an option; choose one of"),
+    ("algorithm.ratio_level=word", "algorithm.ratio_level: invalid value 'word', expected one of [token, "),
+    ("hardware.device=tpu", "hardware.device: invalid value 'tpu', expected one of [cpu, cuda]"),
+    # wrong types
+    ("seed=abc", "seed: value 'abc' of type 'str' could not be converted to Integer"),
+    ("seed=1.5", "seed: value '1.5' of type 'float' could not be converted to Integer"),
+    ("seed=[1,2]", "seed: value '[1, 2]' of type 'list' could not be converted to Integer"),
+    ("seed=null", "seed: field 'seed' is not Optional"),
+    ("training=5", "training: invalid type assigned"),
+    ("algorithm.learning_rate=", "algorithm.learning_rate: value '' of type 'str' could not be"),
+    ("task.digits=two", "task.digits: value 'two' of type 'str' could not be converted to Integer"),
+    ("foo", "foo: is not an override; write key=value"),
+    # out of range
+    ("seed=-1", "seed=-1: must be 0 or more"),
+    ("training.num_outer_iterations=0", "training.num_outer_iterations=0: must be above 0"),
+    ("algorithm.learning_rate=nan", "algorithm.learning_rate=nan: must be above 0"),
+    ("algorithm.learning_rate=inf", "algorithm.learning_rate=inf: must be above 0; give a positive number"),
+    ("algorithm.clip_range_left=0", "algorithm.clip_range_left=0.0: is a width around 1 and must be above 0"),
+    ("algorithm.beta=-0.1", "algorithm.beta=-0.1: must not be negative"),
+    ("rollout.temperature=0", "rollout.temperature=0.0: must be above 0"),
+    ("rollout.top_p=2", "rollout.top_p=2.0: must lie between 0 and 1"),
+    ("rollout.top_k=-1", "rollout.top_k=-1: must not be negative"),
+    ("model.lora_r=0", "model.lora_r=0: must be above 0"),
+    ("model.init_seed=99999999999999999999", "model.init_seed=99999999999999999999: must lie between"),
+    ("model.cold_start.seed=-1", "model.cold_start.seed=-1: must not be negative"),
+    ("model.cold_start.stop_score=nan", "model.cold_start.stop_score=nan: must lie between 0 and 1"),
+    ("model.shape.head_dim=3", "model.shape.head_dim=3: must be even"),
+    ("model.shape.vocabulary=256", "model.shape.vocabulary=256: bytes and special tokens need at least 300"),
+    ("training.adam_beta1=1", "training.adam_beta1=1.0: must be 0 or more, and below 1"),
+    ("hardware.threads=9999999999", "hardware.threads=9999999999: must lie between 1 and 4096"),
+    ("evaluation.samples=-1", "evaluation.samples=-1: must not be negative"),
+    ("evaluation.stop_at_score=5", "evaluation.stop_at_score=5.0: must lie between 0 and 1"),
+    ("checkpoint.keep=0", "checkpoint.keep=0: must be above 0"),
+    ("task.digits=0", "task.digits=0: must lie between 1 and 9"),
+    # illegal together
+    ("training.num_generations=1", "training.num_generations=1: an answer is judged against the other"),
+    ("training.generations_per_iteration=9", "=9: must be a multiple of training.num_generations=8; try 8"),
+    ("training.updates_per_rollout=3", "training.updates_per_rollout=3: must divide training.generations"),
+    ("algorithm.aggregation=token_mean", "a sequence-level ratio needs sequence_mean"),
+    ("algorithm.clip_mode=stop_gradient", "is defined for token ratios (CISPO); set algorithm.ratio"),
+    ("algorithm.clip_range_left=null", "clip_mode=min needs both widths; give two numbers"),
+    ("model.shape.key_value_heads=3", "model.shape.heads: must be a multiple of model.shape.key_value_heads"),
+    ("training.length_curriculum_start=999", "=999: must not exceed rollout.max_completion_length=256"),
+    ("rollout.max_completion_length=5000", "exceed model.shape.positions=4096; lower them"),
+    # objects by dotted path
+    ("task._target_=nope.Task", "task._target_=nope.Task: cannot be imported"),
+    ("task._target_=os.path.join", "task._target_=os.path.join: must be a dataclass"),
+    ("reward=nope.Reward", "reward=nope.Reward: cannot be imported"),
+    ("task=gsm8k", "task.path: is needed; give a JSON lines file with task.path=<file>"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "fragment"), SENTENCES)
+def test_bad_input_is_answered_in_one_sentence(override, fragment):
+    said = sentence(override)
+    assert fragment in said
+    assert "\n" not in said
+    assert len(said) < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["seed=-1"], "seed=-1: must be 0 or more"),
+        (["training.num_generation=4"], "training.num_generation: is not a known setting"),
+        (["model=huge"], "model=huge: is not an option"),
+        (["algorithm=null"], "Config group override must be"),
+        (["=1"], "Config group override must be"),
+        (["é=ü"], "é=ü: is not an override"),
+        ([""], ": is not an override"),
+        (["seed=-1", "hydra.run.dir=mine"], "seed=-1: must be 0 or more"),
+        (["hydra.run.dir=/dev/null/run"], "/dev/null/run: cannot be made a run folder"),
+        (["resume=nowhere"], "nowhere: is not a run folder"),
+        (["resume="], "resume: is empty"),
+        (["reward=nope.Reward"], "reward=nope.Reward: cannot be imported"),
+    ],
+)
+def test_the_command_says_it_in_one_line_exits_with_2_and_leaves_no_file(arguments, start, tmp_path):
+    command = [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"gspo-train: {start}")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# What is saved is what ran
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [
+            "model=moe",
+            "algorithm=cispo",
+            "hardware=single_gpu",
+            "logging=wandb",
+            "logging.wandb_tags=[a,'b c']",
+        ],
+        ["task=countdown", "algorithm=dapo", "task.system_prompt=\"é: 'x' # {y}\"", "logging.run_name=007"],
+        ["experiment=smoke", "training.length_curriculum_start=8", "model.lora_target_modules=[q_proj]"],
+    ],
+)
+def test_a_saved_configuration_loads_as_the_same_from_any_folder(overrides, tmp_path, monkeypatch):
+    saved = tmp_path / "config.yaml"
+    saved.write_text(resolved_yaml(composed(*overrides)), encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert build_config(load_saved(saved)) == built(*overrides)
+    assert "${" not in saved.read_text(encoding="utf-8")
+
+
+def test_no_file_of_a_group_reads_the_hydra_node_or_the_clock():
+    for path in CONF_DIR.rglob("*.yaml"):
+        text = path.read_text() if path.name != "train.yaml" else path.read_text().split("\nhydra:\n")[0]
+        assert "${hydra" not in text, path
+        assert "${now" not in text, path
+
+
+# Every key has a reader
+
+
+def leaves(cls: type, path: str = "") -> list[str]:
+    """Dotted names of the settings below a dataclass."""
+    hints = get_type_hints(cls)
+    found = []
+    for field in fields(cls):
+        inner, here = hints[field.name], f"{path}{field.name}"
+        found += leaves(inner, f"{here}.") if is_dataclass(inner) else [here]
+    return found
+
+
+def attributes_read() -> set[str]:
+    """Names of all attributes that the package reads; a range check is no reader."""
+    names: set[str] = set()
+    for path in (ROOT / "gspo_cli").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+                node.body = []
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return names
+
+
+KEYS = [key for key in leaves(RunConfig) if not key.startswith("model.presets.")]
+
+
+def test_every_key_of_the_schema_is_read_somewhere():
+    unread = {key.rpartition(".")[2] for key in KEYS} - attributes_read()
+    assert unread == set()
+
+
+def test_every_key_of_a_task_is_read_somewhere():
+    keys = {field.name for name in options("task") for field in fields(built(*task(name)).task)}
+    assert keys - attributes_read() == set()
+
+
+def test_every_preset_is_read_by_a_file_of_conf():
+    text = "".join(path.read_text() for path in CONF_DIR.rglob("*.yaml"))
+    presets = [key for key in leaves(RunConfig) if key.startswith("model.presets.")]
+    assert len(presets) == 8
+    assert [key for key in presets if f"${{{key}}}" not in text] == []
