@@ -353,7 +353,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lengths", choices=["fixed", "geometric", "both"], default="both")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on each side")
     parser.add_argument("--repeats", type=int, default=3, help="processes per side")
-    parser.add_argument("--iterations", type=int, default=3, help="measured in each process, after one more")
+    parser.add_argument("--iterations", type=int, default=2, help="measured in each process, after one more")
     parser.add_argument("--markdown", action="store_true", help="print the tables of docs/benchmarks.md")
     parser.add_argument("--child", choices=["write", *SIDES], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -146,7 +146,7 @@ def test_large_models_and_experts_checkpoint_gradients():
 
 @pytest.mark.parametrize("model", ["small", "large", "moe"])
 def test_what_the_guide_prints_is_the_default(model):
-    config = built(f"model={model}")
+    config = built(f"model={model}", *task("jsonl"))
     assert config.training.num_outer_iterations == 100
     assert config.training.generations_per_iteration == (96 if model == "moe" else 100)  # 100 is no 6 x n
     assert config.training.updates_per_rollout == 4
@@ -154,6 +154,14 @@ def test_what_the_guide_prints_is_the_default(model):
     assert (config.model.use_lora, config.model.lora_alpha) == (True, 32)
     assert (config.rollout.temperature, config.rollout.top_p, config.rollout.top_k) == (1.0, 1.0, 0)
     assert (config.rollout.max_prompt_length, config.rollout.max_completion_length) == (256, 256)
+
+
+@pytest.mark.parametrize("name", options("task"))
+def test_the_task_says_how_long_answers_are_unless_the_user_does(name):
+    config = built(*task(name))
+    assert config.rollout.max_completion_length == config.task.answer_length
+    config = built(*task(name), "rollout.max_completion_length=77")
+    assert config.rollout.max_completion_length == 77
 
 
 def test_nothing_has_to_be_given():
@@ -217,7 +225,7 @@ SENTENCES = [
     ("algorithm.clip_mode=stop_gradient", "is defined for token ratios (CISPO); set algorithm.ratio"),
     ("algorithm.clip_range_left=null", "clip_mode=min needs both widths; give two numbers"),
     ("model.shape.key_value_heads=3", "model.shape.heads: must be a multiple of model.shape.key_value_heads"),
-    ("training.length_curriculum_start=999", "=999: must not exceed rollout.max_completion_length=256"),
+    ("training.length_curriculum_start=999", "=999: must not exceed rollout.max_completion_length="),
     ("rollout.max_completion_length=5000", "exceed model.shape.positions=4096; lower them"),
     # objects by dotted path
     ("task._target_=nope.Task", "task._target_=nope.Task: cannot be imported"),
@@ -332,7 +340,8 @@ def test_every_key_of_the_schema_is_read_somewhere():
 
 def test_every_key_of_a_task_is_read_somewhere():
     keys = {field.name for name in options("task") for field in fields(built(*task(name)).task)}
-    assert keys - attributes_read() == set()
+    text = (CONF_DIR / "rollout" / "transformers.yaml").read_text()  # asks the task how long answers are
+    assert {key for key in keys if f"task.{key}" not in text} - attributes_read() == set()
 
 
 def test_every_preset_is_read_by_a_file_of_conf():

@@ -32,7 +32,7 @@ def ragged(policy, lengths=(5, 9, 3), seed=0):
 def test_logprobs_are_those_of_the_model_one_position_earlier(load, name):
     policy = load(name)
     ids, mask = ragged(policy)
-    logprobs, entropy = policy(ids, mask, 0.7)
+    logprobs, entropy = policy(ids, mask, 0.7, with_entropy=True)
     assert logprobs.shape == entropy.shape == ids.shape
     assert (logprobs[~mask] == 0).all()
     for row, length in enumerate((5, 9, 3)):  # each row alone, without padding

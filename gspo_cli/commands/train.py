@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -27,12 +29,40 @@ register()
 def job(node: DictConfig) -> None:
     """One run, alone or of a multirun."""
     # exits from here: Hydra would print its own lines around an exception
-    run_command("gspo-train", lambda: train(node))
+    try:
+        run_command("gspo-train", lambda: train(node))
+    except Exception:  # a bug of ours or the user's code, whole; what else leaves Hydra is about the input
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+
+
+def composed_job() -> None:
+    """`job`, with what Hydra raises bare on bad input as UserError."""
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException):  # some are OSErrors or ValueErrors too
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be made a run folder ({error.strerror}); choose another hydra.run.dir"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{' '.join(str(error).split())}; write group=option and key=value") from error
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Drop the folder that Hydra makes before a configuration is checked, while nothing is in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def train(node: DictConfig) -> int:
     """Train what `node` says; returns the exit code. Raises UserError on bad input."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if node.resume == "":
+        raise UserError("resume: is empty; give a run folder with resume=<folder>")
     if node.resume is not None:
         folder = Path(node.resume)
         node = resumed(folder, list(HydraConfig.get().overrides.task))
@@ -64,14 +94,15 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
 
     Raises UserError where the folder is no run, is finished, or another setting is overridden."""
     saved = load_saved(folder / "config.yaml")
-    changes = [text for text in overrides if not text.startswith("resume=")]
+    changes = [text.lstrip("+") for text in overrides if not text.lstrip("+").startswith("resume=")]
+    allowed_keys = ", ".join(f"{key}*" if key.endswith(".") else key for key in RESUMABLE)
     for text in changes:
-        key = text.lstrip("+~").split("=")[0]
+        key = text.lstrip("~").split("=")[0]
         if not any(
             key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in RESUMABLE
         ):
             raise UserError(
-                f"{key}: cannot change when a run is resumed (only {', '.join(RESUMABLE)} can); start a "
+                f"{key}: cannot change when a run is resumed (only {allowed_keys} can); start a "
                 "new run for it"
             )
     node = OmegaConf.merge(saved, OmegaConf.from_dotlist(changes))
@@ -116,7 +147,7 @@ def main() -> None:
     """Entry point of `gspo-train`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_command instead of Hydra's own printer
     sys.path.insert(0, os.getcwd())  # rewards and verifiers by dotted path from the user's folder
-    run_command("gspo-train", job)
+    run_command("gspo-train", composed_job)
 
 
 if __name__ == "__main__":

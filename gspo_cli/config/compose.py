@@ -57,14 +57,21 @@ def build_task(node: DictConfig) -> Any:
     unknown = sorted(set(values) - {f.name for f in fields(cls)})
     if unknown:
         raise UserError(f"task.{unknown[0]}: is not a setting of {target}{_suggestion(unknown[0], cls)}")
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+    except OmegaConfBaseException as error:
+        raise UserError(f"task.{explain(error)}") from error
 
 
 def build_config(node: DictConfig) -> schema.RunConfig:
     """A checked RunConfig from a composed or loaded node. Raises UserError with one sentence."""
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), node))
+        # plain values: keys that `+` added to a typed node would pass the merge unseen
+        values = OmegaConf.to_container(node, resolve=True)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
         config.task = build_task(node.task)
+        if config.reward is not None:
+            locate(config.reward, "reward")
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError(explain(error)) from error
     return config

@@ -68,6 +68,8 @@ class Shape:
     def __post_init__(self) -> None:
         require_positive("model.shape", self, "hidden_size", "layers", "heads", "key_value_heads", "head_dim")
         require_positive("model.shape", self, "intermediate_size", "vocabulary", "positions")
+        require_not_negative("model.shape", self, "experts")
+        require(self.head_dim % 2 == 0, f"model.shape.head_dim={self.head_dim}: must be even")
         require(
             self.heads % self.key_value_heads == 0,
             "model.shape.heads: must be a multiple of model.shape.key_value_heads",
@@ -97,8 +99,10 @@ class ColdStart:
     cache: bool = True
 
     def __post_init__(self) -> None:
-        require_not_negative("model.cold_start", self, "steps")
+        require_not_negative("model.cold_start", self, "steps", "seed")
         require_positive("model.cold_start", self, "batch_tokens", "learning_rate")
+        if self.stop_score is not None:
+            require_fraction("model.cold_start", self, "stop_score")
 
 
 @dataclass
@@ -121,6 +125,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_positive("model", self, "lora_r", "lora_alpha")
+        require(
+            0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must lie between 0 and 2**63"
+        )
 
     @property
     def is_embedded(self) -> bool:
@@ -209,7 +216,9 @@ class TrainingConfig:
         require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
         require_positive(group, self, "updates_per_rollout", "max_grad_norm", "length_curriculum_iterations")
         require_not_negative(group, self, "warmup_iterations", "weight_decay")
-        require_fraction(group, self, "adam_beta1", "adam_beta2")
+        for name in ("adam_beta1", "adam_beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
         require(
             answers >= 2,
             "training.num_generations=1: an answer is judged against the other answers to its prompt; "
@@ -255,8 +264,8 @@ class HardwareConfig:
     def __post_init__(self) -> None:
         require_positive("hardware", self, "tokens_per_microbatch")
         require(
-            self.threads is None or self.threads > 0,
-            "hardware.threads: must be above 0, or null for torch's default",
+            self.threads is None or 0 < self.threads <= 4096,
+            f"hardware.threads={self.threads}: must lie between 1 and 4096, or be null for torch's default",
         )
 
 
@@ -300,6 +309,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         require_not_negative("evaluation", self, "every", "samples")
         require_positive("evaluation", self, "problems")
+        if self.stop_at_score is not None:
+            require_fraction("evaluation", self, "stop_at_score")
 
 
 @dataclass
@@ -369,38 +380,3 @@ class RunConfig:
             return longest
         progress = min(1.0, iteration / self.training.length_curriculum_iterations)
         return round(start + (longest - start) * progress)
-
-    def warnings(self) -> list[str]:
-        """Settings that are legal and probably not meant, one sentence each."""
-        found = []
-        algorithm, level = self.algorithm, self.algorithm.ratio_level
-        widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
-        if (
-            algorithm.clip_mode is not ClipMode.none
-            and level is RatioLevel.token
-            and min(widths, default=1) < 0.01
-        ):
-            found.append(
-                "algorithm.clip_range: under 0.01 suits sequence ratios; token ratios usually take about 0.2"
-            )
-        if level is not RatioLevel.token and max(widths, default=0) > 0.05:
-            found.append(
-                "algorithm.clip_range: over 0.05 hardly ever clips a sequence ratio; the paper takes 3e-4"
-            )
-        if self.training.updates_per_rollout == 1:
-            found.append(
-                "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, "
-                "GSPO-token and "
-                "sequence-mean GRPO have the same gradient"
-            )
-        if self.rollout.truncates:
-            found.append(
-                "rollout.top_p, top_k: cut the sampled distribution, the ratio is biased by the mass "
-                "left out "
-                "(logged as sampling/truncated_mass)"
-            )
-        if self.task.is_benchmark:
-            found.append(
-                f"task={self.task.name}: is a benchmark; do not report scores on problems trained on"
-            )
-        return found

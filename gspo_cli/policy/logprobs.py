@@ -26,20 +26,27 @@ class LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """hidden (N, D), weight (V, D), bias (V,) or None, targets (N,) -> logprobs (N,), entropy (N,), both
-        fp32."""
+        fp32; entropy is 0 where it was not asked for."""
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        entropy, normaliser = torch.zeros_like(logprobs), torch.empty_like(logprobs)
         for part in _chunks(len(targets), weight.shape[0]):
             logits = linear_logits(hidden[part], weight, bias, temperature)
             normaliser[part] = logits.logsumexp(dim=-1)
             logprobs[part] = (
                 logits.gather(dim=-1, index=targets[part, None]).squeeze(dim=-1) - normaliser[part]
             )
-            probabilities = (logits - normaliser[part, None]).exp_()
-            entropy[part] = normaliser[part] - (probabilities * logits).sum(dim=-1)
+            if with_entropy:
+                probabilities = (logits - normaliser[part, None]).exp_()
+                entropy[part] = normaliser[part] - probabilities.mul_(logits).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
@@ -64,7 +71,7 @@ class LinearLogprobs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(dim=0)
         grads = (grad_weight, weight), (grad_bias, bias)
-        return grad_hidden, *(g if g is None else g.to(p.dtype) for g, p in grads), None, None
+        return grad_hidden, *(g if g is None else g.to(p.dtype) for g, p in grads), None, None, None
 
 
 def _chunks(tokens: int, vocabulary: int) -> list[slice]:

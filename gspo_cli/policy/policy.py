@@ -62,20 +62,22 @@ class Policy(nn.Module):
         """Parameters that the optimizer updates."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def forward(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, token_ids: Tensor, action_mask: Tensor, temperature: float, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is
         false.
 
         Padding sits on the right, where causal attention never looks: no attention mask is needed."""
-        return self._score(self.causal_model, token_ids, action_mask, temperature)
+        return self._score(self.causal_model, token_ids, action_mask, temperature, with_entropy)
 
     @torch.no_grad()
     def reference_logprobs(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> Tensor:
         """Log-probabilities under the model as it was before training. -> (B, T)"""
         if self._frozen_reference is not None:
-            return self._score(self._frozen_reference, token_ids, action_mask, temperature)[0]
+            return self._score(self._frozen_reference, token_ids, action_mask, temperature, False)[0]
         with self.model.disable_adapter():
-            return self._score(self.causal_model, token_ids, action_mask, temperature)[0]
+            return self._score(self.causal_model, token_ids, action_mask, temperature, False)[0]
 
     def keep_reference(self, model: PreTrainedModel) -> None:
         """Use `model` as the frozen reference. Under LoRA none is needed: the adapter is switched off
@@ -111,7 +113,12 @@ class Policy(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     def _score(
-        self, causal: PreTrainedModel, token_ids: Tensor, action_mask: Tensor, temperature: float
+        self,
+        causal: PreTrainedModel,
+        token_ids: Tensor,
+        action_mask: Tensor,
+        temperature: float,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         with self.autocasting():
             hidden = causal.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (B, T, D)
@@ -120,7 +127,9 @@ class Policy(nn.Module):
         before = torch.zeros_like(targets)
         before[:, :-1] = targets[:, 1:]
         head = causal.get_output_embeddings()
-        values = LinearLogprobs.apply(hidden[before], head.weight, head.bias, token_ids[targets], temperature)
+        values = LinearLogprobs.apply(
+            hidden[before], head.weight, head.bias, token_ids[targets], temperature, with_entropy
+        )
         logprobs, entropy = (
             torch.zeros(targets.shape, device=hidden.device).masked_scatter(targets, v) for v in values
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gspo_cli.config.cautions import cautions
 from gspo_cli.config.choices import (
     AdvantageBaseline,
     AdvantageScale,
@@ -95,11 +96,12 @@ def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldo
         "learning": f"AdamW, rate {rate}; gradient norm to {training.max_grad_norm:g}",
         "parameters": f"{parameters} (LoRA r={config.model.lora_r})" if policy.has_adapter else parameters,
         "memory": memory_estimate(config, policy),
+        "data": f"{config.task.source} (licence: {config.task.license})",
         "held-out": f"{heldout_problems} problems, greedy and {config.evaluation.samples} samples each",
     }
     title = f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}"
     lines = [title, *(f"  {name:<12}{text}" for name, text in facts.items())]
-    return "\n".join([*lines, *(f"  note        {text}" for text in config.warnings())])
+    return "\n".join([*lines, *(f"  note        {text}" for text in cautions(config))])
 
 
 def memory_estimate(config: RunConfig, policy: Policy) -> str:

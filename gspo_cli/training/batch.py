@@ -12,6 +12,8 @@ from torch import Tensor
 
 from gspo_cli.types import Trajectory
 
+SIMILAR = 0.75  # a micro-batch's shortest sequence over its longest, at least: padding costs what tokens cost
+
 
 @dataclass
 class Sample:
@@ -60,7 +62,8 @@ def split_by_tokens(samples: Sequence[Sample], budget: int) -> list[list[Sample]
     sequence)."""
     batches: list[list[Sample]] = []
     for sample in sorted(samples, key=lambda s: -s.length):  # stable: equal lengths keep their order
-        if not batches or batches[-1][0].length * (len(batches[-1]) + 1) > budget:
+        longest = batches[-1][0].length if batches else 0
+        if not batches or longest * (len(batches[-1]) + 1) > budget or sample.length < SIMILAR * longest:
             batches.append([])
         batches[-1].append(sample)
     return batches

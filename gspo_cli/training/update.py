@@ -127,11 +127,13 @@ class Updater:
             values |= {id(sample): value for sample, value in zip(part, kl, strict=True)}
         return [values[id(sample)] for sample in samples]
 
-    def loss(self, micro: MicroBatch, denominator: float) -> tuple[Tensor, LossStats, Tensor, Tensor]:
+    def loss(
+        self, micro: MicroBatch, denominator: float, with_entropy: bool = False
+    ) -> tuple[Tensor, LossStats, Tensor, Tensor]:
         """A micro-batch's share of the step's loss, its statistics, its log-probabilities and entropies (B,
         T)."""
         batch = micro.batch
-        logprobs, entropy = self._logprobs(batch)
+        logprobs, entropy = self._logprobs(batch, with_entropy)
         # before the first step the old policy is this one: the ratio is exactly 1
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
         loss, stats = policy_loss(
@@ -163,7 +165,7 @@ class Updater:
     ) -> None:
         with self.policy.updating():
             for index, micro in enumerate(minibatch.micro_batches):
-                loss, stats, logprobs, entropy = self.loss(micro, minibatch.denominator)
+                loss, stats, logprobs, entropy = self.loss(micro, minibatch.denominator, with_entropy=first)
                 loss.backward()
                 report.stats += stats
                 if first:
@@ -205,8 +207,8 @@ class Updater:
         report.updates += 1
         report.learning_rate = rate
 
-    def _logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.policy(batch.token_ids, batch.action_mask, self.config.rollout.temperature)
+    def _logprobs(self, batch: Batch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+        return self.policy(batch.token_ids, batch.action_mask, self.config.rollout.temperature, with_entropy)
 
     def _reference(self, batch: Batch) -> Tensor:
         return self.policy.reference_logprobs(

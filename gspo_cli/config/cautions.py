@@ -1,0 +1,40 @@
+"""Settings that are legal and probably not meant."""
+
+from __future__ import annotations
+
+from gspo_cli.config.choices import ClipMode, RatioLevel
+from gspo_cli.config.schema import RunConfig
+
+
+def cautions(config: RunConfig) -> list[str]:
+    """One sentence for each of `config`."""
+    found = []
+    algorithm, level = config.algorithm, config.algorithm.ratio_level
+    widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
+    if (
+        algorithm.clip_mode is not ClipMode.none
+        and level is RatioLevel.token
+        and min(widths, default=1) < 0.01
+    ):
+        found.append(
+            "algorithm.clip_range: under 0.01 suits sequence ratios; token ratios usually take about 0.2"
+        )
+    if level is not RatioLevel.token and max(widths, default=0) > 0.05:
+        found.append(
+            "algorithm.clip_range: over 0.05 hardly ever clips a sequence ratio; the paper takes 3e-4"
+        )
+    if config.training.updates_per_rollout == 1:
+        found.append(
+            "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, "
+            "GSPO-token and "
+            "sequence-mean GRPO have the same gradient"
+        )
+    if config.rollout.truncates:
+        found.append(
+            "rollout.top_p, top_k: cut the sampled distribution, the ratio is biased by the mass "
+            "left out "
+            "(logged as sampling/truncated_mass)"
+        )
+    if config.task.is_benchmark:
+        found.append(f"task={config.task.name}: is a benchmark; do not report scores on problems trained on")
+    return found
