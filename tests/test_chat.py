@@ -8,6 +8,8 @@ import shutil
 import pytest
 
 from gspo_cli.config.schema import HardwareConfig, ModelConfig
+from gspo_cli.errors import UserError
+from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.types import Message
 
@@ -39,6 +41,37 @@ def test_a_cut_answer_is_closed_by_the_template(load):
     suffix = chat.suffix_ids((USER,), cut[-1])
     assert suffix[0] == chat.end_id
     assert chat.suffix_ids((USER,), chat.end_id) == suffix[1:]
+
+
+# the shape of Qwen3's: an empty thinking block stands before the last agent turn only
+QWEN3 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_template_that_rewrites_earlier_turns_still_gives_what_follows_them(load):
+    tokenizer = load("qwen3").tokenizer
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = QWEN3
+    chat = ChatFormat(tokenizer, [])
+    # the template's end token ends answers, also where the tokenizer's own is another
+    assert chat.end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert chat.stop_ids == {chat.end_id, tokenizer.eos_token_id}
+    suffix = tokenizer.decode(chat.suffix_ids((USER,), chat.end_id))
+    assert suffix == "\n<|im_start|>user\n12+30=<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_that_refuses_a_role_is_one_sentence(load):
+    tokenizer = load("qwen3").tokenizer
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    with pytest.raises(UserError, match=r"refuses a conversation of system, user \(no system\)"):
+        ChatFormat(tokenizer, []).prompt_ids((Message("system", "Be brief."), USER))
 
 
 def test_without_a_template_the_plain_one_is_used(load):

@@ -383,15 +383,8 @@ def test_clean_text_is_one_printable_line_and_its_tail_fits(text):
 
 
 def test_the_answer_shown_is_the_last_and_the_prompt_what_it_answers():
-    turns = [
-        ("system", "s"),
-        ("user", "a"),
-        ("assistant", "b"),
-        ("user", "c"),
-        ("assistant", "d"),
-        ("user", "e"),
-    ]
-    messages = [{"role": role, "content": content} for role, content in turns]
+    roles = ["system", "user", "assistant", "user", "assistant", "user"]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, "sabcde", strict=True)]
     assert exchange(messages) == ("c", "d")
     assert exchange(messages[:2]) == ("a", "")
     assert exchange(messages[2:3]) == ("", "b")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gspo_cli.algorithm.objective import (
-    importance_ratio,
+    importance_log_ratio,
     kl_penalty,
     loss_denominator,
     policy_loss,
@@ -104,6 +104,14 @@ def test_a_fully_clipped_batch_has_gradient_exactly_zero(level):
     _, grad, stats = gradient(logits, tokens, mask, old, shift.clone(), algorithm(level))
     assert torch.equal(grad, torch.zeros_like(grad))
     assert stats.clipped_sequences == stats.sequences == 3
+
+
+@pytest.mark.parametrize("level", ["sequence", "sequence_token", "token"])
+def test_a_clipped_ratio_that_overflows_has_gradient_zero(level):
+    logits, tokens, mask, old = example(1000.0)
+    loss, grad, _ = gradient(logits, tokens, mask, old, torch.ones(3, 1), algorithm(level))
+    assert loss == pytest.approx(-(1 + 4e-4))
+    assert torch.equal(grad, torch.zeros_like(grad))
 
 
 def test_the_clip_is_one_sided():
@@ -301,9 +309,9 @@ def test_the_sequence_ratio_is_the_geometric_mean_of_token_ratios():
     old = torch.zeros(1, 4)
     logprobs = torch.tensor([[5.0, 0.1, 0.3, -0.1]])
     mask = torch.tensor([[False, True, True, True]])
-    ratio, _ = importance_ratio(logprobs, old, mask, RatioLevel.sequence)
-    assert ratio.shape == (1, 1)
-    assert ratio.item() == pytest.approx(math.exp(0.1))
+    log_ratio = importance_log_ratio(logprobs, old, mask, RatioLevel.sequence)
+    assert log_ratio.shape == (1, 1)
+    assert log_ratio.exp().item() == pytest.approx(math.exp(0.1))
 
 
 def test_ratio_deviations_keep_their_precision():

@@ -6,7 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gspo_cli.environments.base import Step
+from gspo_cli.config.choices import Precision
+from gspo_cli.config.schema import HardwareConfig
+from gspo_cli.environments.base import SingleTurn, Step
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import Request, Sampling
@@ -52,6 +54,19 @@ def test_sampled_logprobs_are_the_teacher_forced_ones(load, name, use_lora, temp
     for request, completion in zip(asked, found, strict=True):
         expected = teacher_forced(policy, request, completion, temperature)
         assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_weights_under_bf16_sample_from_fp32_logits(load, name):
+    policy = load(name, HardwareConfig(precision=Precision.bf16))
+    asked = requests(policy.chat)
+    engine = TransformersEngine(policy, 256)
+    with policy.autocasting():
+        assert policy.next_token_logits(torch.zeros(1, 32, dtype=torch.bfloat16), 1.0).dtype == torch.float32
+    for request, completion in zip(asked, engine.generate(asked, sampling(policy.chat), False), strict=True):
+        # bf16 hidden states differ between one token at a time and all at once; fp32 logits keep it small
+        expected = teacher_forced(policy, request, completion)
+        assert completion.logprobs == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,6 +140,8 @@ def test_truncation_draws_from_the_head_and_reports_the_mass_it_left_out(top_p, 
 class Echo:
     """Asks `turns` more questions that contain what the agent said."""
 
+    single_turn = False
+
     def __init__(self, turns=3):
         self.turns = turns
 
@@ -180,6 +197,22 @@ def test_k_turns_have_exactly_k_trained_spans_and_the_ids_scored_are_the_ids_sam
             value for value, trained in zip(t.sampling_logprobs, t.action_mask, strict=True) if trained
         ]
         assert policy(ids, mask, 1.0)[0][mask].tolist() == pytest.approx(sampled, abs=1e-4)
+
+
+def test_single_turn_environments_keep_no_cache(load):
+    kept = []
+
+    class Watched(TransformersEngine):
+        def generate(self, asked, chosen, keep_cache):
+            kept.append(keep_cache)
+            return super().generate(asked, chosen, keep_cache)
+
+    policy = load("qwen3")
+    for environment in (SingleTurn, Echo):
+        roll_out(
+            Watched(policy, 8), policy.chat, environment, starts(2), sampling(policy.chat, 4), LIMITS, seed=0
+        )
+    assert kept == [False, True, True, True]
 
 
 def test_a_crashing_environment_is_data(load):

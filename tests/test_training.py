@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from gspo_cli.errors import UserError
-from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.rewards.base import RewardError, RewardFunction, score
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.training.sampler import GroupSampler
 from gspo_cli.training.session import run_training
-from gspo_cli.types import RewardResult
+from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
 
 METRICS = """reward reward_std rewards/even/mean frac_reward_zero_std completions/mean_length
 completions/min_length completions/max_length completions/clipped_ratio num_turns entropy clip_ratio/low_mean
@@ -138,6 +141,64 @@ def test_a_reward_that_fails_ends_the_run_with_its_reason(configure, tmp_path, r
     assert summary["status"] == "failed"
 
 
+class Odd(RewardFunction):
+    """Numbers of numpy and torch are plain numbers here."""
+
+    def compute_reward(self, trajectory, turn, context):
+        return RewardResult(torch.tensor(0.5), {"part": np.float32(0.25)})
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (RewardResult(None), "not a number"),
+        (RewardResult(float("inf")), "total_reward that is not finite"),
+        (RewardResult(1.0, {"a": float("nan")}), "a that is not finite"),
+        (0.5, "returned float, not RewardResult"),
+    ],
+)
+def test_what_is_no_finite_number_is_a_reward_error(result, reason):
+    class Returns(RewardFunction):
+        def compute_reward(self, trajectory, turn, context):
+            return result
+
+    trajectory = Trajectory(Problem("p", ()), [1], [True], [0.0], [0], [], FinishReason.stop)
+    with pytest.raises(RewardError, match=reason):
+        asyncio.run(score(Returns(), trajectory))
+    plain = asyncio.run(score(Odd(), trajectory))
+    assert (plain.total_reward, plain.component_rewards) == (0.5, {"part": 0.25})
+
+
+def test_kl_is_logged_where_it_is_trained_on(configure, tmp_path, reporter):
+    configured = configure("algorithm.beta=0.1", "algorithm.learning_rate=0.01", dotted(EvenReward))
+    _, folder = run(configured, tmp_path, reporter)
+    assert folder.read("metrics.jsonl")[1]["kl"] > 0
+    _, folder = run(configure(dotted(EvenReward)), tmp_path / "b", reporter)
+    assert "kl" not in folder.read("metrics.jsonl")[0]
+
+
+def test_any_text_survives_in_the_logs(tmp_path):
+    folder = RunFolder(tmp_path)
+    texts = ["a\u2028b", "c\u0085d\x1c", "e\nf", "\u2029"]
+    for iteration, text in enumerate(texts):
+        folder.append("samples.jsonl", {"iteration": iteration, "text": text})
+    folder.rewind(2)
+    assert [line["text"] for line in folder.read("samples.jsonl")] == texts[:3]
+
+
+def test_a_cold_start_that_diverges_saves_and_caches_nothing(configure, tmp_path, reporter):
+    configured = configure("model.cold_start.learning_rate=1e12", "model.cold_start.steps=20")
+    with pytest.raises(UserError, match=r"model\.cold_start\.learning_rate=1e\+12"):
+        run(configured, tmp_path, reporter)
+    assert not (tmp_path / "run" / "initial_model").exists()
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_the_run(configure, tmp_path, reporter, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    summary, _ = run(configure("model.cold_start.seed=77"), tmp_path, reporter)
+    assert summary["status"] == "completed"
+
+
 def test_or_leaves_the_sample_out_counted_and_never_as_zero(configure, tmp_path, reporter):
     configured = configure(
         dotted(SometimesBroken), "training.reward_errors=exclude", "training.generations_per_iteration=64"
@@ -176,14 +237,31 @@ def test_dynamic_sampling_draws_again_up_to_its_cap(configure, tmp_path, reporte
 @pytest.mark.parametrize("setting", ["keep", "mask", "penalise"])
 def test_answers_cut_by_the_cap_are_kept_masked_or_penalised(configure, tmp_path, reporter, setting):
     configured = configure(
-        f"algorithm.truncated_completions={setting}", "rollout.max_completion_length=1", dotted(EvenReward)
+        f"algorithm.truncated_completions={setting}",
+        "rollout.max_completion_length=1",
+        "training.num_outer_iterations=1",
+        dotted(EvenReward),
     )
     summary, folder = run(configured, tmp_path, reporter)
     line = folder.read("metrics.jsonl")[0]
     assert summary["status"] == "completed"
-    assert line["completions/clipped_ratio"] > 0.5
-    weights = torch.load(folder.checkpoints / "last" / "trainer.pt", weights_only=True)["optimizer"]["state"]
-    assert all(torch.isfinite(state["exp_avg"]).all() for state in weights.values())
+    assert line["completions/clipped_ratio"] == 1  # of one random token, none is the end token
+    if setting == "mask":  # nothing is left to train on: no gradient, weights as they were
+        assert (line["grad_norm"], line["loss"]) == (0.0, 0.0)
+    else:  # a penalty on every answer of a group cancels in its baseline
+        assert line["grad_norm"] > 0
+
+
+def test_the_penalty_lowers_cut_answers_against_their_group(configure, load):
+    config, _ = configure("algorithm.truncated_completions=penalise", "algorithm.truncation_penalty=0.5")
+    sampler = GroupSampler(config, config.task, AlwaysZero(), None, None, None)
+    group = [
+        Trajectory(Problem("p", ()), [1, 2], [False, True], [0.0] * 2, [-1, 0], [], reason, reward=1.0)
+        for reason in (FinishReason.stop, FinishReason.length)
+    ]
+    one, other = sampler.samples([group], updater=None)
+    assert one.advantages == [pytest.approx(0.5**0.5)]
+    assert other.advantages == [pytest.approx(-(0.5**0.5))]
 
 
 def test_the_length_curriculum_caps_answers(configure, tmp_path, reporter):

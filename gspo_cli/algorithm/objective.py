@@ -58,44 +58,42 @@ def sequence_log_ratio(log_ratio: Tensor, action_mask: Tensor) -> Tensor:
     return log_ratio.sum(dim=1, keepdim=True) / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def importance_ratio(
+def importance_log_ratio(
     logprobs: Tensor, old_logprobs: Tensor, action_mask: Tensor, level: RatioLevel
-) -> tuple[Tensor, Tensor]:
-    """The ratio and its detached logarithm at `level`: (B, T) for token levels, (B, 1) for sequence.
+) -> Tensor:
+    """Logarithm of the ratio at `level`, with its gradient: (B, T) for token levels, (B, 1) for sequence.
 
-    token: Eq. 2; sequence: Eq. 7; sequence_token: value of the sequence ratio, gradient per token (Eq.
-    14)."""
+    token: Eq. 2; sequence: Eq. 7; sequence_token: value of the sequence ratio, gradient per token (Eq. 14).
+    """
     log_ratio = token_log_ratio(logprobs, old_logprobs, action_mask)
     if level is RatioLevel.token:
-        return log_ratio.exp(), log_ratio.detach()
+        return log_ratio
     log_s = sequence_log_ratio(log_ratio, action_mask)
     if level is RatioLevel.sequence:
-        return log_s.exp(), log_s.detach()
-    own = torch.where(
-        action_mask, logprobs - logprobs.detach(), 0
-    )  # 0 in value, the token's score in gradient
-    return (log_s.detach() + own).exp(), log_s.detach()
+        return log_s
+    own = torch.where(action_mask, logprobs - logprobs.detach(), 0)  # 0 in value, the score in gradient
+    return log_s.detach() + own
 
 
 def surrogate(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, action_mask: Tensor, algorithm: AlgorithmConfig
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, action_mask: Tensor, algorithm: AlgorithmConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Objective term per token and the tokens clipped from below and from above. -> three (B, T)
 
-    min(ratio A, clip(ratio) A) is `ratio A` except where A > 0 and ratio > 1 + right, or A < 0 and ratio < 1
-    - left; there it is a constant, so the gradient is exactly 0 (GSPO paper, Eq. 5)."""
+    min(ratio A, clip(ratio) A) is `ratio A` except where A > 0 and ratio > 1 + right, or A < 0 and
+    ratio < 1 - left; there it is a constant, so the gradient is exactly 0 (GSPO paper, Eq. 5)."""
     low, high = algorithm.band
-    value = ratio.detach()
-    clipped_low = ((advantages < 0) & (value < low) & action_mask).expand_as(action_mask)
-    clipped_high = ((advantages > 0) & (value > high) & action_mask).expand_as(action_mask)
+    value = log_ratio.detach().exp()
+    weight = value.clamp(min=low, max=high) * advantages
     if algorithm.clip_mode is ClipMode.stop_gradient:
         # CISPO, arXiv 2506.13585 Eq. 4: the weight is capped on its own, every token keeps its score
         over, under = (value > high) & (advantages != 0), (value < low) & (advantages != 0)
-        term = value.clamp(min=low, max=high) * advantages * torch.where(action_mask, logprobs, 0)
-        return term, under & action_mask, over & action_mask
-    capped = value.clamp(min=low, max=high) * advantages
-    term = torch.where(clipped_low | clipped_high, capped, ratio * advantages)
-    return term, clipped_low, clipped_high
+        return weight * torch.where(action_mask, logprobs, 0), under & action_mask, over & action_mask
+    clipped_low, clipped_high = (advantages < 0) & (value < low), (advantages > 0) & (value > high)
+    clipped = clipped_low | clipped_high
+    # mask before exp: the gradient of an overflowed ratio is nan even where it is not used
+    term = torch.where(clipped, weight, torch.where(clipped, 0, log_ratio).exp() * advantages)
+    return term, clipped_low & action_mask, clipped_high & action_mask
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor, estimator: KLEstimator) -> Tensor:
@@ -156,14 +154,18 @@ def policy_loss(
     silently or have no meaning.
     """
     check_shapes(logprobs, old_logprobs, advantages, action_mask, algorithm.ratio_level)
-    ratio, log_ratio = importance_ratio(logprobs, old_logprobs, action_mask, algorithm.ratio_level)
-    term, low, high = surrogate(ratio, logprobs, advantages, action_mask, algorithm)
+    log_ratio = importance_log_ratio(logprobs, old_logprobs, action_mask, algorithm.ratio_level)
+    term, low, high = surrogate(log_ratio, logprobs, advantages, action_mask, algorithm)
     loss = -aggregate(term.expand_as(logprobs), action_mask, algorithm.aggregation, denominator)
     kl = torch.zeros_like(logprobs)
     if ref_logprobs is not None and algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1:
         kl = kl_penalty(logprobs, ref_logprobs, action_mask, algorithm.kl_estimator)
         loss = loss + algorithm.beta * aggregate(kl, action_mask, algorithm.aggregation, denominator)
-    return loss, _stats(loss, log_ratio, low, high, kl, action_mask)
+    per_token = algorithm.ratio_level is RatioLevel.token
+    reported = (
+        log_ratio.detach() if per_token else log_ratio.detach()[:, :1]
+    )  # sequence levels: one value a row
+    return loss, _stats(loss, reported, low, high, kl, action_mask)
 
 
 def check_shapes(
@@ -187,7 +189,7 @@ def _stats(
     loss: Tensor, log_ratio: Tensor, low: Tensor, high: Tensor, kl: Tensor, action_mask: Tensor
 ) -> LossStats:
     trained = action_mask.any(dim=1, keepdim=True)
-    counted = action_mask if log_ratio.shape[1] == action_mask.shape[1] else trained
+    counted = action_mask if log_ratio.shape == action_mask.shape else trained
     deviation = torch.expm1(log_ratio)[counted]  # exact near 0, where the GSPO band lies
     if deviation.numel() == 0:
         return LossStats(loss=loss.item())

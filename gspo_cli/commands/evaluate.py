@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -17,10 +16,12 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 
 EXAMPLES = """examples:
-  gspo-eval outputs/arithmetic-tiny-gspo/<run>                    the run's best checkpoint on its held-out
-  problems gspo-eval outputs/arithmetic-tiny-gspo/<run> --checkpoint last evaluation.problems=500
-  evaluation.samples=16 gspo-eval <model folder> task=gsm8k task.path=train.jsonl       a model that no run
-  of ours made
+  gspo-eval outputs/arithmetic-tiny-gspo/<run>
+      the run's best checkpoint on its held-out problems
+  gspo-eval outputs/arithmetic-tiny-gspo/<run> --checkpoint last evaluation.samples=16
+      the last one, with pass@16
+  gspo-eval <model folder> task=gsm8k task.path=train.jsonl
+      a model that no run of ours made
 """
 
 
@@ -45,7 +46,11 @@ def evaluate_command() -> int:
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("evaluating", total=None)
         record, samples = evaluate_only(
-            config, source, adapter, lambda done, total: bar.update(task, completed=done, total=total)
+            config,
+            source,
+            adapter,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            lambda text: print(f"warning: {text}", file=sys.stderr),
         )
     if arguments.json:
         print(json.dumps(record))
@@ -92,6 +97,11 @@ def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunCon
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             node = compose("train", overrides=[*overrides, f"model.name={json.dumps(str(folder))}"])
         return build_config(node), str(folder), None
+    groups = [text for text in overrides if "." not in text.split("=")[0] and text.split("=")[0] != "reward"]
+    if groups:
+        raise UserError(
+            f"{groups[0]}: a run keeps its own; give a key such as evaluation.problems=500 instead"
+        )
     node = OmegaConf.merge(load_saved(folder / "config.yaml"), OmegaConf.from_dotlist(overrides))
     return build_config(node), *checkpoint_model(folder, checkpoint, node)
 
@@ -109,11 +119,6 @@ def checkpoint_model(folder: Path, checkpoint: str, node: DictConfig) -> tuple[s
         found = sorted(path.name for path in (folder / "checkpoints").glob("[!.]*"))
         raise UserError(f"--checkpoint {checkpoint}: is not there; choose one of initial, {', '.join(found)}")
     return (base, chosen) if node.model.use_lora else (str(chosen), None)
-
-
-def describe(record: dict[str, Any]) -> str:
-    """The record as aligned lines."""
-    return "\n".join(f"  {name:<14}{value}" for name, value in record.items())
 
 
 if __name__ == "__main__":

@@ -95,12 +95,6 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
-class Engine(Enum):
-    """What generates answers."""
-
-    transformers = "transformers"
-
-
 class Tracker(Enum):
     """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
 

@@ -19,7 +19,6 @@ from gspo_cli.config.choices import (
     Aggregation,
     ClipMode,
     Device,
-    Engine,
     KLEstimator,
     Precision,
     RatioLevel,
@@ -125,6 +124,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_positive("model", self, "lora_r", "lora_alpha")
+        require(
+            self.freeze_router or not self.use_lora,
+            "model.freeze_router=false: LoRA trains no router; set model.use_lora=false or "
+            "model.freeze_router=true",
+        )
         require(
             0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must lie between 0 and 2**63"
         )
@@ -273,7 +277,6 @@ class HardwareConfig:
 class RolloutConfig:
     """How answers are sampled. Log-probabilities are those of the distribution at `temperature`."""
 
-    engine: Engine = Engine.transformers
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

@@ -20,7 +20,11 @@ class Step:
 
 
 class Environment(Protocol):
-    """One conversation. A fresh instance per conversation; all answers of a group share the seed."""
+    """One conversation. A fresh instance per conversation; all answers of a group share the seed.
+
+    `single_turn` promises that the first step is the last: engines then keep no cache for a next one."""
+
+    single_turn: bool
 
     def reset(self, problem: Problem, seed: int) -> tuple[Message, ...]:
         """Start over and return the first messages the agent sees."""
@@ -31,6 +35,8 @@ class Environment(Protocol):
 
 class SingleTurn:
     """The problem's messages, one answer, done."""
+
+    single_turn = True
 
     def reset(self, problem: Problem, seed: int) -> tuple[Message, ...]:
         """The problem's own messages; nothing here is random."""

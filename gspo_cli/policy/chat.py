@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gspo_cli.errors import UserError
@@ -27,22 +28,27 @@ class ChatFormat:
     """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one that demonstrations
     use.
 
-    Raises UserError where the tokenizer has no end token, or its template rewrites earlier messages."""
+    Raises UserError where the tokenizer has no end token, or its template refuses or drops messages."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_stop_ids: list[int]) -> None:
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
             tokenizer.chat_template = PLAIN_TEMPLATE
         stop_ids = {*generation_stop_ids, tokenizer.eos_token_id} - {None}
-        if not stop_ids:
+        after = self._encode(self._after_assistant([], generate=False))
+        # what the template writes after an answer ends it, also where a base model names another end token
+        ends = after and (after[0] in stop_ids or after[0] in tokenizer.added_tokens_decoder)
+        if not stop_ids and not ends:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
-        first = self._encode(self._after_assistant([], generate=False))[:1]
-        self.end_id: int = first[0] if set(first) & stop_ids else (tokenizer.eos_token_id or min(stop_ids))
+        self.end_id: int = after[0] if ends else (tokenizer.eos_token_id or min(stop_ids))
         self.stop_ids = frozenset(stop_ids | {self.end_id})
+        self._prompts: dict[tuple[Message, ...], list[int]] = {}
 
     def prompt_ids(self, messages: tuple[Message, ...]) -> list[int]:
         """Ids of a conversation's opening, up to where the agent speaks."""
-        return self._encode(self._render(list(messages), generate=True))
+        if messages not in self._prompts:  # a group asks once per answer
+            self._prompts[messages] = self._encode(self._render(list(messages), generate=True))
+        return list(self._prompts[messages])
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an agent turn written by somebody else, end token included."""
@@ -68,21 +74,25 @@ class ChatFormat:
         return self.end_id if pad is None else pad
 
     def _after_assistant(self, messages: list[Message], generate: bool) -> str:
-        opening = [Message("user", PLACEHOLDER), Message("assistant", PLACEHOLDER)]
-        before = self._render(opening, generate=False)
-        whole = self._render(opening + messages, generate=generate)
-        head, _, tail = before.rpartition(PLACEHOLDER)
-        if not whole.startswith(head + PLACEHOLDER + tail.rstrip()):
-            raise UserError(
-                "model.name: its chat template rewrites earlier messages; several turns cannot be trained"
-            )
-        return whole[len(head) + len(PLACEHOLDER) :]
+        """What the template writes after an agent turn: some rewrite what stands before, and that is never
+        used."""
+        opening = [Message("user", "Hi"), Message("assistant", PLACEHOLDER)]
+        _, found, tail = self._render(opening + messages, generate=generate).partition(PLACEHOLDER)
+        if not found:
+            raise UserError("model.name: its chat template drops earlier agent turns; choose another model")
+        return tail
 
     def _render(self, messages: list[Message], generate: bool) -> str:
         conversation = [{"role": m.role, "content": m.content} for m in messages]
-        return self.tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=generate
-        )
+        template = self.tokenizer.apply_chat_template
+        try:
+            return template(conversation, tokenize=False, add_generation_prompt=generate)
+        except TemplateError as error:
+            roles = ", ".join(dict.fromkeys(m.role for m in messages))
+            raise UserError(
+                f"model.name: its chat template refuses a conversation of {roles} ({error}); leave out "
+                "task.system_prompt or choose another model"
+            ) from error
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -38,8 +38,9 @@ class LinearLogprobs(torch.autograd.Function):
         fp32; entropy is 0 where it was not asked for."""
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy, normaliser = torch.zeros_like(logprobs), torch.empty_like(logprobs)
+        weight32 = weight.float()
         for part in _chunks(len(targets), weight.shape[0]):
-            logits = linear_logits(hidden[part], weight, bias, temperature)
+            logits = linear_logits(hidden[part], weight32, bias, temperature)
             normaliser[part] = logits.logsumexp(dim=-1)
             logprobs[part] = (
                 logits.gather(dim=-1, index=targets[part, None]).squeeze(dim=-1) - normaliser[part]

@@ -87,7 +87,8 @@ class Policy(nn.Module):
     def next_token_logits(self, hidden: Tensor, temperature: float) -> Tensor:
         """fp32 logits for sampling from last hidden states. (B, D) -> (B, V)"""
         head = self.causal_model.get_output_embeddings()
-        return linear_logits(hidden, head.weight, head.bias, temperature)
+        with torch.autocast(hidden.device.type, enabled=False):  # the product is fp32 here, too
+            return linear_logits(hidden, head.weight, head.bias, temperature)
 
     def autocasting(self) -> torch.autocast | nullcontext:
         """Matrix products in bf16 over fp32 weights, where full weights are trained in bf16 precision."""

@@ -42,6 +42,14 @@ async def score(function: RewardFunction, trajectory: Trajectory) -> RewardResul
         raise RewardError(f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(result, RewardResult):
         raise RewardError(f"{name} returned {type(result).__name__}, not RewardResult")
-    if not math.isfinite(result.total_reward):
-        raise RewardError(f"{name} returned total_reward={result.total_reward}")
-    return result
+    try:  # numbers of numpy and torch are welcome, and leave as plain ones
+        total = float(result.total_reward)
+        components = {part: float(value) for part, value in result.component_rewards.items()}
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"{name} returned a reward that is not a number: {error}") from error
+    broken = [
+        part for part, value in {"total_reward": total, **components}.items() if not math.isfinite(value)
+    ]
+    if broken:
+        raise RewardError(f"{name} returned a {broken[0]} that is not finite")
+    return RewardResult(total, components, result.metadata)

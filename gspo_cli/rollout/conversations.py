@@ -75,7 +75,8 @@ def roll_out(
             Request(c.trajectory.token_ids, derived_seed(seed, "sample", *c.start.where, turn), i)
             for i, c in live
         ]
-        completions = engine.generate(requests, sampling, keep_cache=turn + 1 < limits.max_turns)
+        goes_on = turn + 1 < limits.max_turns and not all(c.environment.single_turn for _, c in live)
+        completions = engine.generate(requests, sampling, keep_cache=goes_on)
         for (_, conversation), completion in zip(live, completions, strict=True):
             _take_turn(conversation, completion, chat, sampling, limits)
         turn += 1

@@ -27,7 +27,9 @@ class GrowingLayer(DynamicLayer):
         length = self.get_seq_length()
         total = length + key_states.shape[-2]
         if length == 0 or total > self.key_room.shape[-2]:
-            self._make_room(key_states, length, total)
+            room = total + max(self.spare, total // 2)
+            self.key_room = _roomier(key_states, self.keys, length, room)
+            self.value_room = _roomier(value_states, self.values, length, room)
         self.key_room[:, :, length:total] = key_states
         self.value_room[:, :, length:total] = value_states
         self.keys, self.values = self.key_room[:, :, :total], self.value_room[:, :, :total]
@@ -38,14 +40,13 @@ class GrowingLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self.key_room, self.value_room = self.keys, self.values
 
-    def _make_room(self, states: Tensor, length: int, total: int) -> None:
-        rows, heads, _, size = states.shape
-        room = total + max(self.spare, total // 2)
-        key_room = states.new_empty(rows, heads, room, size)
-        value_room = states.new_empty(rows, heads, room, size)
-        if length:
-            key_room[:, :, :length], value_room[:, :, :length] = self.keys, self.values
-        self.key_room, self.value_room = key_room, value_room
+
+def _roomier(states: Tensor, held: Tensor, length: int, room: int) -> Tensor:
+    """A buffer for `room` positions of `states` (R, H, new, D), the first `length` filled from `held`."""
+    buffer = states.new_empty(*states.shape[:2], room, states.shape[3])
+    if length:
+        buffer[:, :, :length] = held
+    return buffer
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,17 @@ def stack_rows(config: PreTrainedConfig, rows: list[KeptRow]) -> DynamicCache:
     cache = new_cache(config)
     longest = max(len(row.token_ids) for row in rows)
     for index, layer in enumerate(cache.layers):
-        first_keys = rows[0].layers[index][0]
-        shape = (len(rows), first_keys.shape[0], longest, first_keys.shape[2])
-        keys, values = first_keys.new_zeros(shape), first_keys.new_zeros(shape)
-        for place, row in enumerate(rows):
-            start = longest - len(row.token_ids)
-            keys[place, :, start:], values[place, :, start:] = row.layers[index]
-        layer.update(keys, values)
+        layer.update(*(_padded_left([row.layers[index][part] for row in rows], longest) for part in (0, 1)))
     return cache
+
+
+def _padded_left(rows: list[Tensor], width: int) -> Tensor:
+    """Ragged (H, n, D) as one (R, H, width, D)."""
+    first = rows[0]
+    padded = first.new_zeros(len(rows), first.shape[0], width, first.shape[2])
+    for place, row in enumerate(rows):
+        padded[place, :, width - row.shape[1] :] = row
+    return padded
 
 
 def left_padding_mask(lengths: list[int], device: torch.device) -> Tensor:

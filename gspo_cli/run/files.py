@@ -45,9 +45,12 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             if path.is_file():
                 _sync(path)
-        if folder.exists():  # written by a run beside this one, or before a kill
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            # a run beside this one wrote the same first: what is whole is never replaced
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -72,7 +72,8 @@ class RunFolder:
         if not path.exists():
             return []
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # not splitlines: it also breaks at U+2028 and the like, which models do write
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -49,21 +50,22 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     if not model.is_embedded and model.cold_start.steps == 0:
         return model.name
     demonstrations = _demonstrations(config, task)
+    problems = task.train_problems()[:2000]
     texts = [m.content for d in demonstrations for m in d.messages]
-    texts += [m.content for problem in task.train_problems()[:2000] for m in problem.messages]
-    cached = _cache_folder() / _content_key(config, texts)
+    texts += [m.content for problem in problems for m in problem.messages]
+    cached = _cache_folder() / _content_key(config, demonstrations, problems)
     if model.cold_start.cache and cached.exists():
         progress("cold start", model.cold_start.steps, model.cold_start.steps, "cached")
-        shutil.copytree(cached, initial_model)
+        with folder_written_whole(initial_model) as folder:
+            shutil.copytree(cached, folder, dirs_exist_ok=True)
         return str(initial_model)
     with folder_written_whole(initial_model) as folder:
         if model.is_embedded:
             write_embedded(folder, model.shape, model.init_seed, texts)
         if model.cold_start.steps:
             _cold_start(config, task, folder, demonstrations, progress)
-    if model.cold_start.cache and not cached.exists():
-        with folder_written_whole(cached) as folder:
-            shutil.copytree(initial_model, folder, dirs_exist_ok=True)
+    if model.cold_start.cache:
+        _store(initial_model, cached, progress)
     return str(initial_model)
 
 
@@ -114,7 +116,12 @@ def fine_tune(
                 loss = -policy(batch.token_ids, batch.action_mask, 1.0)[0].sum() / tokens
                 loss.backward()
                 total += loss.item()
-        torch.nn.utils.clip_grad_norm_(policy.trainable(), MAX_GRAD_NORM)
+        if not torch.nn.utils.clip_grad_norm_(policy.trainable(), MAX_GRAD_NORM).isfinite():
+            raise UserError(
+                f"model.cold_start.learning_rate={cold.learning_rate:g}: the gradient is no longer "
+                "finite after "
+                f"{step} steps; lower it"
+            )
         for group in optimizer.param_groups:
             group["lr"] = cold.learning_rate * (1 - 0.9 * step / cold.steps)
         optimizer.step()
@@ -163,12 +170,23 @@ def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
     return demonstrations
 
 
+def _store(model: Path, cached: Path, progress: Progress) -> None:
+    """Keep a finished cold start for later runs; without room for it the run goes on."""
+    try:
+        with folder_written_whole(cached) as folder:
+            shutil.copytree(model, folder, dirs_exist_ok=True)
+    except OSError as error:
+        progress("cold start", 1, 1, f"not cached in {cached.parent} ({error.strerror})")
+
+
 def _cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "gspo-cli" / "cold_start"
 
 
-def _content_key(config: RunConfig, texts: Sequence[str]) -> str:
+def _content_key(
+    config: RunConfig, demonstrations: Sequence[Demonstration], problems: Sequence[Problem]
+) -> str:
     """Hash of all that shapes the result."""
     model = config.model
     weights = sorted(Path(model.name).glob("*")) if Path(model.name).is_dir() else []
@@ -180,8 +198,10 @@ def _content_key(config: RunConfig, texts: Sequence[str]) -> str:
         "lora": [model.use_lora, model.lora_r, model.lora_alpha, model.lora_target_modules, model.init_seed],
         "freeze_router": model.freeze_router,
         "precision": config.hardware.precision.value,
-        "system_prompt": config.task.system_prompt,
-        "torch": torch.__version__,
-        "texts": texts,
+        "task": asdict(config.task),
+        "lengths": [config.rollout.max_prompt_length, config.rollout.max_completion_length],
+        "versions": [torch.__version__, version("transformers")],
+        "demonstrations": [asdict(demonstration) for demonstration in demonstrations],
+        "problems": [(problem.answer, [asdict(m) for m in problem.messages]) for problem in problems],
     }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]

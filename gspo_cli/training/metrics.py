@@ -70,6 +70,8 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
             "sampling/logp_difference/mean": report.logp_difference_sum / report.logp_difference_tokens,
             "sampling/logp_difference/max": report.logp_difference_max,
         }
+    if report.with_kl:
+        metrics["kl"] = stats.kl_sum / tokens
     return metrics
 
 

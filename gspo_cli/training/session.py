@@ -27,6 +27,7 @@ from gspo_cli.run.card import objective_card
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.reporting import Reporter, Sample
 from gspo_cli.tasks.base import Task
+from gspo_cli.tasks.files import FileTask
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.evaluation import evaluate
@@ -70,11 +71,12 @@ def run_training(
 
 def build_parts(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Parts:
     """Task, reward, policy (of the last checkpoint where there is one), engine, and the problems that fit."""
-    if config.hardware.threads is not None:
-        torch.set_num_threads(config.hardware.threads)
+    set_threads(config)
     task: Task = config.task
     reward = build_reward(config)
     train, heldout = task.train_problems(), task.heldout_problems()
+    if isinstance(task, FileTask) and task.duplicates_dropped:
+        reporter.warn(f"{task.duplicates_dropped} training problems are left out: they are held out, too")
     source = prepare_model(config, task, folder.initial_model, reporter.stage)
     last = Checkpoints(folder.checkpoints, config.checkpoint).last
     if config.model.use_lora:
@@ -92,31 +94,42 @@ def build_parts(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Par
 
 
 def evaluate_only(
-    config: RunConfig, source: str, adapter: Path | None, progress: Callable[[int, int], None]
+    config: RunConfig,
+    source: str,
+    adapter: Path | None,
+    progress: Callable[[int, int], None],
+    warn: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[Sample]]:
     """Held-out evaluation of the model at `source`, with its LoRA adapter. Returns the record and greedy
     answers."""
     task: Task = config.task
+    set_threads(config)
     reward, heldout = build_reward(config), task.heldout_problems()
     model = config.model if adapter is not None else replace(config.model, use_lora=False)
     policy = load_policy(source, model, config.hardware, adapter)
     check_positions(config, policy.max_positions)
     cap = config.rollout.max_prompt_length
-    heldout = fitting(heldout, policy.chat, cap, task.system_prompt, "held-out", lambda text: None)
+    heldout = fitting(heldout, policy.chat, cap, task.system_prompt, "held-out", warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
     record, answers = evaluate(config, task, reward, engine, policy.chat, problems, progress)
     return record, [Sample.of(answer, 0) for answer in answers]
 
 
+def set_threads(config: RunConfig) -> None:
+    """Give torch `hardware.threads` threads; null leaves torch's own number."""
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+
+
 def build_reward(config: RunConfig) -> RewardFunction:
     """The reward that `reward` names by dotted path, or the task's own."""
     if config.reward is None:
         return config.task.reward()
-    function = locate(config.reward, "reward")()
-    if not isinstance(function, RewardFunction):
+    cls = locate(config.reward, "reward")
+    if not (isinstance(cls, type) and issubclass(cls, RewardFunction)):
         raise UserError(f"reward={config.reward}: must be a subclass of gspo_cli.rewards.base.RewardFunction")
-    return function
+    return cls()
 
 
 def check_positions(config: RunConfig, positions: int) -> None:

@@ -65,6 +65,7 @@ class UpdateReport:
     updates: int = 0
     skipped: int = 0
     learning_rate: float = 0.0
+    with_kl: bool = False
 
 
 class Updater:
@@ -119,8 +120,9 @@ class Updater:
     @torch.no_grad()
     def reward_kl(self, samples: Sequence[Sample]) -> list[float]:
         """k1 of each sample against the reference, to be taken off its reward before advantages."""
-        values: dict[int, float] = {}
-        for part in split_by_tokens(samples, self.config.hardware.tokens_per_microbatch):
+        values: dict[int, float] = {id(sample): 0.0 for sample in samples}
+        spoken = [sample for sample in samples if sample.trajectory.num_actions]
+        for part in split_by_tokens(spoken, self.config.hardware.tokens_per_microbatch):
             batch = collate(part, self.policy.chat.pad_id, self.policy.device)
             logprobs, reference = self._logprobs(batch)[0], self._reference(batch)
             kl = reward_kl(logprobs, reference, batch.action_mask).tolist()
@@ -151,7 +153,7 @@ class Updater:
     def _score(self, minibatches: list[MiniBatch], report: UpdateReport) -> None:
         """Old log-probabilities of all minibatches but the first, whose own are used, and reference ones."""
         algorithm = self.config.algorithm
-        with_reference = algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1
+        with_reference = report.with_kl = algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1
         for index, minibatch in enumerate(minibatches):
             for micro in minibatch.micro_batches:
                 if with_reference:
