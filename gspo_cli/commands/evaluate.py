@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gspo_cli.commands.train import run_command
-from gspo_cli.config.compose import CONF_DIR, build_config, load_saved, register
+from gspo_cli.config.compose import CONF_DIR, build_config, load_saved, register, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 
@@ -97,12 +97,7 @@ def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunCon
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             node = compose("train", overrides=[*overrides, f"model.name={json.dumps(str(folder))}"])
         return build_config(node), str(folder), None
-    groups = [text for text in overrides if "." not in text.split("=")[0] and text.split("=")[0] != "reward"]
-    if groups:
-        raise UserError(
-            f"{groups[0]}: a run keeps its own; give a key such as evaluation.problems=500 instead"
-        )
-    node = OmegaConf.merge(load_saved(folder / "config.yaml"), OmegaConf.from_dotlist(overrides))
+    node = with_overrides(load_saved(folder / "config.yaml"), overrides)
     return build_config(node), *checkpoint_model(folder, checkpoint, node)
 
 

@@ -13,10 +13,18 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.config.compose import CONF_DIR, build_config, explain, load_saved, register, resolved_yaml
+from gspo_cli.config.compose import (
+    CONF_DIR,
+    build_config,
+    explain,
+    load_saved,
+    register,
+    resolved_yaml,
+    with_overrides,
+)
 from gspo_cli.errors import UserError
 
 RESUMABLE = ("training.num_outer_iterations", "evaluation.", "checkpoint.", "logging.", "hardware.threads")
@@ -61,6 +69,11 @@ def remove_if_empty(folder: Path) -> None:
 def train(node: DictConfig) -> int:
     """Train what `node` says; returns the exit code. Raises UserError on bad input."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    several = [f"{k}={v}" for k, v in HydraConfig.get().runtime.choices.items() if isinstance(v, ListConfig)]
+    if several:
+        raise UserError(f"{several[0]}: takes one option; use -m for a sweep over several")
+    if HydraConfig.get().run.dir == "":
+        raise UserError("hydra.run.dir: is empty; give a folder")
     if node.resume == "":
         raise UserError("resume: is empty; give a run folder with resume=<folder>")
     if node.resume is not None:
@@ -105,7 +118,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
                 f"{key}: cannot change when a run is resumed (only {allowed_keys} can); start a "
                 "new run for it"
             )
-    node = OmegaConf.merge(saved, OmegaConf.from_dotlist(changes))
+    node = with_overrides(saved, changes)
     done = finished_iterations(folder)
     if done is not None and done >= node.training.num_outer_iterations:
         raise UserError(

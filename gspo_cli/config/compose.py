@@ -14,6 +14,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -82,6 +83,25 @@ def resolved_yaml(node: DictConfig) -> str:
     resolved = OmegaConf.create(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
     resolved.pop("resume", None)
     return OmegaConf.to_yaml(resolved)
+
+
+def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
+    """`saved` with `key=value` texts applied. Raises UserError on a text that is none, or replaces a
+    section."""
+    try:
+        changes = OmegaConf.from_dotlist([text.lstrip("+") for text in overrides])
+    except yaml.YAMLError as error:
+        raise UserError(f"{' '.join(overrides)}: cannot be read; write key=value") from error
+    sections = [
+        key
+        for key in changes
+        if isinstance(saved.get(key), DictConfig) and not isinstance(changes[key], DictConfig)
+    ]
+    if sections:
+        raise UserError(
+            f"{sections[0]}: a run keeps its own; give single settings, as in evaluation.problems=500"
+        )
+    return OmegaConf.merge(saved, changes)
 
 
 def load_saved(path: Path) -> DictConfig:

@@ -125,6 +125,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_positive("model", self, "lora_r", "lora_alpha")
         require(
+            self.lora_target_modules != [],
+            "model.lora_target_modules: is empty; name layers, or null for all linear ones",
+        )
+        require(
             self.freeze_router or not self.use_lora,
             "model.freeze_router=false: LoRA trains no router; set model.use_lora=false or "
             "model.freeze_router=true",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 
 transformers_logging.disable_progress_bar()
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the error that ends them is ours
 
 
 def load_policy(

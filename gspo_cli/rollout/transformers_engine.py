@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.rollout.engine import Completion, Request, Sampling
 from gspo_cli.rollout.kv_cache import KeptRow, is_plain, left_padding_mask, new_cache, stack_rows, take_row
@@ -44,6 +45,13 @@ class TransformersEngine:
     def __init__(self, policy: Policy, batch_size: int) -> None:
         self.policy = policy
         self.batch_size = batch_size
+        layers = new_cache(policy.causal_model.config).layers
+        if not all(hasattr(layer, "batch_select_indices") for layer in layers):
+            raise UserError(
+                f"model.name: {type(policy.causal_model).__name__} keeps a state that cannot be taken "
+                "apart by rows "
+                "(linear attention or convolution); choose a model with attention in all layers"
+            )
         self._kept: dict[int, KeptRow] = {}
 
     @property

@@ -105,11 +105,13 @@ def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldo
 
 
 def memory_estimate(config: RunConfig, policy: Policy) -> str:
-    """Upper estimate in GiB: weights, gradients and AdamW states, activations of a micro-batch, key-value
-    cache."""
+    """Rough estimate in GiB: weights (twice with a frozen reference), gradients and AdamW states, activations
+    of a micro-batch, key-value cache with its spare room."""
     shape = policy.causal_model.config.get_text_config()
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    if config.algorithm.beta > 0 and not policy.has_adapter:
+        weights *= 2
     optimizer = sum(p.numel() for p in policy.trainable()) * 12  # gradient and two moments, fp32
     width = next(policy.causal_model.parameters()).element_size()
     kept = (
@@ -120,13 +122,11 @@ def memory_estimate(config: RunConfig, policy: Policy) -> str:
     rows = min(config.rollout.batch_size, config.training.generations_per_iteration)
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    cache = 2 * rows * length * layers * heads * head * width
+    cache = 2 * 1.5 * rows * length * layers * heads * head * width
     parts = {"weights": weights, "optimizer": optimizer, "activations": activations, "cache": cache}
     gib = 2**30
     total = (weights + optimizer + max(activations, cache)) / gib
-    return (
-        f"about {total:.2f} GiB at most (" + ", ".join(f"{k} {v / gib:.2f}" for k, v in parts.items()) + ")"
-    )
+    return f"roughly {total:.2f} GiB (" + ", ".join(f"{k} {v / gib:.2f}" for k, v in parts.items()) + ")"
 
 
 def _epochs(config: RunConfig, train_problems: int) -> float:
