@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config.compose import (
@@ -69,9 +69,6 @@ def remove_if_empty(folder: Path) -> None:
 def train(node: DictConfig) -> int:
     """Train what `node` says; returns the exit code. Raises UserError on bad input."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    several = [f"{k}={v}" for k, v in HydraConfig.get().runtime.choices.items() if isinstance(v, ListConfig)]
-    if several:
-        raise UserError(f"{several[0]}: takes one option; use -m for a sweep over several")
     if HydraConfig.get().run.dir == "":
         raise UserError("hydra.run.dir: is empty; give a folder")
     if node.resume == "":
