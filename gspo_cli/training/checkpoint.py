@@ -73,9 +73,7 @@ class Checkpoints:
                 "whole: free "
                 f"space, then continue with resume={self.folder.parent}"
             ) from error
-        point(self.folder / "last", target)
-        if self.config.save_best and (state.best_eval or {}).get("iteration") == state.iteration:
-            point(self.folder / "best", target)
+        self._link(target, state)
         self._rotate()
         return target
 
@@ -84,7 +82,14 @@ class Checkpoints:
         saved = torch.load(checkpoint / "trainer.pt", map_location=updater.policy.device, weights_only=True)
         updater.optimizer.load_state_dict(saved["optimizer"])
         updater.steps = saved["steps"]
-        return TrainerState(**saved["state"])
+        state = TrainerState(**saved["state"])
+        self._link(checkpoint, state)  # a kill may have come between the checkpoint and its links
+        return state
+
+    def _link(self, checkpoint: Path, state: TrainerState) -> None:
+        point(self.folder / "last", checkpoint)
+        if self.config.save_best and (state.best_eval or {}).get("iteration") == state.iteration:
+            point(self.folder / "best", checkpoint)
 
     def _rotate(self) -> None:
         best = self.folder / "best"

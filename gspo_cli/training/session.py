@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -208,9 +208,17 @@ def summarise(config: RunConfig, folder: RunFolder, trainer: Trainer | None, sta
         "num_tokens": state.num_tokens if state else 0,
         "wall_seconds": trainer.wall_seconds if trainer else 0.0,
         "run_folder": str(folder.path),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
         "git_commit": git_commit(),
     }
+
+
+def installed(package: str) -> str | None:
+    """Version of a package; None where it runs from a folder without being installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

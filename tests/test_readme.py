@@ -1,0 +1,65 @@
+"""The README's examples run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gspo_cli.config.compose import CONF_DIR
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+QUICK = [
+    "experiment=smoke",
+    "model.cold_start.steps=2",
+    "model.cold_start.stop_score=null",
+    "model.cold_start.cache=false",
+    "hardware.threads=1",
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    run = [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(CONF_DIR.parent)}
+    return subprocess.run(run, capture_output=True, text=True, cwd=cwd, timeout=120, env=environment)
+
+
+def test_the_task_of_the_readme_trains(tmp_path):
+    (tmp_path / "dice.py").write_text(blocks("python")[0])
+    (tmp_path / "my_conf" / "task").mkdir(parents=True)
+    (tmp_path / "my_conf" / "task" / "dice.yaml").write_text(blocks("yaml")[0])
+    done = command("-cd", "my_conf", "task=dice", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "gspo on dice with tiny" in done.stdout
+
+
+def test_the_error_of_the_readme_is_the_one_that_is_printed(tmp_path):
+    shown = next(block for block in blocks("console") if block.startswith("$ "))
+    line, message = shown.strip().split("\n")
+    done = command(*line.removeprefix("$ gspo-train ").split(), cwd=tmp_path)
+    assert (done.returncode, done.stderr.strip()) == (2, message)
+
+
+@pytest.mark.parametrize(
+    "group", ["model", "algorithm", "task", "hardware", "rollout", "logging", "experiment"]
+)
+def test_the_table_of_groups_lists_every_option(group):
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
+    options = set(re.findall(r"`(\w+)`", row.split("|")[2]))
+    assert options == {path.stem for path in (CONF_DIR / group).glob("*.yaml")}
+
+
+def test_a_sweep_makes_one_run_folder_each(tmp_path):
+    done = command("-m", "algorithm=gspo,grpo", "hydra.sweep.dir=sweep", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert found == ["0-arithmetic-tiny-gspo-s0", "1-arithmetic-tiny-grpo-s0"]
+    assert all((tmp_path / "sweep" / name / "summary.json").exists() for name in found)
