@@ -11,9 +11,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): about two minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 install: $(INSTALLED) ## create .venv with the tested versions
@@ -24,7 +25,7 @@ train: $(INSTALLED) ## install, then train the embedded model (args="algorithm=g
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(args)
 
-lint: $(INSTALLED) ## check style, types of names and formatting
+lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

@@ -31,7 +31,7 @@ from gspo_cli.run.files import folder_written_whole
 from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
-from gspo_cli.training.evaluation import greedy_score
+from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
 
 Progress = Callable[[str, int, int, str], None]
@@ -147,8 +147,10 @@ def _cold_start(
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = task.train_problems()[:SCORE_PROBLEMS]
 
+    evaluator = Evaluator(config, task, task.reward(), engine, policy.chat)
+
     def score() -> float:
-        return greedy_score(config, task, task.reward(), engine, policy.chat, problems)
+        return evaluator.greedy_score(problems)
 
     fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress, score)
     if policy.has_adapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import comb
 from typing import Any
 
@@ -26,81 +26,72 @@ def pass_at_k(samples: int, successes: int, k: int) -> float:
     return 1.0 - comb(samples - successes, k) / comb(samples, k)
 
 
-def evaluate(
-    config: RunConfig,
-    task: Task,
-    reward: RewardFunction,
-    engine: RolloutEngine,
-    chat: ChatFormat,
-    problems: Sequence[Problem],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[dict[str, Any], list[Trajectory]]:
-    """One greedy answer per problem, and `evaluation.samples` sampled ones. Returns the record and the
-    greedy answers.
+@dataclass(frozen=True)
+class Evaluator:
+    """Holds what an evaluation needs but the problems."""
 
-    score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the
-    samples."""
-    samples = config.evaluation.samples
-    sampling = Sampling(0.0, 1.0, 0, config.rollout.max_completion_length, chat.stop_ids)
-    greedy = _answers(config, task, reward, engine, chat, problems, sampling, 1)
-    progress(1, 1 + samples)
-    record: dict[str, Any] = {
-        "score": _mean([_solved(t) for t in greedy]),
-        "reward": _mean([t.reward for t in greedy if t.reward is not None]),
-        "mean_length": _mean([t.num_actions for t in greedy]),
-        "clipped_ratio": _mean([t.finish_reason is FinishReason.length for t in greedy]),
-        "num_problems": len(problems),
-        "excluded": sum(t.excluded is not None for t in greedy),
-    }
-    if samples:
-        sampling = replace(
+    config: RunConfig
+    task: Task
+    reward: RewardFunction
+    engine: RolloutEngine
+    chat: ChatFormat
+
+    def evaluate(
+        self, problems: Sequence[Problem], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> tuple[dict[str, Any], list[Trajectory]]:
+        """One greedy answer per problem, and `evaluation.samples` sampled ones. Returns the record and the
+        greedy answers.
+
+        score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the
+        samples."""
+        samples = self.config.evaluation.samples
+        greedy = self._answers(problems, self._greedy(), 1)
+        progress(1, 1 + samples)
+        record: dict[str, Any] = {
+            "score": _mean([_solved(t) for t in greedy]),
+            "reward": _mean([t.reward for t in greedy if t.reward is not None]),
+            "mean_length": _mean([t.num_actions for t in greedy]),
+            "clipped_ratio": _mean([t.finish_reason is FinishReason.length for t in greedy]),
+            "num_problems": len(problems),
+            "excluded": sum(t.excluded is not None for t in greedy),
+        }
+        if samples:
+            rollout = self.config.rollout
+            sampling = replace(
+                self._greedy(), temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k
+            )
+            drawn = self._answers(problems, sampling, samples)
+            solved = [sum(map(_solved, drawn[i : i + samples])) for i in range(0, len(drawn), samples)]
+            for k in sorted({1, samples}):
+                record[f"pass@{k}"] = _mean([pass_at_k(samples, count, k) for count in solved])
+        progress(1 + samples, 1 + samples)
+        return record, greedy
+
+    def greedy_score(self, problems: Sequence[Problem]) -> float:
+        """Share of `problems` solved greedily, and nothing else."""
+        return _mean([_solved(t) for t in self._answers(problems, self._greedy(), 1)])
+
+    def _greedy(self) -> Sampling:
+        return Sampling(0.0, 1.0, 0, self.config.rollout.max_completion_length, self.chat.stop_ids)
+
+    def _answers(self, problems: Sequence[Problem], sampling: Sampling, count: int) -> list[Trajectory]:
+        starts = [
+            Start(problem, (i, g), derived_seed(EVALUATION_SEED, "environment", i))
+            for i, problem in enumerate(problems)
+            for g in range(count)
+        ]
+        rollout = roll_out(
+            self.engine,
+            self.chat,
+            self.task.environment,
+            starts,
             sampling,
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
+            Limits.of(self.config.rollout, self.engine),
+            EVALUATION_SEED,
+            self.task.system_prompt,
         )
-        drawn = _answers(config, task, reward, engine, chat, problems, sampling, samples)
-        solved = [sum(map(_solved, drawn[i : i + samples])) for i in range(0, len(drawn), samples)]
-        for k in sorted({1, samples}):
-            record[f"pass@{k}"] = _mean([pass_at_k(samples, count, k) for count in solved])
-    progress(1 + samples, 1 + samples)
-    return record, greedy
-
-
-def greedy_score(
-    config: RunConfig,
-    task: Task,
-    reward: RewardFunction,
-    engine: RolloutEngine,
-    chat: ChatFormat,
-    problems: Sequence[Problem],
-) -> float:
-    """Share of `problems` solved greedily, and nothing else."""
-    sampling = Sampling(0.0, 1.0, 0, config.rollout.max_completion_length, chat.stop_ids)
-    return _mean([_solved(t) for t in _answers(config, task, reward, engine, chat, problems, sampling, 1)])
-
-
-def _answers(
-    config: RunConfig,
-    task: Task,
-    reward: RewardFunction,
-    engine: RolloutEngine,
-    chat: ChatFormat,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    count: int,
-) -> list[Trajectory]:
-    starts = [
-        Start(problem, (i, g), derived_seed(EVALUATION_SEED, "environment", i))
-        for i, problem in enumerate(problems)
-        for g in range(count)
-    ]
-    limits = Limits.of(config.rollout, engine)
-    rollout = roll_out(
-        engine, chat, task.environment, starts, sampling, limits, EVALUATION_SEED, task.system_prompt
-    )
-    score_all(reward, rollout.trajectories, config.training.reward_errors)
-    return rollout.trajectories
+        score_all(self.reward, rollout.trajectories, self.config.training.reward_errors)
+        return rollout.trajectories
 
 
 def _solved(trajectory: Trajectory) -> bool:

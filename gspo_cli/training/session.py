@@ -30,7 +30,7 @@ from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import FileTask
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
-from gspo_cli.training.evaluation import evaluate
+from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.types import Problem
 
@@ -112,7 +112,7 @@ def evaluate_only(
     heldout = fitting(heldout, policy.chat, cap, task.system_prompt, "held-out", warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
-    record, answers = evaluate(config, task, reward, engine, policy.chat, problems, progress)
+    record, answers = Evaluator(config, task, reward, engine, policy.chat).evaluate(problems, progress)
     return record, [Sample.of(answer, 0) for answer in answers]
 
 

@@ -21,7 +21,7 @@ from gspo_cli.tasks.base import Task
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.clock import Clock
-from gspo_cli.training.evaluation import evaluate
+from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.metrics import peak_memory_gb, rollout_metrics, update_metrics
 from gspo_cli.training.problem_order import ProblemOrder
 from gspo_cli.training.sampler import GroupSampler
@@ -60,6 +60,7 @@ class Trainer:
         self.updater = Updater(parts.policy, config)
         order = ProblemOrder(parts.train_problems, config.seed)
         self.sampler = GroupSampler(config, parts.task, parts.reward, parts.engine, parts.policy.chat, order)
+        self.evaluator = Evaluator(config, parts.task, parts.reward, parts.engine, parts.policy.chat)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
         self.stop_requested = False
@@ -135,15 +136,10 @@ class Trainer:
 
     def _evaluate(self, clock: Clock) -> bool:
         """Evaluate, record, and say whether this is the best so far."""
-        state, parts = self.state, self.parts
+        state = self.state
         with clock.timing("eval"):
-            record, _ = evaluate(
-                self.config,
-                parts.task,
-                parts.reward,
-                parts.engine,
-                parts.policy.chat,
-                parts.heldout_problems,
+            record, _ = self.evaluator.evaluate(
+                self.parts.heldout_problems,
                 lambda done, total: self.reporter.stage("evaluation", done, total),
             )
         record = {
