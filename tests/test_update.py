@@ -11,6 +11,7 @@ import torch
 from gspo_cli.config.choices import Precision
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.clock import Clock
+from gspo_cli.training.metrics import update_metrics
 from gspo_cli.training.update import MicroBatch, Updater
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
@@ -178,3 +179,51 @@ def test_advantages_per_token_travel_with_their_tokens(load):
     assert batch.advantages.shape == batch.token_ids.shape
     assert batch.advantages[1, : samples[1].length].tolist() == samples[1].advantages
     assert (batch.advantages[0][batch.action_mask[0]] == samples[0].advantages[0]).all()
+
+
+def test_a_group_split_over_minibatches_keeps_the_advantages_it_was_given(load, configure):
+    config, _ = configure("algorithm=gspo")
+    policy = load("qwen3")
+    samples = samples_of(policy)
+    minibatches = Updater(policy, config).minibatches(samples, np.random.default_rng(1))
+    assert [m.sequences for m in minibatches] == [4, 4, 4, 4]
+    found = {
+        tuple(ids[: int(length)].tolist()): advantage.item()
+        for minibatch in minibatches
+        for micro in minibatch.micro_batches
+        for ids, length, advantage in zip(
+            micro.batch.token_ids,
+            micro.batch.action_mask.long().cumsum(dim=1).argmax(dim=1) + 1,
+            micro.batch.advantages[:, 0],
+            strict=True,
+        )
+    }
+    assert found == {tuple(s.trajectory.token_ids): pytest.approx(s.advantages[0]) for s in samples}
+
+
+def test_the_difference_to_the_sampler_is_measured_on_trained_tokens(load, configure):
+    config, _ = configure("algorithm=gspo", "training.updates_per_rollout=1")
+    policy = load("qwen3")
+    samples = samples_of(policy, count=4)
+    for sample in samples:  # a sampler that is off by 0.25 on every trained token, and by anything elsewhere
+        trajectory = sample.trajectory
+        ids, mask = torch.tensor([trajectory.token_ids]), torch.tensor([trajectory.action_mask])
+        with torch.no_grad():
+            logprobs = policy(ids, mask, 1.0)[0][0]
+        trajectory.sampling_logprobs = torch.where(mask[0], logprobs - 0.25, 9.0).tolist()
+    report = Updater(policy, config).run(samples, np.random.default_rng(0), Clock())
+    metrics = update_metrics(report)
+    assert metrics["sampling/logp_difference/mean"] == pytest.approx(0.25, abs=1e-5)
+    assert metrics["sampling/logp_difference/max"] == pytest.approx(0.25, abs=1e-5)
+
+
+def test_clip_shares_are_of_all_trained_tokens(load, configure):
+    # half of the answers have no advantage: they count below the line and never above it
+    config, _ = configure("algorithm=gspo", "algorithm.learning_rate=0.01")
+    policy = load("qwen3")
+    report = Updater(policy, config).run(
+        samples_of(policy, advantages=[0.0, 1.0] * 8), np.random.default_rng(0), Clock()
+    )
+    metrics = update_metrics(report)
+    assert 0 < metrics["clip_ratio/sequence"] <= 0.5
+    assert metrics["clip_ratio/sequence"] == report.stats.clipped_sequences / 16
