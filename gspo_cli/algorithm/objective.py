@@ -158,7 +158,7 @@ def policy_loss(
     term, low, high = surrogate(log_ratio, logprobs, advantages, action_mask, algorithm)
     loss = -aggregate(term.expand_as(logprobs), action_mask, algorithm.aggregation, denominator)
     kl = torch.zeros_like(logprobs)
-    if ref_logprobs is not None and algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1:
+    if ref_logprobs is not None and algorithm.kl_in_loss:
         kl = kl_penalty(logprobs, ref_logprobs, action_mask, algorithm.kl_estimator)
         loss = loss + algorithm.beta * aggregate(kl, action_mask, algorithm.aggregation, denominator)
     per_token = algorithm.ratio_level is RatioLevel.token

@@ -192,6 +192,16 @@ class AlgorithmConfig:
             )
 
     @property
+    def kl_in_loss(self) -> bool:
+        """Whether a KL penalty is added to the loss (k2, k3), which needs reference log-probabilities."""
+        return self.beta > 0 and self.kl_estimator is not KLEstimator.k1
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether k1 is taken off the reward before advantages."""
+        return self.beta > 0 and self.kl_estimator is KLEstimator.k1
+
+    @property
     def band(self) -> tuple[float, float]:
         """[1 - left, 1 + right], unbounded on a side whose width is null."""
         if self.clip_mode is ClipMode.none:

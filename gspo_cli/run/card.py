@@ -8,7 +8,6 @@ from gspo_cli.config.choices import (
     AdvantageScale,
     Aggregation,
     ClipMode,
-    KLEstimator,
     RatioLevel,
     Schedule,
     Truncated,
@@ -49,7 +48,7 @@ def formula(algorithm: AlgorithmConfig) -> str:
         term = f"sg[clip({ratio}, {low:g}, {high:g})] A log pi(y_t)"
     else:
         term = f"min({ratio} A, clip({ratio}, {low:.6g}, {high:.6g}) A)"
-    if algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1:
+    if algorithm.kl_in_loss:
         term += f" - {algorithm.beta:g} KL_{algorithm.kl_estimator.value}"
     return term
 
@@ -58,7 +57,7 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
     """How a reward becomes an advantage."""
     others = algorithm.advantage_baseline is AdvantageBaseline.leave_one_out
     reward = "r"
-    if algorithm.beta > 0 and algorithm.kl_estimator is KLEstimator.k1:
+    if algorithm.kl_in_reward:
         reward = f"r - {algorithm.beta:g} KL_k1"
     if algorithm.truncated_completions is Truncated.penalise:
         reward += f" - {algorithm.truncation_penalty:g} [cut]"
@@ -114,9 +113,8 @@ def memory_estimate(config: RunConfig, policy: Policy) -> str:
         weights *= 2
     optimizer = sum(p.numel() for p in policy.trainable()) * 12  # gradient and two moments, fp32
     width = next(policy.causal_model.parameters()).element_size()
-    kept = (
-        2 if config.model.gradient_checkpointing else 34
-    )  # values per token, layer and hidden unit kept for backward
+    # values per token, layer and hidden unit kept for backward
+    kept = 2 if config.model.gradient_checkpointing else 34
     activations = config.hardware.tokens_per_microbatch * layers * hidden * kept * width
     length = config.rollout.max_prompt_length + config.rollout.max_completion_length
     rows = min(config.rollout.batch_size, config.training.generations_per_iteration)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gspo_cli.algorithm.advantages import group_advantages, has_spread
-from gspo_cli.config.choices import KLEstimator, Truncated
+from gspo_cli.config.choices import Truncated
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
@@ -85,7 +85,7 @@ class GroupSampler:
         rewards, valid = self._rewards(groups)  # (P, G)
         samples = [Sample(self._trainable(t), [0.0]) for group in groups for t in group]
         algorithm = self.config.algorithm
-        if algorithm.beta > 0 and algorithm.kl_estimator is KLEstimator.k1:
+        if algorithm.kl_in_reward:
             rewards = rewards - algorithm.beta * torch.tensor(updater.reward_kl(samples)).reshape(
                 rewards.shape
             )

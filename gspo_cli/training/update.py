@@ -20,7 +20,6 @@ from gspo_cli.algorithm.objective import (
     reward_kl,
     sequence_log_ratio,
 )
-from gspo_cli.config.choices import KLEstimator
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.policy import Policy
 from gspo_cli.training.batch import Batch, Sample, collate, split_by_tokens
@@ -109,9 +108,9 @@ class Updater:
         denominator = loss_denominator(
             counts, algorithm.aggregation, self.config.rollout.max_completion_length
         )
-        penalised = algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1
+        everything = algorithm.kl_in_loss
         needed = [
-            s for s, n in zip(samples, counts, strict=True) if n > 0 and (penalised or any(s.advantages))
+            s for s, n in zip(samples, counts, strict=True) if n > 0 and (everything or any(s.advantages))
         ]
         batches = split_by_tokens(needed, self.config.hardware.tokens_per_microbatch)
         micro = [MicroBatch(collate(b, self.policy.chat.pad_id, self.policy.device)) for b in batches]
@@ -152,11 +151,10 @@ class Updater:
     @torch.no_grad()
     def _score(self, minibatches: list[MiniBatch], report: UpdateReport) -> None:
         """Old log-probabilities of all minibatches but the first, whose own are used, and reference ones."""
-        algorithm = self.config.algorithm
-        with_reference = report.with_kl = algorithm.beta > 0 and algorithm.kl_estimator is not KLEstimator.k1
+        report.with_kl = self.config.algorithm.kl_in_loss
         for index, minibatch in enumerate(minibatches):
             for micro in minibatch.micro_batches:
-                if with_reference:
+                if report.with_kl:
                     micro.ref_logprobs = self._reference(micro.batch)
                 if index > 0:
                     micro.old_logprobs = self._logprobs(micro.batch)[0]
