@@ -26,14 +26,12 @@ def cautions(config: RunConfig) -> list[str]:
     if config.training.updates_per_rollout == 1:
         found.append(
             "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, "
-            "GSPO-token and "
-            "sequence-mean GRPO have the same gradient"
+            "GSPO-token and sequence-mean GRPO have the same gradient"
         )
     if config.rollout.truncates:
         found.append(
             "rollout.top_p, top_k: cut the sampled distribution, the ratio is biased by the mass "
-            "left out "
-            "(logged as sampling/truncated_mass)"
+            "left out (logged as sampling/truncated_mass)"
         )
     if config.task.is_benchmark:
         found.append(f"task={config.task.name}: is a benchmark; do not report scores on problems trained on")

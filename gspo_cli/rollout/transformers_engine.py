@@ -49,8 +49,7 @@ class TransformersEngine:
         if not all(hasattr(layer, "batch_select_indices") for layer in layers):
             raise UserError(
                 f"model.name: {type(policy.causal_model).__name__} keeps a state that cannot be taken "
-                "apart by rows "
-                "(linear attention or convolution); choose a model with attention in all layers"
+                "apart by rows (linear attention or convolution); choose a model with attention in all layers"
             )
         self._kept: dict[int, KeptRow] = {}
 

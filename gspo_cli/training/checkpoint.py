@@ -70,8 +70,7 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{target}: cannot be saved ({' '.join(str(error).split())}); earlier checkpoints are "
-                "whole: free "
-                f"space, then continue with resume={self.folder.parent}"
+                f"whole: free space, then continue with resume={self.folder.parent}"
             ) from error
         self._link(target, state)
         self._rotate()

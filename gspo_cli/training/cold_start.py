@@ -119,8 +119,7 @@ def fine_tune(
         if not torch.nn.utils.clip_grad_norm_(policy.trainable(), MAX_GRAD_NORM).isfinite():
             raise UserError(
                 f"model.cold_start.learning_rate={cold.learning_rate:g}: the gradient is no longer "
-                "finite after "
-                f"{step} steps; lower it"
+                f"finite after {step} steps; lower it"
             )
         for group in optimizer.param_groups:
             group["lr"] = cold.learning_rate * (1 - 0.9 * step / cold.steps)
@@ -146,7 +145,6 @@ def _cold_start(
         )
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = task.train_problems()[:SCORE_PROBLEMS]
-
     evaluator = Evaluator(config, task, task.reward(), engine, policy.chat)
 
     def score() -> float:
@@ -166,8 +164,7 @@ def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
     if cold.steps and not demonstrations:
         raise UserError(
             f"model.cold_start.steps={cold.steps}: task={task.name} has no demonstrations; give a JSONL "
-            "file in "
-            "model.cold_start.demonstrations, or set model.cold_start.steps=0"
+            "file in model.cold_start.demonstrations, or set model.cold_start.steps=0"
         )
     return demonstrations
 
