@@ -13,10 +13,12 @@ trained).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+from gspo_cli.tool_calls import Tool
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,18 @@ class Message:
 
     role: str
     content: str
+
+
+@dataclass(frozen=True)
+class Briefing:
+    """What stands before every conversation of a task. Tools are announced by the model's own chat template,
+    or as lines of the system prompt where it has no place for them."""
+
+    system_prompt: str = ""
+    tools: tuple[Tool, ...] = ()
+
+
+NO_BRIEFING = Briefing()
 
 
 @dataclass(frozen=True)
@@ -45,19 +59,37 @@ class Demonstration:
 
 
 class FinishReason(Enum):
-    """Why an answer ended: on an end token, or at a length limit."""
+    """Why a conversation ended: by itself, with a turn at its length limit (or no room for another), or with
+    as many turns as it may have."""
 
     stop = "stop"
     length = "length"
+    turns = "turns"
 
 
 @dataclass(frozen=True)
 class RewardResult:
-    """A reward with its named parts. `total_reward` is what is trained on; the parts are logged."""
+    """A reward with its named parts. `total_reward` is what is trained on; the parts are logged.
+
+    `turn_rewards`, where given, says how much of the total each of the agent's turns earned; what it leaves
+    of the total belongs to the last turn. `solved` decides success where the total alone does not (None: a
+    total of 0.99 or more is a success)."""
 
     total_reward: float
     component_rewards: Mapping[str, float] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    turn_rewards: Sequence[float] = ()
+    solved: bool | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a conversation, as its environment knows it. `counts` are logged as environment/<name>,
+    `details` are for people and for rewards of their own, as plain JSON values."""
+
+    solved: bool | None = None
+    counts: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,9 +97,10 @@ class Trajectory:
     """One conversation as the trainer sees it: ragged lists of length n = number of tokens.
 
     `action_mask[t]` is true where the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0
-    and is -1 elsewhere. `turn_rewards` has one entry per agent turn. `reward` is None until it is scored,
-    and stays None with `excluded` set to the reason where a grader failed and the setting says to leave the
-    sample out.
+    and is -1 elsewhere. `turn_rewards` has one entry per agent turn; once scored they add up to `reward`.
+    `standings` has one entry per agent turn: the environment's `Step.standing` after it. `reward` is None
+    until it is scored, and stays None with `excluded` set to the reason where a grader failed and the setting
+    says to leave the sample out.
     """
 
     problem: Problem
@@ -78,7 +111,10 @@ class Trajectory:
     messages: list[Message]
     finish_reason: FinishReason
     turn_rewards: list[float] = field(default_factory=list)
+    standings: list[Mapping[str, float]] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=Outcome)
     reward: float | None = None
+    solved: bool = False
     components: Mapping[str, float] = field(default_factory=dict)
     excluded: str | None = None
 

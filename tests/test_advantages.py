@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gspo_cli.algorithm.advantages import group_advantages, has_spread
+from gspo_cli.algorithm.advantages import group_advantages, has_spread, rewards_to_go, turn_advantages
 from gspo_cli.config.choices import AdvantageBaseline, AdvantageScale
 
 
@@ -63,3 +63,30 @@ def test_spread_looks_at_valid_answers_only():
     rewards = torch.tensor([[1.0, 1.0, 9.0]])
     assert not has_spread(rewards, torch.tensor([[True, True, False]])).item()
     assert has_spread(rewards, torch.tensor([[True, True, True]])).item()
+
+
+def test_reward_to_go_sums_what_is_still_to_come():
+    earned = torch.tensor([[[1.0, 2.0, 4.0]]])
+    assert rewards_to_go(earned, 1.0).tolist() == [[[7.0, 6.0, 4.0]]]
+    # 1 + (2 + 4/2)/2, 2 + 4/2, 4
+    assert rewards_to_go(earned, 0.5).tolist() == [[[3.0, 4.0, 4.0]]]
+    assert earned.tolist() == [[[1.0, 2.0, 4.0]]]
+
+
+def test_turns_are_compared_with_turns_of_the_same_number():
+    to_go = torch.tensor([[[3.0, 1.0, 5.0], [1.0, 1.0, 0.0]]])
+    taken = torch.tensor([[[True, True, True], [True, True, False]]])
+    judged = (AdvantageBaseline.group_mean, AdvantageScale.none)
+    # turn 0: 3 and 1 around 2; turn 1: equal; turn 2: one answer alone
+    assert turn_advantages(to_go, taken, *judged).tolist() == [[[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("scale", AdvantageScale)
+@pytest.mark.parametrize("baseline", AdvantageBaseline)
+def test_one_turn_has_the_advantage_of_its_conversation(baseline, scale):
+    rewards = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)).double()
+    valid = torch.ones(5, 4, dtype=torch.bool)
+    valid[2, 1] = False
+    whole = group_advantages(rewards, valid, baseline, scale)
+    turns = turn_advantages(rewards[:, :, None], valid[:, :, None], baseline, scale)
+    assert torch.equal(turns[:, :, 0], whole)

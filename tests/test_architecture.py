@@ -19,28 +19,30 @@ SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "s
 
 # A part imports from its own and from lower lines; parts of one line do not know each other.
 LAYERS = [
-    ["errors", "types", "randomness"],
-    ["config"],
+    ["errors", "types", "randomness", "tool_calls"],
+    ["config", "concurrency", "chat_endpoint"],
     ["algorithm", "rewards", "environments"],
     ["tasks", "policy"],
     ["rollout", "run"],
     ["training"],
+    ["api"],
     ["commands"],
 ]
 LAYER = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 # Libraries that are slow or optional, and the parts or modules that may import them.
 OWNERS = {
-    "torch": {"algorithm", "policy", "rollout", "training"},
-    "transformers": {"policy", "rollout"},
+    "torch": {"algorithm", "policy", "rollout", "training", "rewards/reward_model.py"},
+    "transformers": {"policy", "rollout", "rewards/reward_model.py"},
     "peft": {"policy"},
     "tokenizers": {"policy"},
     "safetensors": {"policy", "training"},
-    "hydra": {"config", "commands"},
+    "hydra": {"config", "commands", "api"},
     "rich": {"run", "commands"},
     "wandb": {"run/trackers.py"},
     "tensorboard": {"run/trackers.py"},
     "math_verify": {"rewards/maths_worker.py"},
+    "httpx": {"chat_endpoint.py"},
 }
 OPTIONAL = {"wandb", "tensorboard", "math_verify"}
 

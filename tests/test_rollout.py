@@ -14,7 +14,7 @@ from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import Request, Sampling
 from gspo_cli.rollout.sampling import draw
 from gspo_cli.rollout.transformers_engine import TransformersEngine
-from gspo_cli.types import FinishReason, Message, Problem
+from gspo_cli.types import FinishReason, Message, Outcome, Problem
 
 NAMES = ["qwen3", "qwen3_moe", "gpt2"]
 LIMITS = Limits(max_turns=4, max_prompt_length=200, max_positions=512)
@@ -152,7 +152,11 @@ class Echo:
     def step(self, text):
         self.left -= 1
         heard = Message("user", f"you said {text[:3]!r}, again" + "!" * self.left)
-        return Step((heard,), done=self.left == 0, reward=float(self.left))
+        standing = {"said": 1 - self.left / self.turns}
+        return Step((heard,), done=self.left == 0, reward=float(self.left), standing=standing)
+
+    def finish(self):
+        return Outcome(self.left == 0, {"left": self.left}, {"turns": self.turns})
 
 
 def starts(count=5, size=2):

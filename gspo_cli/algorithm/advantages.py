@@ -1,6 +1,6 @@
 """Rewards to advantages, relative to the other answers to the same prompt.
 
-Shapes: P prompts, G answers per prompt."""
+Shapes: P prompts, G answers per prompt, K turns."""
 
 from __future__ import annotations
 
@@ -40,6 +40,32 @@ def group_advantages(
     informative = valid & has_spread(rewards, valid)[:, None]
     # filter on the range, not the deviation: rounding leaves a constant group a tiny one
     return torch.where(informative, centred / torch.where(informative, spread, 1), 0)
+
+
+def rewards_to_go(turn_rewards: Tensor, discount: float) -> Tensor:
+    """What is earned from each turn on: R_k = r_k + discount R_(k+1). (P, G, K) -> (P, G, K)"""
+    to_go = turn_rewards.clone()
+    for turn in range(turn_rewards.shape[2] - 2, -1, -1):
+        to_go[:, :, turn] += discount * to_go[:, :, turn + 1]
+    return to_go
+
+
+def turn_advantages(
+    to_go: Tensor, taken: Tensor, baseline: AdvantageBaseline, scale: AdvantageScale
+) -> Tensor:
+    """How much better an answer did from a turn on than those of its group that took as many turns.
+
+    to_go, taken (P, G, K) -> (P, G, K) in float64. Turns of the same number are compared, each as a group of
+    its own: one that a single answer reached, or where all earn the same, gets exactly 0. With one turn this
+    is `group_advantages`."""
+    prompts, answers, turns = to_go.shape
+    by_turn = group_advantages(
+        to_go.transpose(1, 2).reshape(prompts * turns, answers),
+        taken.transpose(1, 2).reshape(prompts * turns, answers),
+        baseline,
+        scale,
+    )
+    return by_turn.reshape(prompts, turns, answers).transpose(1, 2)
 
 
 def has_spread(rewards: Tensor, valid: Tensor) -> Tensor:

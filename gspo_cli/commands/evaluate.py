@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 from gspo_cli.commands.train import run_command
 from gspo_cli.config.compose import CONF_DIR, build_config, load_saved, register, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
+from gspo_cli.run.folder import RunFolder
 
 EXAMPLES = """examples:
   gspo-eval outputs/arithmetic-tiny-gspo/<run>
@@ -98,22 +98,8 @@ def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunCon
             node = compose("train", overrides=[*overrides, f"model.name={json.dumps(str(folder))}"])
         return build_config(node), str(folder), None
     node = with_overrides(load_saved(folder / "config.yaml"), overrides)
-    return build_config(node), *checkpoint_model(folder, checkpoint, node)
-
-
-def checkpoint_model(folder: Path, checkpoint: str, node: DictConfig) -> tuple[str, Path | None]:
-    """Model and adapter of a run's checkpoint. Raises UserError where it has none of that name."""
-    initial = folder / "initial_model"
-    base = str(initial) if initial.exists() else node.model.name
-    if checkpoint == "initial":
-        return base, None
-    chosen = folder / "checkpoints" / checkpoint
-    if checkpoint == "best" and not chosen.exists():
-        chosen = chosen.with_name("last")
-    if not chosen.exists():
-        found = sorted(path.name for path in (folder / "checkpoints").glob("[!.]*"))
-        raise UserError(f"--checkpoint {checkpoint}: is not there; choose one of initial, {', '.join(found)}")
-    return (base, chosen) if node.model.use_lora else (str(chosen), None)
+    config = build_config(node)
+    return config, *RunFolder(folder).checkpoint_model(checkpoint, config.model)
 
 
 if __name__ == "__main__":

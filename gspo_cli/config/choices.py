@@ -48,6 +48,14 @@ class AdvantageScale(Enum):
     none = "none"
 
 
+class Credit(Enum):
+    """What an agent's turn is judged by: the reward of the whole conversation, or what was earned from this
+    turn on."""
+
+    trajectory = "trajectory"
+    turn = "turn"
+
+
 class KLEstimator(Enum):
     """k1 = log(p/ref), subtracted from the reward; k2 = k1^2/2 and k3 = ref/p - 1 + k1, added to the loss."""
 

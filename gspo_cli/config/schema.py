@@ -18,6 +18,7 @@ from gspo_cli.config.choices import (
     AdvantageScale,
     Aggregation,
     ClipMode,
+    Credit,
     Device,
     KLEstimator,
     Precision,
@@ -106,7 +107,8 @@ class ColdStart:
 
 @dataclass
 class ModelConfig:
-    """Which model is trained and how. `name` is `embedded`, a hub id or a local folder."""
+    """Which model is trained and how. `name` is `embedded`, a hub id or a local folder. `instructions` says
+    whether conversational tasks put their policy and tools before each conversation."""
 
     label: str = MISSING
     name: str = MISSING
@@ -118,6 +120,7 @@ class ModelConfig:
     lora_alpha: int = 32
     lora_target_modules: list[str] | None = None
     freeze_router: bool = True
+    instructions: bool = True
     gradient_checkpointing: bool = True
     trust_remote_code: bool = False
     presets: Presets = field(default_factory=Presets)
@@ -155,6 +158,8 @@ class AlgorithmConfig:
     aggregation: Aggregation = Aggregation.sequence_mean
     advantage_baseline: AdvantageBaseline = AdvantageBaseline.group_mean
     advantage_scale: AdvantageScale = AdvantageScale.group_std
+    credit: Credit = Credit.trajectory
+    discount: float = 1.0
     beta: float = 0.0
     kl_estimator: KLEstimator = KLEstimator.k3
     learning_rate: float = MISSING
@@ -172,6 +177,15 @@ class AlgorithmConfig:
             )
         require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
         require_not_negative("algorithm", self, "beta", "truncation_penalty")
+        require(
+            0 < self.discount <= 1,
+            f"algorithm.discount={self.discount}: must be above 0 and at most 1 (no discount)",
+        )
+        require(
+            self.credit is Credit.trajectory or self.ratio_level is not RatioLevel.sequence,
+            "algorithm.credit=turn: a sequence ratio takes one advantage for the whole conversation; use "
+            "algorithm=gspo_token or algorithm=grpo",
+        )
         if self.ratio_level is not RatioLevel.token:
             require(
                 self.aggregation is Aggregation.sequence_mean,
@@ -228,11 +242,14 @@ class TrainingConfig:
     length_curriculum_start: int | None = None
     length_curriculum_iterations: int = 50
     reward_errors: RewardErrors = RewardErrors.stop
+    reward_concurrency: int = 16
+    reward_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         group, generations, answers = "training", self.generations_per_iteration, self.num_generations
         require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
         require_positive(group, self, "updates_per_rollout", "max_grad_norm", "length_curriculum_iterations")
+        require_positive(group, self, "reward_concurrency", "reward_timeout")
         require_not_negative(group, self, "warmup_iterations", "weight_decay")
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
@@ -289,7 +306,9 @@ class HardwareConfig:
 
 @dataclass
 class RolloutConfig:
-    """How answers are sampled. Log-probabilities are those of the distribution at `temperature`."""
+    """How answers are sampled. Log-probabilities are those of the distribution at `temperature`. At most
+    `environment_concurrency` environments that wait for something (a user behind a URL) do so at once, each
+    for `environment_timeout` seconds a turn."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -298,12 +317,15 @@ class RolloutConfig:
     max_completion_length: int = 256
     max_turns: int = 8
     batch_size: int = 256
+    environment_concurrency: int = 16
+    environment_timeout: float = 120.0
 
     def __post_init__(self) -> None:
         require_positive(
             "rollout", self, "temperature", "top_p", "max_prompt_length", "max_completion_length"
         )
         require_positive("rollout", self, "max_turns", "batch_size")
+        require_positive("rollout", self, "environment_concurrency", "environment_timeout")
         require_fraction("rollout", self, "top_p")
         require_not_negative("rollout", self, "top_k")
 
@@ -371,6 +393,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     reward: str | None = None
+    reward_settings: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     resume: str | None = None
 

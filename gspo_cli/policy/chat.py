@@ -2,16 +2,21 @@
 
 Token-in, token-out: what the policy sampled is never decoded and encoded again. Only the first prompt and
 the messages between two agent turns are encoded here; the latter as the template's suffix after an assistant
-turn."""
+turn.
+
+What users and tools say is data: control tokens of the tokenizer that are spelled out in it are broken, so
+that no text can end its message and pose as another speaker."""
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gspo_cli.errors import UserError
+from gspo_cli.tool_calls import Tool, line_guide
 from gspo_cli.types import Message
 
 # for tokenizers without a template, e.g. gpt2's: a line with the speaker, then what is said
@@ -21,7 +26,10 @@ PLAIN_TEMPLATE = (
     "{{ eos_token if message.role == 'assistant' }}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
+PLAIN_SPEAKER = re.compile(r"^(?=(?:System|User|Assistant|Tool):[ \t]*$)", re.MULTILINE)
 PLACEHOLDER = "PLACEHOLDER"
+PROBE = Tool("tool_probe", "Whether a template announces tools and passes on what they say.")
+TOOL_SAYS = "Tool result:\n"  # how a model whose template has no tool role hears one, as the user's message
 
 
 class ChatFormat:
@@ -34,7 +42,10 @@ class ChatFormat:
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
             tokenizer.chat_template = PLAIN_TEMPLATE
+        self._controls = _spelled_out(tokenizer)
         stop_ids = {*generation_stop_ids, tokenizer.eos_token_id} - {None}
+        if PROBE.name not in self._after_assistant([Message("user", PROBE.name)], generate=True):
+            raise UserError("model.name: its chat template drops later user turns; choose another model")
         after = self._encode(self._after_assistant([], generate=False))
         # what the template writes after an answer ends it, also where a base model names another end token
         ends = after and (after[0] in stop_ids or after[0] in tokenizer.added_tokens_decoder)
@@ -42,13 +53,17 @@ class ChatFormat:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
         self.end_id: int = after[0] if ends else (tokenizer.eos_token_id or min(stop_ids))
         self.stop_ids = frozenset(stop_ids | {self.end_id})
-        self._prompts: dict[tuple[Message, ...], list[int]] = {}
+        self._prompts: dict[tuple[tuple[Message, ...], tuple[Tool, ...]], list[int]] = {}
 
-    def prompt_ids(self, messages: tuple[Message, ...]) -> list[int]:
-        """Ids of a conversation's opening, up to where the agent speaks."""
-        if messages not in self._prompts:  # a group asks once per answer
-            self._prompts[messages] = self._encode(self._render(list(messages), generate=True))
-        return list(self._prompts[messages])
+    def prompt_ids(self, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
+        """Ids of a conversation's opening, up to where the agent speaks. Tools are announced by the template,
+        or as lines of the system message where it has no place for them."""
+        key = (messages, tools)
+        if key not in self._prompts:  # a group asks once per answer
+            if tools and not self.announces_tools:
+                messages, tools = _with_guide(messages, tools), ()
+            self._prompts[key] = self._encode(self._render(list(messages), generate=True, tools=tools))
+        return list(self._prompts[key])
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an agent turn written by somebody else, end token included."""
@@ -73,6 +88,17 @@ class ChatFormat:
         pad = self.tokenizer.pad_token_id
         return self.end_id if pad is None else pad
 
+    @cached_property
+    def announces_tools(self) -> bool:
+        """Whether the template tells a model which tools there are, and so has a format for calling them."""
+        return PROBE.name in (self._try([Message("user", "Hi")], (PROBE,)) or "")
+
+    @cached_property
+    def hears_tools(self) -> bool:
+        """Whether the template passes on messages of the role `tool`."""
+        before = [Message("user", "Hi"), Message("assistant", "Hello")]
+        return PROBE.name in (self._try([*before, Message("tool", PROBE.name)], ()) or "")
+
     def _after_assistant(self, messages: list[Message], generate: bool) -> str:
         """What the template writes after an agent turn: some rewrite what stands before, and that is never
         used."""
@@ -82,11 +108,11 @@ class ChatFormat:
             raise UserError("model.name: its chat template drops earlier agent turns; choose another model")
         return tail
 
-    def _render(self, messages: list[Message], generate: bool) -> str:
-        conversation = [{"role": m.role, "content": m.content} for m in messages]
-        template = self.tokenizer.apply_chat_template
+    def _render(self, messages: list[Message], generate: bool, tools: tuple[Tool, ...] = ()) -> str:
+        if any(m.role == "tool" for m in messages) and not self.hears_tools:
+            messages = [Message("user", TOOL_SAYS + m.content) if m.role == "tool" else m for m in messages]
         try:
-            return template(conversation, tokenize=False, add_generation_prompt=generate)
+            return self._template(messages, generate, tools)
         except TemplateError as error:
             roles = ", ".join(dict.fromkeys(m.role for m in messages))
             raise UserError(
@@ -94,5 +120,40 @@ class ChatFormat:
                 "task.system_prompt or choose another model"
             ) from error
 
+    def _try(self, messages: list[Message], tools: tuple[Tool, ...]) -> str | None:
+        """The conversation as the template renders it, None where it refuses."""
+        try:
+            return self._template(messages, True, tools)
+        except TemplateError:
+            return None
+
+    def _template(self, messages: list[Message], generate: bool, tools: tuple[Tool, ...]) -> str:
+        heard = [{"role": m.role, "content": self._as_data(m)} for m in messages]
+        schemas = [tool.schema() for tool in tools] or None
+        render = self.tokenizer.apply_chat_template
+        return render(heard, tools=schemas, tokenize=False, add_generation_prompt=generate)
+
+    def _as_data(self, message: Message) -> str:
+        """What is said, with no control token in it where it is not the task's or the agent's own text."""
+        if message.role not in ("user", "tool"):
+            return message.content
+        content = self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)
+        if self.tokenizer.chat_template == PLAIN_TEMPLATE:
+            content = PLAIN_SPEAKER.sub(" ", content)
+        return content
+
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _spelled_out(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds the tokenizer's control tokens in a text, longest first; those of white space are harmless."""
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    tokens = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+
+def _with_guide(messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> tuple[Message, ...]:
+    """The messages with the tools' line form at the end of the system message."""
+    system, rest = (messages[0].content, messages[1:]) if messages[0].role == "system" else ("", messages)
+    return (Message("system", f"{system}\n\n{line_guide(tools)}".strip()), *rest)

@@ -5,15 +5,18 @@ baseline."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from gspo_cli.concurrency import gather
 from gspo_cli.config.schema import RolloutConfig
 from gspo_cli.environments.base import Environment, Step
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
-from gspo_cli.types import FinishReason, Message, Problem, Trajectory
+from gspo_cli.types import NO_BRIEFING, Briefing, FinishReason, Message, Problem, Trajectory
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,24 @@ class Start:
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps of a conversation, in turns and tokens."""
+    """Caps of a conversation, in turns and tokens; `waiting` environments wait at once, `seconds` a turn."""
 
     max_turns: int
     max_prompt_length: int
     max_positions: int
+    waiting: int = 16
+    seconds: float = 120.0
 
     @classmethod
     def of(cls, rollout: RolloutConfig, engine: RolloutEngine) -> Limits:
         """The caps under `rollout` with the engine's model."""
-        return cls(rollout.max_turns, rollout.max_prompt_length, engine.max_positions)
+        return cls(
+            rollout.max_turns,
+            rollout.max_prompt_length,
+            engine.max_positions,
+            rollout.environment_concurrency,
+            rollout.environment_timeout,
+        )
 
 
 @dataclass
@@ -46,7 +57,13 @@ class _Conversation:
     environment: Environment
     trajectory: Trajectory
     truncated_mass: list[float] = field(default_factory=list)
+    opened: bool = False
     done: bool = False
+
+    def fail(self, error: Exception) -> None:
+        """Leave the conversation out: its environment is at fault."""
+        self.trajectory.excluded = f"environment raised {type(error).__name__}: {error}"
+        self.done = True
 
 
 @dataclass(frozen=True)
@@ -65,10 +82,10 @@ def roll_out(
     sampling: Sampling,
     limits: Limits,
     seed: int,
-    system_prompt: str = "",
+    briefing: Briefing = NO_BRIEFING,
 ) -> Rollout:
     """Hold all conversations to their end. `seed` is the run's; engines keep caches between turns."""
-    conversations = [_open(start, environment(), chat, system_prompt, limits) for start in starts]
+    conversations = [_open(start, environment(), chat, briefing, limits) for start in starts]
     turn = 0
     while live := [(i, c) for i, c in enumerate(conversations) if not c.done]:
         requests = [
@@ -77,10 +94,13 @@ def roll_out(
         ]
         goes_on = turn + 1 < limits.max_turns and not all(c.environment.single_turn for _, c in live)
         completions = engine.generate(requests, sampling, keep_cache=goes_on)
-        for (_, conversation), completion in zip(live, completions, strict=True):
-            _take_turn(conversation, completion, chat, sampling, limits)
+        spoken = [_speak(c, completion, chat) for (_, c), completion in zip(live, completions, strict=True)]
+        for (_, conversation), step in zip(live, _react(live, spoken, limits), strict=True):
+            _hear(conversation, step, chat, sampling, limits)
         turn += 1
     engine.forget()
+    for conversation in conversations:
+        _finish(conversation)
     masses = [mass for c in conversations for mass in c.truncated_mass]
     return Rollout([c.trajectory for c in conversations], sum(masses) / max(1, len(masses)))
 
@@ -94,17 +114,19 @@ def opening(problem_messages: tuple[Message, ...], system_prompt: str) -> tuple[
 
 
 def _open(
-    start: Start, environment: Environment, chat: ChatFormat, system_prompt: str, limits: Limits
+    start: Start, environment: Environment, chat: ChatFormat, briefing: Briefing, limits: Limits
 ) -> _Conversation:
     trajectory = Trajectory(start.problem, [], [], [], [], [], FinishReason.stop)
     conversation = _Conversation(start, environment, trajectory)
     try:
-        messages = opening(environment.reset(start.problem, start.environment_seed), system_prompt)
+        messages = environment.reset(start.problem, start.environment_seed)
     except Exception as error:  # code we did not write
-        _fail(conversation, error)
+        conversation.fail(error)
         return conversation
+    conversation.opened = True
+    messages = opening(messages, briefing.system_prompt)
     trajectory.messages = list(messages)
-    _append_heard(trajectory, chat.prompt_ids(messages))
+    _append_heard(trajectory, chat.prompt_ids(messages, briefing.tools))
     if len(trajectory.token_ids) > limits.max_prompt_length:
         trajectory.excluded = (
             f"prompt of {len(trajectory.token_ids)} tokens is over rollout.max_prompt_length"
@@ -113,39 +135,68 @@ def _open(
     return conversation
 
 
-def _take_turn(
-    conversation: _Conversation, completion: Completion, chat: ChatFormat, sampling: Sampling, limits: Limits
-) -> None:
+def _speak(conversation: _Conversation, completion: Completion, chat: ChatFormat) -> str:
+    """Take down the agent's turn; returns what it says."""
     trajectory = conversation.trajectory
     _append_spoken(trajectory, completion)
     conversation.truncated_mass.append(completion.truncated_mass)
     text = chat.text(completion.token_ids)
     trajectory.messages.append(Message("assistant", text))
     trajectory.finish_reason = completion.finish_reason
-    try:
-        step = conversation.environment.step(text)
-    except Exception as error:  # code we did not write
-        _fail(conversation, error)
+    return text
+
+
+def _react(live: Sequence[tuple[int, _Conversation]], spoken: Sequence[str], limits: Limits) -> list[Any]:
+    """Each environment's step, or the exception that it raised; those that wait do so side by side."""
+    steps: list[Any] = []
+    for (_, conversation), text in zip(live, spoken, strict=True):
+        try:
+            steps.append(conversation.environment.step(text))
+        except Exception as error:  # code we did not write
+            steps.append(error)
+    waiting = [i for i, step in enumerate(steps) if inspect.isawaitable(step)]
+    found = gather([steps[i] for i in waiting], limits.waiting, limits.seconds)
+    for i, step in zip(waiting, found, strict=True):
+        steps[i] = step
+    return steps
+
+
+def _hear(
+    conversation: _Conversation, step: Any, chat: ChatFormat, sampling: Sampling, limits: Limits
+) -> None:
+    """Append what the agent hears next, or end the conversation."""
+    trajectory = conversation.trajectory
+    if not isinstance(step, Step):
+        wrong = TypeError(f"its step returned {type(step).__name__}, not Step")
+        conversation.fail(step if isinstance(step, Exception) else wrong)
         return
     trajectory.turn_rewards.append(step.reward)
-    conversation.done = (
-        step.done
-        or trajectory.num_turns >= limits.max_turns
-        or not _continue(trajectory, step, chat, sampling, limits)
-    )
-
-
-def _continue(
-    trajectory: Trajectory, step: Step, chat: ChatFormat, sampling: Sampling, limits: Limits
-) -> bool:
-    """Append what the agent hears next; False where the model has no room left for another turn."""
-    heard = chat.suffix_ids(step.messages, trajectory.token_ids[-1])
-    if len(trajectory.token_ids) + len(heard) + sampling.max_new_tokens > limits.max_positions:
-        trajectory.finish_reason = FinishReason.length
-        return False
-    _append_heard(trajectory, heard)
+    trajectory.standings.append(step.standing)
     trajectory.messages.extend(step.messages)
-    return True
+    if step.done:
+        conversation.done = True
+        return
+    heard = chat.suffix_ids(step.messages, trajectory.token_ids[-1])
+    if trajectory.num_turns >= limits.max_turns:
+        trajectory.finish_reason = FinishReason.turns
+    elif len(trajectory.token_ids) + len(heard) + sampling.max_new_tokens > limits.max_positions:
+        trajectory.finish_reason = FinishReason.length
+    else:
+        _append_heard(trajectory, heard)
+        return
+    conversation.done = True
+
+
+def _finish(conversation: _Conversation) -> None:
+    if not conversation.opened:
+        return
+    try:
+        outcome = conversation.environment.finish()
+    except Exception as error:  # code we did not write
+        conversation.fail(error)
+        return
+    if conversation.trajectory.excluded is None:
+        conversation.trajectory.outcome = outcome
 
 
 def _append_heard(trajectory: Trajectory, ids: list[int]) -> None:
@@ -161,8 +212,3 @@ def _append_spoken(trajectory: Trajectory, completion: Completion) -> None:
     trajectory.action_mask.extend([True] * count)
     trajectory.sampling_logprobs.extend(completion.logprobs)
     trajectory.turn_ids.extend([trajectory.num_turns] * count)
-
-
-def _fail(conversation: _Conversation, error: Exception) -> None:
-    conversation.trajectory.excluded = f"environment raised {type(error).__name__}: {error}"
-    conversation.done = True

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gspo_cli.config.schema import ModelConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically, write_json
 
@@ -53,6 +54,21 @@ class RunFolder:
                 f"hydra.run.dir={self.path}: cannot be created ({error.strerror}); choose another"
             ) from error
         write_atomically(self.config, config_yaml)
+
+    def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> tuple[str, Path | None]:
+        """Where the model of a checkpoint is, and its adapter under LoRA. `checkpoint` is best (last where
+        there is none), last, initial, or a checkpoint's name. Raises UserError where it has none of that
+        name."""
+        base = str(self.initial_model) if self.initial_model.exists() else model.name
+        if checkpoint == "initial":
+            return base, None
+        chosen = self.checkpoints / checkpoint
+        if checkpoint == "best" and not chosen.exists():
+            chosen = chosen.with_name("last")
+        if not chosen.exists():
+            found = ["initial", *sorted(path.name for path in self.checkpoints.glob("[!.]*"))]
+            raise UserError(f"--checkpoint {checkpoint}: is not there; choose one of {', '.join(found)}")
+        return (base, chosen) if model.use_lora else (str(chosen), None)
 
     def append(self, log: str, record: Mapping[str, Any]) -> None:
         """Add one line to a log, whole and flushed. Numbers that are not finite become null."""

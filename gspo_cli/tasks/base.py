@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gspo_cli.environments.base import Environment, SingleTurn
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.types import Demonstration, Problem
+from gspo_cli.types import Briefing, Demonstration, Problem
 
 
 @dataclass
@@ -35,6 +35,14 @@ class Task:
 
     def demonstrations(self) -> Sequence[Demonstration]:
         """Solved training problems for the cold start; empty where the task has none."""
+        return []
+
+    def briefing(self) -> Briefing:
+        """What the agent reads before every conversation: the system prompt, and the tools it may call."""
+        return Briefing(self.system_prompt)
+
+    def notes(self) -> Sequence[str]:
+        """What a user should know of the problems before a run, such as how many are left out."""
         return []
 
     def environment(self) -> Environment:

@@ -145,6 +145,11 @@ class FileTask(Task):
         """Lines of `path` that are not trained on because the same conversation is held out."""
         return self._split.dropped
 
+    def notes(self) -> Sequence[str]:
+        """How many training problems are left out."""
+        dropped = self.duplicates_dropped
+        return [f"{dropped} training problems are left out: they are held out, too"] if dropped else []
+
     @cached_property
     def _split(self) -> Split:
         held = self._read(self.heldout_path, "task.heldout_path") if self.heldout_path else self.heldout

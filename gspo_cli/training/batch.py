@@ -27,6 +27,15 @@ class Sample:
         """Tokens in the whole conversation."""
         return len(self.trajectory.token_ids)
 
+    @property
+    def mean_advantage(self) -> float:
+        """Mean over the agent's turns where each token has its own."""
+        if len(self.advantages) == 1:
+            return self.advantages[0]
+        turns = self.trajectory.turn_ids
+        by_turn = {turn: a for turn, a in zip(turns, self.advantages, strict=True) if turn >= 0}
+        return sum(by_turn.values()) / max(1, len(by_turn))
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -32,7 +32,7 @@ from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
+from gspo_cli.types import NO_BRIEFING, Briefing, Demonstration, FinishReason, Problem, Trajectory
 
 Progress = Callable[[str, int, int, str], None]
 MAX_GRAD_NORM = 1.0
@@ -70,10 +70,10 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
 
 
 def encode_demonstration(
-    chat: ChatFormat, demonstration: Demonstration, system_prompt: str = ""
+    chat: ChatFormat, demonstration: Demonstration, briefing: Briefing = NO_BRIEFING
 ) -> Trajectory:
     """A demonstration as the trajectory that the policy would have produced by saying the same."""
-    messages = list(opening(demonstration.messages, system_prompt))
+    messages = list(opening(demonstration.messages, briefing.system_prompt))
     ids: list[int] = []
     mask: list[bool] = []
     start = 0
@@ -81,7 +81,7 @@ def encode_demonstration(
         if message.role != "assistant":
             continue
         heard = tuple(messages[start:end])
-        context = chat.suffix_ids(heard, ids[-1]) if ids else chat.prompt_ids(heard)
+        context = chat.suffix_ids(heard, ids[-1]) if ids else chat.prompt_ids(heard, briefing.tools)
         spoken = chat.answer_ids(message.content)
         ids += context + spoken
         mask += [False] * len(context) + [True] * len(spoken)
@@ -137,7 +137,7 @@ def _cold_start(
 ) -> None:
     model = replace(config.model, use_lora=False) if config.model.is_embedded else config.model
     policy = load_policy(str(folder) if model.is_embedded else model.name, model, config.hardware)
-    trajectories = [encode_demonstration(policy.chat, d, task.system_prompt) for d in demonstrations]
+    trajectories = [encode_demonstration(policy.chat, d, task.briefing()) for d in demonstrations]
     fitting = [t for t in trajectories if len(t.token_ids) <= policy.max_positions]
     if not fitting:
         raise UserError(

@@ -17,7 +17,6 @@ from gspo_cli.rollout.engine import RolloutEngine, Sampling
 from gspo_cli.tasks.base import Task
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
-SUCCESS = 0.99  # a reward from here on counts as solved
 EVALUATION_SEED = 20250718  # of evaluation alone: runs of all seeds meet the same draws
 
 
@@ -48,9 +47,10 @@ class Evaluator:
         greedy = self._answers(problems, self._greedy(), 1)
         progress(1, 1 + samples)
         record: dict[str, Any] = {
-            "score": _mean([_solved(t) for t in greedy]),
+            "score": _mean([t.solved for t in greedy]),
             "reward": _mean([t.reward for t in greedy if t.reward is not None]),
             "mean_length": _mean([t.num_actions for t in greedy]),
+            "num_turns": _mean([t.num_turns for t in greedy]),
             "clipped_ratio": _mean([t.finish_reason is FinishReason.length for t in greedy]),
             "num_problems": len(problems),
             "excluded": sum(t.excluded is not None for t in greedy),
@@ -61,7 +61,7 @@ class Evaluator:
                 self._greedy(), temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k
             )
             drawn = self._answers(problems, sampling, samples)
-            solved = [sum(map(_solved, drawn[i : i + samples])) for i in range(0, len(drawn), samples)]
+            solved = [sum(t.solved for t in drawn[i : i + samples]) for i in range(0, len(drawn), samples)]
             for k in sorted({1, samples}):
                 record[f"pass@{k}"] = _mean([pass_at_k(samples, count, k) for count in solved])
         progress(1 + samples, 1 + samples)
@@ -69,7 +69,7 @@ class Evaluator:
 
     def greedy_score(self, problems: Sequence[Problem]) -> float:
         """Share of `problems` solved greedily, and nothing else."""
-        return _mean([_solved(t) for t in self._answers(problems, self._greedy(), 1)])
+        return _mean([t.solved for t in self._answers(problems, self._greedy(), 1)])
 
     def _greedy(self) -> Sampling:
         return Sampling(0.0, 1.0, 0, self.config.rollout.max_completion_length, self.chat.stop_ids)
@@ -88,14 +88,17 @@ class Evaluator:
             sampling,
             Limits.of(self.config.rollout, self.engine),
             EVALUATION_SEED,
-            self.task.system_prompt,
+            self.task.briefing(),
         )
-        score_all(self.reward, rollout.trajectories, self.config.training.reward_errors)
+        training = self.config.training
+        score_all(
+            self.reward,
+            rollout.trajectories,
+            training.reward_errors,
+            limit=training.reward_concurrency,
+            timeout=training.reward_timeout,
+        )
         return rollout.trajectories
-
-
-def _solved(trajectory: Trajectory) -> bool:
-    return trajectory.reward is not None and trajectory.reward >= SUCCESS
 
 
 def _mean(values: Sequence[float]) -> float:

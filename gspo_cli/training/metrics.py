@@ -21,9 +21,11 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
     rewards = [torch.tensor([t.reward for t in group if t.reward is not None]) for group in groups]
     spreads = [r.std().item() for r in rewards if len(r) > 1]
     parts = sorted({name for t in scored for name in t.components})
+    counts = sorted({name for t in trajectories for name in t.outcome.counts})
     return {
         "reward": mean([t.reward for t in scored]),
         "reward_std": mean(spreads),
+        "solved": mean([t.solved for t in scored]),
         **{
             f"rewards/{part}/mean": mean([t.components[part] for t in scored if part in t.components])
             for part in parts
@@ -33,6 +35,13 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": mean([t.finish_reason is FinishReason.length for t in trajectories]),
         "num_turns": mean([t.num_turns for t in trajectories]),
+        "turns_exhausted": mean([t.finish_reason is FinishReason.turns for t in trajectories]),
+        **{
+            f"environment/{name}": mean(
+                [c[name] for c in (t.outcome.counts for t in trajectories) if name in c]
+            )
+            for name in counts
+        },
         "excluded": sum(t.excluded is not None for t in trajectories),
     }
 

@@ -1,6 +1,6 @@
 """An iteration's groups: problems drawn, answers sampled and judged, advantages assigned.
 
-Shapes: P prompts, G answers per prompt."""
+Shapes: P prompts, G answers per prompt, K turns of the longest conversation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gspo_cli.algorithm.advantages import group_advantages, has_spread
-from gspo_cli.config.choices import Truncated
+from gspo_cli.algorithm.advantages import group_advantages, has_spread, rewards_to_go, turn_advantages
+from gspo_cli.config.choices import Credit, Truncated
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
@@ -89,10 +89,35 @@ class GroupSampler:
             rewards = rewards - algorithm.beta * torch.tensor(updater.reward_kl(samples)).reshape(
                 rewards.shape
             )
-        advantages = group_advantages(rewards, valid, algorithm.advantage_baseline, algorithm.advantage_scale)
+        judged = (algorithm.advantage_baseline, algorithm.advantage_scale)
+        if algorithm.credit is Credit.turn:
+            to_go, taken = self._turns(groups, rewards)
+            advantages = turn_advantages(to_go, taken & valid[:, :, None], *judged).flatten(end_dim=1)
+            for sample, turns in zip(samples, advantages.tolist(), strict=True):
+                sample.advantages = [turns[i] if i >= 0 else 0.0 for i in sample.trajectory.turn_ids]
+            return samples
+        advantages = group_advantages(rewards, valid, *judged)
         for sample, advantage in zip(samples, advantages.flatten().tolist(), strict=True):
             sample.advantages = [advantage]
         return samples
+
+    def _turns(self, groups: Sequence[Group], rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward to go from each turn on, and which turns were taken. rewards (P, G) -> two (P, G, K).
+
+        What the reward that is trained on differs by from the sum of the turns (a penalty, the KL term)
+        belongs to the last turn."""
+        longest = max(1, max(t.num_turns for group in groups for t in group))
+        earned = torch.zeros(*rewards.shape, longest, dtype=torch.float64)
+        taken = torch.zeros(*rewards.shape, longest, dtype=torch.bool)
+        for p, group in enumerate(groups):
+            for g, trajectory in enumerate(group):
+                turns = trajectory.num_turns
+                if turns == 0 or trajectory.reward is None:
+                    continue
+                earned[p, g, :turns] = torch.tensor(trajectory.turn_rewards, dtype=torch.float64)
+                earned[p, g, turns - 1] += rewards[p, g] - sum(trajectory.turn_rewards)
+                taken[p, g, :turns] = True
+        return rewards_to_go(earned, self.config.algorithm.discount), taken
 
     def _round(
         self, iteration: int, cursor: int, drawn: int, count: int, clock: Clock
@@ -120,10 +145,16 @@ class GroupSampler:
                 sampling,
                 Limits.of(config.rollout, self.engine),
                 config.seed,
-                self.task.system_prompt,
+                self.task.briefing(),
             )
         with clock.timing("reward"):
-            score_all(self.reward, result.trajectories, config.training.reward_errors)
+            score_all(
+                self.reward,
+                result.trajectories,
+                config.training.reward_errors,
+                limit=config.training.reward_concurrency,
+                timeout=config.training.reward_timeout,
+            )
         flat = result.trajectories
         return [flat[i : i + size] for i in range(0, len(flat), size)], result.truncated_mass
 
@@ -134,7 +165,7 @@ class GroupSampler:
             algorithm.truncation_penalty if algorithm.truncated_completions is Truncated.penalise else 0.0
         )
         rewards = [
-            [(t.reward or 0.0) - penalty * (t.finish_reason is FinishReason.length) for t in group]
+            [(t.reward or 0.0) - penalty * (t.finish_reason is not FinishReason.stop) for t in group]
             for group in groups
         ]
         valid = [[t.reward is not None for t in group] for group in groups]
@@ -144,7 +175,7 @@ class GroupSampler:
         """The trajectory, without trained tokens where it was excluded, or cut and the setting says to mask
         it."""
         masked = self.config.algorithm.truncated_completions is Truncated.mask
-        cut = masked and trajectory.finish_reason is FinishReason.length
+        cut = masked and trajectory.finish_reason is not FinishReason.stop
         if trajectory.excluded is None and not cut:
             return trajectory
         return replace(trajectory, action_mask=[False] * len(trajectory.token_ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,24 +16,23 @@ from typing import Any
 
 import torch
 
-from gspo_cli.config.compose import locate
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
-from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.policy.policy import Policy
+from gspo_cli.rewards.base import RewardFunction, build
 from gspo_cli.rollout.conversations import opening
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.card import objective_card
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.reporting import Reporter, Sample
 from gspo_cli.tasks.base import Task
-from gspo_cli.tasks.files import FileTask
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.trainer import Parts, Trainer
-from gspo_cli.types import Problem
+from gspo_cli.types import Briefing, Problem
 
 PACKAGES = ("gspo-cli", "torch", "transformers", "peft", "hydra-core")
 
@@ -42,14 +42,16 @@ def run_training(
     folder: RunFolder,
     reporter: Reporter,
     track: Callable[[dict[str, Any], int], None] = lambda values, step: None,
+    reward: RewardFunction | None = None,
 ) -> dict[str, Any]:
     """Train `config` in `folder`, which holds its config.yaml; continues where a checkpoint is found.
 
-    Returns the summary, which is also written. A failure is recorded in it and raised."""
+    `reward` None takes the one that `config` names. Returns the summary, which is also written. A failure is
+    recorded in it and raised."""
     trainer: Trainer | None = None
     status = "failed"
     try:
-        parts = build_parts(config, folder, reporter)
+        parts = build_parts(config, folder, reporter, reward)
         trainer = Trainer(config, parts, folder, reporter, track)
         trainer.resume()
         card = objective_card(config, parts.policy, len(parts.train_problems), len(parts.heldout_problems))
@@ -69,14 +71,16 @@ def run_training(
     return summary
 
 
-def build_parts(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Parts:
+def build_parts(
+    config: RunConfig, folder: RunFolder, reporter: Reporter, reward: RewardFunction | None = None
+) -> Parts:
     """Task, reward, policy (of the last checkpoint where there is one), engine, and the problems that fit."""
     set_threads(config)
     task: Task = config.task
-    reward = build_reward(config)
+    reward = build_reward(config) if reward is None else reward
     train, heldout = task.train_problems(), task.heldout_problems()
-    if isinstance(task, FileTask) and task.duplicates_dropped:
-        reporter.warn(f"{task.duplicates_dropped} training problems are left out: they are held out, too")
+    for note in task.notes():
+        reporter.warn(note)
     source = prepare_model(config, task, folder.initial_model, reporter.stage)
     last = Checkpoints(folder.checkpoints, config.checkpoint).last
     if config.model.use_lora:
@@ -86,9 +90,9 @@ def build_parts(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Par
     if config.algorithm.beta > 0 and not config.model.use_lora:
         policy.keep_reference(load_policy(source, config.model, config.hardware).causal_model)
     check_positions(config, policy.max_positions)
-    cap, system = config.rollout.max_prompt_length, task.system_prompt
-    train = fitting(train, policy.chat, cap, system, "training", reporter.warn)
-    heldout = fitting(heldout, policy.chat, cap, system, "held-out", reporter.warn)
+    cap, briefing = config.rollout.max_prompt_length, task.briefing()
+    train = fitting(train, policy.chat, cap, briefing, "training", reporter.warn)
+    heldout = fitting(heldout, policy.chat, cap, briefing, "held-out", reporter.warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     return Parts(policy, task, reward, engine, train, heldout[: config.evaluation.problems])
 
@@ -105,15 +109,20 @@ def evaluate_only(
     task: Task = config.task
     set_threads(config)
     reward, heldout = build_reward(config), task.heldout_problems()
-    model = config.model if adapter is not None else replace(config.model, use_lora=False)
-    policy = load_policy(source, model, config.hardware, adapter)
+    policy = load_trained(config, source, adapter)
     check_positions(config, policy.max_positions)
     cap = config.rollout.max_prompt_length
-    heldout = fitting(heldout, policy.chat, cap, task.system_prompt, "held-out", warn)
+    heldout = fitting(heldout, policy.chat, cap, task.briefing(), "held-out", warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
     record, answers = Evaluator(config, task, reward, engine, policy.chat).evaluate(problems, progress)
     return record, [Sample.of(answer, 0) for answer in answers]
+
+
+def load_trained(config: RunConfig, source: str, adapter: Path | None) -> Policy:
+    """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without adapter gets none."""
+    model = config.model if adapter is not None else replace(config.model, use_lora=False)
+    return load_policy(source, model, config.hardware, adapter)
 
 
 def set_threads(config: RunConfig) -> None:
@@ -123,13 +132,8 @@ def set_threads(config: RunConfig) -> None:
 
 
 def build_reward(config: RunConfig) -> RewardFunction:
-    """The reward that `reward` names by dotted path, or the task's own."""
-    if config.reward is None:
-        return config.task.reward()
-    cls = locate(config.reward, "reward")
-    if not (isinstance(cls, type) and issubclass(cls, RewardFunction)):
-        raise UserError(f"reward={config.reward}: must be a subclass of gspo_cli.rewards.base.RewardFunction")
-    return cls()
+    """The reward that `reward` names by dotted path, made with `reward_settings`, or the task's own."""
+    return config.task.reward() if config.reward is None else build(config.reward, config.reward_settings)
 
 
 def check_positions(config: RunConfig, positions: int) -> None:
@@ -148,12 +152,12 @@ def fitting(
     problems: Sequence[Problem],
     chat: ChatFormat,
     cap: int,
-    system_prompt: str,
+    briefing: Briefing,
     split: str,
     warn: Callable[[str], None],
 ) -> list[Problem]:
     """Problems whose prompt is within the cap. Says how many are not; raises UserError where none is."""
-    kept = [p for p in problems if len(chat.prompt_ids(opening(p.messages, system_prompt))) <= cap]
+    kept = [p for p in problems if _prompt_length(p, chat, briefing) <= cap]
     if not kept:
         raise UserError(
             f"rollout.max_prompt_length={cap}: all {len(problems)} {split} problems are longer; raise it"
@@ -169,10 +173,17 @@ def fitting(
     return kept
 
 
+def _prompt_length(problem: Problem, chat: ChatFormat, briefing: Briefing) -> int:
+    return len(chat.prompt_ids(opening(problem.messages, briefing.system_prompt), briefing.tools))
+
+
 @contextmanager
 def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) ends the run after the present iteration, saved; the second ends it at
-    once."""
+    once. Signals reach the main thread only: in another one nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def request(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested:

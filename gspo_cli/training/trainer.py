@@ -183,7 +183,7 @@ class Trainer:
         count = self.config.logging.samples_per_iteration
         chosen = generator(self.config.seed, "shown", self.state.iteration).permutation(len(samples))[:count]
         shown = [
-            ShownSample.of(s.trajectory, self.state.iteration, sum(s.advantages) / len(s.advantages))
+            ShownSample.of(s.trajectory, self.state.iteration, s.mean_advantage)
             for s in (samples[i] for i in chosen)
         ]
         for sample in shown:

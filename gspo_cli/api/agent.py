@@ -1,0 +1,104 @@
+"""An agent: a model with a system prompt, to be talked to and to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gspo_cli.api.config import EMBEDDED
+from gspo_cli.config.choices import Device
+from gspo_cli.config.schema import HardwareConfig, ModelConfig
+from gspo_cli.errors import UserError
+from gspo_cli.policy.loading import load_policy
+from gspo_cli.policy.policy import Policy
+from gspo_cli.randomness import derived_seed
+from gspo_cli.rollout.conversations import opening
+from gspo_cli.rollout.engine import Request, Sampling
+from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.types import Briefing, Message
+
+
+@dataclass
+class AgentConfig:
+    """`model_name` is a hub id, a local folder, or tiny or tiny_moe, which are built for the task they are
+    trained on. `system_prompt` replaces the task's own where it is not empty. The rest says how the agent
+    answers outside training; temperature 0 takes the likeliest token."""
+
+    model_name: str = "tiny"
+    system_prompt: str = ""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    device: str = "cpu"
+
+
+class MultiTurnAgent:
+    """Talks in turns with the model's own chat template, or the plain one where it has none. `summary` and
+    `run_folder` are those of the run that trained it."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.briefing = Briefing(config.system_prompt)
+        self.policy: Policy | None = None
+        self.summary: Mapping[str, Any] = {}
+        self.run_folder: Path | None = None
+
+    async def initialize(self) -> None:
+        """Load the model. One that is built for its task is there after training. Raises UserError where
+        nothing loads."""
+        if self.policy is None and self.config.model_name not in EMBEDDED:
+            model = ModelConfig(label="agent", name=self.config.model_name, use_lora=False)
+            hardware = HardwareConfig(device=Device(self.config.device))
+            self.policy = load_policy(self.config.model_name, model, hardware)
+
+    async def generate_response(
+        self, messages: Sequence[Message | Mapping[str, str]] | str, seed: int = 0
+    ) -> str:
+        """The agent's next turn in a conversation of messages, or to one message of a user.
+
+        The same seed gives the same words. Raises UserError before the model is there."""
+        if self.policy is None:
+            raise UserError(
+                f"agent: {self.config.model_name} is not loaded; call `await agent.initialize()`, or train "
+                "it first where it is tiny"
+            )
+        if isinstance(messages, str):
+            messages = [Message("user", messages)]
+        spoken = tuple(m if isinstance(m, Message) else Message(m["role"], m["content"]) for m in messages)
+        ids = self._prompt(spoken)
+        chat, config = self.policy.chat, self.config
+        room = self.policy.max_positions - len(ids)
+        if room < 1:
+            raise UserError(f"agent: the conversation of {len(ids)} tokens fills the model; start a new one")
+        sampling = Sampling(
+            config.temperature, config.top_p, 0, min(config.max_new_tokens, room), chat.stop_ids
+        )
+        request = Request(ids, derived_seed(seed, "agent", len(spoken)), 0)
+        [completion] = TransformersEngine(self.policy, 1).generate([request], sampling, keep_cache=False)
+        return chat.text(completion.token_ids)
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights (or the adapter) and tokenizer, loadable with `from_pretrained`."""
+        if self.policy is None:
+            raise UserError(f"agent: {self.config.model_name} is not loaded; there is nothing to save")
+        self.policy.save(Path(folder))
+
+    def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
+        """Ids up to where the agent speaks, put together as in training."""
+        chat = self.policy.chat
+        messages = opening(messages, self.briefing.system_prompt)
+        ids: list[int] = []
+        heard: list[Message] = []
+        for message in messages:
+            if message.role != "assistant":
+                heard.append(message)
+                continue
+            ids += chat.suffix_ids(tuple(heard), ids[-1]) if ids else self._opening(heard)
+            ids += chat.answer_ids(message.content)
+            heard = []
+        return ids + (chat.suffix_ids(tuple(heard), ids[-1]) if ids else self._opening(heard))
+
+    def _opening(self, heard: Sequence[Message]) -> list[int]:
+        return self.policy.chat.prompt_ids(tuple(heard), self.briefing.tools)

@@ -1,0 +1,139 @@
+"""Settings of a run under the names of the GSPO guide, and how they become the configuration that runs.
+
+Nothing is decided here: a `GSPOConfig` is a flat view of conf/, so that a script and `gspo-train` with the
+same settings are the same run."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gspo_cli.config.compose import CONF_DIR, build_config, explain, register
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.errors import UserError
+
+EMBEDDED = ("tiny", "tiny_moe")
+BILLIONS = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)[bB](?![A-Za-z])")
+
+# where the settings of a GSPOConfig stand in the configuration
+KEYS = {
+    name: f"{group}.{name}" if group else name
+    for group, names in {
+        "training": "num_generations generations_per_iteration num_outer_iterations updates_per_rollout",
+        "algorithm": "clip_range_left clip_range_right beta credit discount learning_rate",
+        "model": "use_lora lora_r lora_alpha gradient_checkpointing",
+        "rollout": "temperature top_p max_prompt_length max_completion_length max_turns",
+        "logging": "report_to wandb_project wandb_tags run_name",
+        "": "seed",
+    }.items()
+    for name in names.split()
+}
+
+
+@dataclass
+class GSPOConfig:
+    """What the GSPO guide calls its training configuration; the defaults are the guide's, for a model under a
+    billion parameters. `get_config_for_task` gives those of a task and a model.
+
+    `overrides` are further settings as on the command line, e.g. ["training.schedule=cosine"];
+    `output_dir` is where run folders are made."""
+
+    num_generations: int = 4
+    generations_per_iteration: int = 100
+    num_outer_iterations: int = 100
+    updates_per_rollout: int = 4
+    clip_range_left: float = 3e-4
+    clip_range_right: float = 4e-4
+    beta: float = 0.0
+    credit: str = "trajectory"
+    discount: float = 1.0
+    learning_rate: float = 1e-5
+    use_lora: bool = True
+    lora_r: int = 16
+    lora_alpha: int = 32
+    gradient_checkpointing: bool = True
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_prompt_length: int = 256
+    max_completion_length: int = 256
+    max_turns: int = 8
+    report_to: str = "none"
+    wandb_project: str = "gspo-cli"
+    wandb_tags: Sequence[str] = ()
+    run_name: str | None = None
+    seed: int = 0
+    overrides: Sequence[str] = ()
+    output_dir: str = "outputs"
+
+    @classmethod
+    def from_training_config(cls, base: GSPOConfig, **overrides: Any) -> GSPOConfig:
+        """`base` with other values. Raises UserError on a name that is no setting."""
+        known = [f.name for f in fields(cls)]
+        for name in overrides:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"settings are {', '.join(known)}"
+                raise UserError(f"GSPOConfig.{name}: is not a setting; {hint}")
+        return replace(base, **overrides)
+
+    def apply(self, node: DictConfig) -> None:
+        """Write the settings into a composed configuration; what `overrides` names stays as they say."""
+        named = {text.lstrip("+").partition("=")[0] for text in self.overrides}
+        for name, key in KEYS.items():
+            if key not in named:
+                value = getattr(self, name)
+                OmegaConf.update(node, key, list(value) if isinstance(value, tuple) else value)
+
+
+def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "gspo") -> GSPOConfig:
+    """The presets of a task and a model: what `gspo-train task=... model=...` would take.
+
+    `model_name` is tiny, tiny_moe, a hub id or a local folder. Raises UserError on an unknown task."""
+    node = composed([f"task={task}", *model_overrides(model_name), f"algorithm={algorithm}"])
+    resolved = OmegaConf.create(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
+    return GSPOConfig(**{name: OmegaConf.select(resolved, key) for name, key in KEYS.items()})
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """conf/train.yaml under `overrides`, as gspo-train composes it. Raises UserError."""
+    register()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return compose("train", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def checked(node: DictConfig) -> RunConfig:
+    """The configuration of a composed node. Raises UserError with one sentence."""
+    return build_config(node)
+
+
+def model_overrides(name: str) -> list[str]:
+    """The model group that suits `name`, and the name. Size is read off a folder's config.json or the name
+    itself (Qwen3-4B, Qwen3-30B-A3B); what says nothing of its size counts as small."""
+    if name in EMBEDDED:
+        return [f"model={name}"]
+    return [f"model={_group(name)}", f"model.name={json.dumps(name)}"]
+
+
+def _group(name: str) -> str:
+    described = Path(name) / "config.json"
+    shape = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    if any(key in shape for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return "moe"
+    base = Path(name).name
+    if re.search(r"-A\d+(?:\.\d+)?B|moe", base, flags=re.IGNORECASE):
+        return "moe"
+    sizes = [float(size) for size in BILLIONS.findall(base)]
+    return "large" if sizes and max(sizes) >= 1 else "small"

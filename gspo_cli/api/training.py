@@ -1,0 +1,94 @@
+"""Training from Python: the same configuration, session and run folder as `gspo-train`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from gspo_cli.api.agent import MultiTurnAgent
+from gspo_cli.api.config import GSPOConfig, checked, composed, model_overrides
+from gspo_cli.api.environment import ConversationEnvironment
+from gspo_cli.config.compose import resolved_yaml
+from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.run.console import make_console
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.reporting import Reporter
+from gspo_cli.run.trackers import make_tracker
+from gspo_cli.training.session import load_trained, run_training
+
+
+async def train_with_gspo(
+    config: GSPOConfig,
+    agent: MultiTurnAgent,
+    environment: ConversationEnvironment,
+    reward_model: RewardFunction | None = None,
+    reporter: Reporter | None = None,
+) -> MultiTurnAgent:
+    """Train `agent` with GSPO (arXiv 2507.18071, Eq. 5); returns it with the trained weights.
+
+    `reward_model` None takes the environment's own reward; `reporter` None shows progress in the terminal.
+    The run folder is made under `config.output_dir`. Blocks until the run is over. Raises UserError on bad
+    input.
+    """
+    return _train("gspo", config, agent, environment, reward_model, reporter)
+
+
+async def train_with_gspo_token(
+    config: GSPOConfig,
+    agent: MultiTurnAgent,
+    environment: ConversationEnvironment,
+    reward_model: RewardFunction | None = None,
+    reporter: Reporter | None = None,
+) -> MultiTurnAgent:
+    """`train_with_gspo` with the token variant (Eq. 13-14), which takes `credit="turn"`, too."""
+    return _train("gspo_token", config, agent, environment, reward_model, reporter)
+
+
+def _train(
+    algorithm: str,
+    settings: GSPOConfig,
+    agent: MultiTurnAgent,
+    environment: ConversationEnvironment,
+    reward: RewardFunction | None,
+    reporter: Reporter | None,
+) -> MultiTurnAgent:
+    node = run_node(algorithm, settings, agent, environment)
+    config = checked(node)
+    if reward is not None:
+        # what is saved is what ran; a command cannot make the object again, and says so on resume
+        node.reward = f"python object {type(reward).__module__}.{type(reward).__qualname__}"
+    name = f"{config.task.name}-{config.model.label}-{config.algorithm.name}"
+    folder = RunFolder(
+        Path(settings.output_dir) / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-s{config.seed}"
+    )
+    folder.create(resolved_yaml(node))
+    console = make_console() if reporter is None else reporter
+    tracker = make_tracker(
+        config.logging, folder.path, OmegaConf.to_container(node, resolve=True), console.warn
+    )
+    status = "failed"
+    try:
+        agent.summary = run_training(config, folder, console, tracker.log, reward)
+        status = agent.summary["status"]
+    finally:
+        tracker.finish(status)
+    agent.policy = load_trained(config, *folder.checkpoint_model("last", config.model))
+    agent.briefing, agent.run_folder = config.task.briefing(), folder.path
+    return agent
+
+
+def run_node(
+    algorithm: str, settings: GSPOConfig, agent: MultiTurnAgent, environment: ConversationEnvironment
+) -> DictConfig:
+    """The configuration of a run, as `gspo-train` would compose it. Raises UserError on unknown names."""
+    groups = [f"task={environment.name}", *model_overrides(agent.config.model_name), f"algorithm={algorithm}"]
+    node = composed([*groups, *settings.overrides])
+    settings.apply(node)
+    environment.apply(node)
+    if agent.config.system_prompt:
+        node.task.system_prompt = agent.config.system_prompt
+    if agent.config.device != "cpu":
+        node.hardware.device = agent.config.device
+    return node

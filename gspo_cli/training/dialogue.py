@@ -1,0 +1,50 @@
+"""Conversations with a trained agent outside training, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from gspo_cli.config.choices import RewardErrors
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.environments.base import Environment
+from gspo_cli.rewards.scoring import score_all
+from gspo_cli.rollout.conversations import Limits, Start, roll_out
+from gspo_cli.rollout.engine import Sampling
+from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.training.evaluation import EVALUATION_SEED
+from gspo_cli.training.session import build_reward, load_trained, set_threads
+from gspo_cli.types import Problem, Trajectory
+
+
+class Dialogues:
+    """Holds dialogues with the model at `source` and its adapter; temperature 0 takes the likeliest token."""
+
+    def __init__(self, config: RunConfig, source: str, adapter: Path | None, temperature: float) -> None:
+        set_threads(config)
+        self.config = config
+        self.problems = config.task.heldout_problems()
+        self.policy = load_trained(config, source, adapter)
+        self.engine = TransformersEngine(self.policy, 1)
+        longest = config.rollout.max_completion_length
+        self.sampling = Sampling(temperature, 1.0, 0, longest, self.policy.chat.stop_ids)
+
+    def hold(
+        self, problem: Problem, environment: Callable[[], Environment], max_turns: int | None = None
+    ) -> Trajectory:
+        """One conversation about `problem`, to its end; `max_turns` None is the run's own limit."""
+        limits = Limits.of(self.config.rollout, self.engine)
+        if max_turns is not None:
+            # a person may begin with more than a training prompt holds, and think as long as they like
+            limits = replace(limits, max_turns=max_turns, max_prompt_length=limits.max_positions)
+        start = Start(problem, (0,), EVALUATION_SEED)
+        briefing = self.config.task.briefing()
+        rollout = roll_out(
+            self.engine, self.policy.chat, environment, [start], self.sampling, limits, 0, briefing
+        )
+        return rollout.trajectories[0]
+
+    def judge(self, trajectory: Trajectory) -> None:
+        """Score a conversation by the run's reward."""
+        score_all(build_reward(self.config), [trajectory], RewardErrors.exclude)
