@@ -1,0 +1,193 @@
+"""A customer who needs a phone: a scenario over a table of products, of which exactly one fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.random import Generator
+
+from gspo_cli.environments.scenarios.scenario import lookup_tool
+
+LIST = lookup_tool("list_products", "The names and prices of all products.", "")
+GET = lookup_tool("get_product", "Price, features, warranty, delivery and weight of a product.", "name")
+NAMES = (
+    "nova",
+    "orbit",
+    "comet",
+    "luna",
+    "atlas",
+    "polar",
+    "delta",
+    "terra",
+    "zephyr",
+    "onyx",
+    "quartz",
+    "vega",
+)
+FEATURES = ("camera", "battery", "screen", "radio", "speaker")
+OPENINGS = {
+    True: ("hello, i want a phone.", "hi, i look for a new phone.", "good day. which phone should i take?"),
+    False: ("hello, can you sell me a phone?", "hi, my old phone is broken."),
+}
+NEEDS = {
+    True: ("i need a good {feature}. i can pay {budget}.", "a good {feature}, please. i have {budget}."),
+    False: ("a good {feature} is what i need. my budget is {budget}.",),
+}
+RECOMMENDS = (
+    "recommend",
+    "suggest",
+    "best for you",
+    "right for you",
+    "perfect for you",
+    "good fit",
+    "best fit",
+)
+ASKS_NEED = {"any": ["need", "looking for", "important", "use it", "what kind"], "question": True}
+ASKS_BUDGET = {"any": ["budget", "pay", "spend", "how much"], "question": True}
+DECLINES = ("not", "don't", "cannot", "can't", "instead of")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """An objection: the question, the entry that answers it with its unit, and the values an entry takes."""
+
+    entry: str
+    questions: Mapping[bool, tuple[str, ...]]
+    units: tuple[str, ...]
+    values: tuple[int, ...]
+
+
+DOUBTS = (
+    Doubt(
+        "warranty",
+        {True: ("what if it breaks?", "is there a warranty?"), False: ("and if it breaks after a year?",)},
+        ("year", "years", "year's"),
+        (1, 2, 3, 4, 5),
+    ),
+    Doubt(
+        "delivery",
+        {True: ("i need it soon.", "is the delivery fast?"), False: ("will the delivery be soon?",)},
+        ("day", "days"),
+        (2, 3, 4, 5, 6, 7),
+    ),
+    Doubt(
+        "weight",
+        {True: ("is it not heavy?", "is it light?"), False: ("it must not be heavy.",)},
+        ("gram", "grams", "g"),
+        tuple(range(110, 200, 10)),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Product:
+    """One row of the table; `entries` maps warranty, delivery and weight to their numbers."""
+
+    name: str
+    price: int
+    features: tuple[str, ...]
+    entries: Mapping[str, int]
+
+    def line(self) -> str:
+        """What get_product says."""
+        numbers = [f"{d.entry} {self.entries[d.entry]} {d.units[1]}" for d in DOUBTS]
+        return ", ".join([f"{self.name} costs {self.price}", *self.features, *numbers])
+
+
+def products(random: Generator, feature: str, budget: int) -> list[Product]:
+    """Four products in random order, of which only the first of the draw has the feature and fits the budget:
+    the others are too dear, or lack it."""
+    names = random.choice(NAMES, size=4, replace=False).tolist()
+    others = [name for name in FEATURES if name != feature]
+    drawn = []
+    for place, name in enumerate(names):
+        second = others[int(random.integers(len(others)))]
+        third = next(name for name in others if name != second)
+        dear = place == 1 or (place == 3 and random.random() < 0.5)
+        offset = 10 * int(random.integers(1, 9))
+        features = (feature, second) if place == 0 or dear else (second, third)
+        entries = {doubt.entry: int(random.choice(doubt.values)) for doubt in DOUBTS}
+        drawn.append(Product(name, budget + (offset if dear else 10 - offset), features, entries))
+    return [drawn[i] for i in random.permutation(4)]
+
+
+def said(value: int) -> list[str]:
+    """A number in digits, and in words where it is small."""
+    return [str(value)] + ([DIGITS[value]] if value < len(DIGITS) else [])
+
+
+def scenario(
+    feature: str, budget: int, table: Sequence[Product], doubt: Doubt, trained: bool, draw: int
+) -> dict[str, Any]:
+    """The customer, the one product that fits, and what an agent must not do. `draw`, a number of three
+    digits, picks the words."""
+    dear = [product.name for product in table if product.price > budget]
+    lacking = [p.name for p in table if p.price <= budget and feature not in p.features]
+    fit = next(product for product in table if product.name not in (*dear, *lacking))
+    wrong = [*dear, *lacking]
+    choices = (OPENINGS[trained], NEEDS[trained], doubt.questions[trained])
+    opening, need, question = (texts[draw // 10**n % len(texts)] for n, texts in enumerate(choices))
+    need = need.format(feature=feature, budget=budget)
+    truth = {"all": [said(fit.entries[doubt.entry]), list(doubt.units)], "none": wrong}
+    lies = [text for value in doubt.values if value != fit.entries[doubt.entry] for text in said(value)]
+    return {
+        "id": f"{feature} for {budget}",
+        "opening": opening,
+        "wants": f"a phone with a good {feature} for at most {budget}: {fit.name}",
+        "goals": ["need asked", "recommended", "answered", "ordered"],
+        "beats": [
+            {"when": ASKS_NEED, "say": need, "reach": "need asked"},
+            {"when": ASKS_BUDGET, "say": f"i can pay {budget}."},
+            {"when": _recommends([fit.name]), "say": question, "reach": "recommended"},
+            {"when": _recommends(wrong), "say": "that does not fit me.", "note": "wrong product"},
+            {
+                "when": truth,
+                "after": ["recommended"],
+                "say": ["good.", "that is fine.", "ok, good."],
+                "reach": "answered",
+            },
+            {
+                "when": {"any": ["order", "buy", "purchase"], "question": True},
+                "after": ["recommended"],
+                "say": ["yes, please. goodbye.", "yes, i take it. goodbye."],
+                "reach": "ordered",
+                "end": True,
+            },
+        ],
+        "facts": [{"name": f"{doubt.entry} of the {fit.name}", "when": truth}],
+        "violations": [
+            {"name": "recommended a product over the budget", "when": _recommends(dear)},
+            {"name": f"recommended a product without {feature}", "when": _recommends(lacking)},
+            {
+                "name": f"told a wrong {doubt.entry}",
+                "when": {"all": [lies, list(doubt.units)], "none": wrong},
+                "after": ["recommended"],
+                "unless": ["answered"],
+            },
+        ],
+        "tools": tool_rows(table),
+        "early": "what i need comes first.",
+    }
+
+
+def _recommends(names: list[str]) -> dict[str, Any]:
+    return {"all": [list(RECOMMENDS), names], "none": list(DECLINES)}
+
+
+def tool_rows(table: Sequence[Product]) -> list[dict[str, Any]]:
+    """The two tools over a table, as a scenario writes them."""
+    names = [product.name for product in table]
+    prices = ", ".join(f"{product.name} {product.price}" for product in table)
+    return [
+        {"name": LIST.name, "description": LIST.description, "otherwise": prices},
+        {
+            "name": GET.name,
+            "description": GET.description,
+            "parameter": "name",
+            "answers": {product.name: product.line() for product in table},
+            "otherwise": f"there is no such product; there are {', '.join(names)}",
+        },
+    ]

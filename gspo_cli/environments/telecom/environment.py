@@ -1,0 +1,87 @@
+"""Technical support in tau2-bench's solo style: a ticket, the carrier's tools and the phone in one hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gspo_cli.environments.base import Step
+from gspo_cli.environments.telecom.scenario import goals_held, set_up
+from gspo_cli.environments.telecom.tools import TOOLS, TRANSFER, broken_rule, perform
+from gspo_cli.environments.telecom.world import TelecomData, open_world
+from gspo_cli.environments.tickets import TICKET, TICKET_ANSWER, says_done
+from gspo_cli.tool_calls import BadCall, Speech, ToolCall, read_turn
+from gspo_cli.types import Message, Outcome, Problem
+
+VIOLATION = 0.25  # what one takes off the policy's standing
+
+
+class TelecomEnvironment:
+    """`problem.metadata` holds `ticket`, `initial` actions, `assertions` and `required` actions.
+
+    The outcome is the share of the goals missing at the start that hold; goals lost count against it. Solved,
+    by the benchmark's definition, when all hold: broken rules count in the standing and do not unsolve."""
+
+    single_turn = False
+
+    def __init__(self, data: TelecomData) -> None:
+        self.data = data
+
+    def reset(self, problem: Problem, seed: int) -> tuple[Message, ...]:
+        """A world with the task's fault, and its ticket; nothing here is random."""
+        self.metadata = problem.metadata
+        self.world = open_world(self.data)
+        set_up(self.world, self.metadata["initial"])
+        self.held_before = sum(goals_held(self.world, self.metadata))
+        self.violations: list[str] = []
+        self.calls = self.errors = self.clarifications = 0
+        return (Message("user", TICKET + self.metadata["ticket"]),)
+
+    def step(self, text: str) -> Step:
+        """Carry out a call; words get one fixed answer, or end the work where they say done."""
+        turn = read_turn(text, TOOLS)
+        if isinstance(turn, Speech):
+            if says_done(turn.text):
+                return Step(done=True, standing=self.standing())
+            self.clarifications += 1
+            return self._step(Message("user", TICKET_ANSWER))
+        self.calls += 1
+        if isinstance(turn, BadCall):
+            self.errors += 1
+            return self._step(Message("tool", f"error: {turn.reason}"))
+        return self._called(turn)
+
+    def finish(self) -> Outcome:
+        """Which goals were missed and which rules were broken."""
+        held = goals_held(self.world, self.metadata)
+        names = [check["func_name"] for check in self.metadata["assertions"]]
+        names += [action["name"] for action in self.metadata["required"]]
+        counts = {
+            "tool_calls": self.calls,
+            "tool_errors": self.errors,
+            "violations": len(self.violations),
+            "clarifications": self.clarifications,
+        }
+        missed = [name for name, holds in zip(names, held, strict=True) if not holds]
+        return Outcome(all(held), counts, {"missed": missed, "violations": list(self.violations)})
+
+    def standing(self) -> Mapping[str, float]:
+        """Goals reached and rules broken; nothing has to be told, so the outcome stands for the facts."""
+        held = goals_held(self.world, self.metadata)
+        outcome = (sum(held) - self.held_before) / max(len(held) - self.held_before, 1)
+        return {
+            "outcome": max(outcome, -1.0),
+            "facts": max(outcome, 0.0),
+            "policy": max(-VIOLATION * len(self.violations), -1.0),
+        }
+
+    def _called(self, call: ToolCall) -> Step:
+        rule = broken_rule(self.world, call, self.metadata["ticket"])
+        text, ok = perform(self.world, call)
+        if not ok:
+            self.errors += 1
+        elif rule is not None:
+            self.violations.append(rule)
+        return self._step(Message("tool", text), done=call.name == TRANSFER)
+
+    def _step(self, message: Message, done: bool = False) -> Step:
+        return Step((message,), done=done, standing=self.standing())

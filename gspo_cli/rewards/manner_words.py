@@ -1,0 +1,104 @@
+"""The English words that `gspo_cli.rewards.manner` listens for.
+
+Beginnings match words that start so: "refund" is also refunded and refunds. Phrases match whole words in
+their order."""
+
+from __future__ import annotations
+
+GRAMMAR = """
+    a about after all also am an and any are as at be because been before but by can could did do does for
+    from had has have he her here him his how i i'd i'll i'm i've if in into is it it's its just may me might
+    more most my no not now of off on once one only or other our out over she should so some soon still than
+    that that's the their them then there these they this those to too until up us was we we'll we're we've
+    were what when where which while who why will with would yes yet you you'll you're you've your"""
+POLITE_OR_VAGUE = """
+    hello hi hey dear please thanks thank sorry ok okay sure want need like help get got let let's go know
+    good great well really very today"""
+FUNCTION_WORDS = frozenset(GRAMMAR.split())
+EMPTY_WORDS = FUNCTION_WORDS | frozenset(POLITE_OR_VAGUE.split())  # they do not say what a text is about
+
+EMPATHY = ("sorry", "apolog", "understand", "frustrat", "unfortunate", "inconvenien", "regret", "appreciat")
+COURTESY = ("thank", "please", "certain", "absolute", "happy", "glad", "welcome", "immediate", "priorit")
+PROMISES = ("help", "assist", "resol", "solv", "solution", "support", "ensur", "escalat", "investigat")
+DEEDS = (
+    *("refund", "replac", "exchang", "cancel", "return", "ship", "sent", "send", "chang", "updat", "modif"),
+    *("check", "found", "find", "look", "fix", "arrang", "process", "reset", "restart", "turn", "switch"),
+    *(
+        "open",
+        "done",
+        "book",
+        "credit",
+        "deliver",
+        "arriv",
+        "add",
+        "remov",
+        "confirm",
+        "recommend",
+        "suggest",
+    ),
+    *("explain", "try", "press", "select", "install", "connect", "transfer", "offer", "compensat", "repair"),
+)
+ACTION = (*PROMISES, *DEEDS)
+FINDINGS = frozenset(("is", "are", "was", "were", "has", "had", "costs", "means"))
+KEYWORDS = (*EMPATHY, *COURTESY, *ACTION)
+
+UPSET = (
+    *("broke", "damag", "late", "wrong", "missing", "never", "angry", "upset", "disappoint", "frustrat"),
+    *("terribl", "awful", "lost", "defect", "complain", "fail", "crack", "unhappy", "worst", "annoy"),
+    *("ridiculous", "delay", "unacceptabl", "stolen", "furious", "scratch", "torn"),
+)
+
+RUDE = (
+    *(
+        "idiot",
+        "idiots",
+        "idiotic",
+        "stupid",
+        "stupidity",
+        "moron",
+        "morons",
+        "dumb",
+        "pathetic",
+        "crap",
+        "damn",
+    ),
+    *(
+        "loser",
+        "losers",
+        "fool",
+        "foolish",
+        "shut up",
+        "go away",
+        "get lost",
+        "leave me alone",
+        "deal with it",
+    ),
+    *(
+        "not my problem",
+        "your own fault",
+        "don't care",
+        "do not care",
+        "couldn't care less",
+        "stop bothering",
+    ),
+    *("stop wasting", "waste of time", "wasting my time", "fuck", "fucking", "shit", "bullshit", "screw you"),
+)
+REFUSALS = (
+    *(
+        "can't",
+        "cannot",
+        "can not",
+        "won't",
+        "will not",
+        "unable",
+        "not able",
+        "no way",
+        "refuse",
+        "not possible",
+    ),
+    *("not allowed", "not going to", "impossible"),
+)
+REASONS = (
+    *("because", "since", "as", "but", "however", "instead", "only", "until", "once", "unless", "already"),
+    *("policy", "so", "although", "after", "before", "if", "first", "due", "therefore"),
+)

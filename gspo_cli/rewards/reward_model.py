@@ -1,0 +1,134 @@
+"""A Hugging Face reward model: a sequence classifier with one output, read over the whole conversation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from gspo_cli.config.checks import require
+from gspo_cli.errors import UserError
+from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.types import Message, RewardResult, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Squash(Enum):
+    """How the model's output becomes a reward."""
+
+    none = "none"
+    sigmoid = "sigmoid"
+
+
+class HuggingFaceReward(RewardFunction):
+    """`squash(scale * output)` of the model `name_or_folder`, a hub id or a local folder; the output itself
+    is logged as `logit`.
+
+    Conversations are written by the model's own chat template, or as `role: text` lines where it has none,
+    and lose their beginning where they are longer than it reads. `device` is the GPU where there is one, by
+    default. Raises UserError where the model cannot be loaded or has not one trained output."""
+
+    def __init__(
+        self,
+        name_or_folder: str,
+        batch_size: int = 8,
+        device: str | None = None,
+        squash: str = "none",
+        scale: float = 1.0,
+    ) -> None:
+        choices = [choice.value for choice in Squash]
+        require(squash in choices, f"squash={squash}: choose one of {', '.join(choices)}")
+        require(batch_size > 0, f"batch_size={batch_size}: must be above 0")
+        self.squash, self.scale, self.batch_size = Squash(squash), scale, batch_size
+        self.tokenizer, self.model = load(name_or_folder, device)
+        positions = self.model.config.get_text_config().max_position_embeddings
+        self.longest = min(self.tokenizer.model_max_length, positions)
+
+    def compute_reward(
+        self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
+    ) -> RewardResult:
+        """The reward of one conversation."""
+        [result] = self.compute_rewards([trajectory])
+        return result
+
+    def compute_rewards(self, trajectories: Sequence[Trajectory]) -> list[RewardResult]:
+        """The rewards of all conversations, `batch_size` at a time and the long ones together."""
+        texts = [conversation_text(self.tokenizer, trajectory.messages) for trajectory in trajectories]
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        logits = [0.0] * len(texts)
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            for place, logit in zip(places, self._logits([texts[p] for p in places]), strict=True):
+                logits[place] = logit
+        return [RewardResult(self._reward(logit), {"logit": logit}) for logit in logits]
+
+    def _logits(self, texts: list[str]) -> list[float]:
+        import torch
+
+        batch = self.tokenizer(
+            texts,
+            add_special_tokens=self.tokenizer.chat_template is None,  # a template writes its own
+            padding=True,
+            truncation=True,
+            max_length=self.longest,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=batch["input_ids"].to(self.model.device),
+                attention_mask=batch["attention_mask"].to(self.model.device),
+            )
+        return output.logits[:, 0].float().tolist()
+
+    def _reward(self, logit: float) -> float:
+        value = self.scale * logit
+        return 0.5 + 0.5 * math.tanh(value / 2) if self.squash is Squash.sigmoid else value
+
+
+def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model, ready to judge. Raises UserError with the reason where they are not."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    precision = torch.float32 if place == "cpu" else "auto"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_folder, truncation_side="left", padding_side="right"
+        )
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name_or_folder, dtype=precision, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"name_or_folder={name_or_folder}: cannot be loaded ({reason})") from error
+    outputs = model.config.num_labels
+    require(outputs == 1, f"name_or_folder={name_or_folder}: has {outputs} outputs; a reward model has one")
+    for missing in sorted(report["missing_keys"]):
+        raise UserError(
+            f"name_or_folder={name_or_folder}: is no reward model ({missing} is not in its files)"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model.to(place).eval()
+
+
+def conversation_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """The conversation as the model reads it. What looks like one of its control tokens is broken up, so that
+    no message can end early or pose as another's."""
+    plain = [{"role": m.role, "content": _disarmed(tokenizer, m.content)} for m in messages]
+    if tokenizer.chat_template is None:
+        lines = [f"{message['role']}: {message['content']}" for message in plain]
+        return "\n".join(line.replace("\n", "\n  ") for line in lines)  # only a message starts a line
+    return tokenizer.apply_chat_template(plain, tokenize=False)
+
+
+def _disarmed(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for token in sorted(control, key=len, reverse=True):
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text

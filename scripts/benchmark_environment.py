@@ -1,0 +1,70 @@
+"""Steps per second of the shop (customer_service), and how long its conversations are.
+
+    python scripts/benchmark_environment.py
+
+The oracle holds every problem once per answer of a group. Only the environment's own time is counted: reset,
+step and finish, on one core. What the oracle takes, or in training the model, comes on top."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import mean
+from typing import Any
+
+from gspo_cli.environments.shop import oracle
+from gspo_cli.tasks.customer_service import CustomerService
+from gspo_cli.types import Message, Problem
+
+
+class Stopwatch:
+    """Adds up the seconds of the calls made through it."""
+
+    seconds = 0.0
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*arguments)
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def converse(task: CustomerService, problem: Problem, seed: int, watch: Stopwatch) -> list[Message]:
+    """One conversation of the oracle."""
+    shop, done = task.environment(), False
+    messages = list(watch(shop.reset, problem, seed))
+    while not done:
+        messages.append(Message("assistant", oracle.answer(messages)))
+        step = watch(shop.step, messages[-1].content)
+        messages.extend(step.messages)
+        done = step.done
+    watch(shop.finish)
+    return messages
+
+
+def main() -> None:
+    """Print a line for each difficulty."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--problems", type=int, default=200, help="problems of each difficulty (200)")
+    parser.add_argument("--answers", type=int, default=8, help="conversations about each problem (8)")
+    options = parser.parse_args()
+    print("difficulty  conversations  agent turns  words  ms/conversation  steps/s")
+    for difficulty in (1, 2, 3, 4):
+        task = CustomerService("customer_service", "", "", difficulty=difficulty, problems=options.problems)
+        watch = Stopwatch()
+        held = [
+            converse(task, problem, seed, watch)
+            for seed, problem in enumerate(task.train_problems())
+            for _ in range(options.answers)
+        ]
+        turns = [sum(message.role == "assistant" for message in messages) for messages in held]
+        words = mean(sum(len(message.content.split()) for message in messages) for messages in held)
+        print(
+            f"{difficulty:10}  {len(held):13}  {mean(turns):11.1f}  {words:5.0f}"
+            f"  {1000 * watch.seconds / len(held):15.2f}  {sum(turns) / watch.seconds:7.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""A weighted reward is the bounded sum of its parts, whatever kind they are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import warnings
+
+import pytest
+
+from gspo_cli.config.choices import RewardErrors
+from gspo_cli.errors import UserError
+from gspo_cli.rewards.base import RewardError, RewardFunction, score
+from gspo_cli.rewards.composition import WeightedReward
+from gspo_cli.rewards.scoring import score_all
+from gspo_cli.rewards.verifiers import VerifierReward
+from gspo_cli.types import FinishReason, Message, Problem, RewardResult, Trajectory
+
+
+def conversation(turns=2):
+    messages = [Message("user", "?"), Message("assistant", "yes")] * turns
+    problem = Problem("p", (messages[0],), "yes")
+    return Trajectory(problem, [], [], [], [], messages, FinishReason.stop, turn_rewards=[0.0] * turns)
+
+
+class Plain(RewardFunction):
+    def __init__(self, total, parts=None, turns=(), solved=None):
+        self.result = RewardResult(total, parts or {}, {"seen": total}, turns, solved)
+
+    def compute_reward(self, trajectory, turn, context):
+        return self.result
+
+
+class Awaited(Plain):
+    seconds = 0.0
+
+    async def compute_reward(self, trajectory, turn, context):
+        await asyncio.sleep(self.seconds)
+        return self.result
+
+
+class Slow(Awaited):
+    seconds = 0.1
+
+
+class Batched(RewardFunction):
+    def __init__(self):
+        self.sizes = []
+
+    def compute_rewards(self, trajectories):
+        self.sizes.append(len(trajectories))
+        return [RewardResult(0.5) for _ in trajectories]
+
+
+class Broken(RewardFunction):
+    def compute_reward(self, trajectory, turn, context):
+        raise KeyError("answer")
+
+
+class AwaitedBroken(RewardFunction):
+    async def compute_reward(self, trajectory, turn, context):
+        raise KeyError("later")
+
+
+def judged(reward, trajectory=None):
+    return asyncio.run(score(reward, trajectory or conversation()))
+
+
+@pytest.mark.parametrize("kind", [Plain, Awaited])
+@pytest.mark.parametrize(
+    ("totals", "bounds", "expected"),
+    [
+        ((1.0, 0.5), (0.0, 1.0), 0.7 * 1.0 - 0.2 * 0.5),
+        ((0.0, 1.0), (0.0, 1.0), 0.0),  # -0.2, at the lower bound
+        ((0.0, 1.0), (-1.0, 1.0), -0.2),
+        ((9.0, 0.0), (0.0, 1.0), 1.0),
+    ],
+)
+def test_the_total_is_the_weighted_sum_within_bounds(kind, totals, bounds, expected):
+    parts = {"good": (0.7, Plain(totals[0])), "bad": (-0.2, kind(totals[1]))}
+    assert judged(WeightedReward(parts, *bounds)).total_reward == pytest.approx(expected)
+
+
+def test_every_part_is_logged_unweighted_under_its_name():
+    inner = WeightedReward({"tone": (2.0, Plain(0.25, {"calm": 0.1}))})
+    parts = {"answer": (0.5, VerifierReward("exact")), "manner": (0.5, inner)}
+    result = judged(WeightedReward(parts))
+    assert result.component_rewards == {
+        "answer": 1.0,
+        "answer/exact": 1.0,
+        "manner": 0.5,
+        "manner/tone": 0.25,
+        "manner/tone/calm": 0.1,
+    }
+    assert result.total_reward == 0.75
+    assert result.metadata == {"manner": {"tone": {"seen": 0.25}}}
+
+
+def test_turn_rewards_are_weighted_sums_and_the_rest_belongs_to_the_last_turn():
+    parts = {
+        "early": (1.0, Plain(0.5, turns=(0.5,))),
+        "both": (0.5, Awaited(0.4, turns=(0.1, 0.3))),
+        "whole": (0.1, Plain(1.0)),
+    }
+    trajectory = conversation()
+    score_all(WeightedReward(parts), [trajectory], RewardErrors.stop)
+    assert trajectory.turn_rewards == pytest.approx([0.55, 0.25])
+    assert trajectory.reward == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("says", "solved"),
+    [((None, None), None), ((True, None), True), ((True, False), False), ((False, None), False)],
+)
+def test_it_is_solved_where_all_parts_that_decide_agree(says, solved):
+    parts = {str(place): (1.0, Plain(0.0, solved=word)) for place, word in enumerate(says)}
+    assert judged(WeightedReward(parts)).solved is solved
+
+
+def test_awaited_parts_run_side_by_side():
+    reward = WeightedReward({"a": (0.5, Slow(1.0)), "b": (0.5, Slow(1.0)), "c": (1.0, Plain(0.0))})
+    trajectories = [conversation() for _ in range(4)]
+    started = time.monotonic()
+    score_all(reward, trajectories, RewardErrors.stop)
+    assert time.monotonic() - started < 0.8 - 0.1  # one after the other they take 0.8 s
+    assert [t.reward for t in trajectories] == [1.0] * 4
+
+
+def test_a_part_that_works_in_batches_gets_all_conversations_at_once():
+    batched = Batched()
+    inner = WeightedReward({"model": (1.0, batched)})
+    reward = WeightedReward({"inner": (1.0, inner), "plain": (0.25, Awaited(1.0))})
+    trajectories = [conversation() for _ in range(5)]
+    score_all(reward, trajectories, RewardErrors.stop)
+    assert batched.sizes == [5]
+    assert [t.reward for t in trajectories] == [0.75] * 5
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (Broken(), "Broken raised KeyError: 'answer'"),
+        (AwaitedBroken(), "AwaitedBroken raised KeyError: 'later'"),
+    ],
+)
+def test_a_part_that_fails_fails_the_whole_with_its_own_reason(broken, reason):
+    reward = WeightedReward({"fine": (0.5, Awaited(1.0)), "broken": (0.5, broken)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of coroutines never awaited
+        trajectory = conversation()
+        score_all(reward, [trajectory], RewardErrors.exclude)
+        assert (trajectory.excluded, trajectory.reward) == (reason, None)
+        with pytest.raises(RewardError, match=reason):
+            judged(reward)
+
+
+def test_a_part_with_too_many_turns_is_named():
+    reward = WeightedReward({"part": (1.0, Plain(1.0, turns=(0.1, 0.1, 0.1)))})
+    with pytest.raises(RewardError, match="Plain returned 3 turn_rewards for 2 turns"):
+        judged(reward)
+
+
+@pytest.mark.parametrize(
+    ("parts", "bounds", "sentence"),
+    [
+        ({}, (0.0, 1.0), "parts: are empty"),
+        ({"a": (float("nan"), Plain(1.0))}, (0.0, 1.0), r"parts\.a: has weight nan"),
+        ({"a": (float("inf"), Plain(1.0))}, (0.0, 1.0), r"parts\.a: has weight inf"),
+        ({"a": (1.0, Plain)}, (0.0, 1.0), r"parts\.a: is no RewardFunction"),
+        ({"a": (1.0, Plain(1.0))}, (1.0, 1.0), r"minimum=1\.0: must be below maximum=1\.0"),
+    ],
+)
+def test_settings_that_make_no_sum_are_refused(parts, bounds, sentence):
+    with pytest.raises(UserError, match=sentence):
+        WeightedReward(parts, *bounds)

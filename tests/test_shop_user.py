@@ -1,0 +1,242 @@
+"""The shop's customer: what they understand, what they say yes to, and what settles a request."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from shop_conversations import (
+    CANCEL,
+    MIA,
+    MOVE,
+    ORDERS,
+    REFUND,
+    REFUSED_CANCEL,
+    REFUSED_REFUND,
+    STATUS,
+    opened,
+    scenario,
+)
+
+from gspo_cli.environments.shop.database import read_orders
+from gspo_cli.environments.shop.environment import goal_orders
+from gspo_cli.environments.shop.listening import listen
+from gspo_cli.environments.shop.scenario import Action
+from gspo_cli.environments.shop.user import (
+    GIVES_UP,
+    PATIENCE,
+    PUZZLED,
+    Mood,
+    is_answer,
+    is_true_answer,
+    reply,
+)
+from gspo_cli.environments.shop.wording import HELDOUT_REQUESTS, REQUESTS, draw_wording
+
+
+def react(request, text, mood=None):
+    asked = scenario(request)
+    wording = draw_wording(asked, 0)
+    return reply(asked, wording, mood or Mood(), text), wording
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (CANCEL, "shall i cancel order 482?"),
+        (CANCEL, "Your order #482 is pending. Shall I cancel it?"),
+        (CANCEL, "Shall I cancel order 482 and refund 40 dollars?"),
+        (CANCEL, "Please confirm that I should cancel order 482."),
+        (REFUND, "shall i refund order 517 for you?"),
+        (MOVE, "shall i move order 482 to paris?"),
+        (MOVE, "Do you want me to change the address of order 482 to Paris?"),
+    ],
+)
+def test_the_customer_agrees_to_their_own_wish(request_, text):
+    answer, wording = react(request_, text)
+    assert answer.text == wording.consent
+    assert answer.mood.agreed == {request_}
+    assert not answer.done
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (CANCEL, "shall i cancel order 517?"),
+        (CANCEL, "shall i cancel orders 482 and 517?"),
+        (CANCEL, "shall i refund order 482?"),
+        (CANCEL, "shall i cancel, refund or move order 482?"),
+        (REFUND, "shall i cancel order 517?"),
+        (REFUND, "shall i cancel and refund order 517?"),
+        (MOVE, "shall i move order 482?"),
+        (MOVE, "shall i move order 482 to oslo?"),
+        (MOVE, "shall i move order 482 to oslo or paris?"),
+        (STATUS, "shall i cancel order 603?"),
+        (CANCEL, "shall i cancel your order?"),
+    ],
+)
+def test_the_customer_says_no_to_anything_else_and_repeats_the_wish(request_, text):
+    answer, wording = react(request_, text)
+    assert answer.text == f"no, {wording.requests[0]}"
+    assert answer.mood == Mood()
+
+
+def test_the_customer_gives_the_email_when_asked_for_it():
+    answer, wording = react(CANCEL, "may i have your email?")
+    assert answer.text == wording.email
+    assert MIA in answer.text
+    again, _ = react(CANCEL, "what is your e-mail address?", answer.mood)
+    assert (again.text, again.mood.clarifications) == (wording.email, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["how can i help you?", "What can I do for you today?", "which order is it?"]
+)
+def test_asked_what_they_want_the_customer_repeats_it(text):
+    answer, wording = react(CANCEL, text)
+    assert (answer.text, answer.mood) == (wording.requests[0], Mood())
+
+
+@pytest.mark.parametrize("text", ["", "hm", "yes", "cancel order 482", "Lorem ipsum.", "\x00\x07", "42"])
+def test_what_is_not_understood_gets_one_clarification_and_the_third_ends_it(text):
+    mood = Mood()
+    for count in range(1, PATIENCE):
+        answer, wording = react(CANCEL, text, mood)
+        mood = answer.mood
+        assert (answer.text, mood.clarifications) == (PUZZLED + wording.requests[0], count)
+    answer, _ = react(CANCEL, text, mood)
+    assert (answer.text, answer.done) == (GIVES_UP, True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "text", "asks"),
+    [
+        (CANCEL, "order 482 is cancelled.", "how many dollars"),
+        (REFUND, "I have refunded order 517.", "how many dollars"),
+        (MOVE, "order 482 is moved.", "where does order 482 go"),
+    ],
+)
+def test_a_report_that_lacks_a_part_is_asked_about(request_, text, asks):
+    answer, _ = react(request_, text)
+    assert answer.text.startswith(asks)
+    assert not answer.answered
+
+
+TRUE = [
+    (CANCEL, "your order 482 is cancelled, 40 dollars are refunded."),
+    (CANCEL, "I have canceled order #482 and refunded $40.00. Anything else?"),
+    (REFUND, "your 15 dollars for order 517 are refunded."),
+    (REFUND, "A refund of $15 has been issued for your delivered order 517."),
+    (MOVE, "your order 482 is moved to paris."),
+    (MOVE, "Done! Order 482 will now be delivered to Paris."),
+    (STATUS, "your order 603 is shipped."),
+    (STATUS, "Order 603 (90 dollars) is shipped and goes to Lima. We write to mia27@mail.com!"),
+    (REFUSED_CANCEL, "sorry, order 603 is shipped, so i cannot cancel it."),
+    (REFUSED_CANCEL, "Sorry, order 603 can't be cancelled: it has already shipped."),
+    (REFUSED_REFUND, "sorry, order 482 is pending, so i cannot refund it."),
+]
+UNTRUE = [
+    (CANCEL, "your order 482 is cancelled, 90 dollars are refunded."),
+    (CANCEL, "order 482 is shipped, so i cannot cancel it."),
+    (REFUND, "your 40 dollars for order 517 are refunded."),
+    (REFUND, "order 517 is pending, so i cannot refund it."),
+    (MOVE, "your order 482 is moved to oslo."),
+    (STATUS, "order 603 is pending."),
+    (STATUS, "order 603 is shipped to lima or oslo."),
+    (REFUSED_CANCEL, "order 603 is delivered, so i cannot cancel it."),
+    (REFUSED_CANCEL, "order 603 is cancelled, 90 dollars are refunded."),
+    (REFUSED_REFUND, "order 482: 40 dollars are refunded."),
+    (REFUSED_REFUND, "order 482 is pending, 40 dollars are refunded."),
+]
+NO_ANSWER = [
+    (CANCEL, "orders 482 and 517 are cancelled, 40 dollars are refunded."),
+    (CANCEL, "482 cancelled, 10 15 20 25 30 35 40 dollars refunded"),
+    (CANCEL, "order 482 is not cancelled, 40 dollars are not refunded."),
+    (MOVE, "order 482 is moved to paris, oslo, rome."),
+    (STATUS, "order 603 is pending, shipped, delivered."),
+    (STATUS, "482 pending, 517 delivered, 603 shipped"),
+    (STATUS, "is order 603 shipped?"),
+    (STATUS, "your order is shipped."),
+    (REFUSED_CANCEL, "sorry, i cannot cancel order 603."),
+    (REFUSED_CANCEL, "order 603 is shipped or delivered, so i cannot cancel it."),
+]
+
+
+@pytest.mark.parametrize(("request_", "text"), TRUE)
+def test_a_true_answer_settles_the_request(request_, text):
+    answer, wording = react(request_, text)
+    assert (answer.answered, answer.done, answer.text) == (True, True, wording.thanks)
+    assert is_true_answer(request_, listen(text).said, goal_orders(scenario(request_))[request_.order])
+
+
+@pytest.mark.parametrize(("request_", "text"), UNTRUE)
+def test_the_customer_believes_an_untrue_answer_and_it_does_not_count(request_, text):
+    answer, _ = react(request_, text)
+    assert answer.answered
+    assert not is_true_answer(request_, listen(text).said, goal_orders(scenario(request_))[request_.order])
+
+
+@pytest.mark.parametrize(("request_", "text"), NO_ANSWER)
+def test_listing_and_asking_is_no_answer(request_, text):
+    assert not is_answer(request_, listen(text).said)
+
+
+def test_after_an_answer_the_customer_states_the_next_request():
+    wishes = scenario(STATUS, CANCEL)
+    wording = draw_wording(wishes, 0)
+    answer = reply(wishes, wording, Mood(), "your order 603 is shipped.")
+    assert answer.text == wording.next + wording.requests[1]
+    assert (answer.mood.current, answer.done) == (1, False)
+
+
+def test_words_vary_with_the_seed_and_only_with_it():
+    wishes = scenario(CANCEL, MOVE)
+    assert draw_wording(wishes, 3) == draw_wording(wishes, 3)
+    assert len({draw_wording(wishes, seed) for seed in range(50)}) > 25
+    heldout = replace(wishes, heldout=True)
+    train = {phrase for seed in range(50) for phrase in draw_wording(wishes, seed).requests}
+    assert train.isdisjoint(phrase for seed in range(50) for phrase in draw_wording(heldout, seed).requests)
+
+
+def test_heldout_phrases_are_new_and_their_words_are_not():
+    known, new = (sum(table.values(), ()) for table in (REQUESTS, HELDOUT_REQUESTS))
+    assert set(known).isdisjoint(new)
+    for action, phrases in HELDOUT_REQUESTS.items():
+        words = {word.strip(",?") for phrase in phrases for word in phrase.split()}
+        assert words <= {word.strip(",?") for phrase in known for word in phrase.split()}
+        keyword = "where" if action is Action.status else action.value
+        assert all(keyword in phrase for phrase in (*phrases, *REQUESTS[action]))
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "1", "1.", "? ", " ", "\n", "@", "a@", "482 ", "shall i cancel?", ". "]
+)
+def test_understanding_takes_time_linear_in_the_text(unit):
+    start = time.perf_counter()
+    listen(unit * (20_000 // len(unit)))
+    assert time.perf_counter() - start < 0.5
+
+
+def test_the_goal_state_grants_what_statuses_allow_and_nothing_else():
+    goal = goal_orders(scenario(CANCEL, REFUND, REFUSED_CANCEL))
+    assert goal[482] == ORDERS[0]._replace(status="cancelled", refunded=40)
+    assert goal[517] == ORDERS[1]._replace(refunded=15)
+    assert (goal[603], goal[700]) == ORDERS[2:]
+    assert goal_orders(scenario(MOVE))[482].city == "paris"
+    assert scenario(CANCEL, REFUSED_CANCEL, MOVE).goal() == "cancel 482; tell 603 shipped; move 482 to paris"
+
+
+def test_an_answer_counts_only_once_the_tools_have_shown_the_order_and_the_change_is_made():
+    for request, before, counts in [
+        (STATUS, [], 0),
+        (STATUS, [f"/find_customer {MIA}"], 1),
+        (CANCEL, [f"/find_customer {MIA}"], 0),
+        (CANCEL, [f"/find_customer {MIA}", "shall i cancel order 482?", "/cancel_order 482"], 1),
+    ]:
+        shop = opened(request)
+        told = next(text for asked, text in TRUE if asked == request)
+        step = [shop.step(text) for text in [*before, told]][-1]
+        assert (step.done, step.standing["facts"]) == (True, counts)
+        assert read_orders(shop.connection) == shop.orders
+        assert shop.finish().solved is bool(counts)
