@@ -59,7 +59,7 @@ def write_model(folder: Path, lengths: str) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from gspo_cli.config.schema import Shape
+    from gspo_cli.config.model_schema import Shape
     from gspo_cli.policy.embedded import build_model
 
     words = {"<pad>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)} | {"<end>": END_ID}

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gspo_cli.config.compose import CONF_DIR, build_config, register, resolved_yaml
-from gspo_cli.config.schema import HardwareConfig, ModelConfig, Shape
+from gspo_cli.config.model_schema import ModelConfig, Shape
+from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 

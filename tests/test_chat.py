@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from gspo_cli.config.schema import HardwareConfig, ModelConfig
+from gspo_cli.config.model_schema import ModelConfig
+from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
@@ -143,8 +144,7 @@ def test_a_template_without_a_tool_role_hears_tools_as_the_user(load):
     tokenizer = load("qwen3").tokenizer
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-        "{% endfor %}"
-        + tokenizer.chat_template
+        "{% endfor %}" + tokenizer.chat_template
     )
     chat = ChatFormat(tokenizer, [])
     suffix = tokenizer.decode(chat.suffix_ids((Message("tool", "42 found"),), chat.end_id))

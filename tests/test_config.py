@@ -24,13 +24,16 @@ from gspo_cli.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 
 
+FILE_TASKS = ("gsm8k", "jsonl", "scenarios", "tau_retail", "tau2")
+
+
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
 def task(name: str) -> list[str]:
     """Overrides that choose a task; those over a file need one."""
-    return [f"task={name}", *(["task.path=lines.jsonl"] if name in ("gsm8k", "jsonl") else [])]
+    return [f"task={name}", *(["task.path=lines.jsonl"] if name in FILE_TASKS else [])]
 
 
 def composed(*overrides: str) -> DictConfig:

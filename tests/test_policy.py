@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from gspo_cli.config.choices import Precision
-from gspo_cli.config.schema import HardwareConfig, ModelConfig
+from gspo_cli.config.model_schema import ModelConfig
+from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits

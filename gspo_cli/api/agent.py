@@ -9,7 +9,8 @@ from typing import Any
 
 from gspo_cli.api.config import EMBEDDED
 from gspo_cli.config.choices import Device
-from gspo_cli.config.schema import HardwareConfig, ModelConfig
+from gspo_cli.config.model_schema import ModelConfig
+from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy

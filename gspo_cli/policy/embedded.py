@@ -19,7 +19,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from gspo_cli.config.schema import Shape
+from gspo_cli.config.model_schema import Shape
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = [f"<|{role}|>" for role in ("system", "user", "assistant", "tool")]

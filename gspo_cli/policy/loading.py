@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from gspo_cli.config.choices import Device, Precision
-from gspo_cli.config.schema import HardwareConfig, ModelConfig
+from gspo_cli.config.model_schema import ModelConfig
+from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 

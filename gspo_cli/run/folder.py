@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gspo_cli.config.schema import ModelConfig
+from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically, write_json
 

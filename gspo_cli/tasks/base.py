@@ -15,13 +15,15 @@ from gspo_cli.types import Briefing, Demonstration, Problem
 @dataclass
 class Task:
     """Base of all tasks. `train_problems` and `heldout_problems` never overlap and do not depend on the
-    run's seed. `answer_length`, in tokens, is what `rollout.max_completion_length` starts from."""
+    run's seed. `prompt_length` and `answer_length`, in tokens, are what `rollout.max_prompt_length` and
+    `rollout.max_completion_length` (of one turn) start from."""
 
     name: str
     license: str
     source: str
     is_benchmark: bool = False
     system_prompt: str = ""
+    prompt_length: int = 256
     answer_length: int = 256
 
     def train_problems(self) -> Sequence[Problem]:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from gspo_cli.config.schema import ColdStart, RunConfig
+from gspo_cli.config.model_schema import ColdStart
+from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.embedded import write_embedded

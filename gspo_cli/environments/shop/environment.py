@@ -94,6 +94,11 @@ class Shop:
             },
         )
 
+    def observe(self, text: str) -> str | None:
+        """What the tools answer to an agent's turn; None where it is words for the customer."""
+        turn = read_turn(text, TOOLS)
+        return None if isinstance(turn, Speech) else self._call(turn).content
+
     def changes(self) -> list[str]:
         """What the conversation has changed in the database so far, one line per order."""
         return differences(self.before, self.orders)
