@@ -211,7 +211,8 @@ def _value(value: Any, kind: Kind) -> Any:
 
 
 def _unknown(name: str, tools: Mapping[str, Tool]) -> BadCall:
-    return BadCall(f"there is no tool {name[:40]!r}; there are {', '.join(tools) or 'none'}")
+    named = "".join(char for char in name[:40] if char.isalnum() or char in "_-")
+    return BadCall(f"there is no tool '{named}'; there are {', '.join(tools) or 'none'}")
 
 
 def _places(tool: Tool) -> str:

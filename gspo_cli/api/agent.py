@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.api.config import EMBEDDED
+from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
@@ -27,12 +28,19 @@ class AgentConfig:
     trained on. `system_prompt` replaces the task's own where it is not empty. The rest says how the agent
     answers outside training; temperature 0 takes the likeliest token."""
 
-    model_name: str = "tiny"
+    model_name: str | Path = "tiny"
     system_prompt: str = ""
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        devices = [device.value for device in Device]
+        require(self.device in devices, f"AgentConfig.device={self.device}: give {' or '.join(devices)}")
+        require(self.max_new_tokens > 0, f"AgentConfig.max_new_tokens={self.max_new_tokens}: give 1 or more")
+        require(self.temperature >= 0, f"AgentConfig.temperature={self.temperature}: give 0 or more")
+        require(0 < self.top_p <= 1, f"AgentConfig.top_p={self.top_p}: give more than 0, and at most 1")
 
 
 class MultiTurnAgent:
@@ -52,7 +60,7 @@ class MultiTurnAgent:
         if self.policy is None and self.config.model_name not in EMBEDDED:
             model = ModelConfig(label="agent", name=self.config.model_name, use_lora=False)
             hardware = HardwareConfig(device=Device(self.config.device))
-            self.policy = load_policy(self.config.model_name, model, hardware)
+            self.policy = load_policy(str(self.config.model_name), model, hardware)
 
     async def generate_response(
         self, messages: Sequence[Message | Mapping[str, str]] | str, seed: int = 0

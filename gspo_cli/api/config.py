@@ -18,12 +18,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.config.compose import CONF_DIR, build_config, explain, register
-from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.checks import require
+from gspo_cli.config.compose import CONF_DIR, explain, register
 from gspo_cli.errors import UserError
 
 EMBEDDED = ("tiny", "tiny_moe")
+# whole groups are chosen by agent, environment and function; their options would undo a GSPOConfig's settings
+CHOSEN = ("task", "model", "algorithm", "rollout", "logging", "experiment", "resume")
+OBJECT = "python object"  # what `reward` of a saved configuration begins with where a script gave the reward
 BILLIONS = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)[bB](?![A-Za-z])")
+EXPERTS = re.compile(r"-A\d+(?:\.\d+)?B|moe|\dx\d", flags=re.IGNORECASE)
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 # where the settings of a GSPOConfig stand in the configuration
 KEYS = {
@@ -45,8 +50,9 @@ class GSPOConfig:
     """What the GSPO guide calls its training configuration; the defaults are the guide's, for a model under a
     billion parameters. `get_config_for_task` gives those of a task and a model.
 
-    `overrides` are further settings as on the command line, e.g. ["training.schedule=cosine"];
-    `output_dir` is where run folders are made."""
+    `overrides` are further settings as on the command line, e.g. ["training.schedule=cosine"], and win;
+    `output_dir` is where run folders are made. Raises UserError on `use_8bit` and `use_4bit`, in which no
+    model is loaded here, and on overrides of a whole group."""
 
     num_generations: int = 4
     generations_per_iteration: int = 100
@@ -62,6 +68,8 @@ class GSPOConfig:
     lora_r: int = 16
     lora_alpha: int = 32
     gradient_checkpointing: bool = True
+    use_8bit: bool = False
+    use_4bit: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
     max_prompt_length: int = 256
@@ -73,7 +81,21 @@ class GSPOConfig:
     run_name: str | None = None
     seed: int = 0
     overrides: Sequence[str] = ()
-    output_dir: str = "outputs"
+    output_dir: str | Path = "outputs"
+
+    def __post_init__(self) -> None:
+        for name in ("use_8bit", "use_4bit"):
+            require(
+                not getattr(self, name),
+                f"GSPOConfig.{name}: models are not loaded quantised; use use_lora=True, with "
+                'overrides=["hardware.precision=bf16"] on a GPU',
+            )
+        for text in self.overrides:
+            require(
+                text.lstrip("+~").partition("=")[0] not in CHOSEN,
+                f"GSPOConfig.overrides: {text} is not a single setting; give those, as in "
+                "rollout.temperature=0.7; agent, environment and function choose the rest",
+            )
 
     @classmethod
     def from_training_config(cls, base: GSPOConfig, **overrides: Any) -> GSPOConfig:
@@ -87,12 +109,14 @@ class GSPOConfig:
         return replace(base, **overrides)
 
     def apply(self, node: DictConfig) -> None:
-        """Write the settings into a composed configuration; what `overrides` names stays as they say."""
+        """Write the settings into a composed configuration; what `overrides` names stays as they say.
+
+        Raises UserError on a value of the wrong kind."""
         named = {text.lstrip("+").partition("=")[0] for text in self.overrides}
         for name, key in KEYS.items():
             if key not in named:
                 value = getattr(self, name)
-                OmegaConf.update(node, key, list(value) if isinstance(value, tuple) else value)
+                write_setting(node, key, list(value) if isinstance(value, tuple) else value)
 
 
 def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "gspo") -> GSPOConfig:
@@ -114,26 +138,43 @@ def composed(overrides: Sequence[str]) -> DictConfig:
         raise UserError(explain(error)) from error
 
 
-def checked(node: DictConfig) -> RunConfig:
-    """The configuration of a composed node. Raises UserError with one sentence."""
-    return build_config(node)
+def write_setting(node: DictConfig, key: str, value: Any) -> None:
+    """Put `value` where `key` stands. Raises UserError where it is of the wrong kind."""
+    try:
+        OmegaConf.update(node, key, str(value) if isinstance(value, Path) else value, force_add=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
 
 
-def model_overrides(name: str) -> list[str]:
-    """The model group that suits `name`, and the name. Size is read off a folder's config.json or the name
+def model_overrides(name: str | Path) -> list[str]:
+    """The model group that suits `name`, and the name. A folder's config.json says its size, or the name
     itself (Qwen3-4B, Qwen3-30B-A3B); what says nothing of its size counts as small."""
+    name = str(name)
     if name in EMBEDDED:
         return [f"model={name}"]
-    return [f"model={_group(name)}", f"model.name={json.dumps(name)}"]
-
-
-def _group(name: str) -> str:
     described = Path(name) / "config.json"
-    shape = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
-    if any(key in shape for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+    group = _group_of_folder(described) if described.is_file() else _group_of_name(Path(name).name)
+    return [f"model={group}", f"model.name={json.dumps(name)}"]
+
+
+def _group_of_name(name: str) -> str:
+    if EXPERTS.search(name):
         return "moe"
-    base = Path(name).name
-    if re.search(r"-A\d+(?:\.\d+)?B|moe", base, flags=re.IGNORECASE):
-        return "moe"
-    sizes = [float(size) for size in BILLIONS.findall(base)]
+    sizes = [float(size) for size in BILLIONS.findall(name)]
     return "large" if sizes and max(sizes) >= 1 else "small"
+
+
+def _group_of_folder(described: Path) -> str:
+    try:
+        shape = json.loads(described.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{described}: is not JSON ({error}); restore the file") from error
+    if any(shape.get(key) for key in EXPERT_KEYS):
+        return "moe"
+    width, layers = (
+        next((shape[key] for key in keys if key in shape), 0)
+        for keys in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"))
+    )
+    # the usual count of a transformer's weights
+    weights = 12 * layers * width**2 + shape.get("vocab_size", 0) * width
+    return "large" if weights >= 1e9 else "small"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from gspo_cli.api.config import composed
+from gspo_cli.api.config import composed, write_setting
+from gspo_cli.config.checks import require
 from gspo_cli.config.compose import build_task
 from gspo_cli.environments.base import Environment
+from gspo_cli.errors import UserError
+from gspo_cli.run.files import write_atomically
 from gspo_cli.tasks.base import Task
 
 # keyword arguments of ConversationEnvironment, as the guide passes them
@@ -19,29 +25,62 @@ CONVERSATION_CONFIGS: dict[str, dict[str, Any]] = {
     "sales": {"task": "sales"},
     "tutoring": {"task": "tutoring"},
 }
+HELD_SHARE = 5  # one scenario of so many is held out
 
 
 class ConversationEnvironment:
     """What an agent is trained in: the task named `task` (an option of conf/task), with other settings than
-    the option's where given, e.g. `ConversationEnvironment(task="customer_service", difficulty=3)`.
+    the option's where given, e.g. `ConversationEnvironment(task="customer_service", difficulty=3)`; or
+    `scenarios` of one's own, as `gspo_cli.environments.scenarios.scenario` describes them, of which one in
+    five is held out.
 
     It gives problems to train on, problems held out, and a fresh conversation for each answer."""
 
-    def __init__(self, task: str, **settings: Any) -> None:
-        self.name = task
+    def __init__(
+        self,
+        task: str = "scenarios",
+        scenarios: Sequence[Mapping[str, Any]] | None = None,
+        **settings: Any,
+    ) -> None:
+        own = scenarios is None or task == "scenarios"
+        require(own, f"scenarios: are for the task scenarios, not {task}; leave out one of them")
+        self.name, self.scenarios = task, scenarios
         self.settings: Mapping[str, Any] = settings
+        if scenarios is not None:
+            self.settings = {"heldout": max(1, len(scenarios) // HELD_SHARE), **settings}
 
-    def apply(self, node: DictConfig) -> None:
-        """Write the settings into a configuration composed with `task=<name>`."""
+    def apply(self, node: DictConfig, folder: Path) -> None:
+        """Write the settings into a configuration composed with `task=<name>`; scenarios are to be found in
+        `folder`, see `write`. Raises UserError on a value that no configuration holds."""
         for name, value in self.settings.items():
-            OmegaConf.update(node, f"task.{name}", value, force_add=True)
+            write_setting(node, f"task.{name}", value)
+        if self.scenarios is not None:
+            write_setting(node, "task.path", self._path(folder))
+
+    def write(self, folder: Path) -> None:
+        """Put the scenarios into `folder`. Raises UserError where they are not plain data."""
+        if self.scenarios is None:
+            return
+        try:
+            text = json.dumps(list(self.scenarios), ensure_ascii=False, indent=1)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"scenarios: are not plain data ({error}); give what JSON can hold") from error
+        write_atomically(self._path(folder), text)
 
     def task(self) -> Task:
         """The task itself, with `train_problems`, `heldout_problems` and `reward`. Raises UserError."""
         node = composed([f"task={self.name}"])
-        self.apply(node)
-        return build_task(node.task)
+        with TemporaryDirectory() as folder:
+            self.write(Path(folder))
+            self.apply(node, Path(folder))
+            task: Task = build_task(node.task)
+            if self.scenarios is not None:
+                task.train_problems()  # read while they are there
+        return task
 
     def conversation(self) -> Environment:
         """A fresh conversation, to be reset with a problem and stepped with an agent's words."""
         return self.task().environment()
+
+    def _path(self, folder: Path) -> Path:
+        return folder.resolve() / "scenarios.json"

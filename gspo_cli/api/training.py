@@ -8,9 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.api.agent import MultiTurnAgent
-from gspo_cli.api.config import GSPOConfig, checked, composed, model_overrides
+from gspo_cli.api.config import OBJECT, GSPOConfig, composed, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
-from gspo_cli.config.compose import resolved_yaml
+from gspo_cli.config.checks import require
+from gspo_cli.config.compose import build_config, resolved_yaml
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.console import make_console
 from gspo_cli.run.folder import RunFolder
@@ -28,9 +29,9 @@ async def train_with_gspo(
 ) -> MultiTurnAgent:
     """Train `agent` with GSPO (arXiv 2507.18071, Eq. 5); returns it with the trained weights.
 
-    `reward_model` None takes the environment's own reward; `reporter` None shows progress in the terminal.
-    The run folder is made under `config.output_dir`. Blocks until the run is over. Raises UserError on bad
-    input.
+    Training begins with the model that `agent.config` names. `reward_model` None takes the environment's own
+    reward; `reporter` None shows progress in the terminal. The run folder is made under `config.output_dir`.
+    Blocks until the run is over. Raises UserError on bad input.
     """
     return _train("gspo", config, agent, environment, reward_model, reporter)
 
@@ -54,20 +55,24 @@ def _train(
     reward: RewardFunction | None,
     reporter: Reporter | None,
 ) -> MultiTurnAgent:
+    usable = reward is None or isinstance(reward, RewardFunction)
+    require(usable, f"reward_model: is a {type(reward).__name__}; give an object of a RewardFunction class")
     node = run_node(algorithm, settings, agent, environment)
-    config = checked(node)
+    folder = RunFolder(run_place(node, settings))
+    environment.apply(node, folder.path)
     if reward is not None:
         # what is saved is what ran; a command cannot make the object again, and says so on resume
-        node.reward = f"python object {type(reward).__module__}.{type(reward).__qualname__}"
-    name = f"{config.task.name}-{config.model.label}-{config.algorithm.name}"
-    folder = RunFolder(
-        Path(settings.output_dir) / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-s{config.seed}"
-    )
+        made_by = f"{OBJECT} {type(reward).__module__}.{type(reward).__qualname__}"
+        config, node.reward = build_config(node), made_by
+    else:
+        config = build_config(node)
     folder.create(resolved_yaml(node))
+    environment.write(folder.path)
     console = make_console() if reporter is None else reporter
     tracker = make_tracker(
         config.logging, folder.path, OmegaConf.to_container(node, resolve=True), console.warn
     )
+    agent.policy = None  # a model that is to be trained is not held twice
     status = "failed"
     try:
         agent.summary = run_training(config, folder, console, tracker.log, reward)
@@ -82,13 +87,19 @@ def _train(
 def run_node(
     algorithm: str, settings: GSPOConfig, agent: MultiTurnAgent, environment: ConversationEnvironment
 ) -> DictConfig:
-    """The configuration of a run, as `gspo-train` would compose it. Raises UserError on unknown names."""
+    """The configuration of a run but for its environment's settings, as `gspo-train` would compose it.
+    Raises UserError on unknown names."""
     groups = [f"task={environment.name}", *model_overrides(agent.config.model_name), f"algorithm={algorithm}"]
     node = composed([*groups, *settings.overrides])
     settings.apply(node)
-    environment.apply(node)
     if agent.config.system_prompt:
         node.task.system_prompt = agent.config.system_prompt
     if agent.config.device != "cpu":
-        node.hardware.device = agent.config.device
+        write_setting(node, "hardware.device", agent.config.device)
     return node
+
+
+def run_place(node: DictConfig, settings: GSPOConfig) -> Path:
+    """Where a run's folder is made, as `gspo-train` would make it under `outputs`."""
+    name = f"{node.task.name}-{node.model.label}-{node.algorithm.name}"
+    return Path(settings.output_dir) / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-s{node.seed}"

@@ -6,16 +6,20 @@ they are."""
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gspo_cli.api.config import OBJECT
 from gspo_cli.commands.evaluate import resolve
-from gspo_cli.commands.train import run_command
+from gspo_cli.commands.train import INTERRUPTED, run_command
 from gspo_cli.config.checks import require
+from gspo_cli.config.compose import load_saved
 from gspo_cli.environments.base import Environment, SingleTurn, Step, World
-from gspo_cli.types import Message, Outcome, Problem
+from gspo_cli.types import FinishReason, Message, Outcome, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +39,10 @@ EXAMPLES = """examples:
 LONGEST_CHAT = 200  # turns
 STYLES = {"user": "bold", "assistant": "cyan", "tool": "yellow", "change": "magenta", "about": "dim"}
 NAMES = {"assistant": "agent"}
+ENDS = {
+    FinishReason.length: "The model's context is full: this is the end of the conversation.",
+    FinishReason.turns: f"{LONGEST_CHAT} turns of the agent: this is the end of the conversation.",
+}
 Show = Callable[[str, str], None]
 
 
@@ -47,46 +55,66 @@ def main() -> None:
 def chat_command() -> int:
     """Hold the conversations that the command line asks for."""
     arguments = parse()
-    require(arguments.watch >= 0, f"--watch {arguments.watch}: give a number of conversations")
-    config, source, adapter = resolve(arguments.folder, arguments.checkpoint, arguments.overrides)
+    instead = ["reward=null"] if rewarded_by_object(arguments.folder) else []
+    config, source, adapter = resolve(
+        arguments.folder, arguments.checkpoint, [*instead, *arguments.overrides]
+    )
+    problems = config.task.heldout_problems()
+    require(
+        0 <= arguments.problem < len(problems),
+        f"--problem {arguments.problem}: give a number from 0 to {len(problems) - 1}",
+    )
 
     from rich.console import Console
 
     from gspo_cli.training.dialogue import Dialogues
 
-    console = Console(highlight=False)
+    for stream in (sys.stdin, sys.stdout):  # no character ends a conversation
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    show = shower(Console(highlight=False))
     held = Dialogues(config, source, adapter, arguments.temperature)
-    problems = held.problems
-    require(
-        0 <= arguments.problem < len(problems),
-        f"--problem {arguments.problem}: give a number from 0 to {len(problems) - 1}",
-    )
-    show = shower(console)
-    if not arguments.watch:
-        talk(held, problems[arguments.problem], show, free=arguments.free)
-        return 0
-    for problem in problems[arguments.problem : arguments.problem + arguments.watch]:
-        watch(held, problem, show)
+    if instead and arguments.watch and config.reward is None:
+        show("about", "A Python script gave the run's reward; judged here by the task's own.")
+    try:
+        if not arguments.watch:
+            talk(held, problems[arguments.problem], show, arguments.free)
+        for problem in problems[arguments.problem : arguments.problem + arguments.watch]:
+            watch(held, problem, show)
+    except KeyboardInterrupt:
+        print("\ngspo-chat: stopped", file=sys.stderr)
+        return INTERRUPTED
     return 0
+
+
+def rewarded_by_object(folder: Path) -> bool:
+    """Whether a run had its reward as a Python object, which no command can make again."""
+    saved = folder / "config.yaml"
+    return saved.is_file() and str(load_saved(saved).get("reward")).startswith(OBJECT)
 
 
 def talk(held: Dialogues, problem: Problem, show: Show, free: bool) -> None:
     """A conversation with a person, until they end their input or write /quit."""
-    task = held.config.task
-    world = SingleTurn() if free else task.environment()
-    if not isinstance(world, World):
-        world = None
-        show("about", "Words only: this task has no tools to act with. End with /quit.")
+    environment = SingleTurn() if free else held.config.task.environment()
+    world = environment if isinstance(environment, World) else None
+    if world is None:
+        show("about", "Words only, no tools to act with. End with /quit.")
     else:
-        show("about", f"You are the user of {problem.id}. End with /quit.")
-        show("about", f"The task's own user wants: {problem.answer}")
-    person = Person(world, lambda: input("you: "), show)
-    held.hold(problem, lambda: person, max_turns=LONGEST_CHAT)
+        show("about", f"You are the user of {about(problem)}. End with /quit.")
+        show("about", f"The task's own user would begin: {problem.messages[-1].content}")
+    person = Person(world, asker(show), show)
+    first = person.asked()
+    if first is None:
+        return
+    person.first = first
+    trajectory = held.hold(problem, lambda: person, max_turns=LONGEST_CHAT, tools=world is not None)
+    if not person.left:
+        show("about", trajectory.excluded or ENDS.get(trajectory.finish_reason, ""))
 
 
 def watch(held: Dialogues, problem: Problem, show: Show) -> None:
     """One conversation with the task's own user, and how it was judged."""
-    show("about", f"{problem.id}: {problem.answer}")
+    show("about", about(problem))
     trajectory = held.hold(problem, lambda: Narrated(held.config.task.environment(), show))
     held.judge(trajectory)
     if trajectory.excluded is not None:
@@ -94,7 +122,27 @@ def watch(held: Dialogues, problem: Problem, show: Show) -> None:
         return
     parts = ", ".join(f"{name} {value:.2f}" for name, value in trajectory.components.items())
     solved = "solved" if trajectory.solved else "not solved"
-    show("about", f"{solved}; reward {trajectory.reward:.2f} ({parts})\n")
+    reward = f"reward {trajectory.reward:.2f}" + (f" ({parts})" if parts else "")
+    show("about", f"{solved} in {trajectory.num_turns} turns; {reward}\n")
+
+
+def asker(show: Show) -> Callable[[], str]:
+    """Reads what a person says; lines that come from a file or a pipe are shown, as typed ones are."""
+    if sys.stdin.isatty():
+        return lambda: input("you: ")
+
+    def read() -> str:
+        line = input()
+        if line.strip():
+            show("user", line)
+        return line
+
+    return read
+
+
+def about(problem: Problem) -> str:
+    """A problem's name, and what its user wants where that is known."""
+    return f"{problem.id}: {problem.answer}" if problem.answer else problem.id
 
 
 class Narrated:
@@ -119,8 +167,8 @@ class Narrated:
         return self._heard(await step)
 
     def _heard(self, step: Step) -> Step:
-        self._known = show_changes(self.environment, self._known, self.show)
         self._shown(step.messages)
+        self._known = show_changes(self.environment, self._known, self.show)
         return step
 
     def finish(self) -> Outcome:
@@ -134,43 +182,47 @@ class Narrated:
 
 
 class Person:
-    """A person in the user's place. `world` is the environment that the agent's tools act on, None for words
-    only; `ask` returns what the person says next and raises EOFError where they leave."""
+    """A person in the user's place, who says `first` and then what `ask` returns; EOFError, Ctrl-C and /quit
+    end it. `world` is the environment that the agent's tools act on, None for words only."""
 
     single_turn = False
 
-    def __init__(self, world: World | None, ask: Callable[[], str], show: Show) -> None:
-        self.world, self.ask, self.show = world, ask, show
+    def __init__(self, world: World | None, ask: Callable[[], str], show: Show, first: str = "") -> None:
+        self.world, self.ask, self.show, self.first = world, ask, show, first
+        self.left = False
         self._known: list[str] = []
 
     def reset(self, problem: Problem, seed: int) -> tuple[Message, ...]:
-        """The person speaks first; what the task's own user would say is shown as an example."""
+        """The person speaks first."""
         if self.world is not None:
-            opening = self.world.reset(problem, seed)
-            self.show("about", f"It would begin: {opening[-1].content}")
-        return self._asked() or (Message("user", ""),)
+            self.world.reset(problem, seed)
+        return (Message("user", self.first),)
 
     def step(self, text: str) -> Step:
         """A tool's answer, or the person's."""
         self.show("assistant", text)
         observation = None if self.world is None else self.world.observe(text)
-        if observation is None:
-            messages = self._asked()
-            return Step(messages, done=not messages)
-        self._known = show_changes(self.world, self._known, self.show)
-        self.show("tool", observation)
-        return Step((Message("tool", observation),))
+        if observation is not None:
+            self.show("tool", observation)
+            self._known = show_changes(self.world, self._known, self.show)
+            return Step((Message("tool", observation),))
+        said = self.asked()
+        return Step(done=True) if said is None else Step((Message("user", said),))
 
     def finish(self) -> Outcome:
-        """A person's judgement is their own."""
+        """What the world says of it; a person's judgement is their own."""
         return Outcome() if self.world is None else self.world.finish()
 
-    def _asked(self) -> tuple[Message, ...]:
-        try:
-            said = self.ask().strip()
-        except EOFError:
-            return ()
-        return () if said == "/quit" else (Message("user", said),)
+    def asked(self) -> str | None:
+        """What the person says next, None where they leave. Nothing is no answer: they are asked again."""
+        said = ""
+        while not said:
+            try:
+                said = self.ask().strip()
+            except (EOFError, KeyboardInterrupt):
+                said = "/quit"
+        self.left = said == "/quit"
+        return None if self.left else said
 
 
 def show_changes(environment: Environment, known: list[str], show: Show) -> list[str]:
@@ -192,13 +244,15 @@ def shower(console: Console) -> Show:
         lines = [clean(line) for line in text.split("\n")]
         label = "" if role == "about" else f"{NAMES.get(role, role)}: "
         body = f"\n{' ' * len(label)}".join(lines)
-        console.print(Text(f"{label}{body}", STYLES.get(role, "")))
+        words = Text(f"{label}{body}", STYLES.get(role, ""))
+        console.print(words, soft_wrap=not console.is_terminal)  # a pipe gets whole lines
 
     return show
 
 
 def parse() -> argparse.Namespace:
-    """The command line: a folder, flags, and overrides as for gspo-train."""
+    """The command line: a folder, flags, and overrides as for gspo-train. Raises UserError on numbers out of
+    range."""
     parser = argparse.ArgumentParser(
         prog="gspo-chat",
         description="Talk to the agent of a run or model folder in its task's environment, or watch it.",
@@ -218,7 +272,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token each time"
     )
-    return parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # overrides may stand after flags
+    watched, temperature = arguments.watch, arguments.temperature
+    require(watched >= 0, f"--watch {watched}: give a number of conversations")
+    require(not (watched and arguments.free), "--free: has no user to watch; leave out --free or --watch")
+    require(0 <= temperature < math.inf, f"--temperature {temperature}: give 0 or more")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ class Shape:
 @dataclass
 class ColdStart:
     """Supervised fine-tuning on demonstrations before reinforcement learning (GSPO paper, section 5.1):
-    `steps` at most, and no more once `stop_score` is reached by greedy answers to training problems."""
+    `steps` at most, and no more once sampled answers solve the share `stop_score` of training problems: what
+    reinforcement learning amplifies has to occur."""
 
     steps: int = 0
     stop_score: float | None = None

@@ -279,12 +279,20 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     reward: str | None = None
-    reward_settings: dict[str, Any] = field(default_factory=dict)
+    reward_settings: Any = None
     seed: int = 0
     resume: str | None = None
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
+        require(
+            self.reward_settings is None or isinstance(self.reward_settings, dict),
+            f"reward_settings={self.reward_settings}: must be settings by name; write {{name: value}}",
+        )
+        require(
+            self.reward is not None or not self.reward_settings,
+            "reward_settings: is read with reward=<dotted path> only; name the reward, or leave it out",
+        )
         start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length
         require(
             start is None or start <= longest,

@@ -13,7 +13,7 @@ from gspo_cli.rewards.manner import MannerReward
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 # With 0.1 for manner the best conversation earns 1. Policy is 0 at best: its weight is what violations cost.
-WEIGHTS = {"outcome": 0.6, "facts": 0.3, "policy": 0.2}
+WEIGHTS = {"outcome": 0.6, "facts": 0.3, "policy": 0.5}
 MANNER_WEIGHT = 0.1
 
 

@@ -21,7 +21,20 @@ EMPATHY = ("sorry", "apolog", "understand", "frustrat", "unfortunate", "inconven
 COURTESY = ("thank", "please", "certain", "absolute", "happy", "glad", "welcome", "immediate", "priorit")
 PROMISES = ("help", "assist", "resol", "solv", "solution", "support", "ensur", "escalat", "investigat")
 DEEDS = (
-    *("refund", "replac", "exchang", "cancel", "return", "ship", "sent", "send", "chang", "updat", "modif"),
+    *(
+        "refund",
+        "replac",
+        "exchang",
+        "cancel",
+        "mov",
+        "return",
+        "ship",
+        "sent",
+        "send",
+        "chang",
+        "updat",
+        "modif",
+    ),
     *("check", "found", "find", "look", "fix", "arrang", "process", "reset", "restart", "turn", "switch"),
     *(
         "open",

@@ -1,13 +1,14 @@
 """Conversations between the policy and environments, all turns in step; a single-turn task is done after one.
 
-A crashing environment is data: its conversation ends, `excluded` holds the reason, and it leaves its group's
-baseline."""
+An environment that crashes, or answers with something that is no answer, is data: its conversation ends,
+`excluded` holds the reason, and it leaves its group's baseline."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gspo_cli.concurrency import gather
@@ -16,7 +17,9 @@ from gspo_cli.environments.base import Environment, Step
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
-from gspo_cli.types import NO_BRIEFING, Briefing, FinishReason, Message, Problem, Trajectory
+from gspo_cli.types import NO_BRIEFING, Briefing, FinishReason, Message, Outcome, Problem, Trajectory
+
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class _Conversation:
 
     def fail(self, error: Exception) -> None:
         """Leave the conversation out: its environment is at fault."""
-        self.trajectory.excluded = f"environment raised {type(error).__name__}: {error}"
+        reason = f"environment raised {type(error).__name__}: {error}"
+        self.trajectory.excluded = self.trajectory.excluded or reason
         self.done = True
 
 
@@ -120,10 +124,13 @@ def _open(
     conversation = _Conversation(start, environment, trajectory)
     try:
         messages = environment.reset(start.problem, start.environment_seed)
+        conversation.opened = True
+        messages = _checked_messages(messages, "reset")
+        if not messages:
+            raise ValueError("its reset returned no message: somebody has to speak first")
     except Exception as error:  # code we did not write
         conversation.fail(error)
         return conversation
-    conversation.opened = True
     messages = opening(messages, briefing.system_prompt)
     trajectory.messages = list(messages)
     _append_heard(trajectory, chat.prompt_ids(messages, briefing.tools))
@@ -166,9 +173,10 @@ def _hear(
 ) -> None:
     """Append what the agent hears next, or end the conversation."""
     trajectory = conversation.trajectory
-    if not isinstance(step, Step):
-        wrong = TypeError(f"its step returned {type(step).__name__}, not Step")
-        conversation.fail(step if isinstance(step, Exception) else wrong)
+    try:
+        step = _checked_step(step)
+    except Exception as error:  # code we did not write
+        conversation.fail(error)
         return
     trajectory.turn_rewards.append(step.reward)
     trajectory.standings.append(step.standing)
@@ -191,12 +199,49 @@ def _finish(conversation: _Conversation) -> None:
     if not conversation.opened:
         return
     try:
-        outcome = conversation.environment.finish()
+        outcome = _checked_outcome(conversation.environment.finish())
     except Exception as error:  # code we did not write
         conversation.fail(error)
         return
     if conversation.trajectory.excluded is None:
         conversation.trajectory.outcome = outcome
+
+
+def _checked_step(step: Any) -> Step:
+    """What an environment's step came to, with plain finite numbers; raises where it is no Step."""
+    if isinstance(step, Exception):
+        raise step
+    if not isinstance(step, Step):
+        raise TypeError(f"its step returned {type(step).__name__}, not Step")
+    messages = _checked_messages(step.messages, "step")
+    reward = _finite({"reward": step.reward}, "step")["reward"]
+    return Step(messages, bool(step.done), reward, _finite(step.standing, "step"))
+
+
+def _checked_outcome(outcome: Any) -> Outcome:
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"its finish returned {type(outcome).__name__}, not Outcome")
+    return replace(outcome, counts=_finite(outcome.counts, "finish"))
+
+
+def _checked_messages(messages: Any, source: str) -> tuple[Message, ...]:
+    if inspect.iscoroutine(messages):
+        messages.close()
+    if not isinstance(messages, tuple | list):
+        raise TypeError(f"its {source} returned {type(messages).__name__} in place of messages")
+    for message in messages:
+        said = isinstance(message, Message) and isinstance(message.content, str)
+        if not (said and message.role in ROLES):
+            raise TypeError(f"its {source} returned {str(message)[:80]!r} in place of a message")
+    return tuple(messages)
+
+
+def _finite(values: Mapping[str, Any], source: str) -> dict[str, float]:
+    numbers = {name: float(value) for name, value in values.items()}
+    broken = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if broken:
+        raise ValueError(f"its {source} returned a {broken[0]} that is not finite")
+    return numbers
 
 
 def _append_heard(trajectory: Trajectory, ids: list[int]) -> None:

@@ -8,6 +8,7 @@ from gspo_cli.config.choices import (
     AdvantageScale,
     Aggregation,
     ClipMode,
+    Credit,
     RatioLevel,
     Schedule,
     Truncated,
@@ -62,7 +63,11 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
     if algorithm.truncated_completions is Truncated.penalise:
         reward += f" - {algorithm.truncation_penalty:g} [cut]"
     baseline = "mean of the group's other answers" if others else "mean of the group"
-    return f"A = ({reward} - {baseline}){SCALES[algorithm.advantage_scale]}"
+    scale = SCALES[algorithm.advantage_scale]
+    if algorithm.credit is Credit.turn:
+        earned = f"R_k: reward from turn k on, discount {algorithm.discount:g}"
+        return f"A_k = (R_k - {baseline} at turn k){scale}; {earned}, r = {reward}"
+    return f"A = ({reward} - {baseline}){scale}"
 
 
 def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldout_problems: int) -> str:
@@ -91,7 +96,7 @@ def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldo
         "micro-batch": f"up to {config.hardware.tokens_per_microbatch:,} tokens, padding included",
         "sampling": f"temperature {rollout.temperature:g}, top_p {rollout.top_p:g},"
         f" top_k {rollout.top_k or 'off'};"
-        f" prompts to {rollout.max_prompt_length}, answers to {rollout.max_completion_length} tokens",
+        f" prompts to {rollout.max_prompt_length}, {_longest_answer(config)}",
         "learning": f"AdamW, rate {rate}; gradient norm to {training.max_grad_norm:g}",
         "parameters": f"{parameters} (LoRA r={config.model.lora_r})" if policy.has_adapter else parameters,
         "memory": memory_estimate(config, policy),
@@ -125,6 +130,13 @@ def memory_estimate(config: RunConfig, policy: Policy) -> str:
     gib = 2**30
     total = (weights + optimizer + max(activations, cache)) / gib
     return f"roughly {total:.2f} GiB (" + ", ".join(f"{k} {v / gib:.2f}" for k, v in parts.items()) + ")"
+
+
+def _longest_answer(config: RunConfig) -> str:
+    rollout = config.rollout
+    if config.task.environment().single_turn:
+        return f"answers to {rollout.max_completion_length} tokens"
+    return f"up to {rollout.max_turns} turns of {rollout.max_completion_length} tokens"
 
 
 def _epochs(config: RunConfig, train_problems: int) -> float:

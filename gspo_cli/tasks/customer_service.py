@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-from gspo_cli.config.checks import require, require_positive
+from gspo_cli.config.checks import require, require_fraction, require_positive
 from gspo_cli.environments.shop import oracle
 from gspo_cli.environments.shop.environment import Shop
 from gspo_cli.environments.shop.policy import POLICY
@@ -16,7 +16,7 @@ from gspo_cli.environments.shop.scenario import draw_scenario, to_json
 from gspo_cli.environments.shop.tools import TOOLS
 from gspo_cli.environments.shop.wording import draw_wording
 from gspo_cli.randomness import generator
-from gspo_cli.tasks.talking import TalkingTask
+from gspo_cli.tasks.talking import Agent, TalkingTask
 from gspo_cli.tool_calls import Tool
 from gspo_cli.types import Message, Problem
 
@@ -26,18 +26,23 @@ MOST_PROBLEMS = 10_000  # opening words differ between problems, and there are n
 @dataclass
 class CustomerService(TalkingTask):
     """Customers of a small shop want orders cancelled, refunded, moved to another city, or found: 1 to
-    `difficulty` requests in a conversation, and sometimes what they want is not allowed."""
+    `difficulty` requests in a conversation, and sometimes what they want is not allowed.
+
+    Demonstrations are as good as `careless` lets them: the chance of each bad habit of the agent that gives
+    them (see `oracle.Habit`); 0 shows good conversations only."""
 
     answer_length: int = 24
     max_turns: int = 14
     heldout: int = 200
     difficulty: int = 2
     problems: int = 2000
+    careless: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(1 <= self.difficulty <= 4, f"task.difficulty={self.difficulty}: must lie between 1 and 4")
         require_positive("task", self, "problems")
+        require_fraction("task", self, "careless")
         for name in ("problems", "heldout"):
             count = getattr(self, name)
             require(
@@ -74,6 +79,12 @@ class CustomerService(TalkingTask):
     def agent(self, messages: Sequence[Message]) -> str:
         """The oracle of the shop."""
         return oracle.answer(messages)
+
+    def demonstrator(self, seed: int) -> Agent:
+        """The oracle of the shop, with habits drawn by `seed`."""
+        drawn = generator(seed, "habits").random(len(oracle.Habit))
+        habits = [habit for habit, chance in zip(oracle.Habit, drawn, strict=True) if chance < self.careless]
+        return partial(oracle.answer, habits=frozenset(habits))
 
     @cached_property
     def _train(self) -> list[Problem]:

@@ -19,11 +19,13 @@ Agent = Callable[[Sequence[Message]], str]
 
 @dataclass(frozen=True)
 class Talk:
-    """A finished conversation: what was said, how things stand at the end, and its outcome."""
+    """A finished conversation: what was said, how things stand at the end, its outcome, and whether it ended
+    by itself."""
 
     messages: tuple[Message, ...]
     standing: Mapping[str, float]
     outcome: Outcome
+    ended: bool
 
     @property
     def turns(self) -> int:
@@ -42,7 +44,7 @@ def converse(environment: Environment, problem: Problem, agent: Agent, seed: int
         standing = step.standing
         if step.done:
             break
-    return Talk(tuple(messages), standing, environment.finish())
+    return Talk(tuple(messages), standing, environment.finish(), step.done)
 
 
 @dataclass
@@ -70,6 +72,10 @@ class TalkingTask(Task):
         """What an agent that solves the task says next; tasks without one have their own demonstrations."""
         raise NotImplementedError
 
+    def demonstrator(self, seed: int) -> Agent:
+        """Who gives demonstration number `seed`."""
+        return self.agent
+
     def briefing(self) -> Briefing:
         """Policy and tools, or `system_prompt` alone for a model that learns both from demonstrations."""
         if not self.instructions:
@@ -77,7 +83,7 @@ class TalkingTask(Task):
         return Briefing(self.system_prompt or self.policy(), self.tools())
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """Conversations of `agent` over training problems, `demonstrations_count` at most."""
+        """Conversations of the `demonstrator` over training problems, `demonstrations_count` at most."""
         shown = self.train_problems()[: self.demonstrations_count]
         return [self._demonstration(problem, seed) for seed, problem in enumerate(shown)]
 
@@ -86,7 +92,7 @@ class TalkingTask(Task):
         return conversation_reward()
 
     def _demonstration(self, problem: Problem, seed: int) -> Demonstration:
-        talk = converse(self.environment(), problem, self.agent, seed, self.max_turns)
-        require(talk.outcome.solved is not False, f"task.max_turns={self.max_turns}: is too few; give more")
+        talk = converse(self.environment(), problem, self.demonstrator(seed), seed, self.max_turns)
+        require(talk.ended, f"task.max_turns={self.max_turns}: is too few; give more")
         last = max(i for i, message in enumerate(talk.messages) if message.role == "assistant")
         return Demonstration(talk.messages[: last + 1])

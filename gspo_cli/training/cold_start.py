@@ -37,7 +37,10 @@ from gspo_cli.types import NO_BRIEFING, Briefing, Demonstration, FinishReason, P
 
 Progress = Callable[[str, int, int, str], None]
 MAX_GRAD_NORM = 1.0
-SCORE_EVERY, SCORE_PROBLEMS = 10, 100  # how often, and on how many training problems, competence is measured
+BETAS = (0.9, 0.95)  # of AdamW: with 0.999 copying, which conversations are full of, is learned far later
+# Competence is measured on so many training problems, every so many steps at most, and not before so many
+# times the tokens of the last measurement are trained on: a model that rambles makes it long.
+SCORE_PROBLEMS, SCORE_EVERY, TRAINED_PER_SCORED = 100, 10, 3
 
 
 def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: Progress) -> str:
@@ -98,14 +101,16 @@ def fine_tune(
     cold: ColdStart,
     token_budget: int,
     progress: Progress,
-    score: Callable[[], float],
+    score: Callable[[], tuple[float, int]],
 ) -> None:
     """Minimise the mean negative log-probability of demonstrated tokens; the rate falls linearly to a tenth.
 
-    Ends early once `score`, asked every SCORE_EVERY steps, reaches `cold.stop_score`."""
-    optimizer = torch.optim.AdamW(policy.trainable(), lr=cold.learning_rate, weight_decay=0.0)
+    Ends early once `score`, asked now and then for competence and the tokens that measuring it took, reaches
+    `cold.stop_score`."""
+    optimizer = torch.optim.AdamW(policy.trainable(), cold.learning_rate, BETAS, weight_decay=0.0)
     mean_length = sum(len(t.token_ids) for t in trajectories) / len(trajectories)
     rows = max(1, round(cold.batch_tokens / mean_length))
+    trained, due = 0, 0  # tokens since the last measurement, and before the next
     for step in range(cold.steps):
         chosen = generator(cold.seed, "cold start", step).integers(len(trajectories), size=rows)
         samples = [Sample(trajectories[i], [0.0]) for i in chosen]
@@ -127,9 +132,13 @@ def fine_tune(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress("cold start", step + 1, cold.steps, f"loss {total:.3f}")
-        due = cold.stop_score is not None and (step + 1) % SCORE_EVERY == 0
-        if due and (reached := score()) >= cold.stop_score:
-            progress("cold start", cold.steps, cold.steps, f"score {reached:.2f} after {step + 1} steps")
+        trained += sum(s.length for s in samples)
+        if cold.stop_score is None or (step + 1) % SCORE_EVERY or trained < due:
+            continue
+        reached, measured = score()
+        trained, due = 0, TRAINED_PER_SCORED * measured
+        if reached >= cold.stop_score:
+            progress("cold start", cold.steps, cold.steps, f"{reached:.0%} solved after {step + 1} steps")
             return
 
 
@@ -148,8 +157,8 @@ def _cold_start(
     problems = task.train_problems()[:SCORE_PROBLEMS]
     evaluator = Evaluator(config, task, task.reward(), engine, policy.chat)
 
-    def score() -> float:
-        return evaluator.greedy_score(problems)
+    def score() -> tuple[float, int]:
+        return evaluator.sampled_score(problems)
 
     fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress, score)
     if policy.has_adapter:

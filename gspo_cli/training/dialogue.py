@@ -24,22 +24,29 @@ class Dialogues:
     def __init__(self, config: RunConfig, source: str, adapter: Path | None, temperature: float) -> None:
         set_threads(config)
         self.config = config
-        self.problems = config.task.heldout_problems()
         self.policy = load_trained(config, source, adapter)
         self.engine = TransformersEngine(self.policy, 1)
         longest = config.rollout.max_completion_length
         self.sampling = Sampling(temperature, 1.0, 0, longest, self.policy.chat.stop_ids)
 
     def hold(
-        self, problem: Problem, environment: Callable[[], Environment], max_turns: int | None = None
+        self,
+        problem: Problem,
+        environment: Callable[[], Environment],
+        max_turns: int | None = None,
+        tools: bool = True,
     ) -> Trajectory:
-        """One conversation about `problem`, to its end; `max_turns` None is the run's own limit."""
+        """One conversation about `problem`, to its end. `max_turns` None is the run's own limit; without
+        `tools` the agent is told of none."""
         limits = Limits.of(self.config.rollout, self.engine)
         if max_turns is not None:
-            # a person may begin with more than a training prompt holds, and think as long as they like
-            limits = replace(limits, max_turns=max_turns, max_prompt_length=limits.max_positions)
+            # a person may begin with more than a training prompt holds, as long as an answer fits
+            longest = limits.max_positions - self.sampling.max_new_tokens
+            limits = replace(limits, max_turns=max_turns, max_prompt_length=longest)
         start = Start(problem, (0,), EVALUATION_SEED)
         briefing = self.config.task.briefing()
+        if not tools:
+            briefing = replace(briefing, tools=())
         rollout = roll_out(
             self.engine, self.policy.chat, environment, [start], self.sampling, limits, 0, briefing
         )

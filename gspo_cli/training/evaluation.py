@@ -56,23 +56,27 @@ class Evaluator:
             "excluded": sum(t.excluded is not None for t in greedy),
         }
         if samples:
-            rollout = self.config.rollout
-            sampling = replace(
-                self._greedy(), temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k
-            )
-            drawn = self._answers(problems, sampling, samples)
+            drawn = self._answers(problems, self._sampled(), samples)
             solved = [sum(t.solved for t in drawn[i : i + samples]) for i in range(0, len(drawn), samples)]
             for k in sorted({1, samples}):
                 record[f"pass@{k}"] = _mean([pass_at_k(samples, count, k) for count in solved])
         progress(1 + samples, 1 + samples)
         return record, greedy
 
-    def greedy_score(self, problems: Sequence[Problem]) -> float:
-        """Share of `problems` solved greedily, and nothing else."""
-        return _mean([t.solved for t in self._answers(problems, self._greedy(), 1)])
+    def sampled_score(self, problems: Sequence[Problem]) -> tuple[float, int]:
+        """Share of `problems` solved by one sampled answer each, and how many tokens these answers have with
+        their prompts."""
+        answers = self._answers(problems, self._sampled(), 1)
+        return _mean([t.solved for t in answers]), sum(len(t.token_ids) for t in answers)
 
     def _greedy(self) -> Sampling:
         return Sampling(0.0, 1.0, 0, self.config.rollout.max_completion_length, self.chat.stop_ids)
+
+    def _sampled(self) -> Sampling:
+        rollout = self.config.rollout
+        return replace(
+            self._greedy(), temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k
+        )
 
     def _answers(self, problems: Sequence[Problem], sampling: Sampling, count: int) -> list[Trajectory]:
         starts = [

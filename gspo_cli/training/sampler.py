@@ -94,7 +94,10 @@ class GroupSampler:
             to_go, taken = self._turns(groups, rewards)
             advantages = turn_advantages(to_go, taken & valid[:, :, None], *judged).flatten(end_dim=1)
             for sample, turns in zip(samples, advantages.tolist(), strict=True):
-                sample.advantages = [turns[i] if i >= 0 else 0.0 for i in sample.trajectory.turn_ids]
+                # the turn at which an environment failed counts as none, and has no place of its own
+                sample.advantages = [
+                    turns[i] if 0 <= i < len(turns) else 0.0 for i in sample.trajectory.turn_ids
+                ]
             return samples
         advantages = group_advantages(rewards, valid, *judged)
         for sample, advantage in zip(samples, advantages.flatten().tolist(), strict=True):

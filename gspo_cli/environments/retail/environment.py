@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from gspo_cli.environments.base import Step
+from gspo_cli.environments.changes import differences
 from gspo_cli.environments.llm_user import Reply
 from gspo_cli.environments.retail.database import Book, Shop, fields_that_differ
 from gspo_cli.environments.retail.tools import TRANSFER, owner, perform, replay
@@ -55,11 +56,9 @@ class RetailEnvironment:
             self.told.update(output for output in self.outputs if tells(turn.text, output))
             reply = self.user.hear(turn.text)
             return self._answered(reply) if isinstance(reply, Reply) else self._awaited(reply)
-        self.calls += 1
-        if isinstance(turn, BadCall):
-            self.errors += 1
-            return Step((Message("tool", f"error: {turn.reason}"),), standing=self.standing())
-        return self._called(turn)
+        observation = Message("tool", self._call(turn))
+        done = isinstance(turn, ToolCall) and turn.name == TRANSFER
+        return Step((observation,), done, standing=self.standing())
 
     def finish(self) -> Outcome:
         """What differs from the gold records, what was left untold and which rules were broken."""
@@ -76,6 +75,20 @@ class RetailEnvironment:
         }
         solved = not details["differences"] and not details["untold"]
         return Outcome(solved, counts, details)
+
+    def observe(self, text: str) -> str | None:
+        """What the tools answer to an agent's turn; None where it is words for the user."""
+        turn = read_turn(text, self.tools)
+        return None if isinstance(turn, Speech) else self._call(turn)
+
+    def changes(self) -> list[str]:
+        """What the conversation has changed in the shop's records, one line per field."""
+        as_loaded, places = Book(self.shop), sorted(self.book.changed())
+        return [
+            f"{'/'.join(place)}: {line}"
+            for place in places
+            for line in differences(as_loaded.read(*place), self.book.read(*place))
+        ]
 
     def standing(self) -> Mapping[str, float]:
         """How much of the gold changes is reached, the share of outputs told, and the rules broken.
@@ -100,18 +113,20 @@ class RetailEnvironment:
         said = (Message("user", reply.text),) if reply.text else ()
         return Step(said, done=reply.done, standing=self.standing())
 
-    def _called(self, call: ToolCall) -> Step:
-        agreed = self.user.agrees(call)
-        whose = owner(self.book, call)
-        observation = perform(self.book, call)
+    def _call(self, turn: ToolCall | BadCall) -> str:
+        self.calls += 1
+        if isinstance(turn, BadCall):
+            self.errors += 1
+            return f"error: {turn.reason}"
+        agreed, whose = self.user.agrees(turn), owner(self.book, turn)
+        observation = perform(self.book, turn)
         if not observation.ok:
             self.errors += 1
-        elif call.name.startswith("find_user_id"):
+        elif turn.name.startswith("find_user_id"):
             self.identified.add(observation.text)
         else:
-            self._watch(call, whose, agreed)
-        message = Message("tool", observation.text)
-        return Step((message,), done=call.name == TRANSFER, standing=self.standing())
+            self._watch(turn, whose, agreed)
+        return observation.text
 
     def _watch(self, call: ToolCall, whose: str | None, agreed: bool) -> None:
         """Note the rules that a successful call broke; the user learns of changes."""

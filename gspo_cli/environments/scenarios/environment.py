@@ -9,7 +9,7 @@ from gspo_cli.environments.scenarios.patterns import Clause, clauses, plain
 from gspo_cli.environments.scenarios.reading import read_scenario
 from gspo_cli.environments.scenarios.scenario import Beat, Scenario
 from gspo_cli.randomness import generator
-from gspo_cli.tool_calls import BadCall, ToolCall, read_turn
+from gspo_cli.tool_calls import BadCall, Speech, ToolCall, read_turn
 from gspo_cli.types import Message, Outcome, Problem
 
 VIOLATION = 0.25  # what one violation takes from "policy"
@@ -39,12 +39,9 @@ class ScenarioEnvironment:
         self.turn += 1
         if self.done:
             return Step(done=True, standing=self._standing())
-        turn = read_turn(text, {name: lookup.tool for name, lookup in self.tools.items()})
-        if isinstance(turn, BadCall):
-            self.counts["tool_errors"] += 1
-            answer = Message("tool", turn.reason)
-        elif isinstance(turn, ToolCall):
-            answer = Message("tool", self._look_up(turn))
+        turn = self._read(text)
+        if not isinstance(turn, Speech):
+            answer = Message("tool", self._call(turn))
         elif self.scenario.beats:
             answer = Message("user", self._hear(clauses(turn.text)))
         else:
@@ -67,6 +64,24 @@ class ScenarioEnvironment:
                 **self.scenario.about,
             },
         )
+
+    def observe(self, text: str) -> str | None:
+        """What the tools answer to an agent's turn; None where it is words for the user."""
+        turn = self._read(text)
+        return None if isinstance(turn, Speech) else self._call(turn)
+
+    def changes(self) -> list[str]:
+        """None: the tools only look things up."""
+        return []
+
+    def _read(self, text: str) -> ToolCall | BadCall | Speech:
+        return read_turn(text, {name: lookup.tool for name, lookup in self.tools.items()})
+
+    def _call(self, turn: ToolCall | BadCall) -> str:
+        if isinstance(turn, BadCall):
+            self.counts["tool_errors"] += 1
+            return turn.reason
+        return self._look_up(turn)
 
     def _look_up(self, call: ToolCall) -> str:
         self.counts["tool_calls"] += 1

@@ -132,7 +132,9 @@ def draw_scenario(random: np.random.Generator, requests: int, heldout: bool) -> 
     people = _draw(random, customers(heldout), CUSTOMERS_PER_SHOP)
     prices = _draw(random, PRICES, PRODUCTS_PER_SHOP)
     products = list(zip(_draw(random, PRODUCTS, PRODUCTS_PER_SHOP), prices, strict=True))
-    numbers = _draw(random, range(100, 1000), ORDERS_PER_SHOP)
+    # first digits differ: one is enough to tell the orders of a shop apart
+    hundreds = _draw(random, range(1, 10), ORDERS_PER_SHOP)
+    numbers = [100 * first + int(random.integers(100)) for first in hundreds]
     own = int(random.integers(max(2, requests), 5))
     wishes, orders = [], []
     for place, number in enumerate(numbers):

@@ -9,11 +9,12 @@ from collections import Counter
 from enum import Enum
 
 from gspo_cli.environments.base import Step
+from gspo_cli.environments.changes import differences
 from gspo_cli.environments.support.device import VALUES, Device, right_value, words
 from gspo_cli.environments.support.speech import Meaning, understand
 from gspo_cli.environments.support.wording import ONE_THING, SYMPTOMS, UNCLEAR, YES
 from gspo_cli.randomness import generator
-from gspo_cli.tool_calls import BadCall, Parameter, Tool, ToolCall, read_turn
+from gspo_cli.tool_calls import BadCall, Parameter, Speech, Tool, ToolCall, read_turn
 from gspo_cli.types import Message, Outcome, Problem
 
 VIOLATION = 0.25  # what one violation takes from "policy"
@@ -68,14 +69,10 @@ class SupportEnvironment:
         if self.done:
             return Step(done=True, standing=self._standing())
         turn = read_turn(text, self.tools)
-        if isinstance(turn, BadCall):
-            self.counts["tool_errors"] += 1
-            answer = Message("tool", turn.reason)
-        elif isinstance(turn, ToolCall):
-            self.counts["tool_calls"] += 1
-            answer = Message("tool", self._operate(turn))
-        else:
+        if isinstance(turn, Speech):
             answer = Message("user", self._hear(understand(turn.text)))
+        else:
+            answer = Message("tool", self._call(turn))
         return Step((answer,), self.done, standing=self._standing())
 
     def finish(self) -> Outcome:
@@ -94,6 +91,18 @@ class SupportEnvironment:
             },
         )
 
+    def observe(self, text: str) -> str | None:
+        """What the device answers to an agent's turn; None where it is words, as all is in `scripted`."""
+        turn = read_turn(text, self.tools) if self.tools else Speech(text)
+        return None if isinstance(turn, Speech) else self._call(turn)
+
+    def changes(self) -> list[str]:
+        """Settings that are not as they were, one line each."""
+        before = Device(self.device.faults, self.device.abroad)
+        lines = differences(before.settings, self.device.settings)
+        lines += differences({"apn in use": before.active_apn}, {"apn in use": self.device.active_apn})
+        return [*lines, "everything else is gone"] if self.device.erased else lines
+
     def _standing(self) -> dict[str, float]:
         named = bool(self.claimed) and self.claimed.issubset(self.device.faults)
         gained = 1 - self.device.broken() / self.broken_at_start
@@ -102,6 +111,13 @@ class SupportEnvironment:
             "facts": float(named),
             "policy": -min(1.0, VIOLATION * len(self.violations)) if self.violations else 0.0,
         }
+
+    def _call(self, turn: ToolCall | BadCall) -> str:
+        if isinstance(turn, BadCall):
+            self.counts["tool_errors"] += 1
+            return turn.reason
+        self.counts["tool_calls"] += 1
+        return self._operate(turn)
 
     def _operate(self, call: ToolCall) -> str:
         if call.name in SCREEN_TOOLS:

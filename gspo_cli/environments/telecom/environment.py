@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gspo_cli.environments.base import Step
+from gspo_cli.environments.changes import differences
 from gspo_cli.environments.telecom.scenario import goals_held, set_up
 from gspo_cli.environments.telecom.tools import TOOLS, TRANSFER, broken_rule, perform
 from gspo_cli.environments.telecom.world import TelecomData, open_world
@@ -44,11 +45,8 @@ class TelecomEnvironment:
                 return Step(done=True, standing=self.standing())
             self.clarifications += 1
             return self._step(Message("user", TICKET_ANSWER))
-        self.calls += 1
-        if isinstance(turn, BadCall):
-            self.errors += 1
-            return self._step(Message("tool", f"error: {turn.reason}"))
-        return self._called(turn)
+        done = isinstance(turn, ToolCall) and turn.name == TRANSFER
+        return self._step(Message("tool", self._call(turn)), done)
 
     def finish(self) -> Outcome:
         """Which goals were missed and which rules were broken."""
@@ -64,6 +62,19 @@ class TelecomEnvironment:
         missed = [name for name, holds in zip(names, held, strict=True) if not holds]
         return Outcome(all(held), counts, {"missed": missed, "violations": list(self.violations)})
 
+    def observe(self, text: str) -> str | None:
+        """What the tools answer to an agent's turn; None where it is words."""
+        turn = read_turn(text, TOOLS)
+        return None if isinstance(turn, Speech) else self._call(turn)
+
+    def changes(self) -> list[str]:
+        """What is no longer as the fault left it, on the phone and at the carrier, one line per field."""
+        before = open_world(self.data)
+        set_up(before, self.metadata["initial"])
+        return differences(
+            {"phone": before.phone, **before.tables}, {"phone": self.world.phone, **self.world.tables}
+        )
+
     def standing(self) -> Mapping[str, float]:
         """Goals reached and rules broken; nothing has to be told, so the outcome stands for the facts."""
         held = goals_held(self.world, self.metadata)
@@ -74,14 +85,18 @@ class TelecomEnvironment:
             "policy": max(-VIOLATION * len(self.violations), -1.0),
         }
 
-    def _called(self, call: ToolCall) -> Step:
-        rule = broken_rule(self.world, call, self.metadata["ticket"])
-        text, ok = perform(self.world, call)
+    def _call(self, turn: ToolCall | BadCall) -> str:
+        self.calls += 1
+        if isinstance(turn, BadCall):
+            self.errors += 1
+            return f"error: {turn.reason}"
+        rule = broken_rule(self.world, turn, self.metadata["ticket"])
+        text, ok = perform(self.world, turn)
         if not ok:
             self.errors += 1
         elif rule is not None:
             self.violations.append(rule)
-        return self._step(Message("tool", text), done=call.name == TRANSFER)
+        return text
 
     def _step(self, message: Message, done: bool = False) -> Step:
         return Step((message,), done=done, standing=self.standing())

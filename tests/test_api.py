@@ -1,0 +1,342 @@
+"""The Python API: the guide's script runs as written, and is the same run as the command's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from talking_runs import SMALL, configured, logged, trained, use_cache
+
+import gspo_cli
+from gspo_cli import (
+    CONVERSATION_CONFIGS,
+    AgentConfig,
+    ConversationEnvironment,
+    GSPOConfig,
+    MultiTurnAgent,
+    RewardFunction,
+    RewardResult,
+    create_customer_service_reward,
+    get_config_for_task,
+    train_with_gspo,
+    train_with_gspo_token,
+)
+from gspo_cli.api.config import model_overrides
+from gspo_cli.errors import UserError
+from gspo_cli.run.folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+OVERRIDES = [text for text in SMALL if text.startswith(("model.", "evaluation.", "hardware."))]
+TASK = {"demonstrations_count": 50, "problems": 60, "heldout": 4, "max_turns": 8}
+CARDS = [
+    {
+        "id": f"card-{n}",
+        "opening": f"my card {n} is gone.",
+        "goals": ["blocked"],
+        "beats": [{"when": {"any": ["block"]}, "say": "thank you.", "reach": "blocked", "end": True}],
+        "example": ["i block it now."],
+    }
+    for n in range(6)
+]
+
+
+class Polite(RewardFunction):
+    """Differs inside every group, and looks at all that a reward is given."""
+
+    def __init__(self, weight: float = 1.0):
+        self.weight = weight
+
+    async def compute_reward(self, trajectory, turn, context):
+        assert context["problem"] is trajectory.problem
+        value = self.weight * (sum(trajectory.token_ids) % 7) / 7
+        return RewardResult(total_reward=value, component_rewards={"polite": value}, metadata={})
+
+
+class Brief(RewardFunction):
+    def compute_reward(self, trajectory, turn, context):
+        return RewardResult(1 / (1 + len(turn.content)))
+
+
+def settings(folder, **changes):
+    base = get_config_for_task("customer_service", model_name="tiny")
+    small = {"overrides": OVERRIDES, "output_dir": folder, "max_turns": 8}
+    return GSPOConfig.from_training_config(base, **small | changes)
+
+
+def train(config, reporter, reward=None, function=train_with_gspo, environment=None, **agent):
+    environment = environment or ConversationEnvironment(task="customer_service", **TASK)
+    return asyncio.run(function(config, MultiTurnAgent(AgentConfig(**agent)), environment, reward, reporter))
+
+
+def test_all_names_are_there():
+    assert set(gspo_cli.__all__) <= set(dir(gspo_cli))
+    assert all(getattr(gspo_cli, name) is not None for name in gspo_cli.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = gspo_cli.nothing
+
+
+def test_importing_the_package_and_its_settings_loads_no_torch():
+    script = (
+        "import sys, gspo_cli; from gspo_cli import GSPOConfig, ConversationEnvironment, RewardFunction; "
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_the_guides_script_runs_as_written(folders, tmp_path, capsys):
+    model = str(folders["qwen3"])
+
+    async def main():
+        agent = MultiTurnAgent(AgentConfig(model_name=model, system_prompt="You help customers."))
+        await agent.initialize()
+        before = await agent.generate_response("hello")
+        environment = ConversationEnvironment(**CONVERSATION_CONFIGS["customer_service"])
+        reward = create_customer_service_reward()
+        config = GSPOConfig.from_training_config(
+            get_config_for_task("customer_service", model_name=model),
+            num_outer_iterations=2,
+            num_generations=2,
+            generations_per_iteration=4,
+            max_completion_length=8,
+            learning_rate=0.1,
+            overrides=["evaluation.problems=1", "evaluation.samples=0"],
+            output_dir=tmp_path,
+        )
+        trained = await train_with_gspo(
+            config=config, agent=agent, environment=environment, reward_model=reward
+        )
+        talk = [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": "hi"},
+            {"role": "user", "content": "where is my order 482?"},
+        ]
+        return before, trained, [await trained.generate_response(talk, seed=seed) for seed in (1, 1, 2)]
+
+    before, agent, (answer, same, other) = asyncio.run(main())
+    assert answer == same != other
+    assert isinstance(before, str)
+    assert agent.summary["status"] == "completed"
+    assert agent.run_folder.parent.parent == tmp_path
+    saved = OmegaConf.load(agent.run_folder / "config.yaml")
+    assert saved.task.system_prompt == "You help customers."
+    assert saved.model.label == "small"
+    assert saved.reward == "python object gspo_cli.rewards.composition.WeightedReward"
+    metrics = RunFolder(agent.run_folder).read("metrics.jsonl")
+    assert "rewards/standing/outcome/mean" in metrics[-1]
+    assert "iteration" in capsys.readouterr().out  # progress is shown
+    agent.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "adapter_config.json").exists()
+
+
+def test_the_api_and_the_command_are_the_same_run(tmp_path, reporter):
+    changes = {"num_outer_iterations": 2, "num_generations": 4, "generations_per_iteration": 8}
+    agent = train(settings(tmp_path / "api", max_completion_length=12, **changes), reporter)
+    command = [sys.executable, "-m", "gspo_cli.commands.train", *SMALL, "rollout.max_turns=8"]
+    command += [f"hydra.run.dir={tmp_path / 'command'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    api, other = RunFolder(agent.run_folder), RunFolder(tmp_path / "command")
+    assert api.config.read_text() == other.config.read_text()
+    assert (api.path / "card.txt").read_text() == (other.path / "card.txt").read_text()
+    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+        assert logged(api, log) == logged(other, log) != []
+
+
+@pytest.mark.parametrize("reward", [Polite(), Brief()], ids=["a coroutine", "a plain method"])
+def test_a_reward_of_ones_own_trains_and_is_written_down(reward, tmp_path, reporter):
+    agent = train(settings(tmp_path, **quick()), reporter, reward)
+    saved = OmegaConf.load(agent.run_folder / "config.yaml")
+    assert saved.reward == f"python object {__name__}.{type(reward).__name__}"
+    lines = RunFolder(agent.run_folder).read("metrics.jsonl")
+    assert lines[0]["grad_norm"] > 0
+    assert ("rewards/polite/mean" in lines[0]) == isinstance(reward, Polite)
+
+
+def quick():
+    return {"num_outer_iterations": 1, "num_generations": 2, "generations_per_iteration": 4,
+            "max_completion_length": 6, "updates_per_rollout": 2}  # fmt: skip
+
+
+def test_no_command_can_go_on_with_a_reward_that_a_script_gave(tmp_path, reporter):
+    agent = train(settings(tmp_path, **quick()), reporter, Brief())
+    go_on = [f"resume={agent.run_folder}", "training.num_outer_iterations=2"]
+    command = [sys.executable, "-m", "gspo_cli.commands.train", *go_on]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    [sentence] = done.stderr.splitlines()
+    assert sentence.startswith(f"gspo-train: reward=python object {__name__}.Brief: cannot be imported")
+
+
+def test_gspo_token_takes_credit_by_turns_and_gspo_does_not(tmp_path, reporter):
+    config = settings(tmp_path, credit="turn", discount=0.9, **quick())
+    agent = train(config, reporter, function=train_with_gspo_token)
+    saved = OmegaConf.load(agent.run_folder / "config.yaml").algorithm
+    assert (saved.name, saved.credit, saved.discount) == ("gspo_token", "turn", 0.9)
+    assert agent.summary["status"] == "completed"
+    with pytest.raises(UserError, match=r"^algorithm.credit=turn: a sequence ratio takes one advantage"):
+        train(config, reporter)
+
+
+def test_scenarios_given_inline_are_trained_on_and_kept_with_the_run(tmp_path, reporter):
+    environment = ConversationEnvironment(scenarios=CARDS)
+    assert len(environment.task().train_problems()) == 5
+    assert len(environment.task().heldout_problems()) == 1
+    conversation = environment.conversation()
+    conversation.reset(environment.task().train_problems()[0], 0)
+    assert conversation.step("i block your card.").done
+    config = GSPOConfig.from_training_config(settings(tmp_path, **quick()), max_turns=2)
+    agent = train(config, reporter, environment=environment)
+    path = Path(OmegaConf.load(agent.run_folder / "config.yaml").task.path)
+    assert path == agent.run_folder / "scenarios.json"
+    assert json.loads(path.read_text()) == CARDS
+    assert agent.summary["status"] == "completed"
+
+
+def test_scenarios_without_goals_need_a_reward(tmp_path, reporter):
+    lines = [
+        {"id": str(n), "topic": "cards", "context": "a bank", "user_responses": ["hello.", f"card {n}?"]}
+        for n in range(4)
+    ]
+    overrides = [*OVERRIDES, "model.cold_start.steps=0"]
+    config = GSPOConfig.from_training_config(settings(tmp_path, **quick()), overrides=overrides)
+    agent = train(config, reporter, Polite(), environment=ConversationEnvironment(scenarios=lines))
+    assert RunFolder(agent.run_folder).read("metrics.jsonl")[0]["num_turns"] == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: get_config_for_task("cooking"), "^task=cooking: is not an option; choose one of arithmetic"),
+        (lambda: ConversationEnvironment(task="cooking").task(), "^task=cooking: is not an option"),
+        (lambda: GSPOConfig.from_training_config(GSPOConfig(), clip_left=1), "GSPOConfig.clip_left: is not"),
+        (
+            lambda: GSPOConfig.from_training_config(GSPOConfig(), learning_rat=1),
+            "did you mean learning_rate?",
+        ),
+        (lambda: GSPOConfig(use_4bit=True), "GSPOConfig.use_4bit: models are not loaded quantised"),
+        (lambda: GSPOConfig.from_training_config(GSPOConfig(), use_8bit=True), "GSPOConfig.use_8bit"),
+        (lambda: GSPOConfig(overrides=["algorithm=grpo"]), "algorithm=grpo is not a single setting"),
+        (lambda: GSPOConfig(overrides=["logging=wandb"]), "logging=wandb is not a single setting"),
+        (lambda: AgentConfig(device="tpu"), "AgentConfig.device=tpu: give cpu or cuda"),
+        (lambda: ConversationEnvironment(task="sales", scenarios=CARDS), "^scenarios: are for the task"),
+        (lambda: ConversationEnvironment().task(), "^task.path: is needed"),
+        (lambda: ConversationEnvironment(scenarios=[{"id": object()}]).task(), "are not plain data"),
+        (lambda: ConversationEnvironment(scenarios=[{"id": "x"}]).task(), "scenario 1"),
+        (lambda: ConversationEnvironment(task="sales", colour=1).task(), "^task.colour: is not a setting of"),
+        (lambda: ConversationEnvironment(task="sales", heldout=object()).task(), "^task.heldout="),
+        (lambda: ConversationEnvironment(task="customer_service", difficulty=9).task(), "must lie between 1"),
+    ],
+)
+def test_what_is_no_setting_is_said_in_a_sentence(make, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"credit": "word"}, "^algorithm.credit=word: "),
+        ({"beta": "much"}, "^algorithm.beta=much: "),
+        ({"temperature": -1.0}, "^rollout.temperature=-1.0: must be above 0"),
+        ({"overrides": ["training.colour=red"]}, "^training.colour: is not a known setting"),
+        ({"num_generations": 3}, "must be a multiple"),
+    ],
+)
+def test_a_bad_setting_is_said_before_anything_is_made(changes, sentence, tmp_path, reporter):
+    with pytest.raises(UserError, match=sentence):
+        train(settings(tmp_path, **quick() | changes), reporter)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reward_has_to_be_an_object(tmp_path, reporter):
+    with pytest.raises(UserError, match=r"^reward_model: is a type; give an object of"):
+        train(settings(tmp_path, **quick()), reporter, Brief)
+
+
+def test_a_system_prompt_over_the_prompt_cap_is_said(tmp_path, reporter):
+    with pytest.raises(
+        UserError, match=r"^rollout.max_prompt_length=64: all \d+ training problems are longer"
+    ):
+        train(settings(tmp_path, max_prompt_length=64, **quick()), reporter, system_prompt="be kind " * 100)
+
+
+def test_an_agent_that_is_not_there_yet_says_how_to_get_it():
+    agent = MultiTurnAgent(AgentConfig())
+    asyncio.run(agent.initialize())
+    with pytest.raises(UserError, match=r"^agent: tiny is not loaded; call"):
+        asyncio.run(agent.generate_response("hello"))
+
+
+def test_a_conversation_that_fills_the_model_is_said(folders):
+    agent = MultiTurnAgent(AgentConfig(model_name=folders["gpt2"], max_new_tokens=4))
+    asyncio.run(agent.initialize())
+    assert isinstance(asyncio.run(agent.generate_response("hello")), str)
+    with pytest.raises(UserError, match="fills the model; start a new one"):
+        asyncio.run(agent.generate_response("x" * 600))
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("Qwen/Qwen3-0.6B", "small"),
+        ("Qwen/Qwen3-4B", "large"),
+        ("meta-llama/Llama-3.2-1B-Instruct", "large"),
+        ("HuggingFaceTB/SmolLM2-135M", "small"),
+        ("Qwen/Qwen3-30B-A3B", "moe"),
+        ("mistralai/Mixtral-8x7B-v0.1", "moe"),
+        ("gpt2", "small"),
+    ],
+)
+def test_a_name_tells_the_size(name, group):
+    assert model_overrides(name)[0] == f"model={group}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "group"),
+    [
+        ({"num_experts": 8, "hidden_size": 32}, "moe"),
+        ({"hidden_size": 1024, "num_hidden_layers": 28, "vocab_size": 151936}, "small"),
+        ({"hidden_size": 2560, "num_hidden_layers": 36, "vocab_size": 151936}, "large"),
+        ({"n_embd": 768, "n_layer": 12, "vocab_size": 50257}, "small"),
+        ({}, "small"),
+    ],
+)
+def test_a_folder_tells_its_size_by_its_shape(shape, group, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    assert model_overrides(tmp_path)[0] == f"model={group}"
+
+
+def test_a_reward_with_settings_is_named_on_the_command_line(tmp_path, reporter):
+    named = [f"reward={__name__}.Polite", "training.num_outer_iterations=1", "training.updates_per_rollout=2"]
+    folder = trained(tmp_path / "run", reporter, *named, "reward_settings={weight: 0.0}")
+    assert folder.read("metrics.jsonl")[0]["rewards/polite/mean"] == 0
+    assert OmegaConf.load(folder.config).reward_settings == {"weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["reward_settings={wieght: 1}"],
+            r"^reward_settings.wieght: is not a setting of .*; it takes weight",
+        ),
+        ([f"reward={__name__}.quick"], "must be a subclass of"),
+        ([f"reward={__name__}.Nothing"], "cannot be imported"),
+    ],
+)
+def test_a_reward_that_cannot_be_made_is_said_in_a_sentence(overrides, sentence, tmp_path, reporter):
+    with pytest.raises(UserError, match=sentence):
+        trained(tmp_path / "run", reporter, f"reward={__name__}.Polite", *overrides)
+    assert configured(f"reward={__name__}.Polite")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory):
+    use_cache(tmp_path_factory)
