@@ -82,6 +82,7 @@ def configure():
 
     def configured(*overrides: str):
         small = [
+            "task=arithmetic",
             "model.cold_start.steps=3",
             "model.cold_start.stop_score=null",
             "model.cold_start.batch_tokens=100",

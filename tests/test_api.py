@@ -170,7 +170,7 @@ def test_no_command_can_go_on_with_a_reward_that_a_script_gave(tmp_path, reporte
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     [sentence] = done.stderr.splitlines()
-    assert sentence.startswith(f"gspo-train: reward=python object {__name__}.Brief: cannot be imported")
+    assert sentence.startswith(f"gspo-train: reward=python object {__name__}.Brief: was made by a script")
 
 
 def test_gspo_token_takes_credit_by_turns_and_gspo_does_not(tmp_path, reporter):
@@ -328,7 +328,7 @@ def test_a_reward_with_settings_is_named_on_the_command_line(tmp_path, reporter)
             r"^reward_settings.wieght: is not a setting of .*; it takes weight",
         ),
         ([f"reward={__name__}.quick"], "must be a subclass of"),
-        ([f"reward={__name__}.Nothing"], "cannot be imported"),
+        ([f"reward={__name__}.Nothing"], "was made by a script"),
     ],
 )
 def test_a_reward_that_cannot_be_made_is_said_in_a_sentence(overrides, sentence, tmp_path, reporter):

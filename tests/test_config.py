@@ -169,7 +169,8 @@ def test_the_task_says_how_long_answers_are_unless_the_user_does(name):
 
 def test_nothing_has_to_be_given():
     config = built()
-    assert (config.model.label, config.task.name, config.algorithm.name) == ("tiny", "arithmetic", "gspo")
+    chosen = (config.model.label, config.task.name, config.algorithm.name)
+    assert chosen == ("tiny", "customer_service", "gspo")
     assert config.training.num_outer_iterations == 100
 
 
@@ -182,8 +183,8 @@ SENTENCES = [
     ("foo=1", "foo: is not a known setting; `gspo-train --cfg job` shows them all"),
     ("+foo=1", "foo: is not a known setting"),
     ("++training.foo=1", "training.foo: is not a known setting"),
-    ("task.digit=3", "task.digit: is not a"),
-    ("+task.digit=3", "task.digit: is not a setting of gspo_cli.tasks.arithmetic.Arithmetic; did you mean"),
+    ("task.dificulty=3", "task.dificulty: is not a"),
+    ("+task.dificulty=3", "task.dificulty: is not a setting of gspo_cli.tasks.customer_service"),
     # unknown options and enum names, with the known ones
     ("model=huge", "model=huge: is not an option; choose one of large, moe, small, tiny, tiny_moe"),
     ("experiment=nope", "experiment=nope: is not an option; choose one of"),
@@ -196,7 +197,7 @@ SENTENCES = [
     ("seed=null", "seed: field 'seed' is not Optional"),
     ("training=5", "training: invalid type assigned"),
     ("algorithm.learning_rate=", "algorithm.learning_rate: value '' of type 'str' could not be"),
-    ("task.digits=two", "task.digits: value 'two' of type 'str' could not be converted to Integer"),
+    ("task.difficulty=two", "task.difficulty: value 'two' of type 'str' could not be converted to Integer"),
     ("foo", "foo: is not an override; write key=value"),
     # out of range
     ("seed=-1", "seed=-1: must be 0 or more"),
@@ -225,7 +226,7 @@ SENTENCES = [
     ("evaluation.samples=-1", "evaluation.samples=-1: must not be negative"),
     ("evaluation.stop_at_score=5", "evaluation.stop_at_score=5.0: must lie between 0 and 1"),
     ("checkpoint.keep=0", "checkpoint.keep=0: must be above 0"),
-    ("task.digits=0", "task.digits=0: must lie between 1 and 9"),
+    ("task.difficulty=0", "task.difficulty=0: must lie between 1 and 4"),
     # illegal together
     ("training.num_generations=1", "training.num_generations=1: an answer is judged against the other"),
     ("training.generations_per_iteration=9", "=9: must be a multiple of training.num_generations=8; try 8"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from functools import partial
 from statistics import mean
 
 import pytest
@@ -132,7 +133,7 @@ def test_the_two_sides_share_no_customer_no_opening_and_no_chance():
     openings = [[p.messages[0].content for p in side] for side in (train, heldout)]
     assert len({*openings[0], *openings[1]}) == 700
     # pinned: if these move, a resumed run is evaluated on problems that it was trained on
-    assert [p.answer for p in heldout[:2]] == ["move 570 to cairo", "move 410 to tokyo; tell 933 shipped"]
+    assert [p.answer for p in heldout[:2]] == ["move 663 to cairo", "tell 986 shipped"]
 
 
 def test_a_problem_is_plain_json_and_says_what_a_good_answer_is():
@@ -154,7 +155,7 @@ def test_all_kinds_of_requests_and_refusals_are_asked_for():
 
 
 def test_demonstrations_are_solved_conversations_that_end_with_the_agent():
-    task = task_of()
+    task = task_of(careless=0.0)
     demonstrations = task.demonstrations()
     assert len(demonstrations) == 20
     for seed, (problem, shown) in enumerate(zip(task.train_problems()[:20], demonstrations, strict=True)):
@@ -162,6 +163,31 @@ def test_demonstrations_are_solved_conversations_that_end_with_the_agent():
         turns = iter(told)
         assert shown.messages[-1].role == "assistant"
         assert play(problem, lambda _, turns=turns: next(turns), seed, len(told)).outcome.solved
+
+
+@pytest.mark.parametrize("difficulty", TASKS)
+@pytest.mark.parametrize("habit", oracle.Habit)
+def test_a_bad_habit_ends_conversations_unsolved_wherever_it_shows(difficulty, habit):
+    shown = 0
+    for problem in TASKS[difficulty].train_problems():
+        good = play(problem, oracle.answer)
+        bad = play(problem, partial(oracle.answer, habits=frozenset({habit})))
+        assert bad.messages[-1].role == "user"  # whatever its habits, it brings a conversation to an end
+        if bad.messages != good.messages:
+            shown += 1
+            assert not bad.outcome.solved
+            assert reward(bad) < reward(good) - 0.2 / difficulty
+    assert shown > 0
+
+
+def test_careless_demonstrations_are_of_mixed_quality_and_the_same_every_time():
+    task = task_of(demonstrations_count=60)
+    assert task.demonstrations() == task_of(demonstrations_count=60).demonstrations()
+    solved = []
+    for seed, (problem, shown) in enumerate(zip(task.train_problems(), task.demonstrations(), strict=True)):
+        turns = iter([m.content for m in shown.messages if m.role == "assistant"])
+        solved.append(play(problem, lambda _, turns=turns: next(turns), seed).outcome.solved)
+    assert 0.05 < mean(solved) < 0.6
 
 
 def test_the_briefing_has_policy_and_tools_unless_they_are_known_already():

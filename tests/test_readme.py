@@ -61,5 +61,5 @@ def test_a_sweep_makes_one_run_folder_each(tmp_path):
     done = command("-m", "algorithm=gspo,grpo", "hydra.sweep.dir=sweep", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert found == ["0-arithmetic-tiny-gspo-s0", "1-arithmetic-tiny-grpo-s0"]
+    assert found == ["0-customer_service-tiny-gspo-s0", "1-customer_service-tiny-grpo-s0"]
     assert all((tmp_path / "sweep" / name / "summary.json").exists() for name in found)

@@ -186,7 +186,7 @@ def test_the_yaml_lists_every_setting_of_its_task(name, tmp_path):
     node = OmegaConf.load(CONF_DIR / "task" / f"{name}.yaml")
     assert set(node) - {"_target_"} == {field.name for field in fields(locate(node["_target_"], ""))}
     (tmp_path / "mine.json").write_text(json.dumps(variants(12)))
-    settings = {"instructions": True}
+    settings = {"instructions": True, "answer_length": 24}
     if name == "scenarios":
         settings |= {"path": str(tmp_path / "mine.json")}
     made = build_task(OmegaConf.merge(node, settings))

@@ -313,7 +313,7 @@ def test_a_tiny_model_gets_neither_policy_nor_tools():
 
 def test_the_yaml_lists_every_setting_and_modes_are_given_by_name():
     node = OmegaConf.load(CONF_DIR / "task" / "technical_support.yaml")
-    made = build_task(OmegaConf.merge(node, {"instructions": True, "mode": "scripted"}))
+    made = build_task(OmegaConf.merge(node, {"instructions": True, "answer_length": 24, "mode": "scripted"}))
     assert made.mode is Mode.scripted
     assert set(node) - {"_target_"} == {field.name for field in fields(locate(node["_target_"], ""))}
 

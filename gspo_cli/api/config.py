@@ -25,7 +25,6 @@ from gspo_cli.errors import UserError
 EMBEDDED = ("tiny", "tiny_moe")
 # whole groups are chosen by agent, environment and function; their options would undo a GSPOConfig's settings
 CHOSEN = ("task", "model", "algorithm", "rollout", "logging", "experiment", "resume")
-OBJECT = "python object"  # what `reward` of a saved configuration begins with where a script gave the reward
 BILLIONS = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)[bB](?![A-Za-z])")
 EXPERTS = re.compile(r"-A\d+(?:\.\d+)?B|moe|\dx\d", flags=re.IGNORECASE)
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")

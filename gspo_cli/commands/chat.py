@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gspo_cli.api.config import OBJECT
 from gspo_cli.commands.evaluate import resolve
 from gspo_cli.commands.train import INTERRUPTED, run_command
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import load_saved
+from gspo_cli.config.compose import OBJECT, load_saved
 from gspo_cli.environments.base import Environment, SingleTurn, Step, World
 from gspo_cli.types import FinishReason, Message, Outcome, Problem
 

@@ -20,7 +20,7 @@ EXAMPLES = """examples:
       the run's best checkpoint on its held-out problems
   gspo-eval outputs/arithmetic-tiny-gspo/<run> --checkpoint last evaluation.samples=16
       the last one, with pass@16
-  gspo-eval <model folder> task=gsm8k task.path=train.jsonl
+  gspo-eval <model folder> model=small task=gsm8k task.path=train.jsonl
       a model that no run of ours made
 """
 
@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--samples", type=int, default=3, help="how many answers to show (default 3)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # overrides may stand after flags
 
 
 def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunConfig, str, Path | None]:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.config import schema
 from gspo_cli.errors import UserError
 
+OBJECT = "python object"  # what `reward` of a saved configuration begins with where a script gave the reward
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
@@ -72,10 +73,19 @@ def build_config(node: DictConfig) -> schema.RunConfig:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
         config.task = build_task(node.task)
         if config.reward is not None:
-            locate(config.reward, "reward")
+            _check_reward(config.reward)
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError(explain(error)) from error
     return config
+
+
+def _check_reward(path: str) -> None:
+    if path.startswith(OBJECT):
+        raise UserError(
+            f"reward={path}: was made by a script, and no command can make it again; continue with that "
+            "script, or evaluate with reward=null, the task's own"
+        )
+    locate(path, "reward")
 
 
 def resolved_yaml(node: DictConfig) -> str:

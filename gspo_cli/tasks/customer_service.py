@@ -36,7 +36,7 @@ class CustomerService(TalkingTask):
     heldout: int = 200
     difficulty: int = 2
     problems: int = 2000
-    careless: float = 0.5
+    careless: float = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()

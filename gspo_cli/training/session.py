@@ -133,7 +133,9 @@ def set_threads(config: RunConfig) -> None:
 
 def build_reward(config: RunConfig) -> RewardFunction:
     """The reward that `reward` names by dotted path, made with `reward_settings`, or the task's own."""
-    return config.task.reward() if config.reward is None else build(config.reward, config.reward_settings or {})
+    if config.reward is None:
+        return config.task.reward()
+    return build(config.reward, config.reward_settings or {})
 
 
 def check_positions(config: RunConfig, positions: int) -> None:
