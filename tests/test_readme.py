@@ -26,6 +26,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+def python(part: str) -> str:
+    """The only block of Python that holds `part`."""
+    [block] = [block for block in blocks("python") if part in block]
+    return block
+
+
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     run = [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
     environment = os.environ | {"PYTHONPATH": str(CONF_DIR.parent)}
@@ -33,12 +39,32 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_task_of_the_readme_trains(tmp_path):
-    (tmp_path / "dice.py").write_text(blocks("python")[0])
+    (tmp_path / "dice.py").write_text(python("class Dice"))
     (tmp_path / "my_conf" / "task").mkdir(parents=True)
     (tmp_path / "my_conf" / "task" / "dice.yaml").write_text(blocks("yaml")[0])
     done = command("-cd", "my_conf", "task=dice", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "gspo on dice with tiny" in done.stdout
+
+
+def test_the_script_of_the_readme_trains_and_answers(tmp_path):
+    small = [
+        "model.shape.hidden_size=32",
+        "model.shape.layers=1",
+        "evaluation.problems=4",
+        "hardware.threads=1",
+    ]
+    quick = [*small, *(text for text in QUICK if text.startswith("model."))]
+    script = python("train_with_gspo").replace(
+        "num_outer_iterations=20", f"num_outer_iterations=1, generations_per_iteration=16, overrides={quick}"
+    )
+    assert "overrides" in script
+    environment = os.environ | {"PYTHONPATH": str(CONF_DIR.parent)}
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Completed 1 of 1 iterations: gspo on customer_service" in done.stdout
+    assert list((tmp_path / "outputs").glob("customer_service-tiny-gspo/*/summary.json"))
 
 
 def test_the_error_of_the_readme_is_the_one_that_is_printed(tmp_path):

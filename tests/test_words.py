@@ -116,15 +116,17 @@ def test_the_commands_after_each_ending():
     def commands(**changes):
         return [command for command, _ in next_commands(summary(**changes))]
 
-    evaluate, resume = "gspo-eval outputs/run", "gspo-train resume=outputs/run"
+    evaluate, talk = "gspo-eval outputs/run", "gspo-chat outputs/run"
+    resume = "gspo-train resume=outputs/run"
     partner = "gspo-train algorithm=grpo seed=3 task=arithmetic model=tiny"
-    assert commands() == [evaluate, f"{resume} training.num_outer_iterations=200", partner]
+    assert commands() == [evaluate, talk, f"{resume} training.num_outer_iterations=200", partner]
     assert commands(algorithm="grpo")[-1] == "gspo-train algorithm=gspo seed=3 task=arithmetic model=tiny"
-    assert commands(status="interrupted", iterations=40) == [evaluate, resume]
-    assert commands(status="failed", iterations=40) == [evaluate, resume]
+    assert commands(status="interrupted", iterations=40) == [evaluate, talk, resume]
+    assert commands(status="failed", iterations=40) == [evaluate, talk, resume]
     assert commands(status="failed", iterations=0) == [resume]
     assert commands(status="stopped_early", iterations=40) == [
         evaluate,
+        talk,
         f"{resume} evaluation.stop_at_score=null",
         partner,
     ]
@@ -144,7 +146,7 @@ def test_pasted_commands_name_any_folder(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = [shlex.split(command) for command, _ in next_commands(summary(run_folder=folder))]
     assert commands[0] == ["gspo-eval", folder]
-    override = OverridesParser.create().parse_override(commands[1][1])
+    override = OverridesParser.create().parse_override(commands[2][1])
     assert override.value() == folder
 
 

@@ -115,6 +115,7 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
     commands = []
     if summary["iterations"] > 0:
         commands.append((f"gspo-eval {shlex.quote(run)}", "measure its checkpoints on held-out problems"))
+        commands.append((f"gspo-chat {shlex.quote(run)}", "talk to it; --watch 3 shows three conversations"))
     return commands + _go_on(summary, f"gspo-train {_override('resume', run)}") + _partner(summary)
 
 
