@@ -43,12 +43,14 @@ NO_BRIEFING = Briefing()
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to solve: the messages the agent first sees and what a reward needs to judge the answer."""
+    """One thing to solve: the messages the agent first sees and what a reward needs to judge the answer.
+    `about` tells a person who takes the user's place who they are."""
 
     id: str
     messages: tuple[Message, ...]
     answer: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,14 @@ step and finish, on one core. What the oracle takes, or in training the model, c
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from gspo_cli.environments.shop import oracle
 from gspo_cli.tasks.customer_service import CustomerService
@@ -48,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--problems", type=int, default=200, help="problems of each difficulty (200)")
     parser.add_argument("--answers", type=int, default=8, help="conversations about each problem (8)")
+    parser.add_argument("--run", type=Path, help="run folder: the shop's share of its iterations, too")
     options = parser.parse_args()
     print("difficulty  conversations  agent turns  words  ms/conversation  steps/s")
     for difficulty in (1, 2, 3, 4):
@@ -64,6 +69,18 @@ def main() -> None:
             f"{difficulty:10}  {len(held):13}  {mean(turns):11.1f}  {words:5.0f}"
             f"  {1000 * watch.seconds / len(held):15.2f}  {sum(turns) / watch.seconds:7.0f}"
         )
+        if options.run and difficulty == 1:
+            print_share(options.run, watch.seconds / sum(turns))
+
+
+def print_share(run: Path, seconds_per_step: float) -> None:
+    """What the steps of a run's conversations take of its iterations, at the speed just measured."""
+    config = OmegaConf.load(run / "config.yaml")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = config.training.generations_per_iteration * mean(line["num_turns"] for line in lines)
+    whole = mean(line["time/iteration"] for line in lines)
+    share = steps * seconds_per_step / whole
+    print(f"            {share:.1%} of an iteration of {whole:.2f} s with {steps:.0f} steps: {run}")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def talk(held: Dialogues, problem: Problem, show: Show, free: bool) -> None:
         show("about", "Words only, no tools to act with. End with /quit.")
     else:
         show("about", f"You are the user of {about(problem)}. End with /quit.")
-        show("about", f"The task's own user would begin: {problem.messages[-1].content}")
+        own = f"The task's own user would begin: {problem.messages[-1].content}"
+        show("about", f"{problem.about} {own}".strip())
     person = Person(world, asker(show), show)
     first = person.asked()
     if first is None:

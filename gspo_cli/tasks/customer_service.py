@@ -107,5 +107,6 @@ class CustomerService(TalkingTask):
                     messages=(Message("user", opening),),
                     answer=scenario.goal(),
                     metadata=to_json(scenario),
+                    about=f"Your email is {scenario.customer}.",
                 )
         return list(found.values())
