@@ -23,6 +23,7 @@ from typing import Any
 LONGEST_CALL = 4000  # characters; no call of ours is longer
 LONGEST_SPEECH = 20_000  # characters of an agent's words that a user reads
 THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+FENCE = re.compile(r"\A```(?:json)?\s*(\{.*\}|\[.*\])\s*```\Z", re.DOTALL)
 LINE = re.compile(r"/[A-Za-z_]\w*(?:\s|\Z)")
 NAMED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
@@ -109,7 +110,10 @@ def write_line(name: str, *values: str) -> str:
 
 def read_turn(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | Speech:
     """What an agent's turn is. `tools` are those it may call, by name."""
-    text = THOUGHTS.sub("", text[: 10 * LONGEST_SPEECH]).strip()
+    text = THOUGHTS.sub("", text[: 10 * LONGEST_SPEECH])
+    text = text.rpartition("</think>")[2].strip()  # some templates open the thoughts themselves
+    fenced = FENCE.match(text)
+    text = fenced[1] if fenced else text
     if "<tool_call>" in text:
         return _read_tagged(text, tools)
     if LINE.match(text):

@@ -26,9 +26,10 @@ from gspo_cli import (
     train_with_gspo,
     train_with_gspo_token,
 )
-from gspo_cli.api.config import model_overrides
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.words import next_commands
+from gspo_cli.types import Message
 
 ROOT = Path(__file__).parent.parent
 OVERRIDES = [text for text in SMALL if text.startswith(("model.", "evaluation.", "hardware."))]
@@ -170,7 +171,17 @@ def test_no_command_can_go_on_with_a_reward_that_a_script_gave(tmp_path, reporte
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     [sentence] = done.stderr.splitlines()
-    assert sentence.startswith(f"gspo-train: reward=python object {__name__}.Brief: was made by a script")
+    said = (
+        f"gspo-train: reward=python object {__name__}.Brief: was made by a script, and cannot be made again"
+    )
+    assert sentence == f"{said}; run the script anew, or evaluate with reward=null, the task's own"
+    assert [name for name, _ in next_commands(agent.summary)] == [
+        f"gspo-eval {agent.run_folder} reward=null",
+        f"gspo-chat {agent.run_folder}",
+    ]
+    command = [sys.executable, "-m", "gspo_cli.commands.evaluate", str(agent.run_folder), "reward=null"]
+    done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_gspo_token_takes_credit_by_turns_and_gspo_does_not(tmp_path, reporter):
@@ -283,34 +294,24 @@ def test_a_conversation_that_fills_the_model_is_said(folders):
 
 
 @pytest.mark.parametrize(
-    ("name", "group"),
+    ("messages", "sentence"),
     [
-        ("Qwen/Qwen3-0.6B", "small"),
-        ("Qwen/Qwen3-4B", "large"),
-        ("meta-llama/Llama-3.2-1B-Instruct", "large"),
-        ("HuggingFaceTB/SmolLM2-135M", "small"),
-        ("Qwen/Qwen3-30B-A3B", "moe"),
-        ("mistralai/Mixtral-8x7B-v0.1", "moe"),
-        ("gpt2", "small"),
+        ([], "there is no message to answer"),
+        ([Message("assistant", "hi"), Message("user", "hello")], "the first message is its own"),
+        ([{"role": "assistant", "content": "hi"}], "the first message is its own"),
+        ([Message("user", "hello"), {"role": "user"}], "message 2 is no message; give a role"),
+        ([{"content": "hello"}], "message 1 is no message"),
+        ([{"role": "customer", "content": "hello"}], "message 1 is no message"),
+        (["hello"], "message 1 is no message"),
+        ({"role": "user", "content": "hello"}, "message 1 is no message"),
     ],
 )
-def test_a_name_tells_the_size(name, group):
-    assert model_overrides(name)[0] == f"model={group}"
-
-
-@pytest.mark.parametrize(
-    ("shape", "group"),
-    [
-        ({"num_experts": 8, "hidden_size": 32}, "moe"),
-        ({"hidden_size": 1024, "num_hidden_layers": 28, "vocab_size": 151936}, "small"),
-        ({"hidden_size": 2560, "num_hidden_layers": 36, "vocab_size": 151936}, "large"),
-        ({"n_embd": 768, "n_layer": 12, "vocab_size": 50257}, "small"),
-        ({}, "small"),
-    ],
-)
-def test_a_folder_tells_its_size_by_its_shape(shape, group, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(shape))
-    assert model_overrides(tmp_path)[0] == f"model={group}"
+def test_what_is_no_conversation_is_said_in_a_sentence(messages, sentence, folders):
+    agent = MultiTurnAgent(AgentConfig(model_name=folders["gpt2"], max_new_tokens=1))
+    asyncio.run(agent.initialize())
+    with pytest.raises(UserError, match=f"^agent: {sentence}") as error:
+        asyncio.run(agent.generate_response(messages))
+    assert "\n" not in str(error.value)
 
 
 def test_a_reward_with_settings_is_named_on_the_command_line(tmp_path, reporter):
@@ -328,7 +329,8 @@ def test_a_reward_with_settings_is_named_on_the_command_line(tmp_path, reporter)
             r"^reward_settings.wieght: is not a setting of .*; it takes weight",
         ),
         ([f"reward={__name__}.quick"], "must be a subclass of"),
-        ([f"reward={__name__}.Nothing"], "was made by a script"),
+        ([f"reward={__name__}.Nothing"], "cannot be imported"),
+        (["reward=python object mine.Reward"], "was made by a script"),
     ],
 )
 def test_a_reward_that_cannot_be_made_is_said_in_a_sentence(overrides, sentence, tmp_path, reporter):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from shop_conversations import CANCEL, problem_of
 from talking_runs import trained, use_cache
 
 from gspo_cli.commands.chat import Narrated, Person, chat_command, main, shower
+from gspo_cli.commands.evaluate import resolve
 from gspo_cli.environments.base import SingleTurn, Step
 from gspo_cli.environments.shop import oracle
 from gspo_cli.environments.shop.environment import Shop
@@ -66,7 +69,7 @@ def said_by(lines):
 def test_a_person_talks_to_the_agent_in_the_shop(chat):
     out = chat("--problem 2 --temperature 1", "hello\nplease cancel my order\n")
     assert out[0].startswith("You are the user of heldout-2: ")
-    assert out[1].startswith("The task's own user would begin: ")
+    assert re.match(r"Your email is \w+@mail\.com\. The task.s own user would begin: ", out[1])
     assert [line.partition(":")[0] for line in out[2:]] == ["user", "agent", "user", "agent"]
     assert out[2] == "user: hello"
 
@@ -94,6 +97,26 @@ def test_the_tasks_own_user_is_watched_and_the_agent_judged(chat):
         assert part in verdicts[0]
 
 
+def test_fewer_problems_than_asked_for_are_said(chat):
+    out = chat("--watch 3 --problem 2")
+    assert out[0] == "--watch 3: only 2 held-out problems are left to watch."
+    assert len([line for line in out if line.startswith("heldout")]) == 2
+    assert not [line for line in chat("--watch 1") if line.startswith("--watch")]
+
+
+def test_a_model_folder_is_taken_for_what_it_holds(run, tmp_path):
+    folder = tmp_path / "tiny"  # the name says nothing
+    folder.mkdir()
+    for layers, label in ((4, "small"), (400, "large")):
+        shape = {"hidden_size": 1024, "num_hidden_layers": layers, "vocab_size": 1000}
+        (folder / "config.json").write_text(json.dumps(shape))
+        config, source, adapter = resolve(folder, "best", ["task=customer_service"])
+        assert (config.model.label, source, adapter) == (label, str(folder), None)
+        assert config.rollout.max_completion_length == config.task.answer_length > 32
+        assert config.task.instructions
+    assert resolve(folder, "best", ["model=tiny"])[0].model.label == "tiny"
+
+
 def test_settings_of_the_task_may_change_and_stand_after_flags(chat):
     wishes = [
         line for line in chat("--watch 4 task.difficulty=4 task.max_turns=14") if line.startswith("heldout")
@@ -105,7 +128,7 @@ def test_the_agent_before_training_is_another(chat):
     assert chat("--watch 1 --temperature 1 --checkpoint initial")
 
 
-@pytest.mark.parametrize("arguments", ["--free", "task=arithmetic model.instructions=true --free"])
+@pytest.mark.parametrize("arguments", ["--free", "model=tiny task=arithmetic model.instructions=true --free"])
 def test_words_only_where_no_environment_is_wanted(chat, run, arguments):
     folder = run if arguments == "--free" else run / "checkpoints" / "last"
     out = chat(arguments, "hello\n", folder)
@@ -114,9 +137,9 @@ def test_words_only_where_no_environment_is_wanted(chat, run, arguments):
 
 
 def test_a_task_of_single_answers_has_words_only(chat, run):
-    out = chat("task=arithmetic", "1+1=\n", run / "checkpoints" / "last")
+    out = chat("model=tiny task=arithmetic", "1+1=\n", run / "checkpoints" / "last")
     assert out[0].startswith("Words only")
-    out = chat("task=arithmetic --watch 1", "", run / "checkpoints" / "last")
+    out = chat("model=tiny task=arithmetic --watch 1", "", run / "checkpoints" / "last")
     assert [line.partition(":")[0] for line in out[1:3]] == ["user", "agent"]
 
 

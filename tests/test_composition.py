@@ -173,3 +173,16 @@ def test_a_part_with_too_many_turns_is_named():
 def test_settings_that_make_no_sum_are_refused(parts, bounds, sentence):
     with pytest.raises(UserError, match=sentence):
         WeightedReward(parts, *bounds)
+
+
+def test_a_turn_after_damage_is_not_paid_what_the_lower_bound_forgives():
+    earned = {"damage": [-0.85, 0.0, 0.0], "harmless": [0.0, 0.0, 0.0], "perfect": [0.0, 0.6, 0.4]}
+    found = {}
+    for name, turns in earned.items():
+        part = Plain(sum(turns), turns=turns)
+        found[name] = asyncio.run(score(WeightedReward({"part": (1.0, part)}), conversation(turns=3)))
+    assert [list(result.turn_rewards) for result in found.values()] == [[0, 0, 0], [0, 0, 0], [0, 0.6, 0.4]]
+    # damage undone within the bounds is paid as far as it lifts the whole
+    back = Plain(0.2, turns=[0.5, -0.8, 0.5])
+    result = asyncio.run(score(WeightedReward({"part": (1.0, back)}), conversation(turns=3)))
+    assert list(result.turn_rewards) == pytest.approx([0.5, -0.5, 0.2])

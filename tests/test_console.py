@@ -60,6 +60,7 @@ SUMMARY = {
     "model": "tiny",
     "task": "arithmetic",
     "seed": 0,
+    "reward_object": False,
     "iterations": 100,
     "total_iterations": 100,
     "initial_eval": None,

@@ -191,6 +191,42 @@ def test_honest_answers_are_not_taken_for_games(text, least):
     assert manner_of("cancel order 482", text) >= least
 
 
+REFUND = "please refund order 482, the lamp"
+LATER = "can order 482 be delivered later this week"
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "expected"),
+    [
+        (REFUND, "I will deal with it right away: 40 dollars for order 482 are refunded.", 1.0),
+        (REFUND, "Did order 482 get lost on the way to you?", 1.0),
+        (REFUND, "I have refunded 40 dollars for order 482, it won't take long to arrive.", 1.0),
+        (REFUND, "Your refund for the lamp was sent and won't take long.", 1.0),
+        (REFUND, "Order 482 won't take long to be refunded.", 1.0),
+        (LATER, "Order 482 is moved to friday.", 1.0),
+        ("what is the latest on order 482?", "Order 482 is moved to friday.", 1.0),
+        ("i want my money back", "I have refunded 40 dollars. Ok?", 0.9),
+        # short answers of tiny models
+        (REFUND, "may i please have your email?", 0.9),
+        (REFUND, "what's your zip?", 0.9),
+        (REFUND, "shall i cancel order 482 for you?", 1.0),
+        (REFUND, "your order 482 is pending.", 1.0),
+        ("hi", "may i please have your email?", 1.0),
+        # and what earns less
+        (REFUND, "a b c?", 0.75),
+        (REFUND, "I cannot refund order 482.", 0.7),
+        (REFUND, "No, I will not refund order 482.", 0.7),
+        (REFUND, "A refund for the lamp is not possible.", 0.7),
+        ("order 482 is late", "Order 482 is moved to friday.", 0.85),
+        ("order 482 got lost", "Order 482 is moved to friday.", 0.85),
+        ("delivery of order 482 failed", "Order 482 is moved to friday.", 0.85),
+        ("the lamp of order 482 is torn", "Order 482 is moved to friday.", 0.85),
+    ],
+)
+def test_a_word_is_judged_by_what_it_says_there(query, text, expected):
+    assert manner_of(query, text) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("part", "better", "worse"),
     [

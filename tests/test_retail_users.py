@@ -26,6 +26,7 @@ from gspo_cli.environments.retail.environment import RetailEnvironment
 from gspo_cli.environments.retail.instructions import read_scenario
 from gspo_cli.environments.retail.tools import TAU_TOOLS
 from gspo_cli.environments.retail.users import GIVES_UP, ScriptedUser
+from gspo_cli.tool_calls import ToolCall
 
 
 @pytest.fixture
@@ -174,3 +175,26 @@ def test_a_dead_endpoint_is_a_fault_of_the_environment_and_no_score(folder):
 
     with pytest.raises(EndpointError):
         asyncio.run(talk())
+
+
+def test_an_open_question_that_names_the_order_is_no_consent():
+    scenario = read_scenario(
+        "Your name is A B and your zip code is 12345. You are calm. Cancel order #W1 because x. "
+    )
+    user = ScriptedUser(scenario, 0)
+    user.hear("How can I help you?")
+    call = ToolCall("cancel_pending_order", {"order_id": "#W1", "reason": "no longer needed"})
+    assert user.hear("What is the reason to cancel order #W1?").text == scenario.requests[0].words
+    assert not user.agrees(call)
+    user.hear("Shall I cancel order #W1? Please confirm.")
+    assert user.agrees(call)
+
+
+def test_an_apology_is_no_refusal():
+    scenario = read_scenario(
+        "Your name is A B and your zip code is 12345. You are calm. Cancel order #W1 because x. "
+    )
+    user = ScriptedUser(scenario, 0)
+    user.hear("How can I help you?")
+    user.hear("I'm sorry for the inconvenience. One moment please.")
+    assert user.stated == scenario.requests[0]

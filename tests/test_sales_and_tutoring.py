@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from gspo_cli.environments.scenarios.customer import FEATURES
+from gspo_cli.environments.scenarios.customer import DOUBTS, FEATURES, Product, scenario
 from gspo_cli.environments.scenarios.environment import ScenarioEnvironment
 from gspo_cli.environments.scenarios.pupil import BY_NAME, MISCONCEPTIONS, spoken, suits, wrong_sum
 from gspo_cli.environments.support.environment import Mode
@@ -180,8 +180,8 @@ def test_recommending_two_products_is_none():
 
 def test_a_false_answer_to_the_doubt_is_a_violation_and_reaches_nothing():
     for row, fit, *_ in customers():
-        lie = row["violations"][2]["when"]["all"]
-        turns = ("what do you need?", f"i recommend the {fit}.", f"{lie[0][0]} {lie[1][0]}.")
+        lie = row["violations"][2]["when"]["any"]
+        turns = ("what do you need?", f"i recommend the {fit}.", f"{lie[0]}.")
         talk = talk_to(row, *turns)
         assert talk.outcome.details["violations"][0].startswith("told a wrong")
         assert (talk.standing["outcome"], talk.standing["facts"]) == (0.5, 0)
@@ -282,3 +282,50 @@ def test_random_agents_break_nothing(task):
         assert 0 <= talk.standing["facts"] <= 1
         assert -1 <= talk.standing["policy"] <= 0
         assert json.loads(json.dumps(talk.outcome.details)) == talk.outcome.details
+
+
+def test_a_fact_listed_with_all_others_before_there_is_a_doubt_is_not_told():
+    for row, *_ in customers():
+        numbers = [text for part in ("facts", "violations") for text in row[part][-1]["when"]["any"]]
+        assert talk_to(row, f"{', '.join(numbers)}.").standing["facts"] == 0
+
+
+def test_another_entry_in_the_same_breath_is_no_lie():
+    entries = {"warranty": 2, "delivery": 3, "weight": 150}
+    table = [
+        Product("nova", 200, ("camera", "battery"), entries),
+        Product("orbit", 250, ("camera", "radio"), entries),
+        Product("luna", 180, ("battery", "screen"), entries),
+    ]
+    row = scenario("camera", 200, table, DOUBTS[0], True, 0)
+    turns = ("what do you need?", "the nova fits your needs.", "a 2 year warranty and delivery in 3 days.")
+    talk = talk_to(row, *turns)
+    assert talk.outcome.details["violations"] == []
+    assert talk.standing["facts"] == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["Which features do you want?", "What matters most to you?", "Tell me what you need, please."]
+)
+def test_the_need_is_asked_in_many_ways(words):
+    for row, *_ in customers():
+        assert talk_to(row, words).outcome.details["goals reached"] == ["need asked"]
+
+
+def test_the_effort_of_a_pupil_may_be_praised():
+    for row, *_ in pupils():
+        talk = talk_to(row, "Good job showing your work! How did you do it?")
+        assert talk.outcome.details["violations"] == []
+        assert talk.outcome.details["goals reached"] == ["asked"]
+
+
+def test_words_of_every_lesson_do_not_confuse_a_pupil():
+    for row, name, _ in pupils():
+        if name == "carry":
+            turns = (
+                "how did you do it?",
+                "what is 7 plus 8?",
+                "in order to add, carry the 1.",
+                "next, please.",
+            )
+            assert talk_to(row, *turns).outcome.solved

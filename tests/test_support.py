@@ -324,3 +324,40 @@ def test_the_yaml_lists_every_setting_and_modes_are_given_by_name():
 def test_a_setting_out_of_range_is_an_error_that_names_it(setting, value):
     with pytest.raises(UserError, match=rf"^task\.{setting}="):
         task(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "I see that airplane mode was off and the SIM card was in.",
+        "your mobile data isn't the problem",
+        "the problem could be the sim card",
+        "let's see if the issue is with mobile data",
+    ],
+)
+def test_what_is_found_right_or_only_suspected_is_no_claim(words):
+    assert understand(words).claimed == []
+
+
+@pytest.mark.parametrize("words", ["Have you tried a factory reset?", "Did you reset the phone?"])
+def test_a_question_about_the_past_erases_nothing(words):
+    assert not understand(words).erase
+
+
+@pytest.mark.parametrize(
+    ("words", "instructions"),
+    [
+        ("Please switch network mode from 2g to 5g.", [("network_mode", "5g")]),
+        ("Your network mode is set to 2G. Please set it to 5G.", [("network_mode", "5g")]),
+        ("Please turn off WiFi so that your phone uses mobile data.", [("wifi", "off")]),
+        ("Would you mind turning off the VPN?", [("vpn", "off")]),
+        ("please make sure vpn is off", [("vpn", "off")]),
+    ],
+)
+def test_natural_instructions_are_understood(words, instructions):
+    assert understand(words).instructions == instructions
+
+
+def test_it_is_what_the_turn_before_was_about():
+    asked = understand("do you have a vpn turned on?")
+    assert understand("please turn it off.", asked.topic).instructions == [("vpn", "off")]

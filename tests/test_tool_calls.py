@@ -46,6 +46,8 @@ MOVED = ToolCall("move_items", {"order_id": "482", "items": ["a1", "b2"], "fee":
         f'{{"name": "move_items", "parameters": {ARGUMENTS}}}',
         f'[TOOL_CALLS][{{"name": "move_items", "arguments": {ARGUMENTS}}}]',
         f'[{{"name": "move_items", "arguments": {json.dumps(ARGUMENTS)}}}]',
+        f'```json\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n```',
+        "the template opened this thought\n</think>\n\n/move_items 482 a1,b2 3.5",
     ],
 )
 def test_every_form_of_a_call_is_the_same_call(text):

@@ -21,6 +21,7 @@ def summary(**changes):
         "model": "tiny",
         "task": "arithmetic",
         "seed": 3,
+        "reward_object": False,
         "iterations": 100,
         "total_iterations": 100,
         "initial_eval": evaluation(0, 0.11),
@@ -130,6 +131,14 @@ def test_the_commands_after_each_ending():
         f"{resume} evaluation.stop_at_score=null",
         partner,
     ]
+
+
+def test_no_command_after_a_run_rewarded_by_a_script_needs_its_object():
+    for status in ("completed", "interrupted", "stopped_early", "failed"):
+        found = next_commands(summary(status=status, reward_object=True))
+        commands = [command for command, _ in found]
+        assert commands == ["gspo-eval outputs/run reward=null", "gspo-chat outputs/run"]
+    assert next_commands(summary(status="failed", iterations=0, reward_object=True)) == []
 
 
 def test_a_run_below_the_working_folder_is_named_from_there(tmp_path, monkeypatch):

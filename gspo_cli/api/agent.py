@@ -16,7 +16,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import derived_seed
-from gspo_cli.rollout.conversations import opening
+from gspo_cli.rollout.conversations import ROLES, opening
 from gspo_cli.rollout.engine import Request, Sampling
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.types import Briefing, Message
@@ -67,15 +67,14 @@ class MultiTurnAgent:
     ) -> str:
         """The agent's next turn in a conversation of messages, or to one message of a user.
 
-        The same seed gives the same words. Raises UserError before the model is there."""
+        The same seed gives the same words. Raises UserError before the model is there, and on what is no
+        conversation."""
         if self.policy is None:
             raise UserError(
                 f"agent: {self.config.model_name} is not loaded; call `await agent.initialize()`, or train "
                 "it first where it is tiny"
             )
-        if isinstance(messages, str):
-            messages = [Message("user", messages)]
-        spoken = tuple(m if isinstance(m, Message) else Message(m["role"], m["content"]) for m in messages)
+        spoken = conversation([Message("user", messages)] if isinstance(messages, str) else messages)
         ids = self._prompt(spoken)
         chat, config = self.policy.chat, self.config
         room = self.policy.max_positions - len(ids)
@@ -111,3 +110,20 @@ class MultiTurnAgent:
 
     def _opening(self, heard: Sequence[Message]) -> list[int]:
         return self.policy.chat.prompt_ids(tuple(heard), self.briefing.tools)
+
+
+def conversation(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
+    """`messages` as an agent can be given them. Raises UserError where they are none, the agent would speak
+    first, or one lacks its role or content."""
+    spoken = []
+    for number, message in enumerate(messages, start=1):
+        if isinstance(message, Mapping):
+            message = Message(message.get("role"), message.get("content"))
+        require(
+            isinstance(message, Message) and message.role in ROLES and isinstance(message.content, str),
+            f"agent: message {number} is no message; give a role ({', '.join(ROLES)}) and a content",
+        )
+        spoken.append(message)
+    require(bool(spoken), "agent: there is no message to answer; give at least one of a user")
+    require(spoken[0].role != "assistant", "agent: the first message is its own; begin with one of a user")
+    return tuple(spoken)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import CONF_DIR, explain, register
+from gspo_cli.config.compose import CONF_DIR, explain, literal, register
 from gspo_cli.errors import UserError
 
 EMBEDDED = ("tiny", "tiny_moe")
@@ -42,6 +42,8 @@ KEYS = {
     }.items()
     for name in names.split()
 }
+# None leaves these to the task, whose own settings they follow
+OF_TASK = ("max_prompt_length", "max_completion_length", "max_turns")
 
 
 @dataclass
@@ -49,6 +51,7 @@ class GSPOConfig:
     """What the GSPO guide calls its training configuration; the defaults are the guide's, for a model under a
     billion parameters. `get_config_for_task` gives those of a task and a model.
 
+    `max_prompt_length`, `max_completion_length` (of one turn) and `max_turns` are the task's where None.
     `overrides` are further settings as on the command line, e.g. ["training.schedule=cosine"], and win;
     `output_dir` is where run folders are made. Raises UserError on `use_8bit` and `use_4bit`, in which no
     model is loaded here, and on overrides of a whole group."""
@@ -71,9 +74,9 @@ class GSPOConfig:
     use_4bit: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
-    max_prompt_length: int = 256
-    max_completion_length: int = 256
-    max_turns: int = 8
+    max_prompt_length: int | None = None
+    max_completion_length: int | None = None
+    max_turns: int | None = None
     report_to: str = "none"
     wandb_project: str = "gspo-cli"
     wandb_tags: Sequence[str] = ()
@@ -113,9 +116,10 @@ class GSPOConfig:
         Raises UserError on a value of the wrong kind."""
         named = {text.lstrip("+").partition("=")[0] for text in self.overrides}
         for name, key in KEYS.items():
-            if key not in named:
-                value = getattr(self, name)
-                write_setting(node, key, list(value) if isinstance(value, tuple) else value)
+            value = getattr(self, name)
+            left_to_task = name in OF_TASK and value is None
+            if key not in named and not left_to_task:
+                write_setting(node, key, value)
 
 
 def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "gspo") -> GSPOConfig:
@@ -124,7 +128,8 @@ def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "g
     `model_name` is tiny, tiny_moe, a hub id or a local folder. Raises UserError on an unknown task."""
     node = composed([f"task={task}", *model_overrides(model_name), f"algorithm={algorithm}"])
     resolved = OmegaConf.create(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
-    return GSPOConfig(**{name: OmegaConf.select(resolved, key) for name, key in KEYS.items()})
+    own = {name: key for name, key in KEYS.items() if name not in OF_TASK}
+    return GSPOConfig(**{name: OmegaConf.select(resolved, key) for name, key in own.items()})
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -138,9 +143,11 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def write_setting(node: DictConfig, key: str, value: Any) -> None:
-    """Put `value` where `key` stands. Raises UserError where it is of the wrong kind."""
+    """Put `value` where `key` stands, texts as they are written. Raises UserError where it is of the wrong
+    kind."""
+    plain = str(value) if isinstance(value, Path) else literal(value)
     try:
-        OmegaConf.update(node, key, str(value) if isinstance(value, Path) else value, force_add=True)
+        OmegaConf.update(node, key, plain, force_add=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
 
@@ -153,7 +160,7 @@ def model_overrides(name: str | Path) -> list[str]:
         return [f"model={name}"]
     described = Path(name) / "config.json"
     group = _group_of_folder(described) if described.is_file() else _group_of_name(Path(name).name)
-    return [f"model={group}", f"model.name={json.dumps(name)}"]
+    return [f"model={group}", f"model.name={json.dumps(name, ensure_ascii=False)}"]
 
 
 def _group_of_name(name: str) -> str:
@@ -165,15 +172,19 @@ def _group_of_name(name: str) -> str:
 
 def _group_of_folder(described: Path) -> str:
     try:
-        shape = json.loads(described.read_text(encoding="utf-8"))
+        read = json.loads(described.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{described}: is not JSON ({error}); restore the file") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{described}: describes no model (it is no JSON object); restore the file")
+    inner = read.get("text_config")  # where a model of text and images has the part that speaks
+    shape = {**read, **inner} if isinstance(inner, dict) else read
     if any(shape.get(key) for key in EXPERT_KEYS):
         return "moe"
-    width, layers = (
-        next((shape[key] for key in keys if key in shape), 0)
-        for keys in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"))
+    width, layers, words = (
+        next((shape[key] for key in keys if isinstance(shape.get(key), int)), 0)
+        for keys in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"), ("vocab_size",))
     )
     # the usual count of a transformer's weights
-    weights = 12 * layers * width**2 + shape.get("vocab_size", 0) * width
+    weights = 12 * layers * width**2 + words * width
     return "large" if weights >= 1e9 else "small"

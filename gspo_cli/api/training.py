@@ -93,7 +93,7 @@ def run_node(
     node = composed([*groups, *settings.overrides])
     settings.apply(node)
     if agent.config.system_prompt:
-        node.task.system_prompt = agent.config.system_prompt
+        write_setting(node, "task.system_prompt", agent.config.system_prompt)
     if agent.config.device != "cpu":
         write_setting(node, "hardware.device", agent.config.device)
     return node

@@ -75,10 +75,13 @@ def chat_command() -> int:
     held = Dialogues(config, source, adapter, arguments.temperature)
     if instead and arguments.watch and config.reward is None:
         show("about", "A Python script gave the run's reward; judged here by the task's own.")
+    watched = problems[arguments.problem : arguments.problem + arguments.watch]
+    if len(watched) < arguments.watch:
+        show("about", f"--watch {arguments.watch}: only {len(watched)} held-out problems are left to watch.")
     try:
         if not arguments.watch:
             talk(held, problems[arguments.problem], show, arguments.free)
-        for problem in problems[arguments.problem : arguments.problem + arguments.watch]:
+        for problem in watched:
             watch(held, problem, show)
     except KeyboardInterrupt:
         print("\ngspo-chat: stopped", file=sys.stderr)

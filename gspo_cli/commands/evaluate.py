@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
+from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.train import run_command
 from gspo_cli.config.compose import CONF_DIR, build_config, load_saved, register, with_overrides
 from gspo_cli.config.schema import RunConfig
@@ -20,7 +21,7 @@ EXAMPLES = """examples:
       the run's best checkpoint on its held-out problems
   gspo-eval outputs/arithmetic-tiny-gspo/<run> --checkpoint last evaluation.samples=16
       the last one, with pass@16
-  gspo-eval <model folder> model=small task=gsm8k task.path=train.jsonl
+  gspo-eval <model folder> task=gsm8k task.path=train.jsonl
       a model that no run of ours made
 """
 
@@ -94,8 +95,11 @@ def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunCon
             raise UserError(
                 f"{folder}: is neither a run folder (config.yaml) nor a model folder (config.json)"
             )
+        # absolute: a folder called tiny is no embedded model
+        group, name = model_overrides(folder.absolute())
+        chosen = any(text.startswith("model=") for text in overrides)
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            node = compose("train", overrides=[*overrides, f"model.name={json.dumps(str(folder))}"])
+            node = compose("train", overrides=[*([] if chosen else [group]), *overrides, name])
         return build_config(node), str(folder), None
     node = with_overrides(load_saved(folder / "config.yaml"), overrides)
     config = build_config(node)

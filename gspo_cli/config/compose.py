@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,6 +26,7 @@ from gspo_cli.errors import UserError
 
 OBJECT = "python object"  # what `reward` of a saved configuration begins with where a script gave the reward
 PACKAGE = Path(__file__).resolve().parent.parent
+MISSING = "???"  # OmegaConf's mark of a value that is still to be given
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
@@ -45,6 +47,21 @@ def locate(path: str, key: str) -> Any:
         ) from error
 
 
+def literal(value: Any) -> Any:
+    """A plain value, or a container of them, for OmegaConf to hold as it is: no text in it is a reference or
+    stands for a missing value."""
+    if isinstance(value, Mapping):
+        return {key: literal(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [literal(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if value == MISSING:
+        return f"${{oc.decode:\"'{MISSING}'\"}}"
+    # backslashes before a reference stand for half as many
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+
+
 def build_task(node: DictConfig) -> Any:
     """The task object of a `task` node: fields checked against the dataclass that `_target_` names."""
     values = OmegaConf.to_container(node, resolve=True)
@@ -59,17 +76,23 @@ def build_task(node: DictConfig) -> Any:
     unknown = sorted(set(values) - {f.name for f in fields(cls)})
     if unknown:
         raise UserError(f"task.{unknown[0]}: is not a setting of {target}{_suggestion(unknown[0], cls)}")
+    # a structured node takes the text "???" for no value, so it is set on the object
+    marks = [name for name in values if values[name] == MISSING and not OmegaConf.is_missing(node, name)]
+    held = literal({**values, **dict.fromkeys(marks, "")})
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+        task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), held))
     except OmegaConfBaseException as error:
         raise UserError(f"task.{explain(error)}") from error
+    for name in marks:
+        setattr(task, name, MISSING)
+    return task
 
 
 def build_config(node: DictConfig) -> schema.RunConfig:
     """A checked RunConfig from a composed or loaded node. Raises UserError with one sentence."""
     try:
         # plain values: keys that `+` added to a typed node would pass the merge unseen
-        values = OmegaConf.to_container(node, resolve=True)
+        values = literal(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
         config.task = build_task(node.task)
         if config.reward is not None:
@@ -82,17 +105,17 @@ def build_config(node: DictConfig) -> schema.RunConfig:
 def _check_reward(path: str) -> None:
     if path.startswith(OBJECT):
         raise UserError(
-            f"reward={path}: was made by a script, and no command can make it again; continue with that "
-            "script, or evaluate with reward=null, the task's own"
+            f"reward={path}: was made by a script, and cannot be made again; run the script anew, or "
+            "evaluate with reward=null, the task's own"
         )
     locate(path, "reward")
 
 
 def resolved_yaml(node: DictConfig) -> str:
     """The configuration with every interpolation resolved, as saved with the run: it reloads anywhere."""
-    resolved = OmegaConf.create(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
+    resolved = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
     resolved.pop("resume", None)
-    return OmegaConf.to_yaml(resolved)
+    return OmegaConf.to_yaml(OmegaConf.create(literal(resolved)))
 
 
 def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:

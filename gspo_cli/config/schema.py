@@ -68,6 +68,10 @@ class AlgorithmConfig:
             f"algorithm.discount={self.discount}: must be above 0 and at most 1 (no discount)",
         )
         require(
+            self.credit is Credit.turn or self.discount == 1,
+            f"algorithm.discount={self.discount}: is read with algorithm.credit=turn only; set that, or 1",
+        )
+        require(
             self.credit is Credit.trajectory or self.ratio_level is not RatioLevel.sequence,
             "algorithm.credit=turn: a sequence ratio takes one advantage for the whole conversation; use "
             "algorithm=gspo_token or algorithm=grpo",

@@ -10,7 +10,7 @@ that no text can end its message and pose as another speaker."""
 from __future__ import annotations
 
 import re
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,9 @@ PLAIN_TEMPLATE = (
     "{{ eos_token if message.role == 'assistant' }}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
-PLAIN_SPEAKER = re.compile(r"^(?=(?:System|User|Assistant|Tool):[ \t]*$)", re.MULTILINE)
+PLAIN_SPEAKER = re.compile(r"^(?=(?:System|User|Assistant|Tool):[ \t\r]*$)", re.MULTILINE)
+# <|user|>, [/INST], <<SYS>>, </s>: how templates mark speakers where these are no tokens of their own
+MARKS = re.compile(r"<\|[^|<>\s]+\|>|\[/?[A-Z_]{3,}\]|<</?[A-Z]+>>|</?[a-z_]{2,}>")
 PLACEHOLDER = "PLACEHOLDER"
 PROBE = Tool("tool_probe", "Whether a template announces tools and passes on what they say.")
 TOOL_SAYS = "Tool result:\n"  # how a model whose template has no tool role hears one, as the user's message
@@ -53,17 +55,12 @@ class ChatFormat:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
         self.end_id: int = after[0] if ends else (tokenizer.eos_token_id or min(stop_ids))
         self.stop_ids = frozenset(stop_ids | {self.end_id})
-        self._prompts: dict[tuple[tuple[Message, ...], tuple[Tool, ...]], list[int]] = {}
+        self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)  # a group asks once per answer
 
     def prompt_ids(self, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Ids of a conversation's opening, up to where the agent speaks. Tools are announced by the template,
         or as lines of the system message where it has no place for them."""
-        key = (messages, tools)
-        if key not in self._prompts:  # a group asks once per answer
-            if tools and not self.announces_tools:
-                messages, tools = _with_guide(messages, tools), ()
-            self._prompts[key] = self._encode(self._render(list(messages), generate=True, tools=tools))
-        return list(self._prompts[key])
+        return list(self._prompt_ids(messages, tools))
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an agent turn written by somebody else, end token included."""
@@ -73,8 +70,12 @@ class ChatFormat:
         """Ids of what follows an agent turn that ended with `last_id`, up to where the agent speaks again."""
         ids = self._encode(self._after_assistant(list(messages), generate=True))
         # the end token that the policy sampled is its own; a cut answer is closed by the template's,
-        # untrained
-        return ids[1:] if ids[:1] == [self.end_id] and last_id in self.stop_ids else ids
+        # untrained. Some templates write white space before it.
+        if self.end_id in ids[:3] and last_id in self.stop_ids:
+            place = ids.index(self.end_id)
+            if not self.tokenizer.decode(ids[:place]).strip():
+                return ids[place + 1 :]
+        return ids
 
     def text(self, ids: list[int]) -> str:
         """What an agent turn says: without its end token and other special tokens."""
@@ -98,6 +99,11 @@ class ChatFormat:
         """Whether the template passes on messages of the role `tool`."""
         before = [Message("user", "Hi"), Message("assistant", "Hello")]
         return PROBE.name in (self._try([*before, Message("tool", PROBE.name)], ()) or "")
+
+    def _encode_prompt(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> list[int]:
+        if tools and not self.announces_tools:
+            messages, tools = _with_guide(messages, tools), ()
+        return self._encode(self._render(list(messages), generate=True, tools=tools))
 
     def _after_assistant(self, messages: list[Message], generate: bool) -> str:
         """What the template writes after an agent turn: some rewrite what stands before, and that is never
@@ -147,10 +153,14 @@ class ChatFormat:
 
 
 def _spelled_out(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Finds the tokenizer's control tokens in a text, longest first; those of white space are harmless."""
-    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    tokens = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    """Finds in a text what controls a conversation, longest first: the tokenizer's control tokens, and marks
+    that its template writes as plain text. Tokens of white space are harmless."""
+    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    spoken = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rendered = tokenizer.apply_chat_template(spoken, tokenize=False, add_generation_prompt=False)
+    tokens |= set(MARKS.findall(rendered)) | set(MARKS.findall(str(tokenizer.chat_template)))
+    longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _with_guide(messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> tuple[Message, ...]:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import accumulate, pairwise, zip_longest
 from typing import Any
 
 from gspo_cli.config.checks import require
@@ -81,14 +81,24 @@ class WeightedReward(RewardFunction):
         weighted = [(self.parts[name][0], result) for name, result in results.items()]
         total = math.fsum(weight * result.total_reward for weight, result in weighted)
         turns = ([weight * earned for earned in result.turn_rewards] for weight, result in weighted)
+        by_turn = [math.fsum(earned) for earned in zip_longest(*turns, fillvalue=0.0)]
         decided = [result.solved for result in results.values() if result.solved is not None]
         return RewardResult(
-            min(max(total, self.minimum), self.maximum),
+            self._bounded(total),
             _named(results),
             {name: result.metadata for name, result in results.items() if result.metadata},
-            [math.fsum(earned) for earned in zip_longest(*turns, fillvalue=0.0)],
+            self._bounded_turns(by_turn),
             all(decided) if decided else None,
         )
+
+    def _bounded(self, total: float) -> float:
+        return min(max(total, self.minimum), self.maximum)
+
+    def _bounded_turns(self, by_turn: Sequence[float]) -> list[float]:
+        """What each turn earns of a total that never leaves the bounds: else the turns after a damage would
+        be paid what the lower bound forgives."""
+        standing = [0.0, *(self._bounded(earned) for earned in accumulate(by_turn))]
+        return [after - before for before, after in pairwise(standing)]
 
 
 def _named(results: Mapping[str, RewardResult]) -> dict[str, float]:

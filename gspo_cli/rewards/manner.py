@@ -20,6 +20,8 @@ from gspo_cli.types import Message, RewardResult, Trajectory
 
 WEIGHTS = {"empathy": 0.15, "action": 0.3, "professionalism": 0.25, "length": 0.1, "similarity": 0.2}
 WORD = re.compile(r"\w+(?:['-]\w+)*")
+SENTENCE = re.compile(r"[^.!?]+[.!?]*")
+CLAUSE = re.compile(r"[.,;:!?\n]+")
 ENDINGS = ("ing", "ed", "es", "ly", "s", "e")
 MARKUP = ("<|", "|>", "</", "```", "[INST]")
 
@@ -92,7 +94,7 @@ class Heard:
         if message.role == "user":
             self.grams.update(_grams(words, GRAM))
             self.texts.add(" ".join(words))
-            self.upset = self.upset or _some(words, lists.UPSET)
+            self.upset = self.upset or is_complaint(words)
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,23 @@ def empathy(words: Sequence[str], upset: bool) -> float:
 
 def action(text: str, words: Sequence[str], subjects: set[str]) -> float:
     """1 for a question, or for something done, promised or found to be about what is at hand; half for either
-    the deed or the matter alone; 0 for a refusal without a reason."""
+    the deed or the matter alone, and for a question about neither; 0 for a refusal without a reason."""
     asks = "?" in text and len(words) > 2
-    refuses = has_phrase(words, lists.REFUSALS) or words[:1] == ["no"]
-    if refuses and not asks and not has_phrase(words, lists.REASONS):
-        return 0.0
-    if asks:
+    if not asks:
+        bare = refuses(text, words) and not has_phrase(words, lists.REASONS)
+        return 0.0 if bare else _told(words, subjects)
+    if subjects_of(words) & subjects or any(word.split("'")[0] in lists.ASKING for word in words):
         return 1.0
-    concrete = any(word.isdecimal() for word in words) or bool(subjects_of(words) & subjects)
-    acts = _some(words, lists.ACTION) or not lists.FINDINGS.isdisjoint(words)
-    return 0.5 * acts + 0.5 * concrete
+    sentences = (sentence for sentence in SENTENCE.findall(text) if "?" not in sentence)
+    return max(0.5, _told(words_of(" ".join(sentences)), subjects))
+
+
+def refuses(text: str, words: Sequence[str]) -> bool:
+    """Whether a turn refuses, and nothing in it is done or has a number: "it is sent, it won't take long" is
+    none. What is refused is no deed, and its number is none: "I cannot cancel order 482"."""
+    if not has_phrase(words, lists.REFUSALS) and words[:1] != ["no"]:
+        return False
+    return not any(_does(words_of(clause)) for clause in CLAUSE.split(text))
 
 
 def professionalism(text: str, words: Sequence[str]) -> float:
@@ -211,6 +220,11 @@ def subjects_of(words: Iterable[str]) -> set[str]:
     return {_stem(word) for word in words if word not in lists.EMPTY_WORDS}
 
 
+def is_complaint(words: Sequence[str]) -> bool:
+    """Whether a user who says `words` is upset."""
+    return _some(words, lists.UPSET) or not lists.UPSET_WORDS.isdisjoint(words)
+
+
 def is_rude(words: Sequence[str]) -> bool:
     """Whether a rude word or phrase is among `words`."""
     return has_phrase(words, lists.RUDE)
@@ -220,6 +234,31 @@ def has_phrase(words: Sequence[str], phrases: Iterable[str]) -> bool:
     """Whether one of `phrases` stands among `words`, as whole words."""
     text = f" {' '.join(words)} "
     return any(f" {phrase} " in text for phrase in phrases)
+
+
+def _told(words: Sequence[str], subjects: set[str]) -> float:
+    """Half for a deed or a finding, half for a number or a subject."""
+    concrete = _has_number(words) or bool(subjects_of(words) & subjects)
+    acts = _some(words, lists.ACTION) or not lists.FINDINGS.isdisjoint(words)
+    return 0.5 * acts + 0.5 * concrete
+
+
+def _does(clause: Sequence[str]) -> bool:
+    """Whether a clause holds a deed or a number; of one that refuses, only what it says before that, and only
+    deeds that are done."""
+    if clause[:1] == ["no"]:
+        return False
+    text = f" {' '.join(clause)} "
+    start = min((at for phrase in lists.REFUSALS if (at := text.find(f" {phrase} ")) >= 0), default=-1)
+    if start < 0:
+        return _has_number(clause) or _some(clause, lists.DEEDS)
+    before = text[:start].split()
+    done = [word for word in before if word.endswith("ed") or word in lists.DONE]
+    return _has_number(before) or _some(done, lists.DEEDS)
+
+
+def _has_number(words: Iterable[str]) -> bool:
+    return any(word.isdecimal() for word in words)
 
 
 def _stem(word: str) -> str:

@@ -14,8 +14,11 @@ GRAMMAR = """
 POLITE_OR_VAGUE = """
     hello hi hey dear please thanks thank sorry ok okay sure want need like help get got let let's go know
     good great well really very today"""
+NEEDS = """
+    email name order number zip phone address help may shall would could what which how when where who"""
 FUNCTION_WORDS = frozenset(GRAMMAR.split())
 EMPTY_WORDS = FUNCTION_WORDS | frozenset(POLITE_OR_VAGUE.split())  # they do not say what a text is about
+ASKING = frozenset(NEEDS.split())  # a question asks with these for what an agent has to know
 
 EMPATHY = ("sorry", "apolog", "understand", "frustrat", "unfortunate", "inconvenien", "regret", "appreciat")
 COURTESY = ("thank", "please", "certain", "absolute", "happy", "glad", "welcome", "immediate", "priorit")
@@ -53,12 +56,16 @@ DEEDS = (
 )
 ACTION = (*PROMISES, *DEEDS)
 FINDINGS = frozenset(("is", "are", "was", "were", "has", "had", "costs", "means"))
+DONE = frozenset(("done", "sent", "found"))  # deeds that are done without "ed"
 KEYWORDS = (*EMPATHY, *COURTESY, *ACTION)
 
 UPSET = (
-    *("broke", "damag", "late", "wrong", "missing", "never", "angry", "upset", "disappoint", "frustrat"),
-    *("terribl", "awful", "lost", "defect", "complain", "fail", "crack", "unhappy", "worst", "annoy"),
-    *("ridiculous", "delay", "unacceptabl", "stolen", "furious", "scratch", "torn"),
+    *("broke", "damag", "wrong", "missing", "never", "angry", "upset", "disappoint", "frustrat"),
+    *("terribl", "awful", "defect", "complain", "crack", "unhappy", "worst", "annoy"),
+    *("ridiculous", "delay", "unacceptabl", "stolen", "furious", "scratch"),
+)
+UPSET_WORDS = frozenset(  # whole, for "later" and "failsafe" are no complaints
+    ("late", "lost", "torn", "fail", "fails", "failed", "failing", "failure", "failures")
 )
 
 RUDE = (
@@ -82,9 +89,7 @@ RUDE = (
         "foolish",
         "shut up",
         "go away",
-        "get lost",
         "leave me alone",
-        "deal with it",
     ),
     *(
         "not my problem",

@@ -110,12 +110,18 @@ def describe(summary: Record) -> list[str]:
 
 
 def next_commands(summary: Record) -> list[tuple[str, str]]:
-    """(command, why) in the order of use; only what makes sense after a run that ended this way."""
+    """(command, why) in the order of use; only what makes sense after a run that ended this way. A reward
+    that was a script's object is no command's: none trains with it, and evaluation takes the task's own."""
     run = _relative(Path(summary["run_folder"]))
     commands = []
     if summary["iterations"] > 0:
-        commands.append((f"gspo-eval {shlex.quote(run)}", "measure its checkpoints on held-out problems"))
+        evaluate, why = f"gspo-eval {shlex.quote(run)}", "measure its checkpoints on held-out problems"
+        if summary["reward_object"]:
+            evaluate, why = f"{evaluate} reward=null", f"{why}, by the task's own reward"
+        commands.append((evaluate, why))
         commands.append((f"gspo-chat {shlex.quote(run)}", "talk to it; --watch 3 shows three conversations"))
+    if summary["reward_object"]:
+        return commands
     return commands + _go_on(summary, f"gspo-train {_override('resume', run)}") + _partner(summary)
 
 

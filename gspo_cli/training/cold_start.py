@@ -208,7 +208,7 @@ def _content_key(
         "freeze_router": model.freeze_router,
         "precision": config.hardware.precision.value,
         "task": asdict(config.task),
-        "lengths": [config.rollout.max_prompt_length, config.rollout.max_completion_length],
+        "rollout": asdict(config.rollout),
         "versions": [torch.__version__, version("transformers")],
         "demonstrations": [asdict(demonstration) for demonstration in demonstrations],
         "problems": [(problem.answer, [asdict(m) for m in problem.messages]) for problem in problems],

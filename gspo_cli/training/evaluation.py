@@ -42,12 +42,12 @@ class Evaluator:
         greedy answers.
 
         score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the
-        samples."""
+        samples. Conversations that were left out count nowhere: None where all were."""
         samples = self.config.evaluation.samples
         greedy = self._answers(problems, self._greedy(), 1)
         progress(1, 1 + samples)
         record: dict[str, Any] = {
-            "score": _mean([t.solved for t in greedy]),
+            "score": _mean([t.solved for t in greedy if t.excluded is None]),
             "reward": _mean([t.reward for t in greedy if t.reward is not None]),
             "mean_length": _mean([t.num_actions for t in greedy]),
             "num_turns": _mean([t.num_turns for t in greedy]),
@@ -57,9 +57,11 @@ class Evaluator:
         }
         if samples:
             drawn = self._answers(problems, self._sampled(), samples)
-            solved = [sum(t.solved for t in drawn[i : i + samples]) for i in range(0, len(drawn), samples)]
+            groups = [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
+            solved = [[t.solved for t in group if t.excluded is None] for group in groups]
             for k in sorted({1, samples}):
-                record[f"pass@{k}"] = _mean([pass_at_k(samples, count, k) for count in solved])
+                chances = [pass_at_k(len(each), sum(each), k) for each in solved if len(each) >= k]
+                record[f"pass@{k}"] = _mean(chances)
         progress(1 + samples, 1 + samples)
         return record, greedy
 
@@ -67,7 +69,8 @@ class Evaluator:
         """Share of `problems` solved by one sampled answer each, and how many tokens these answers have with
         their prompts."""
         answers = self._answers(problems, self._sampled(), 1)
-        return _mean([t.solved for t in answers]), sum(len(t.token_ids) for t in answers)
+        tokens = sum(len(t.token_ids) for t in answers)
+        return _mean([t.solved for t in answers if t.excluded is None]) or 0.0, tokens
 
     def _greedy(self) -> Sampling:
         return Sampling(0.0, 1.0, 0, self.config.rollout.max_completion_length, self.chat.stop_ids)
@@ -105,5 +108,5 @@ class Evaluator:
         return rollout.trajectories
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -68,7 +68,7 @@ class GroupSampler:
         while len(masses) < rounds and len(informative) < wanted:
             drawn = len(informative) + len(flat)
             groups, mass = self._round(iteration, cursor, drawn, wanted - len(informative), clock)
-            spread = has_spread(*self._rewards(groups)).tolist()
+            spread = self._spread(groups).tolist()
             informative += [group for group, differs in zip(groups, spread, strict=True) if differs]
             flat += [group for group, differs in zip(groups, spread, strict=True) if not differs]
             masses.append(mass)
@@ -103,6 +103,16 @@ class GroupSampler:
         for sample, advantage in zip(samples, advantages.flatten().tolist(), strict=True):
             sample.advantages = [advantage]
         return samples
+
+    def _spread(self, groups: Sequence[Group]) -> Tensor:
+        """Which groups teach something: their rewards differ, or those to go at some turn. -> (P,)"""
+        rewards, valid = self._rewards(groups)
+        spread = has_spread(rewards, valid)
+        if self.config.algorithm.credit is Credit.turn:
+            to_go, taken = self._turns(groups, rewards)
+            for turn in range(to_go.shape[2]):
+                spread |= has_spread(to_go[:, :, turn], taken[:, :, turn] & valid)
+        return spread
 
     def _turns(self, groups: Sequence[Group], rewards: Tensor) -> tuple[Tensor, Tensor]:
         """Reward to go from each turn on, and which turns were taken. rewards (P, G) -> two (P, G, K).

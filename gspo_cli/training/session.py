@@ -64,7 +64,7 @@ def run_training(
         status = "interrupted"
         raise
     finally:
-        summary = summarise(config, folder, trainer, status)
+        summary = summarise(config, folder, trainer, status, reward_object=reward is not None)
         folder.write_summary(summary)
         if trainer is not None:
             reporter.end(summary)
@@ -201,8 +201,10 @@ def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def summarise(config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: str) -> dict[str, Any]:
-    """What summary.json holds."""
+def summarise(
+    config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: str, reward_object: bool
+) -> dict[str, Any]:
+    """What summary.json holds. `reward_object`: a script gave the reward, no command can make it again."""
     state = trainer.state if trainer else None
     return {
         "status": status,
@@ -211,6 +213,7 @@ def summarise(config: RunConfig, folder: RunFolder, trainer: Trainer | None, sta
         "model_name": config.model.name,
         "task": config.task.name,
         "seed": config.seed,
+        "reward_object": reward_object,
         "iterations": state.iteration if state else 0,
         "total_iterations": config.training.num_outer_iterations,
         "initial_eval": state.initial_eval if state else None,

@@ -93,6 +93,11 @@ class Trainer:
         clock = Clock()
         iteration = self.state.iteration
         sampled = self.sampler.sample(iteration, self.state.cursor, clock)
+        if all(t.reward is None for t in sampled.everything):
+            raise UserError(
+                f"training: every conversation was left out, the first because "
+                f"{sampled.everything[0].excluded}; mend that, then continue with resume={self.folder.path}"
+            )
         samples = self.sampler.samples(sampled.groups, self.updater)
         report = self.updater.run(samples, generator(self.config.seed, "minibatches", iteration), clock)
         self.state.iteration += 1
@@ -153,8 +158,9 @@ class Trainer:
         self.reporter.evaluation(record)
         state.initial_eval = state.initial_eval or record
         state.last_eval = record
-        key = ("score", "reward")
-        improved = state.best_eval is None or [record[k] for k in key] > [state.best_eval[k] for k in key]
+        improved = record["score"] is not None and (
+            state.best_eval is None or _merit(record) > _merit(state.best_eval)
+        )
         if improved:
             state.best_eval = record
         return improved
@@ -177,7 +183,7 @@ class Trainer:
 
     def _good_enough(self) -> bool:
         goal, last = self.config.evaluation.stop_at_score, self.state.last_eval
-        return goal is not None and last is not None and last["score"] >= goal
+        return goal is not None and last is not None and (last["score"] or 0.0) >= goal
 
     def _show_samples(self, samples: Sequence[Sample]) -> None:
         count = self.config.logging.samples_per_iteration
@@ -222,3 +228,8 @@ class Trainer:
                 "finite; lower "
                 "algorithm.learning_rate or use hardware.precision=fp32, then resume from the last checkpoint"
             )
+
+
+def _merit(record: dict[str, Any]) -> tuple[float, float]:
+    """What makes one evaluation better than another."""
+    return record["score"], record["reward"]

@@ -15,8 +15,11 @@ from gspo_cli.tool_calls import ToolCall
 CLARIFICATIONS = 3  # at most; the next unclear message ends the conversation
 CONFIRMS = re.compile(r"\?|\b(?:confirm|proceed|go ahead|correct|yes)\b")
 IDENTIFIES = re.compile(r"\b(?:e-?mail|zip|name|identity|identify|verify|who you are|authenticate)\b")
+# "which items of #W1?" wants an answer, not a yes
+OPEN = re.compile(r"\b(?:what|which|why|where|when|who)\b[^.?!\n]*\?")
+AGREED = re.compile(r"\b(?:confirm|proceed|go ahead|correct|yes|shall i|should i|may i|would you like me)\b")
 ASKS = re.compile(r"\?|\b(?:help|assist|what|how|which|tell me|request|next|else|anything|wish|do for you)\b")
-REFUSES = re.compile(r"\b(?:cannot|can't|can not|unable|not possible|impossible|sorry)\b")
+REFUSES = re.compile(r"\b(?:cannot|can't|can not|unable|not possible|impossible)\b")
 ORDER_IDS = re.compile(r"#?\bw\d{1,12}\b")
 
 GREETINGS = ("Hello, I need help with my orders.", "Hi! I have a question about an order.", "Good day.")
@@ -66,7 +69,7 @@ class ScriptedUser:
     def hear(self, text: str) -> Reply:
         """The answer to the agent's words; decided by the order in which the cases stand here."""
         words = text.lower()
-        if self.stated is not None and CONFIRMS.search(words) and self._names_the_order(words):
+        if self.stated is not None and _asks_for_a_yes(words) and self._names_the_order(words):
             self.confirmed = self.stated
             return Reply(AGREEMENTS[self.style])
         if not self.identified and IDENTIFIES.search(words):
@@ -144,6 +147,12 @@ class TicketUser:
 
     def notice(self, call: ToolCall) -> None:
         """Nobody watches."""
+
+
+def _asks_for_a_yes(words: str) -> bool:
+    return CONFIRMS.search(words) is not None and (
+        OPEN.search(words) is None or AGREED.search(words) is not None
+    )
 
 
 def _fulfils(call: ToolCall, request: Request) -> bool:

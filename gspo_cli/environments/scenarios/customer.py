@@ -43,9 +43,29 @@ RECOMMENDS = (
     "perfect for you",
     "good fit",
     "best fit",
+    "ideal",
+    "fits you",
+    "fits your",
+    "meets your",
+    "matches your",
+    "suits you",
+    "suit you",
+    "go with",
+    "should take",
+    "recommendation",
+    "great choice",
+    "good choice",
+    "best choice",
+    "best option",
+    "best phone",
 )
-ASKS_NEED = {"any": ["need", "looking for", "important", "use it", "what kind"], "question": True}
+NEED_WORDS = ["need", "needs", "looking for", "look for", "important", "use it", "what kind", "features"]
+NEED_WORDS += ["feature", "matters", "matter", "prefer", "preferences", "use the phone"]
+NEED_WORDS += ["use your phone", "your phone to do", "requirements"]
+ASKS_NEED = {"any": NEED_WORDS, "question": True}
+TELL_NEED = {"any": ["tell me what you need", "tell me what you want", "tell me your needs"]}
 ASKS_BUDGET = {"any": ["budget", "pay", "spend", "how much"], "question": True}
+ORDERS = ("order", "buy", "purchase", "take it", "get it", "go ahead", "proceed", "go for it")
 DECLINES = ("not", "don't", "cannot", "can't", "instead of")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -64,13 +84,13 @@ DOUBTS = (
     Doubt(
         "warranty",
         {True: ("what if it breaks?", "is there a warranty?"), False: ("and if it breaks after a year?",)},
-        ("year", "years", "year's"),
+        ("year", "years"),
         (1, 2, 3, 4, 5),
     ),
     Doubt(
         "delivery",
         {True: ("i need it soon.", "is the delivery fast?"), False: ("will the delivery be soon?",)},
-        ("day", "days"),
+        ("day", "days", "business days", "working days"),
         (2, 3, 4, 5, 6, 7),
     ),
     Doubt(
@@ -119,6 +139,12 @@ def said(value: int) -> list[str]:
     return [str(value)] + ([DIGITS[value]] if value < len(DIGITS) else [])
 
 
+def measured(value: int, doubt: Doubt) -> list[str]:
+    """Ways to tell an entry with its unit: 150 grams, 150g, two years."""
+    written = [f"{number} {unit}" for number in said(value) for unit in doubt.units]
+    return [*written, *(f"{value}{unit}" for unit in doubt.units)]
+
+
 def scenario(
     feature: str, budget: int, table: Sequence[Product], doubt: Doubt, trained: bool, draw: int
 ) -> dict[str, Any]:
@@ -131,8 +157,8 @@ def scenario(
     choices = (OPENINGS[trained], NEEDS[trained], doubt.questions[trained])
     opening, need, question = (texts[draw // 10**n % len(texts)] for n, texts in enumerate(choices))
     need = need.format(feature=feature, budget=budget)
-    truth = {"all": [said(fit.entries[doubt.entry]), list(doubt.units)], "none": wrong}
-    lies = [text for value in doubt.values if value != fit.entries[doubt.entry] for text in said(value)]
+    truth = {"any": measured(fit.entries[doubt.entry], doubt), "none": wrong}
+    lies = [text for v in doubt.values if v != fit.entries[doubt.entry] for text in measured(v, doubt)]
     return {
         "id": f"{feature} for {budget}",
         "opening": opening,
@@ -140,6 +166,7 @@ def scenario(
         "goals": ["need asked", "recommended", "answered", "ordered"],
         "beats": [
             {"when": ASKS_NEED, "say": need, "reach": "need asked"},
+            {"when": TELL_NEED, "say": need, "reach": "need asked"},
             {"when": ASKS_BUDGET, "say": f"i can pay {budget}."},
             {"when": _recommends([fit.name]), "say": question, "reach": "recommended"},
             {"when": _recommends(wrong), "say": "that does not fit me.", "note": "wrong product"},
@@ -150,20 +177,21 @@ def scenario(
                 "reach": "answered",
             },
             {
-                "when": {"any": ["order", "buy", "purchase"], "question": True},
+                "when": {"any": list(ORDERS), "question": True},
                 "after": ["recommended"],
                 "say": ["yes, please. goodbye.", "yes, i take it. goodbye."],
                 "reach": "ordered",
                 "end": True,
             },
         ],
-        "facts": [{"name": f"{doubt.entry} of the {fit.name}", "when": truth}],
+        # told to the doubt, not in a list of all numbers before there is one
+        "facts": [{"name": f"{doubt.entry} of the {fit.name}", "when": truth, "after": ["recommended"]}],
         "violations": [
             {"name": "recommended a product over the budget", "when": _recommends(dear)},
             {"name": f"recommended a product without {feature}", "when": _recommends(lacking)},
             {
                 "name": f"told a wrong {doubt.entry}",
-                "when": {"all": [lies, list(doubt.units)], "none": wrong},
+                "when": {"any": lies, "none": wrong},
                 "after": ["recommended"],
                 "unless": ["answered"],
             },

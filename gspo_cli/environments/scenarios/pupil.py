@@ -16,14 +16,18 @@ OPENINGS = {
 }
 THANKS = ("thank you.", "thanks, that helps.", "thank you, i see it now.")
 RIGHT = [f"{start} {word}" for start in ("that is", "that's", "it is") for word in ("right", "correct")]
+EFFORTS = ("try", "trying", "showing", "explaining", "effort", "start", "steps", "work", "so far")
 PRAISE = {
     "any": [*RIGHT, "well done", "good job", "great job", "perfect"],
-    "none": ["not", "isn't", "nearly", "almost", "right track"],
+    # the effort may be praised, and the steps
+    "none": ["not", "isn't", "nearly", "almost", "right track", *EFFORTS],
     "question": False,
 }
-ASK = {"any": ["how did", "how do you", "how you", "steps", "what did you"], "question": True}
-REQUEST = {"any": ["show me", "tell me how", "explain", "walk me through"]}
-GO_ON = {"any": ["next", "another", "one more", "try"]}
+ASKS = ["how did", "how do you", "how would you", "how you", "steps", "what did you", "what you did"]
+ASKS += ["what do you get", "what is", "what happens"]
+ASK = {"any": ASKS, "question": True}
+REQUEST = {"any": ["show me", "tell me how", "explain", "walk me through", "describe how"]}
+GO_ON = {"any": ["next", "another", "one more", "try", "move on"]}
 TOLD, CONFUSED = "told the answer", "confused"
 ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 ONES += ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
@@ -33,26 +37,40 @@ TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 
 @dataclass(frozen=True)
 class Misconception:
-    """A mistaken idea: `cures` are the words that hint at it, `hint` is a sentence with one."""
+    """A mistaken idea: `cures` are the words that hint at it, and confuse a pupil with another one; `hints`
+    are words of every lesson, which help here and confuse nobody; `hint` is a sentence with a cure."""
 
     name: str
     hint: str
     cures: tuple[str, ...]
+    hints: tuple[str, ...] = ()
 
 
 MISCONCEPTIONS = (
-    Misconception("carry", "what do you do with the carry?", ("carry", "carried", "carrying", "carries")),
+    Misconception(
+        "carry",
+        "what do you do with the carry?",
+        ("carry", "carried", "carrying", "carries", "regroup", "regrouping"),
+        ("more than 9", "extra ten"),
+    ),
     Misconception(
         "order",
         "look at the order of the digits.",
-        ("order", "swap", "swapped", "reversed", "wrong way round", "switched"),
+        ("order of", "the order", "right order", "swap", "swapped", "reversed", "reverse", "wrong way round"),
+        ("order", "switch", "switched", "mixed up", "comes first", "before the ones"),
     ),
     Misconception("count", "please count the ones again.", ("count", "counted", "counting", "recount")),
     Misconception(
-        "sign", "look at the sign.", ("sign", "plus", "minus", "subtract", "subtracted", "take away")
+        "sign",
+        "look at the sign.",
+        ("sign", "minus", "subtract", "subtracted", "take away"),
+        ("plus", "addition", "add the", "operation"),
     ),
     Misconception(
-        "line", "line up the ones.", ("line up", "lined up", "lining up", "align", "aligned", "place value")
+        "line",
+        "line up the ones.",
+        ("line up", "lined up", "lining up", "align", "aligned", "place value"),
+        ("column", "columns", "ones place"),
     ),
 )
 BY_NAME = {misconception.name: misconception for misconception in MISCONCEPTIONS}
@@ -122,7 +140,7 @@ def _first_sum(name: str, first: int, second: int) -> list[dict[str, Any]]:
     told the answer, they write it down and learn nothing."""
     wrong, steps = wrong_sum(name, first, second)
     total = first + second
-    answer, cures = list(spoken(total)), list(BY_NAME[name].cures)
+    answer, cures = list(spoken(total)), [*BY_NAME[name].cures, *BY_NAME[name].hints]
     others = [word for other in MISCONCEPTIONS if other.name != name for word in other.cures]
     return [
         {"when": ASK, "say": steps, "reach": "asked"},
@@ -142,9 +160,10 @@ def _second_sum(name: str, first: int, second: int) -> list[dict[str, Any]]:
     """The test: right only where the first hint was, and nothing had been told."""
     right = [f"{first} + {second} is {first + second}. {thanks}" for thanks in THANKS]
     wrong = f"{first} + {second} is {wrong_sum(name, first, second)[0]}."
+    go_on = {"any": [*GO_ON["any"], f"{first} {second}"]}
     cured = {"after": ["hinted"], "unless": [CONFUSED, TOLD]}
     return [
-        {"when": GO_ON, **cured, "say": right, "reach": "tested", "end": True},
-        {"when": GO_ON, "after": [CONFUSED], "say": wrong, "end": True},
-        {"when": GO_ON, "after": [TOLD], "say": wrong, "end": True},
+        {"when": go_on, **cured, "say": right, "reach": "tested", "end": True},
+        {"when": go_on, "after": [CONFUSED], "say": wrong, "end": True},
+        {"when": go_on, "after": [TOLD], "say": wrong, "end": True},
     ]

@@ -58,6 +58,7 @@ class SupportEnvironment:
         self.broken_at_start = self.device.broken()
         self.seed, self.turn, self.done = seed, 0, False
         self.claimed: set[str] = set()
+        self.topic: list[str] = []  # settings that "it" stands for
         self.violations: list[str] = []
         names = ("tool_calls", "tool_errors", "clarifications", "pointless")
         self.counts = Counter(dict.fromkeys(names, 0))
@@ -70,7 +71,9 @@ class SupportEnvironment:
             return Step(done=True, standing=self._standing())
         turn = read_turn(text, self.tools)
         if isinstance(turn, Speech):
-            answer = Message("user", self._hear(understand(turn.text)))
+            meaning = understand(turn.text, self.topic)
+            self.topic = meaning.topic
+            answer = Message("user", self._hear(meaning))
         else:
             answer = Message("tool", self._call(turn))
         return Step((answer,), self.done, standing=self._standing())
