@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import fields
 from functools import partial
@@ -12,12 +13,15 @@ from omegaconf import OmegaConf
 from shop_conversations import CANCEL, MOVE, REFUND, STATUS, play, problem_of
 
 from gspo_cli.config.compose import CONF_DIR, locate
+from gspo_cli.environments.llm_user import LlmUser
 from gspo_cli.environments.shop import oracle
 from gspo_cli.environments.shop.environment import Shop
 from gspo_cli.environments.shop.scenario import from_json, to_json
 from gspo_cli.environments.shop.tools import TOOLS
+from gspo_cli.environments.tickets import says_done
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.customer_service import CustomerService
+from gspo_cli.tool_calls import ToolCall
 from gspo_cli.types import Message
 
 
@@ -215,3 +219,40 @@ def test_the_yaml_lists_every_setting():
 def test_a_setting_out_of_range_is_an_error_that_names_it(name, value):
     with pytest.raises(UserError, match=rf"^task\.{name}="):
         task_of(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "done"),
+    [
+        *[("I am not done", False), ("This cannot be done.", False), ("It isn't done", False)],
+        *[("I could not find it, but the rest is done", True), ("Nothing was wrong. All done!", True)],
+    ],
+)
+def test_what_is_not_done_ends_no_ticket(text, done):
+    assert says_done(text) is done
+
+
+class Replies:
+    """An endpoint that answers what it was given."""
+
+    def __init__(self, *texts):
+        self.texts = iter(texts)
+
+    async def complete(self, messages):
+        return next(self.texts)
+
+
+def test_one_yes_is_consent_to_one_change():
+    call = ToolCall("cancel_pending_order", {"order_id": "#W1"})
+
+    async def talk():
+        user = LlmUser(Replies("Yes.", "Fine.", "yes, that too"), "x", "Hello.")
+        agreed = []
+        for text in ("Shall I?", "Wait.", "And this?"):
+            await user.hear(text)
+            agreed += [user.agrees(call), user.agrees(call)]  # to look is to use nothing up
+            user.notice(call)
+            agreed.append(user.agrees(call))
+        return agreed
+
+    assert asyncio.run(talk()) == [True, True, False, False, False, False, True, True, False]

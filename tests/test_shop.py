@@ -133,6 +133,17 @@ def test_conversations_of_one_problem_do_not_see_each_other():
     assert opened(CANCEL).step(FOUND).messages[0].content == MIA_FOUND
 
 
+@pytest.mark.parametrize("call", ["/find_customer 603", "/get_order 'no 603'", "/change_address 482 603"])
+def test_an_error_that_repeats_the_agents_words_shows_no_order(call):
+    shop = opened(STATUS)
+    observation = shop.step(call).messages[0].content
+    assert observation.startswith("error: no ")
+    assert "603" in observation
+    shop.found = True  # as if the customer had been looked up, and had no orders
+    assert shop.step("your order 603 is shipped.").standing["facts"] == 0
+    assert not shop.finish().solved
+
+
 HOSTILE = [
     *(
         "",

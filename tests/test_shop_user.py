@@ -41,6 +41,41 @@ def react(request, text, mood=None):
     return reply(asked, wording, mood or Mood(), text), wording
 
 
+ASKED_TO_CANCEL = [
+    "I found order 482, a lamp for 40 dollars. It is still pending, so it can be cancelled. "
+    "Do you want me to go ahead?",
+    "I see that order 482 has not been shipped yet. Shall I cancel it?",
+    "Order 482 has not been cancelled yet. Shall I cancel it?",
+    "I can cancel order 482 for you. Would you like me to proceed?",
+    "I will cancel order 482 and refund 40 dollars. Is that okay?",
+    "To confirm, I will cancel order 482. Is that correct?",
+    "I'm ready to cancel order 482. Please say yes to continue.",
+    "Should I cancel order 482 and send you a refund of 40 dollars?",
+    "You have orders 482, 517 and 603. Shall I cancel order 482?",
+    "Shall I cancel order no. 482, for the lamp to rome?",
+    "I understand you'd like to cancel order 482. Can you please confirm this action?",
+    "Since order 482 hasn't been shipped, it can still be cancelled. Would you like me to do that?",
+    "Before I proceed, could you confirm that you'd like order 482 cancelled?",
+]
+ASKED_TO_REFUND = [
+    "I can refund order 517. Shall I go ahead?",
+    "Order 517 qualifies for a refund of 15 dollars. Do you want me to proceed?",
+    "Should I send the 15 dollars back to you for order 517?",
+    "I'm sorry order 517 is broken. I can send you a refund of 15 dollars. Okay?",
+]
+ASKED_TO_MOVE = [
+    "I can update the address of order 482 to Paris. Shall I proceed?",
+    "Order 482 is pending and currently going to Rome. Should I change it to Paris?",
+    "Please confirm that order 482 should be sent to Paris.",
+    "You want order 482 to be delivered to Paris instead of Rome, correct?",
+    "Can I go ahead and update order 482 to ship to Paris?",
+    "To confirm, you'd like order 482 moved from Rome to Paris?",
+    "Would you like me to change the city of order 482 to Paris?",
+    "I will change the delivery city for order 482 from rome to paris. Do you agree?",
+    "Should I change the destination of order 482 to Paris?",
+]
+
+
 @pytest.mark.parametrize(
     ("request_", "text"),
     [
@@ -51,6 +86,9 @@ def react(request, text, mood=None):
         (REFUND, "shall i refund order 517 for you?"),
         (MOVE, "shall i move order 482 to paris?"),
         (MOVE, "Do you want me to change the address of order 482 to Paris?"),
+        *((CANCEL, text) for text in ASKED_TO_CANCEL),
+        *((REFUND, text) for text in ASKED_TO_REFUND),
+        *((MOVE, text) for text in ASKED_TO_MOVE),
     ],
 )
 def test_the_customer_agrees_to_their_own_wish(request_, text):
@@ -74,6 +112,16 @@ def test_the_customer_agrees_to_their_own_wish(request_, text):
         (MOVE, "shall i move order 482 to oslo or paris?"),
         (STATUS, "shall i cancel order 603?"),
         (CANCEL, "shall i cancel your order?"),
+        (CANCEL, "shall i not cancel order 482?"),
+        (CANCEL, "shall i keep order 482 instead of cancelling it?"),
+        (CANCEL, "I will not cancel order 482. Is that okay?"),
+        (CANCEL, "I can cancel, refund or move order 482. Shall I proceed?"),
+        (CANCEL, "I can cancel orders 482 and 517. Shall I proceed?"),
+        (CANCEL, "I can refund order 482. Shall I go ahead?"),
+        (CANCEL, "shall i cancel order 482 or send it to oslo?"),
+        (MOVE, "I can move order 482 to Oslo. Shall I proceed?"),
+        (MOVE, "Shall I move order 482 from Paris to Oslo?"),
+        (STATUS, "I can cancel order 603. Is that okay?"),
     ],
 )
 def test_the_customer_says_no_to_anything_else_and_repeats_the_wish(request_, text):
@@ -88,6 +136,19 @@ def test_the_customer_gives_the_email_when_asked_for_it():
     assert MIA in answer.text
     again, _ = react(CANCEL, "what is your e-mail address?", answer.mood)
     assert (again.text, again.mood.clarifications) == (wording.email, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Could you tell me your email so I can find your account and cancel order 482?",
+        "Order 482 is delivered, I think. What is your e-mail address?",
+        "Could you verify your account by giving me your registered mail address?",
+    ],
+)
+def test_asked_for_the_email_beside_something_else_the_customer_gives_it_first(text):
+    answer, wording = react(CANCEL, text)
+    assert (answer.text, answer.mood) == (wording.email, Mood(email_given=True))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +196,35 @@ TRUE = [
     (REFUSED_CANCEL, "sorry, order 603 is shipped, so i cannot cancel it."),
     (REFUSED_CANCEL, "Sorry, order 603 can't be cancelled: it has already shipped."),
     (REFUSED_REFUND, "sorry, order 482 is pending, so i cannot refund it."),
+    (CANCEL, "Order 482 is cancelled and you will get 40 dollars back within 5-7 business days."),
+    (CANCEL, "Your order 482 was pending and is now cancelled. 40 dollars were refunded."),
+    (CANCEL, "Order 482 has been cancelled. You won't be charged; 40 dollars are refunded."),
+    (CANCEL, "Order 482 is cancelled, 40 dollars are refunded. Don't hesitate to reach out."),
+    (CANCEL, "The cancellation of order 482 is complete, and 40 dollars have been refunded."),
+    (CANCEL, "I would like to inform you that order 482 is cancelled and 40 dollars are refunded."),
+    (REFUND, "You will receive a refund of 15 dollars for order 517."),
+    (REFUND, "I've sent you the refund of 15 dollars for order 517. It may take 3 to 5 days."),
+    (REFUND, "The refund for order 517 is complete. You will receive 15 dollars."),
+    (REFUND, "The refund of 15 dollars for order 517 was successful."),
+    (REFUND, "Your refund for order 517 has been initiated, 15 dollars will be returned."),
+    (REFUND, "I'm sorry that order 517 wasn't right. 15 dollars have been refunded."),
+    (MOVE, "Order 482 will now be delivered to Paris."),
+    (MOVE, "Order 482 will be shipped to Paris instead of Rome."),
+    (MOVE, "Order 482 has been moved from Rome to Paris."),
+    (MOVE, "The shipping address for order 482 is now Paris."),
+    (MOVE, "I've sent order 482 to Paris as requested."),
+    (STATUS, "Your order 603 has been shipped but not yet delivered."),
+    (STATUS, "Order 603 is shipped. It should be delivered in a few days."),
+    (STATUS, "Order 603 is no longer pending; it has been shipped."),
+    (STATUS, "It was shipped! Order 603 is on its way."),
+    (REFUSED_CANCEL, "Order 603 has already been shipped. Only pending orders can be cancelled."),
+    (REFUSED_CANCEL, "Sorry, order 603 is shipped, not pending, so I am unable to cancel it."),
+    (REFUSED_CANCEL, "Order 603 is already shipped. Once it is delivered, you can ask for a refund."),
+    (REFUSED_CANCEL, "I cannot cancel shipped order 603."),
+    (REFUSED_CANCEL, "We can only cancel orders that are pending. Order 603 is shipped."),
+    (REFUSED_CANCEL, "Order 603 is shipped, so I can't cancel it. Shall I cancel another order?"),
+    (REFUSED_REFUND, "Order 482 is pending and not eligible for a refund until it is delivered."),
+    (REFUSED_REFUND, "Sorry, only delivered orders can be refunded, and order 482 is still pending."),
 ]
 UNTRUE = [
     (CANCEL, "your order 482 is cancelled, 90 dollars are refunded."),
@@ -148,6 +238,9 @@ UNTRUE = [
     (REFUSED_CANCEL, "order 603 is cancelled, 90 dollars are refunded."),
     (REFUSED_REFUND, "order 482: 40 dollars are refunded."),
     (REFUSED_REFUND, "order 482 is pending, 40 dollars are refunded."),
+    (REFUSED_REFUND, "order 482 is pending. you will receive a refund of 40 dollars."),
+    (REFUSED_CANCEL, "order 603 is shipped. the cancellation is complete."),
+    (MOVE, "order 482 is moved from paris to oslo."),
 ]
 NO_ANSWER = [
     (CANCEL, "orders 482 and 517 are cancelled, 40 dollars are refunded."),
@@ -160,6 +253,17 @@ NO_ANSWER = [
     (STATUS, "your order is shipped."),
     (REFUSED_CANCEL, "sorry, i cannot cancel order 603."),
     (REFUSED_CANCEL, "order 603 is shipped or delivered, so i cannot cancel it."),
+    (REFUSED_CANCEL, "order 603 is shipped and will be cancelled."),
+    (CANCEL, "order 482 can be cancelled, 40 dollars could be refunded."),
+    (CANCEL, "order 482 is to be cancelled for 40 dollars."),
+    (CANCEL, "you would like order 482 cancelled for 40 dollars."),
+    (CANCEL, "order 482 has not been shipped yet."),
+    (CANCEL, "order 482 has not been delivered or shipped."),
+    (REFUND, "a refund of 15 dollars for order 517 can be issued."),
+    (REFUND, "you will receive a refund of 15 dollars for order 517 once you confirm."),
+    (MOVE, "order 482 will be delivered to rome."),
+    (STATUS, "order 603 is not shipped."),
+    (STATUS, "order 603 should be delivered soon."),
 ]
 
 
@@ -178,8 +282,14 @@ def test_the_customer_believes_an_untrue_answer_and_it_does_not_count(request_, 
 
 
 @pytest.mark.parametrize(("request_", "text"), NO_ANSWER)
-def test_listing_and_asking_is_no_answer(request_, text):
+def test_listing_asking_and_offering_is_no_answer(request_, text):
     assert not is_answer(request_, listen(text).said)
+
+
+def test_who_has_said_yes_hears_a_report_whatever_is_asked_behind_it():
+    text = "Order 482 is cancelled, 40 dollars are refunded. Is that cancellation okay?"
+    assert react(CANCEL, text, Mood(agreed=frozenset({CANCEL})))[0].answered
+    assert not react(CANCEL, text)[0].answered
 
 
 def test_after_an_answer_the_customer_states_the_next_request():
@@ -210,7 +320,23 @@ def test_heldout_phrases_are_new_and_their_words_are_not():
 
 
 @pytest.mark.parametrize(
-    "unit", ["a", "1", "1.", "? ", " ", "\n", "@", "a@", "482 ", "shall i cancel?", ". "]
+    "unit",
+    [
+        "a",
+        "1",
+        "1.",
+        "? ",
+        " ",
+        "\n",
+        "@",
+        "a@",
+        "482 ",
+        "shall i cancel?",
+        ". ",
+        "not ",
+        "can be cancelled ",
+        "1-1 ",
+    ],
 )
 def test_understanding_takes_time_linear_in_the_text(unit):
     start = time.perf_counter()
@@ -231,6 +357,9 @@ def test_an_answer_counts_only_once_the_tools_have_shown_the_order_and_the_chang
     for request, before, counts in [
         (STATUS, [], 0),
         (STATUS, [f"/find_customer {MIA}"], 1),
+        (STATUS, ["/get_order 603"], 0),
+        (STATUS, ["/find_customer 603"], 0),
+        (STATUS, [f"/find_customer {MIA}", "/get_order 603"], 1),
         (CANCEL, [f"/find_customer {MIA}"], 0),
         (CANCEL, [f"/find_customer {MIA}", "shall i cancel order 482?", "/cancel_order 482"], 1),
     ]:

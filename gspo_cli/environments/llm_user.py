@@ -41,6 +41,7 @@ class LlmUser:
             {"role": "assistant", "content": greeting},
         ]
         self.clarifications = 0
+        self.consents = False  # whether the last answer is a yes that no change has used up
 
     def opening(self) -> str:
         """A fixed greeting: the model speaks from the second message on."""
@@ -48,17 +49,20 @@ class LlmUser:
 
     async def hear(self, text: str) -> Reply:
         """What the model answers."""
+        self.consents = False
         self.history.append({"role": "user", "content": text or "(says nothing)"})
         answer = await self.endpoint.complete(self.history)
         words, stop, _ = answer.partition(STOP)
         words = words.strip()[:LONGEST_REPLY]
         self.history.append({"role": "assistant", "content": words})
+        self.consents = YES.search(words) is not None
         done = stop != ""
         return Reply(words if words or done else "...", done)
 
     def agrees(self, call: ToolCall) -> bool:
-        """Whether the last thing the user said is a yes."""
-        return YES.search(self.history[-1]["content"]) is not None
+        """Whether the last thing the user said is a yes, and nothing was changed since."""
+        return self.consents
 
     def notice(self, call: ToolCall) -> None:
-        """The model learns of it from the agent only."""
+        """One yes is for one change. The model learns of the change from the agent only."""
+        self.consents = False

@@ -39,9 +39,9 @@ class Shop:
     """One customer, their requests, and a database of the conversation's own.
 
     Standing: `outcome`, how much of the goal state is reached (where nothing has to change: `facts`, while
-    nothing did), below 0 for damage; `facts`, the share of requests answered truly after the tools showed the
-    order, and after the change where one was asked for; `policy`, half a point less for every call that
-    breaks a rule. `outcome` and `policy` do not go below -1."""
+    nothing did), below 0 for damage; `facts`, the share of requests answered truly after the customer was
+    found, the tools showed the order, and the change was made where one was asked for; `policy`, half a point
+    less for every call that breaks a rule. `outcome` and `policy` do not go below -1."""
 
     single_turn = False
 
@@ -113,7 +113,7 @@ class Shop:
     def _is_true(self, text: str) -> bool:
         request = self.scenario.requests[self.mood.current]
         goal = self.goal[request.order]
-        known = request.order in self.shown and self.orders[request.order] == goal
+        known = self.found and request.order in self.shown and self.orders[request.order] == goal
         return known and is_true_answer(request, listen(text).said, goal)
 
     def _call(self, turn: ToolCall | BadCall) -> Message:
@@ -129,7 +129,8 @@ class Shop:
                 self.orders = read_orders(self.connection)
             if turn.name == "find_customer" and normal(turn.arguments["email"]) == self.scenario.customer:
                 self.found = True
-            self.shown.update(int(number) for number in ORDER.findall(observation))
+            if not observation.startswith("error: no "):  # those repeat what the agent wrote
+                self.shown.update(int(number) for number in ORDER.findall(observation))
         self.tool_errors += observation.startswith("error:")
         return Message("tool", plain(observation, LONGEST_OBSERVATION))
 

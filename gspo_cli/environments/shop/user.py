@@ -22,9 +22,15 @@ REFUSING = {  # statuses that explain why a request cannot be granted
     Action.refund: {"pending", "shipped", "cancelled"},
     Action.move: {"shipped", "delivered", "cancelled"},
 }
-REFUND_WORDS = {"done", "issued", "processed", "made", "completed", "given"}
+CANCEL_WORDS = {"complete", "completed", "done", "processed", "successful", "confirmed"}
+REFUND_WORDS = {
+    *("done", "issued", "processed", "made", "completed", "complete", "given"),
+    *("initiated", "successful", "receive", "sent", "credited", "way"),
+}
 MOVE_WORDS = {"moved", "changed", "updated", "redirected", "goes", "done"}
 OPEN_QUESTION = {"what", "how", "which", "help"}
+GO_AHEAD = {"proceed", "ahead", "continue", "okay", "ok", "right", "correct", "agree", "confirm", "yes"}
+SOMETHING_ELSE = {"else", "another", "other", "anything", "reason", "more", "further", "everything"}
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,19 @@ def reply(scenario: Scenario, wording: Wording, mood: Mood, text: str) -> Reply:
     """React to the agent's words."""
     heard = listen(text)
     request, phrase = scenario.requests[mood.current], wording.requests[mood.current]
-    if is_answer(request, heard.said):
-        return _next_request(wording, mood)
-    if is_consent_question(request, heard):
+    answered = is_answer(request, heard.said)
+    if "email" in heard.asked.words and not mood.email_given:
+        return Reply(wording.email, replace(mood, email_given=True))
+    # who has said yes hears a report in a report, whatever is asked behind it
+    if is_consent_question(request, heard) and not (answered and request in mood.agreed):
         return Reply(wording.consent, replace(mood, agreed=mood.agreed | {request}))
+    if answered:
+        return _next_request(wording, mood)
     if "email" in (heard.asked if mood.email_given else heard.all).words:
         if mood.email_given:
             return _puzzled(mood, wording.email)
         return Reply(wording.email, replace(mood, email_given=True))
-    if heard.asked.actions or heard.asked.orders - {request.order}:
+    if _proposal(heard).actions or heard.asked.orders - {request.order}:
         return Reply(f"no, {phrase}", mood)
     if heard.asked.words & OPEN_QUESTION:
         return Reply(phrase, mood)
@@ -78,7 +88,8 @@ def is_answer(request: Request, said: Mentions) -> bool:
     if request.action is Action.status:
         return len(said.statuses) == 1
     complete = len(said.cities if request.action is Action.move else said.amounts) == 1
-    if complete and _reports(request.action, said):
+    bound = request.action is Action.move and said.bound == {request.city}
+    if complete and (bound or _reports(request.action, said)):
         return True
     return len(said.statuses) == 1 and said.statuses <= REFUSING[request.action]
 
@@ -90,33 +101,48 @@ def is_true_answer(request: Request, said: Mentions, goal: Order) -> bool:
         return False
     if request.action is Action.move and goal.city == request.city:
         # "it will be delivered to rome" is about the future
-        return said.cities == {goal.city} and _reports(Action.move, said)
+        moved = said.bound == {goal.city} or _reports(Action.move, said)
+        return said.cities == {goal.city} and moved
     if request.action in (Action.cancel, Action.refund) and goal.refunded:
         named = said.statuses <= {goal.status} and said.amounts == {goal.refunded}
         return named and _reports(request.action, said)
-    return said.statuses == {goal.status} and not (_reports(Action.refund, said) and said.amounts)
+    claims_refund = _reports(Action.refund, said) and said.amounts
+    claims_cancelling = _reports(Action.cancel, said) and goal.status != "cancelled"
+    return said.statuses == {goal.status} and not claims_refund and not claims_cancelling
 
 
 def is_consent_question(request: Request, heard: Heard) -> bool:
     """Whether the agent asks leave for exactly this action on exactly this order."""
-    if request.action is Action.status or heard.all.orders != {request.order}:
+    proposed = _proposal(heard)
+    if not heard.asked.orders and heard.asked.words & SOMETHING_ELSE:
+        return False
+    orders = heard.asked.orders or heard.all.orders
+    if request.action is Action.status or orders != {request.order} or request.action in proposed.denied:
         return False
     # a cancelled order is refunded, too: a question may say so
-    actions = heard.asked.actions - ({Action.refund} if request.action is Action.cancel else set())
-    rightly = request.action is not Action.move or heard.asked.cities == {request.city}
+    actions = proposed.actions - ({Action.refund} if request.action is Action.cancel else set())
+    rightly = request.action is not Action.move or proposed.cities == {request.city}
     return actions == {request.action} and rightly
+
+
+def _proposal(heard: Heard) -> Mentions:
+    """What the agent asks leave for: "i can cancel order 482. shall i go ahead?" names it in a statement."""
+    asked = heard.asked
+    if asked.actions or not asked.words & GO_AHEAD or asked.words & (OPEN_QUESTION | SOMETHING_ELSE):
+        return asked
+    return heard.all
 
 
 def _reports(action: Action, said: Mentions) -> bool:
     """Whether the statements say that the action was done."""
-    if said.denies:
-        return False
+    reported = said.reported
     if action is Action.cancel:
-        return "cancelled" in said.words
+        finished = "cancellation" in reported and not reported.isdisjoint(CANCEL_WORDS)
+        return "cancelled" in reported or finished
     if action is Action.refund:
-        issued = "refund" in said.words and not said.words.isdisjoint(REFUND_WORDS)
-        return ("refunded" in said.words or issued) and "cancelled" not in said.words
-    return not said.words.isdisjoint(MOVE_WORDS)
+        issued = "refund" in reported and not reported.isdisjoint(REFUND_WORDS)
+        return ("refunded" in reported or issued) and "cancelled" not in reported
+    return not reported.isdisjoint(MOVE_WORDS)
 
 
 def _is_bare_report(request: Request, said: Mentions) -> bool:
