@@ -198,8 +198,9 @@ class PlainConsole:
             self._print(f"warning    {clean(text)}")
 
     def end(self, summary: Metrics) -> None:
-        self._print("\n".join(["", *describe(summary), "", "Next:"]))
-        for command, why in next_commands(summary):
+        commands = next_commands(summary)
+        self._print("\n".join(["", *describe(summary), *(["", "Next:"] if commands else [])]))
+        for command, why in commands:
             self._print(f"  # {why}\n  {command}")
 
     def _print(self, text: str) -> None:
@@ -261,8 +262,10 @@ class LiveConsole:
         self._stop()
         first, *rest = describe(summary)
         style = {"completed": "bold green", "failed": "bold red"}.get(summary["status"], "bold yellow")
-        self._console.print(Text("\n" + first, style), *map(Text, rest), Text("\nNext:"), sep="\n")
-        for command, why in next_commands(summary):
+        commands = next_commands(summary)
+        closing = [Text("\nNext:")] if commands else []
+        self._console.print(Text("\n" + first, style), *map(Text, rest), *closing, sep="\n")
+        for command, why in commands:
             self._console.print(Text(f"  # {why}", "dim"))
             self._console.print(Text(f"  {command}", "cyan"), soft_wrap=True)  # whole, for copying
 
