@@ -208,6 +208,15 @@ def test_a_job_that_gathers_is_told_to_await_instead():
     assert "use await" in str(error)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as a shell gives it: a process started in the background is told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_running_job_and_closes_those_not_started():
     ended = threading.Event()
 
