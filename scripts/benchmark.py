@@ -87,6 +87,7 @@ def run_ours(folder: Path, threads: int, iterations: int) -> tuple[list[Record],
     from gspo_cli.rewards.base import RewardFunction
     from gspo_cli.rollout.transformers_engine import TransformersEngine
     from gspo_cli.training.clock import Clock
+    from gspo_cli.training.conversing import Conversations
     from gspo_cli.training.problem_order import ProblemOrder
     from gspo_cli.training.sampler import GroupSampler
     from gspo_cli.training.update import Updater
@@ -108,7 +109,8 @@ def run_ours(folder: Path, threads: int, iterations: int) -> tuple[list[Record],
     ]
     engine = TransformersEngine(policy, config.rollout.batch_size)
     order = ProblemOrder(problems, config.seed)
-    sampler = GroupSampler(config, config.task, TokenSum(), engine, policy.chat, order)
+    conversations = Conversations(config, config.task, TokenSum(), engine, policy.chat)
+    sampler = GroupSampler(config, conversations, order)
     updater = Updater(policy, config)
     records, cursor = [], 0
     for iteration in range(iterations):

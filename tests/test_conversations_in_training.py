@@ -26,6 +26,7 @@ from gspo_cli.rewards.scoring import score_all
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.tasks.customer_service import CustomerService
 from gspo_cli.training.clock import Clock
+from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.problem_order import ProblemOrder
 from gspo_cli.training.sampler import GroupSampler
 from gspo_cli.training.session import build_parts, run_training
@@ -55,7 +56,8 @@ class Setting:
         config = config or replace(self.config, **changes)
         parts.engine.batch_size = config.rollout.batch_size
         order = ProblemOrder(parts.train_problems, config.seed)
-        return GroupSampler(config, config.task, parts.reward, parts.engine, parts.policy.chat, order)
+        conversations = Conversations(config, config.task, parts.reward, parts.engine, parts.policy.chat)
+        return GroupSampler(config, conversations, order)
 
     def sample(self, **changes):
         return self.sampler(**changes).sample(0, 0, Clock()).groups

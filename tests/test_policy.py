@@ -109,18 +109,18 @@ def test_the_lora_reference_is_the_adapter_switched_off(load, folders):
             parameter.add_(0.05)
         expected = plain(ids, mask, 1.0)[0]
         assert not torch.equal(policy(ids, mask, 1.0)[0], expected)
-    assert torch.equal(policy.reference_logprobs(ids, mask, 1.0), expected)
+    assert torch.equal(policy(ids, mask, 1.0, reference=True)[0], expected)
 
 
 def test_a_full_model_has_a_frozen_reference(load):
     policy = load("qwen3")
     policy.keep_reference(load("qwen3").causal_model)
     ids, mask = ragged(policy)
-    before = policy.reference_logprobs(ids, mask, 1.0)
+    before = policy(ids, mask, 1.0, reference=True)[0]
     with torch.no_grad():
         for parameter in policy.trainable():
             parameter.add_(0.05)
-    assert torch.equal(policy.reference_logprobs(ids, mask, 1.0), before)
+    assert torch.equal(policy(ids, mask, 1.0, reference=True)[0], before)
 
 
 def test_lora_adapts_neither_output_layer_nor_router_nor_experts(load):

@@ -254,7 +254,7 @@ def test_answers_cut_by_the_cap_are_kept_masked_or_penalised(configure, tmp_path
 
 def test_the_penalty_lowers_cut_answers_against_their_group(configure, load):
     config, _ = configure("algorithm.truncated_completions=penalise", "algorithm.truncation_penalty=0.5")
-    sampler = GroupSampler(config, config.task, AlwaysZero(), None, None, None)
+    sampler = GroupSampler(config, None, None)
     group = [
         Trajectory(Problem("p", ()), [1, 2], [False, True], [0.0] * 2, [-1, 0], [], reason, reward=1.0)
         for reason in (FinishReason.stop, FinishReason.length)

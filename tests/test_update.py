@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gspo_cli.config.choices import Precision
+from gspo_cli.errors import UserError
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.clock import Clock
 from gspo_cli.training.metrics import update_metrics
@@ -89,10 +90,10 @@ def test_the_ratio_of_the_first_minibatch_is_exactly_one(load, configure, name, 
     config, _ = configure("algorithm=gspo", "training.updates_per_rollout=1")
     policy = load(name, replace(config.hardware, precision=precision), **settings)
     report = Updater(policy, config).run(samples_of(policy), np.random.default_rng(0), Clock())
-    assert (report.stats.deviation_min, report.stats.deviation_max) == (0.0, 0.0)
-    assert report.stats.clipped_sequences == 0
+    assert (report.sums.stats.deviation_min, report.sums.stats.deviation_max) == (0.0, 0.0)
+    assert report.sums.stats.clipped_sequences == 0
     # measured against a second pass in the same layout, and still exactly nothing
-    assert report.first_step_abs_err == 0.0
+    assert report.sums.first_step_abs_err == 0.0
 
 
 def test_later_minibatches_are_compared_with_the_policy_before_the_first_step(load, configure):
@@ -100,8 +101,8 @@ def test_later_minibatches_are_compared_with_the_policy_before_the_first_step(lo
     policy = load("qwen3")
     report = Updater(policy, config).run(samples_of(policy), np.random.default_rng(0), Clock())
     assert report.updates == 4
-    assert report.stats.deviation_max > 1e-3
-    assert report.stats.clipped_sequences > 0
+    assert report.sums.stats.deviation_max > 1e-3
+    assert report.sums.stats.clipped_sequences > 0
 
 
 def weights(policy):
@@ -114,13 +115,13 @@ def test_groups_without_advantage_cost_nothing_and_change_nothing(load, configur
     skipping, computing = load("qwen3"), load("qwen3")
     samples = samples_of(skipping, advantages=advantages)
     report = Updater(skipping, config).run(samples, np.random.default_rng(0), Clock())
-    assert report.stats.sequences == 8  # went through the model
+    assert report.sums.stats.sequences == 8  # went through the model
     assert report.sequences == 16  # are counted
     # the same step, with every sequence computed
     updater = Updater(computing, config)
     batch = collate(samples, computing.chat.pad_id, computing.device)
     updater.loss(MicroBatch(batch), 16.0)[0].backward()
-    updater._apply(report)
+    updater.strategy.step(0.01)
     torch.testing.assert_close(weights(skipping), weights(computing), rtol=0, atol=1e-6)
 
 
@@ -132,7 +133,7 @@ def test_a_batch_without_any_advantage_leaves_fresh_weights_alone(load, configur
         samples_of(policy, advantages=[0.0] * 16), np.random.default_rng(0), Clock()
     )
     assert torch.equal(weights(policy), before)
-    assert (report.updates, report.stats.sequences) == (4, 0)
+    assert (report.updates, report.sums.stats.sequences) == (4, 0)
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(load, configure):
@@ -167,7 +168,7 @@ def test_k1_takes_the_mean_log_ratio_to_the_reference_off_the_reward(load, confi
             parameter.add_(0.02)
     one = samples[2].trajectory
     ids, mask = torch.tensor([one.token_ids]), torch.tensor([one.action_mask])
-    difference = policy(ids, mask, 1.0)[0] - policy.reference_logprobs(ids, mask, 1.0)
+    difference = policy(ids, mask, 1.0)[0] - policy(ids, mask, 1.0, reference=True)[0]
     assert updater.reward_kl(samples)[2] == pytest.approx(difference[mask].mean().item(), abs=1e-5)
 
 
@@ -226,4 +227,44 @@ def test_clip_shares_are_of_all_trained_tokens(load, configure):
     )
     metrics = update_metrics(report)
     assert 0 < metrics["clip_ratio/sequence"] <= 0.5
-    assert metrics["clip_ratio/sequence"] == report.stats.clipped_sequences / 16
+    assert metrics["clip_ratio/sequence"] == report.sums.stats.clipped_sequences / 16
+
+
+class Small(torch.nn.Module):
+    """A model in whose memory only so many tokens fit at once while it is trained."""
+
+    def __init__(self, policy, tokens):
+        super().__init__()
+        self.handle = policy.causal_model.base_model.register_forward_pre_hook(self.fill, with_kwargs=True)
+        self.tokens, self.refused = tokens, 0
+
+    def fill(self, module, arguments, named):
+        if named["input_ids"].numel() > self.tokens and torch.is_grad_enabled():
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_an_update_for_which_memory_runs_out_is_made_again_with_half_the_budget(load, configure):
+    config, _ = configure("algorithm=gspo", "algorithm.learning_rate=0.01", "hardware.tokens_per_microbatch=80")
+    wide, narrow = load("qwen3"), load("qwen3")
+    small = Small(narrow, tokens=45)
+    updater = Updater(narrow, config)
+    expected = Updater(wide, config).run(samples_of(wide), np.random.default_rng(0), Clock())
+    report = updater.run(samples_of(narrow), np.random.default_rng(0), Clock())
+    assert small.refused == report.oom_events >= 1
+    assert report.tokens_per_microbatch == updater.budget <= 40
+    assert update_metrics(report)["oom_events"] == report.oom_events
+    torch.testing.assert_close(weights(narrow), weights(wide), rtol=0, atol=1e-6)
+    # nothing is counted twice
+    assert report.sums.entropy_tokens == expected.sums.entropy_tokens
+    assert report.sums.logp_difference_tokens == expected.sums.logp_difference_tokens
+    assert report.sums.stats.sequences == expected.sums.stats.sequences
+    assert update_metrics(report)["ratio/max"] == pytest.approx(update_metrics(expected)["ratio/max"], abs=1e-6)
+
+
+def test_a_single_answer_that_does_not_fit_ends_the_run_with_a_sentence(load, configure):
+    config, _ = configure("algorithm=gspo")
+    policy = load("qwen3")
+    Small(policy, tokens=3)
+    with pytest.raises(UserError, match="tokens_per_microbatch=.*memory ran out in an update"):
+        Updater(policy, config).run(samples_of(policy), np.random.default_rng(0), Clock())

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,21 +63,27 @@ class Policy(nn.Module):
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def forward(
-        self, token_ids: Tensor, action_mask: Tensor, temperature: float, with_entropy: bool = False
+        self,
+        token_ids: Tensor,
+        action_mask: Tensor,
+        temperature: float,
+        with_entropy: bool = False,
+        reference: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is
-        false.
+        false; with `reference` those of the model as it was before training.
 
         Padding sits on the right, where causal attention never looks: no attention mask is needed."""
+        if reference:
+            return self._reference(token_ids, action_mask, temperature)
         return self._score(self.causal_model, token_ids, action_mask, temperature, with_entropy)
 
     @torch.no_grad()
-    def reference_logprobs(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> Tensor:
-        """Log-probabilities under the model as it was before training. -> (B, T)"""
+    def _reference(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         if self._frozen_reference is not None:
-            return self._score(self._frozen_reference, token_ids, action_mask, temperature, False)[0]
+            return self._score(self._frozen_reference, token_ids, action_mask, temperature, False)
         with self.model.disable_adapter():
-            return self._score(self.causal_model, token_ids, action_mask, temperature, False)[0]
+            return self._score(self.causal_model, token_ids, action_mask, temperature, False)
 
     def keep_reference(self, model: PreTrainedModel) -> None:
         """Use `model` as the frozen reference. Under LoRA none is needed: the adapter is switched off
@@ -112,6 +118,15 @@ class Policy(nn.Module):
         """Write adapter or full weights and the tokenizer, loadable with `from_pretrained`."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    @torch.no_grad()
+    def load_weights(self, folder: Path) -> None:
+        """Put the weights that `save` wrote in the place of the present ones."""
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, load_peft_weights(folder, device="cpu"))
+        else:
+            saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
 
     def _score(
         self,

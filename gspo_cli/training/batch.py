@@ -46,6 +46,22 @@ class Batch:
     sampling_logprobs: Tensor
     advantages: Tensor
 
+    def rows(self, part: slice) -> Batch:
+        """Some of its sequences, as wide as all."""
+        return Batch(
+            self.token_ids[part], self.action_mask[part], self.sampling_logprobs[part], self.advantages[part]
+        )
+
+
+def idle(pad_id: int, device: torch.device) -> Batch:
+    """A batch of one sequence without a trained token: what a rank computes while others have work."""
+    return Batch(
+        token_ids=torch.full((1, 2), pad_id, device=device),
+        action_mask=torch.zeros(1, 2, dtype=torch.bool, device=device),
+        sampling_logprobs=torch.zeros(1, 2, device=device),
+        advantages=torch.zeros(1, 1, device=device),
+    )
+
 
 def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Batch:
     """Pad on the right. Advantages get a token axis only where a sample brings one per token."""

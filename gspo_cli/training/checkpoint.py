@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 
 from gspo_cli.config.schema import CheckpointConfig
 from gspo_cli.errors import UserError
-from gspo_cli.policy.policy import Policy
 from gspo_cli.run.files import folder_written_whole, point
 from gspo_cli.training.update import Updater
 
@@ -53,19 +52,24 @@ class Checkpoints:
         """After which iteration a checkpoint was written."""
         return int(checkpoint.name.rpartition("-")[2])
 
-    def save(self, policy: Policy, updater: Updater, state: TrainerState) -> Path:
-        """Write a checkpoint, move the links, and remove what rotation no longer keeps.
+    def save(self, updater: Updater, state: TrainerState) -> None:
+        """Write a checkpoint, move the links, and remove what rotation no longer keeps. All ranks call it,
+        the first one writes.
 
         Raises UserError where it cannot be written; the earlier ones are then untouched."""
+        world = updater.strategy.world
+        if world.is_first:
+            self._write(updater, state)
+        else:
+            updater.strategy.save(self.folder)
+        world.wait()
+
+    def _write(self, updater: Updater, state: TrainerState) -> None:
         target = self.folder / f"iteration-{state.iteration:06d}"
         try:
             with folder_written_whole(target) as temporary:
-                policy.save(temporary)
-                saved = {
-                    "state": asdict(state),
-                    "optimizer": updater.optimizer.state_dict(),
-                    "steps": updater.steps,
-                }
+                optimizer = updater.strategy.save(temporary)
+                saved = {"state": asdict(state), "optimizer": optimizer, "steps": updater.steps}
                 torch.save(saved, temporary / "trainer.pt")
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(
@@ -74,15 +78,15 @@ class Checkpoints:
             ) from error
         self._link(target, state)
         self._rotate()
-        return target
 
     def restore(self, checkpoint: Path, updater: Updater) -> TrainerState:
         """Load optimizer and counters; the policy was loaded from the same folder."""
-        saved = torch.load(checkpoint / "trainer.pt", map_location=updater.policy.device, weights_only=True)
-        updater.optimizer.load_state_dict(saved["optimizer"])
+        saved = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
+        updater.strategy.restore_optimizer(saved["optimizer"])
         updater.steps = saved["steps"]
         state = TrainerState(**saved["state"])
-        self._link(checkpoint, state)  # a kill may have come between the checkpoint and its links
+        if updater.strategy.world.is_first:
+            self._link(checkpoint, state)  # a kill may have come between the checkpoint and its links
         return state
 
     def _link(self, checkpoint: Path, state: TrainerState) -> None:

@@ -32,6 +32,7 @@ from gspo_cli.run.files import folder_written_whole
 from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
+from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.types import NO_BRIEFING, Briefing, Demonstration, FinishReason, Problem, Trajectory
 
@@ -155,7 +156,7 @@ def _cold_start(
         )
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = task.train_problems()[:SCORE_PROBLEMS]
-    evaluator = Evaluator(config, task, task.reward(), engine, policy.chat)
+    evaluator = Evaluator(config, Conversations(config, task, task.reward(), engine, policy.chat))
 
     def score() -> tuple[float, int]:
         return evaluator.sampled_score(problems)

@@ -54,4 +54,11 @@ class Dialogues:
 
     def judge(self, trajectory: Trajectory) -> None:
         """Score a conversation by the run's reward."""
-        score_all(build_reward(self.config), [trajectory], RewardErrors.exclude)
+        training = self.config.training
+        score_all(
+            build_reward(self.config),
+            [trajectory],
+            RewardErrors.exclude,
+            limit=training.reward_concurrency,
+            timeout=training.reward_timeout,
+        )

@@ -8,13 +8,10 @@ from math import comb
 from typing import Any
 
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
-from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.rewards.scoring import score_all
-from gspo_cli.rollout.conversations import Limits, Start, roll_out
-from gspo_cli.rollout.engine import RolloutEngine, Sampling
-from gspo_cli.tasks.base import Task
+from gspo_cli.rollout.conversations import Start
+from gspo_cli.rollout.engine import Sampling
+from gspo_cli.training.conversing import Conversations
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
 EVALUATION_SEED = 20250718  # of evaluation alone: runs of all seeds meet the same draws
@@ -30,10 +27,7 @@ class Evaluator:
     """Holds what an evaluation needs but the problems."""
 
     config: RunConfig
-    task: Task
-    reward: RewardFunction
-    engine: RolloutEngine
-    chat: ChatFormat
+    conversations: Conversations
 
     def evaluate(
         self, problems: Sequence[Problem], progress: Callable[[int, int], None] = lambda done, total: None
@@ -73,7 +67,9 @@ class Evaluator:
         return _mean([t.solved for t in answers if t.excluded is None]) or 0.0, tokens
 
     def _greedy(self) -> Sampling:
-        return Sampling(0.0, 1.0, 0, self.config.rollout.max_completion_length, self.chat.stop_ids)
+        return Sampling(
+            0.0, 1.0, 0, self.config.rollout.max_completion_length, self.conversations.chat.stop_ids
+        )
 
     def _sampled(self) -> Sampling:
         rollout = self.config.rollout
@@ -83,29 +79,10 @@ class Evaluator:
 
     def _answers(self, problems: Sequence[Problem], sampling: Sampling, count: int) -> list[Trajectory]:
         starts = [
-            Start(problem, (i, g), derived_seed(EVALUATION_SEED, "environment", i))
+            [Start(problem, (i, g), derived_seed(EVALUATION_SEED, "environment", i)) for g in range(count)]
             for i, problem in enumerate(problems)
-            for g in range(count)
         ]
-        rollout = roll_out(
-            self.engine,
-            self.chat,
-            self.task.environment,
-            starts,
-            sampling,
-            Limits.of(self.config.rollout, self.engine),
-            EVALUATION_SEED,
-            self.task.briefing(),
-        )
-        training = self.config.training
-        score_all(
-            self.reward,
-            rollout.trajectories,
-            training.reward_errors,
-            limit=training.reward_concurrency,
-            timeout=training.reward_timeout,
-        )
-        return rollout.trajectories
+        return self.conversations.hold(starts, sampling, EVALUATION_SEED).trajectories
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gspo_cli.training.update import UpdateReport
+from gspo_cli.training.report import UpdateReport
 from gspo_cli.types import FinishReason, Trajectory
 
 
@@ -49,7 +49,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
 def update_metrics(report: UpdateReport) -> dict[str, Any]:
     """What the updates did. Clip shares are of all trained tokens and sequences, A = 0 included as
     unclipped."""
-    stats = report.stats
+    sums, stats = report.sums, report.sums.stats
     tokens, sequences, ratios = max(1, report.tokens), max(1, report.sequences), max(1.0, stats.ratios)
     deviation = stats.deviation_sum / ratios
     clipped = (stats.clipped_low + stats.clipped_high) / tokens
@@ -60,12 +60,14 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         "clip_ratio/region_mean": clipped,
         "clip_ratio/token": clipped,
         "clip_ratio/sequence": stats.clipped_sequences / sequences,
-        "entropy": report.entropy_sum / report.entropy_tokens if report.entropy_tokens else None,
+        "entropy": sums.entropy_sum / sums.entropy_tokens if sums.entropy_tokens else None,
         "grad_norm": mean(report.grad_norms),
         "learning_rate": report.learning_rate,
         "updates": report.updates,
         "updates_skipped": report.skipped,
-        "ratio/first_step_abs_err": report.first_step_abs_err,
+        "ratio/first_step_abs_err": sums.first_step_abs_err,
+        "oom_events": report.oom_events,
+        "tokens_per_microbatch": report.tokens_per_microbatch,
     }
     if stats.ratios:
         variance = max(0.0, stats.deviation_squares / ratios - deviation**2)
@@ -75,10 +77,10 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
             "ratio/max": 1 + stats.deviation_max,
             "ratio/std": variance**0.5,
         }
-    if report.logp_difference_tokens:
+    if sums.logp_difference_tokens:
         metrics |= {
-            "sampling/logp_difference/mean": report.logp_difference_sum / report.logp_difference_tokens,
-            "sampling/logp_difference/max": report.logp_difference_max,
+            "sampling/logp_difference/mean": sums.logp_difference_sum / sums.logp_difference_tokens,
+            "sampling/logp_difference/max": sums.logp_difference_max,
         }
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens

@@ -14,15 +14,12 @@ from torch import Tensor
 from gspo_cli.algorithm.advantages import group_advantages, has_spread, rewards_to_go, turn_advantages
 from gspo_cli.config.choices import Credit, Truncated
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
-from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.rewards.scoring import score_all
-from gspo_cli.rollout.conversations import Limits, Start, roll_out
-from gspo_cli.rollout.engine import RolloutEngine, Sampling
-from gspo_cli.tasks.base import Task
+from gspo_cli.rollout.conversations import Start
+from gspo_cli.rollout.engine import Sampling
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.clock import Clock
+from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.problem_order import ProblemOrder
 from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Trajectory
@@ -44,17 +41,8 @@ class GroupSampler:
     """Samples `prompts_per_iteration` groups of `num_generations` answers with the policy's current
     weights."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        task: Task,
-        reward: RewardFunction,
-        engine: RolloutEngine,
-        chat: ChatFormat,
-        order: ProblemOrder,
-    ) -> None:
-        self.config, self.task, self.reward = config, task, reward
-        self.engine, self.chat, self.order = engine, chat, order
+    def __init__(self, config: RunConfig, conversations: Conversations, order: ProblemOrder) -> None:
+        self.config, self.conversations, self.order = config, conversations, order
 
     def sample(self, iteration: int, cursor: int, clock: Clock) -> Sampled:
         """Draw problems from `cursor` on. With dynamic sampling, draw more until enough groups have
@@ -137,9 +125,13 @@ class GroupSampler:
     ) -> tuple[list[Group], float]:
         config, size = self.config, self.config.training.num_generations
         starts = [
-            Start(problem, (iteration, place, g), derived_seed(config.seed, "environment", iteration, place))
+            [
+                Start(
+                    problem, (iteration, place, g), derived_seed(config.seed, "environment", iteration, place)
+                )
+                for g in range(size)
+            ]
             for place, problem in enumerate(self.order.take(cursor + drawn, count), start=drawn)
-            for g in range(size)
         ]
         rollout = config.rollout
         sampling = Sampling(
@@ -147,27 +139,9 @@ class GroupSampler:
             rollout.top_p,
             rollout.top_k,
             config.max_completion_length(iteration),
-            self.chat.stop_ids,
+            self.conversations.chat.stop_ids,
         )
-        with clock.timing("rollout"):
-            result = roll_out(
-                self.engine,
-                self.chat,
-                self.task.environment,
-                starts,
-                sampling,
-                Limits.of(config.rollout, self.engine),
-                config.seed,
-                self.task.briefing(),
-            )
-        with clock.timing("reward"):
-            score_all(
-                self.reward,
-                result.trajectories,
-                config.training.reward_errors,
-                limit=config.training.reward_concurrency,
-                timeout=config.training.reward_timeout,
-            )
+        result = self.conversations.hold(starts, sampling, config.seed, clock)
         flat = result.trajectories
         return [flat[i : i + size] for i in range(0, len(flat), size)], result.truncated_mass
 

@@ -30,7 +30,9 @@ from gspo_cli.run.reporting import Reporter, Sample
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
+from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.evaluation import Evaluator
+from gspo_cli.training.strategy import OneProcess
 from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.types import Briefing, Problem
 
@@ -63,6 +65,11 @@ def run_training(
     except KeyboardInterrupt:
         status = "interrupted"
         raise
+    except torch.OutOfMemoryError as error:  # of an update it would be smaller micro-batches
+        raise UserError(
+            "rollout.batch_size: memory ran out outside of an update; lower it, then continue with "
+            f"resume={folder.path}"
+        ) from error
     finally:
         summary = summarise(config, folder, trainer, status, reward_object=reward is not None)
         folder.write_summary(summary)
@@ -94,7 +101,9 @@ def build_parts(
     train = fitting(train, policy.chat, cap, briefing, "training", reporter.warn)
     heldout = fitting(heldout, policy.chat, cap, briefing, "held-out", reporter.warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
-    return Parts(policy, task, reward, engine, train, heldout[: config.evaluation.problems])
+    return Parts(
+        policy, OneProcess(policy, config), task, reward, engine, train, heldout[: config.evaluation.problems]
+    )
 
 
 def evaluate_only(
@@ -115,7 +124,8 @@ def evaluate_only(
     heldout = fitting(heldout, policy.chat, cap, task.briefing(), "held-out", warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
-    record, answers = Evaluator(config, task, reward, engine, policy.chat).evaluate(problems, progress)
+    conversations = Conversations(config, task, reward, engine, policy.chat)
+    record, answers = Evaluator(config, conversations).evaluate(problems, progress)
     return record, [Sample.of(answer, 0) for answer in answers]
 
 

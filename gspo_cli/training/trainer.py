@@ -21,10 +21,12 @@ from gspo_cli.tasks.base import Task
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.clock import Clock
+from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.metrics import peak_memory_gb, rollout_metrics, update_metrics
 from gspo_cli.training.problem_order import ProblemOrder
 from gspo_cli.training.sampler import GroupSampler
+from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.types import Problem
 
@@ -37,6 +39,7 @@ class Parts:
     """What a run is built of."""
 
     policy: Policy
+    strategy: Strategy
     task: Task
     reward: RewardFunction
     engine: RolloutEngine
@@ -57,10 +60,19 @@ class Trainer:
     ) -> None:
         self.config, self.parts, self.folder = config, parts, folder
         self.reporter, self.track = reporter, track
-        self.updater = Updater(parts.policy, config)
-        order = ProblemOrder(parts.train_problems, config.seed)
-        self.sampler = GroupSampler(config, parts.task, parts.reward, parts.engine, parts.policy.chat, order)
-        self.evaluator = Evaluator(config, parts.task, parts.reward, parts.engine, parts.policy.chat)
+        self.world = parts.strategy.world
+        self.updater = Updater(parts.policy, config, parts.strategy)
+        conversations = Conversations(
+            config,
+            parts.task,
+            parts.reward,
+            parts.engine,
+            parts.policy.chat,
+            self.world,
+            parts.strategy.generating,
+        )
+        self.sampler = GroupSampler(config, conversations, ProblemOrder(parts.train_problems, config.seed))
+        self.evaluator = Evaluator(config, conversations)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
         self.stop_requested = False
@@ -84,7 +96,7 @@ class Trainer:
         while self.state.iteration < total:
             if self._good_enough():
                 return self._finish("stopped_early")
-            if self.stop_requested:
+            if self.world.any(self.stop_requested):
                 return self._finish("interrupted")
             self._iterate()
         return self._finish("completed")
@@ -123,7 +135,7 @@ class Trainer:
             "tokens_per_second": tokens / clock.total,
             **{f"time/{stage}": seconds for stage, seconds in clock.seconds.items()},
             "time/iteration": clock.total,
-            "memory/peak_gb": peak_memory_gb(),
+            "memory/peak_gb": max(self.world.gather([peak_memory_gb()])),
         }
         self.folder.append("metrics.jsonl", record)
         self.track(record, state.iteration)
@@ -174,7 +186,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.wall_seconds = self.wall_seconds
-        self.checkpoints.save(self.parts.policy, self.updater, self.state)
+        self.checkpoints.save(self.updater, self.state)
 
     @property
     def wall_seconds(self) -> float:

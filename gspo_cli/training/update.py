@@ -6,40 +6,51 @@ numerical noise between two layouts is as large as GSPO's clip band."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gspo_cli.algorithm.objective import (
-    LossStats,
-    loss_denominator,
-    policy_loss,
-    reward_kl,
-    sequence_log_ratio,
-)
+from gspo_cli.algorithm.objective import loss_denominator, policy_loss, reward_kl, sequence_log_ratio
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
-from gspo_cli.training.batch import Batch, Sample, collate, split_by_tokens
+from gspo_cli.training.batch import Batch, Sample, collate, idle, split_by_tokens
 from gspo_cli.training.clock import Clock
+from gspo_cli.training.report import Sums, UpdateReport
 from gspo_cli.training.schedule import learning_rate
+from gspo_cli.training.strategy import OneProcess, Strategy
 
 
 @dataclass
 class MicroBatch:
-    """A batch with the log-probabilities that were scored for it (None: not needed)."""
+    """A batch with the log-probabilities that were scored for it (None: not needed). `probe` is a second
+    opinion on those of the first minibatch: what the update differs by from it is noise."""
 
     batch: Batch
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    probe: Tensor | None = None
+
+    def halves(self) -> list[MicroBatch]:
+        """The two halves of its rows, as wide as before so that the scores stay those of this width."""
+        middle = len(self.batch.token_ids) // 2
+        return [
+            MicroBatch(
+                self.batch.rows(part),
+                *(None if t is None else t[part] for t in (self.old_logprobs, self.ref_logprobs, self.probe)),
+            )
+            for part in (slice(middle), slice(middle, None))
+        ]
 
 
 @dataclass
 class MiniBatch:
-    """What one optimizer step learns from. `denominator`, `tokens` and `sequences` count its trained
-    answers, also those that need no compute because their advantage is 0."""
+    """What one optimizer step learns from: this rank's micro-batches, as many on every rank. `denominator`,
+    `tokens` and `sequences` count the trained answers of all ranks, also those that need no compute because
+    their advantage is 0."""
 
     micro_batches: list[MicroBatch]
     denominator: float
@@ -47,51 +58,31 @@ class MiniBatch:
     sequences: int
 
 
-@dataclass
-class UpdateReport:
-    """What happened in the updates of one iteration, summed over micro-batches."""
-
-    stats: LossStats = field(default_factory=LossStats)
-    tokens: int = 0
-    sequences: int = 0
-    entropy_sum: float = 0.0
-    entropy_tokens: int = 0
-    logp_difference_sum: float = 0.0
-    logp_difference_max: float = 0.0
-    logp_difference_tokens: int = 0
-    first_step_abs_err: float | None = None
-    grad_norms: list[float] = field(default_factory=list)
-    updates: int = 0
-    skipped: int = 0
-    learning_rate: float = 0.0
-    with_kl: bool = False
-
-
 class Updater:
-    """Owns the optimizer. `steps` counts optimizer steps since the start of the run."""
+    """Turns samples into optimizer steps of a strategy. `steps` counts them since the start of the run;
+    `budget` is how many tokens a micro-batch may hold."""
 
-    def __init__(self, policy: Policy, config: RunConfig) -> None:
-        training = config.training
+    def __init__(self, policy: Policy, config: RunConfig, strategy: Strategy | None = None) -> None:
         self.policy, self.config = policy, config
+        self.strategy = strategy or OneProcess(policy, config)
         self.steps = 0
-        self.total_steps = training.num_outer_iterations * training.updates_per_rollout
-        self.optimizer = torch.optim.AdamW(
-            policy.trainable(),
-            lr=config.algorithm.learning_rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            weight_decay=training.weight_decay,
-        )
+        self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
+        self.budget = config.hardware.tokens_per_microbatch
 
     def run(self, samples: Sequence[Sample], order: np.random.Generator, clock: Clock) -> UpdateReport:
-        """Split `samples` into `updates_per_rollout` minibatches and take one optimizer step on each."""
-        report = UpdateReport()
+        """Split `samples` (the same on every rank) into `updates_per_rollout` minibatches and take one
+        optimizer step on each. The report is of all ranks."""
+        report = UpdateReport(with_kl=self.config.algorithm.kl_in_loss)
         minibatches = self.minibatches(samples, order)
         with clock.timing("score"):
-            self._score(minibatches, report)
-            noise_probe = self._probe(minibatches[0])
+            report.sums += self._fitting(lambda: self._score(minibatches), minibatches, report)
         with clock.timing("update"):
             for index, minibatch in enumerate(minibatches):
-                self._step(minibatch, report, first=index == 0, noise_probe=noise_probe)
+                self._step(index, minibatches, report)
+                report.tokens += minibatch.tokens
+                report.sequences += minibatch.sequences
+            report.sums = sum(self.strategy.world.gather([report.sums]), start=Sums())
+        report.tokens_per_microbatch = self.budget
         return report
 
     def minibatches(self, samples: Sequence[Sample], order: np.random.Generator) -> list[MiniBatch]:
@@ -112,27 +103,26 @@ class Updater:
         needed = [
             s for s, n in zip(samples, counts, strict=True) if n > 0 and (everything or any(s.advantages))
         ]
-        batches = split_by_tokens(needed, self.config.hardware.tokens_per_microbatch)
-        micro = [MicroBatch(collate(b, self.policy.chat.pad_id, self.policy.device)) for b in batches]
+        micro = [MicroBatch(self._collate(part)) for part in self._layout(needed)]
         return MiniBatch(micro, denominator, sum(counts), sum(n > 0 for n in counts))
 
     @torch.no_grad()
     def reward_kl(self, samples: Sequence[Sample]) -> list[float]:
         """k1 of each sample against the reference, to be taken off its reward before advantages."""
-        values: dict[int, float] = {id(sample): 0.0 for sample in samples}
-        spoken = [sample for sample in samples if sample.trajectory.num_actions]
-        for part in split_by_tokens(spoken, self.config.hardware.tokens_per_microbatch):
-            batch = collate(part, self.policy.chat.pad_id, self.policy.device)
-            logprobs, reference = self._logprobs(batch)[0], self._reference(batch)
-            kl = reward_kl(logprobs, reference, batch.action_mask).tolist()
-            values |= {id(sample): value for sample, value in zip(part, kl, strict=True)}
-        return [values[id(sample)] for sample in samples]
+        places = {id(sample): place for place, sample in enumerate(samples)}
+        mine: list[tuple[int, float]] = []
+        for part in self._layout([sample for sample in samples if sample.trajectory.num_actions]):
+            batch = self._collate(part)
+            kl = reward_kl(self._logprobs(batch)[0], self._reference(batch), batch.action_mask).tolist()
+            mine += [(places[id(sample)], value) for sample, value in zip(part, kl, strict=False)]
+        values = dict(self.strategy.world.gather(mine))
+        return [values.get(place, 0.0) for place in range(len(samples))]
 
     def loss(
         self, micro: MicroBatch, denominator: float, with_entropy: bool = False
-    ) -> tuple[Tensor, LossStats, Tensor, Tensor]:
-        """A micro-batch's share of the step's loss, its statistics, its log-probabilities and entropies (B,
-        T)."""
+    ) -> tuple[Tensor, Sums, Tensor]:
+        """A micro-batch's share of the step's loss, what it adds to the report, and its log-probabilities
+        (B, T)."""
         batch = micro.batch
         logprobs, entropy = self._logprobs(batch, with_entropy)
         # before the first step the old policy is this one: the ratio is exactly 1
@@ -146,78 +136,134 @@ class Updater:
             denominator,
             ref_logprobs=micro.ref_logprobs,
         )
-        return loss, stats, logprobs.detach(), entropy
+        sums = Sums(stats)
+        if with_entropy:
+            sums.entropy_sum = entropy[batch.action_mask].sum().item()
+            sums.entropy_tokens = int(batch.action_mask.sum())
+        return loss, sums, logprobs.detach()
+
+    def _layout(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """This rank's micro-batches. All ranks have as many, some of them empty at the end: collective
+        operations stay in step."""
+        world = self.strategy.world
+        dealt = sorted(samples, key=lambda s: -s.length)  # so that every rank gets as many tokens
+        layouts = [split_by_tokens(dealt[rank :: world.size], self.budget) for rank in range(world.size)]
+        count = max(self.strategy.least_micro_batches, *(len(layout) for layout in layouts), 0)
+        mine = layouts[world.rank]
+        return mine + [[] for _ in range(count - len(mine))]
+
+    def _collate(self, samples: Sequence[Sample]) -> Batch:
+        pad, device = self.policy.chat.pad_id, self.policy.device
+        return collate(samples, pad, device) if samples else idle(pad, device)
 
     @torch.no_grad()
-    def _score(self, minibatches: list[MiniBatch], report: UpdateReport) -> None:
+    def _score(self, minibatches: list[MiniBatch]) -> Sums:
         """Old log-probabilities of all minibatches but the first, whose own are used, and reference ones."""
-        report.with_kl = self.config.algorithm.kl_in_loss
+        sums = Sums()
         for index, minibatch in enumerate(minibatches):
             for micro in minibatch.micro_batches:
-                if report.with_kl:
+                if self.config.algorithm.kl_in_loss:
                     micro.ref_logprobs = self._reference(micro.batch)
                 if index > 0:
                     micro.old_logprobs = self._logprobs(micro.batch)[0]
-                    self._compare_with_sampling(micro.batch, micro.old_logprobs, report)
+                    sums += _against_sampling(micro.batch, micro.old_logprobs)
+        for micro in minibatches[0].micro_batches[:1]:
+            micro.probe = self._logprobs(micro.batch)[0]
+        return sums
 
-    def _step(
-        self, minibatch: MiniBatch, report: UpdateReport, first: bool, noise_probe: Tensor | None
-    ) -> None:
-        with self.policy.updating():
-            for index, micro in enumerate(minibatch.micro_batches):
-                loss, stats, logprobs, entropy = self.loss(micro, minibatch.denominator, with_entropy=first)
-                loss.backward()
-                report.stats += stats
-                if first:
-                    report.entropy_sum += entropy[micro.batch.action_mask].sum().item()
-                    report.entropy_tokens += int(micro.batch.action_mask.sum())
-                    self._compare_with_sampling(micro.batch, logprobs, report)
-                if first and index == 0:
-                    difference = torch.where(micro.batch.action_mask, logprobs - noise_probe, 0)
-                    error = torch.expm1(sequence_log_ratio(difference, micro.batch.action_mask))
-                    report.first_step_abs_err = error.abs().max().item()
-        report.tokens += minibatch.tokens
-        report.sequences += minibatch.sequences
-        self._apply(report)
-
-    @torch.no_grad()
-    def _probe(self, minibatch: MiniBatch) -> Tensor | None:
-        """Scores of the first micro-batch without gradient: what they differ by from the update's is pure
-        noise."""
-        return self._logprobs(minibatch.micro_batches[0].batch)[0] if minibatch.micro_batches else None
-
-    def _apply(self, report: UpdateReport) -> None:
-        """Clip the gradient and step. A gradient that is not finite is dropped, counted, and never reaches a
-        weight."""
-        parameters = self.policy.trainable()
-        for parameter in parameters:
-            if parameter.grad is None:  # nothing needed compute: the step is the one of a zero gradient
-                parameter.grad = torch.zeros_like(parameter)
-        rate = learning_rate(self.config, self.steps, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_grad_norm).item()
+    def _step(self, index: int, minibatches: list[MiniBatch], report: UpdateReport) -> None:
+        """One optimizer step on minibatch `index`."""
+        first, minibatch = index == 0, minibatches[index]
+        report.sums += self._fitting(lambda: self._gradient(minibatch, first), minibatches[index:], report)
+        report.learning_rate = learning_rate(self.config, self.steps, self.total_steps)
+        norm = self.strategy.step(report.learning_rate)
         if math.isfinite(norm):
-            self.optimizer.step()
             report.grad_norms.append(norm)
         else:
             report.skipped += 1
-        self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         report.updates += 1
-        report.learning_rate = rate
+
+    def _gradient(self, minibatch: MiniBatch, first: bool) -> Sums:
+        """Add up the gradient of a minibatch."""
+        found = Sums()
+        with self.policy.updating():
+            for micro in minibatch.micro_batches:
+                loss, sums, logprobs = self.loss(micro, minibatch.denominator, with_entropy=first)
+                self.strategy.backward(loss)
+                if first:
+                    sums += _against_sampling(micro.batch, logprobs)
+                if micro.probe is not None:
+                    mask = micro.batch.action_mask
+                    difference = torch.where(mask, logprobs - micro.probe, 0)
+                    error = torch.expm1(sequence_log_ratio(difference, mask))
+                    sums.first_step_abs_err = error.abs().max().item()
+                found += sums
+        return found
+
+    def _fitting(
+        self, attempt: Callable[[], Sums], minibatches: list[MiniBatch], report: UpdateReport
+    ) -> Sums:
+        """What `attempt` returns; when memory runs out it is made again with micro-batches half as large.
+
+        Raises UserError where they cannot be halved. Over many ranks none can leave a collective operation
+        alone, so that the run ends."""
+        while True:
+            try:
+                return attempt()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                halve = self.strategy.world.size == 1 and any(
+                    len(micro.batch.token_ids) > 1 for m in minibatches for micro in m.micro_batches
+                )
+                if not halve:
+                    raise UserError(
+                        f"hardware.tokens_per_microbatch={self.budget}: memory ran out in an update; "
+                        "lower it, or set model.gradient_checkpointing=true, then resume from the last checkpoint"
+                    ) from error
+            # after the handler: the error holds on to the tensors of the failed attempt
+            self._halve(minibatches)
+            report.oom_events += 1
+
+    def _halve(self, minibatches: list[MiniBatch]) -> None:
+        self.strategy.drop_gradient()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        largest = max(micro.batch.token_ids.numel() for m in minibatches for micro in m.micro_batches)
+        self.budget = max(1, min(self.budget, largest) // 2)
+        for minibatch in minibatches:
+            minibatch.micro_batches = [
+                part for micro in minibatch.micro_batches for part in _within(micro, self.budget)
+            ]
 
     def _logprobs(self, batch: Batch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
-        return self.policy(batch.token_ids, batch.action_mask, self.config.rollout.temperature, with_entropy)
+        temperature = self.config.rollout.temperature
+        return self.strategy.forward(batch.token_ids, batch.action_mask, temperature, with_entropy)
 
     def _reference(self, batch: Batch) -> Tensor:
-        return self.policy.reference_logprobs(
-            batch.token_ids, batch.action_mask, self.config.rollout.temperature
-        )
+        temperature = self.config.rollout.temperature
+        return self.strategy.forward(batch.token_ids, batch.action_mask, temperature, False, True)[0]
 
-    def _compare_with_sampling(self, batch: Batch, old_logprobs: Tensor, report: UpdateReport) -> None:
-        difference = (old_logprobs - batch.sampling_logprobs)[batch.action_mask].abs()
-        if difference.numel():
-            report.logp_difference_sum += difference.sum().item()
-            report.logp_difference_max = max(report.logp_difference_max, difference.max().item())
-            report.logp_difference_tokens += difference.numel()
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _within(micro: MicroBatch, budget: int) -> list[MicroBatch]:
+    if micro.batch.token_ids.numel() <= budget or len(micro.batch.token_ids) == 1:
+        return [micro]
+    return [part for half in micro.halves() for part in _within(half, budget)]
+
+
+def _against_sampling(batch: Batch, old_logprobs: Tensor) -> Sums:
+    """What the trainer's log-probabilities differ by from those that tokens were sampled with."""
+    difference = (old_logprobs - batch.sampling_logprobs)[batch.action_mask].abs()
+    if difference.numel() == 0:
+        return Sums()
+    return Sums(
+        logp_difference_sum=difference.sum().item(),
+        logp_difference_max=difference.max().item(),
+        logp_difference_tokens=difference.numel(),
+    )

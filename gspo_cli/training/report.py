@@ -1,0 +1,54 @@
+"""What the updates of an iteration came to, added up over micro-batches and ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from gspo_cli.algorithm.objective import LossStats
+
+
+@dataclass
+class Sums:
+    """Of some micro-batches: sums, but for `logp_difference_max` and `first_step_abs_err`, which are
+    maxima."""
+
+    stats: LossStats = field(default_factory=LossStats)
+    entropy_sum: float = 0.0
+    entropy_tokens: int = 0
+    logp_difference_sum: float = 0.0
+    logp_difference_max: float = 0.0
+    logp_difference_tokens: int = 0
+    first_step_abs_err: float | None = None
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            **{f.name: _joined(f.name, vars(self)[f.name], vars(other)[f.name]) for f in fields(self)}
+        )
+
+
+@dataclass
+class UpdateReport:
+    """Of one iteration. All but `sums` is the same on every rank: `tokens` and `sequences` count the answers
+    of all. `oom_events` counts how often memory ran out, `tokens_per_microbatch` is the budget left."""
+
+    sums: Sums = field(default_factory=Sums)
+    tokens: int = 0
+    sequences: int = 0
+    grad_norms: list[float] = field(default_factory=list)
+    updates: int = 0
+    skipped: int = 0
+    learning_rate: float = 0.0
+    with_kl: bool = False
+    oom_events: int = 0
+    tokens_per_microbatch: int = 0
+
+
+MAXIMA = ("logp_difference_max", "first_step_abs_err")
+
+
+def _joined(
+    name: str, one: float | LossStats | None, other: float | LossStats | None
+) -> float | LossStats | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other) if name in MAXIMA else one + other

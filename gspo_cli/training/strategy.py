@@ -1,0 +1,110 @@
+"""How gradients become new weights: here in one process; `gspo_cli.training.zero` does it over many."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.policy.policy import Policy
+from gspo_cli.training.world import World
+
+OptimizerState = dict[str, Any]  # of torch's AdamW over `policy.trainable()`, whole, whatever the strategy
+
+
+class Strategy(Protocol):
+    """Owns the optimizer. All calls but `world` are made by all ranks in the same order."""
+
+    world: World
+    least_micro_batches: int  # that a step takes on every rank, also where nothing needs compute
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """`Policy.forward`, with weights brought together where they are divided."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's share of the loss; shares add up over micro-batches and ranks."""
+
+    def drop_gradient(self) -> None:
+        """Forget what `backward` added since the last step."""
+
+    def step(self, rate: float) -> float:
+        """Clip the gradient and take a step at learning rate `rate`. Returns the norm before clipping.
+
+        Where it is not finite nothing is changed: such a gradient never reaches a weight."""
+
+    def generating(self) -> AbstractContextManager[None]:
+        """The length of a block in which this rank may run the model by itself, without gradient."""
+
+    def save(self, folder: Path) -> OptimizerState:
+        """Write the model to `folder` (on the first rank); returns the optimizer's state (there)."""
+
+    def restore_optimizer(self, state: OptimizerState) -> None:
+        """Continue from a state that `save` returned, of whatever strategy and number of ranks."""
+
+    def restore_weights(self, folder: Path) -> None:
+        """Put the weights that `save` wrote in place of the present ones."""
+
+
+class OneProcess:
+    """`Strategy` of a process alone."""
+
+    least_micro_batches = 0
+
+    def __init__(self, policy: Policy, config: RunConfig) -> None:
+        training = config.training
+        self.policy, self.world = policy, World()
+        self.max_grad_norm = training.max_grad_norm
+        self.optimizer = torch.optim.AdamW(
+            policy.trainable(),
+            lr=config.algorithm.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            weight_decay=training.weight_decay,
+        )
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """See `Policy.forward`."""
+        return self.policy(*arguments)
+
+    def backward(self, loss: Tensor) -> None:
+        """Plain autograd."""
+        loss.backward()
+
+    def drop_gradient(self) -> None:
+        """Also after an error in the middle of `backward`."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, rate: float) -> float:
+        """See `Strategy`."""
+        parameters = self.policy.trainable()
+        for parameter in parameters:
+            if parameter.grad is None:  # nothing needed compute: the step is the one of a zero gradient
+                parameter.grad = torch.zeros_like(parameter)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.drop_gradient()
+        return norm
+
+    def generating(self) -> AbstractContextManager[None]:
+        """Nothing to prepare."""
+        return nullcontext()
+
+    def save(self, folder: Path) -> OptimizerState:
+        """See `Strategy`."""
+        self.policy.save(folder)
+        return self.optimizer.state_dict()
+
+    def restore_optimizer(self, state: OptimizerState) -> None:
+        """See `Strategy`."""
+        self.optimizer.load_state_dict(state)
+
+    def restore_weights(self, folder: Path) -> None:
+        """See `Strategy`."""
+        self.policy.load_weights(folder)

@@ -1,0 +1,80 @@
+"""The processes of one run: who they are, and the little they tell each other.
+
+Every rank computes what is cheap (advantages, the layout of updates, metrics) from the same gathered
+conversations, so that one process and many decide alike; generation, scoring and gradients are divided."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from gspo_cli.config.choices import Device
+from gspo_cli.config.schema import HardwareConfig
+
+PATIENCE = datetime.timedelta(hours=6)  # of a rank for another: a cold start or a slow judge may come between
+
+
+@dataclass(frozen=True)
+class World:
+    """`rank` of `size` processes. The default is one process alone, for which every call is free."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+        """This rank's contiguous part of `items`, as equal as can be."""
+        return items[len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size]
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The lists of all ranks joined in the order of ranks, on every rank."""
+        if self.size == 1:
+            return items
+        parts: list[Any] = [None] * self.size
+        distributed.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank."""
+        return any(self.gather([flag]))
+
+    def wait(self) -> None:
+        """Go on when every rank is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+def join(hardware: HardwareConfig) -> World:
+    """Meet the other processes that the launcher (or torchrun) started; RANK and WORLD_SIZE say who this is.
+
+    Takes the GPU of LOCAL_RANK where the run uses GPUs. The process ends with the one that started it."""
+    _end_with_parent()
+    cuda = hardware.device is Device.cuda
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    return World(distributed.get_rank(), distributed.get_world_size())
+
+
+def _end_with_parent() -> None:
+    """A killed launcher leaves no worker behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
