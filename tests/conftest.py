@@ -76,7 +76,7 @@ def load(folders):
     return loaded
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure():
     """`configure("algorithm=grpo", ...)`: the checked configuration of a small, fast run, and its YAML."""
 

@@ -230,8 +230,6 @@ def test_scenarios_without_goals_need_a_reward(tmp_path, reporter):
             lambda: GSPOConfig.from_training_config(GSPOConfig(), learning_rat=1),
             "did you mean learning_rate?",
         ),
-        (lambda: GSPOConfig(use_4bit=True), "GSPOConfig.use_4bit: models are not loaded quantised"),
-        (lambda: GSPOConfig.from_training_config(GSPOConfig(), use_8bit=True), "GSPOConfig.use_8bit"),
         (lambda: GSPOConfig(overrides=["algorithm=grpo"]), "algorithm=grpo is not a single setting"),
         (lambda: GSPOConfig(overrides=["logging=wandb"]), "logging=wandb is not a single setting"),
         (lambda: AgentConfig(device="tpu"), "AgentConfig.device=tpu: give cpu or cuda"),
@@ -254,6 +252,8 @@ def test_what_is_no_setting_is_said_in_a_sentence(make, sentence):
     ("changes", "sentence"),
     [
         ({"credit": "word"}, "^algorithm.credit=word: "),
+        ({"use_4bit": True, "use_lora": False}, "^model.use_4bit=true: quantised weights are frozen"),
+        ({"use_4bit": True, "use_8bit": True}, "^model.use_4bit, model.use_8bit: are both true"),
         ({"beta": "much"}, "^algorithm.beta=much: "),
         ({"temperature": -1.0}, "^rollout.temperature=-1.0: must be above 0"),
         ({"overrides": ["training.colour=red"]}, "^training.colour: is not a known setting"),

@@ -32,6 +32,14 @@ def test_lengths_and_turns_are_the_tasks_unless_given(tmp_path):
     assert rollout(GSPOConfig(overrides=["rollout.max_turns=18"])) == (18, 48, 3000)
 
 
+@pytest.mark.parametrize("bits", ["use_4bit", "use_8bit"])
+def test_the_guides_names_quantise(bits):
+    config = GSPOConfig.from_training_config(get_config_for_task("arithmetic"), use_lora=True, **{bits: True})
+    node = run_node("gspo", config, MultiTurnAgent(AgentConfig()), ConversationEnvironment("arithmetic"))
+    model = build_config(node).model
+    assert (model.use_4bit, model.use_8bit) == (bits == "use_4bit", bits == "use_8bit")
+
+
 @pytest.mark.parametrize(
     "prompt",
     ["pay ${amount} at ${", "???", "what???", "\\${a}", "\\\\${a} \\", "$${a}", "${seed}", "a\n: '\""],

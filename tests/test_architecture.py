@@ -43,8 +43,10 @@ OWNERS = {
     "tensorboard": {"run/trackers.py"},
     "math_verify": {"rewards/maths_worker.py"},
     "httpx": {"chat_endpoint.py"},
+    "bitsandbytes": {"policy/quantisation.py", "policy/optimizers.py"},
+    "deepspeed": {"training/zero.py", "policy/divided.py"},
 }
-OPTIONAL = {"wandb", "tensorboard", "math_verify"}
+OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes"}
 
 
 def parsed(path: Path) -> ast.Module:
@@ -108,7 +110,7 @@ try:
     main()
 except SystemExit:
     pass
-heavy = {"torch", "transformers", "peft", "wandb", "tensorboard"}
+heavy = {"torch", "transformers", "peft", "bitsandbytes", "wandb", "tensorboard"}
 print("loaded", *sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
 

@@ -224,6 +224,9 @@ SENTENCES = [
     ("model.shape.vocabulary=256", "model.shape.vocabulary=256: bytes and special tokens need at least 300"),
     ("training.adam_beta1=1", "training.adam_beta1=1.0: must be 0 or more, and below 1"),
     ("hardware.threads=9999999999", "hardware.threads=9999999999: must lie between 1 and 4096"),
+    ("hardware.zero_stage=4", "hardware.zero_stage=4: must be 0, 1, 2 or 3"),
+    ("hardware.processes=0", "hardware.processes=0: must be above 0, or null for one per visible GPU"),
+    ("hardware.nodes=0", "hardware.nodes=0: must be above 0"),
     ("evaluation.samples=-1", "evaluation.samples=-1: must not be negative"),
     ("evaluation.stop_at_score=5", "evaluation.stop_at_score=5.0: must lie between 0 and 1"),
     ("checkpoint.keep=0", "checkpoint.keep=0: must be above 0"),
@@ -236,6 +239,12 @@ SENTENCES = [
     ("algorithm.clip_mode=stop_gradient", "is defined for token ratios (CISPO); set algorithm.ratio"),
     ("algorithm.clip_range_left=null", "clip_mode=min needs both widths; give two numbers"),
     ("model.shape.key_value_heads=3", "model.shape.heads: must be a multiple of model.shape.key_value_heads"),
+    ("hardware.processes=2", "more than one process needs hardware.zero_stage above 0; use hardware=zero2"),
+    ("hardware.offload=true", "hardware.offload=true: is part of ZeRO; set hardware.zero_stage to 1, 2 or 3"),
+    ("training.optimizer=paged_adamw_8bit", "pages between a GPU and the CPU; on a CPU use adamw_8bit"),
+    ("hardware=zero2 hardware.processes=33", "33 processes are more than the 32 prompts of an iteration"),
+    ("hardware=zero3 model.use_lora=true model.use_4bit=true", "ZeRO-3 cannot divide quantised weights"),
+    ("hardware=zero1 training.optimizer=adamw_8bit", "ZeRO divides the states of adamw only; use that, or"),
     ("training.length_curriculum_start=999", "=999: must not exceed rollout.max_completion_length="),
     ("rollout.max_completion_length=17000", "exceed model.shape.positions=16384; lower them"),
     # objects by dotted path
@@ -248,7 +257,7 @@ SENTENCES = [
 
 @pytest.mark.parametrize(("override", "fragment"), SENTENCES)
 def test_bad_input_is_answered_in_one_sentence(override, fragment):
-    said = sentence(override)
+    said = sentence(*override.split(" "))
     assert fragment in said
     assert "\n" not in said
     assert len(said) < 200
@@ -264,6 +273,8 @@ def test_bad_input_is_answered_in_one_sentence(override, fragment):
         (["=1"], "Config group override must be"),
         (["é=ü"], "é=ü: is not an override"),
         ([""], ": is not an override"),
+        (["hardware=zero2", "hardware.device=cpu"], "hardware.processes: has no value; say how many"),
+        (["hardware=zero2"], "hardware.device=cuda: no GPU is visible; use hardware=cpu"),
         (["seed=-1", "hydra.run.dir=mine"], "seed=-1: must be 0 or more"),
         (["hydra.run.dir=/dev/null/run"], "/dev/null/run: cannot be made a run folder"),
         (["resume=nowhere"], "nowhere: is not a run folder"),
@@ -273,7 +284,7 @@ def test_bad_input_is_answered_in_one_sentence(override, fragment):
 )
 def test_the_command_says_it_in_one_line_exits_with_2_and_leaves_no_file(arguments, start, tmp_path):
     command = [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""

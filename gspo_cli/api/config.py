@@ -35,7 +35,7 @@ KEYS = {
     for group, names in {
         "training": "num_generations generations_per_iteration num_outer_iterations updates_per_rollout",
         "algorithm": "clip_range_left clip_range_right beta credit discount learning_rate",
-        "model": "use_lora lora_r lora_alpha gradient_checkpointing",
+        "model": "use_lora lora_r lora_alpha use_8bit use_4bit gradient_checkpointing",
         "rollout": "temperature top_p max_prompt_length max_completion_length max_turns",
         "logging": "report_to wandb_project wandb_tags run_name",
         "": "seed",
@@ -53,8 +53,8 @@ class GSPOConfig:
 
     `max_prompt_length`, `max_completion_length` (of one turn) and `max_turns` are the task's where None.
     `overrides` are further settings as on the command line, e.g. ["training.schedule=cosine"], and win;
-    `output_dir` is where run folders are made. Raises UserError on `use_8bit` and `use_4bit`, in which no
-    model is loaded here, and on overrides of a whole group."""
+    `output_dir` is where run folders are made. `use_8bit` or `use_4bit` quantises frozen weights, under LoRA.
+    Raises UserError on overrides of a whole group."""
 
     num_generations: int = 4
     generations_per_iteration: int = 100
@@ -86,12 +86,6 @@ class GSPOConfig:
     output_dir: str | Path = "outputs"
 
     def __post_init__(self) -> None:
-        for name in ("use_8bit", "use_4bit"):
-            require(
-                not getattr(self, name),
-                f"GSPOConfig.{name}: models are not loaded quantised; use use_lora=True, with "
-                'overrides=["hardware.precision=bf16"] on a GPU',
-            )
         for text in self.overrides:
             require(
                 text.lstrip("+~").partition("=")[0] not in CHOSEN,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import (
     CONF_DIR,
     build_config,
@@ -25,9 +29,27 @@ from gspo_cli.config.compose import (
     resolved_yaml,
     with_overrides,
 )
+from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 
-RESUMABLE = ("training.num_outer_iterations", "evaluation.", "checkpoint.", "logging.", "hardware.threads")
+if TYPE_CHECKING:
+    from gspo_cli.run.folder import RunFolder
+    from gspo_cli.training.world import World
+
+RESUMABLE = (  # what may change when a run is resumed: nothing of what is computed
+    "training.num_outer_iterations",
+    "training.on_collapse",
+    "evaluation.",
+    "checkpoint.",
+    "logging.",
+    "hardware.threads",
+    "hardware.tokens_per_microbatch",
+    "hardware.processes",
+    "hardware.zero_stage",
+    "hardware.offload",
+    "hardware.nodes",
+    "rollout.batch_size",
+)
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 register()
@@ -78,25 +100,89 @@ def train(node: DictConfig) -> int:
         node = resumed(folder, list(HydraConfig.get().overrides.task))
     config = build_config(node)  # before torch is imported: bad input answers at once
 
-    from gspo_cli.run.console import make_console
     from gspo_cli.run.files import write_atomically
     from gspo_cli.run.folder import RunFolder
-    from gspo_cli.run.trackers import make_tracker
-    from gspo_cli.training.session import run_training
 
+    processes = how_many(config)
     run = RunFolder(folder)
     if node.resume is None:
         run.create(resolved_yaml(node))
     else:
         write_atomically(run.config, resolved_yaml(node))
+    if config.hardware.nodes > 1:
+        nodes = config.hardware.nodes
+        print(f"{folder}: is ready; on each of the {nodes} nodes run\n\n  {torchrun(config, run)}")
+        return 0
+    if config.hardware.zero_stage == 0:
+        return train_here(config, node, run)
+    return train_in_workers(config, run, processes)
+
+
+def train_here(config: RunConfig, node: DictConfig, run: RunFolder, world: World | None = None) -> int:
+    """Train in this process, alone or as one of `world`; returns the exit code."""
+    from gspo_cli.run.console import make_console
+    from gspo_cli.run.trackers import NoTracker, make_tracker
+    from gspo_cli.training.session import run_training
+
     console = make_console()
-    tracker = make_tracker(config.logging, folder, OmegaConf.to_container(node, resolve=True), console.warn)
+    tracker = NoTracker()
+    if run.writes:
+        settings = OmegaConf.to_container(node, resolve=True)
+        tracker = make_tracker(config.logging, run.path, settings, console.warn)
     status = "failed"
     try:
-        status = run_training(config, run, console, tracker.log)["status"]
+        status = run_training(config, run, console, tracker.log, world=world)["status"]
     finally:
         tracker.finish(status)
     return INTERRUPTED if status == "interrupted" else 0
+
+
+def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
+    """Train in processes of their own, which load the saved configuration; returns the exit code."""
+    from gspo_cli.run.launch import launch
+    from gspo_cli.training.session import summarise
+
+    started = time.time()
+    worker = [sys.executable, "-m", "gspo_cli.commands.worker", str(run.path)]
+    ended = launch(worker, processes, run.logs)
+    summary = run.path / "summary.json"
+    if ended.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):
+        run.write_summary(summarise(config, run, None, "failed", reward_object=False))  # no rank could
+    if ended.message:
+        again = f"continue with resume={run.path}" if ended.code == 1 else ""
+        print(f"gspo-train: {'; '.join(filter(None, (ended.message, again)))}", file=sys.stderr)
+    return ended.code
+
+
+def how_many(config: RunConfig) -> int:
+    """Processes of a run on this machine. Raises UserError where they are too many for its prompts, or none
+    can run."""
+    hardware = config.hardware
+    if hardware.zero_stage == 0 or hardware.processes is not None:
+        return hardware.processes or 1
+    if hardware.device is Device.cpu or hardware.nodes > 1:
+        raise UserError(
+            "hardware.processes: has no value; say how many processes "
+            + ("share this CPU" if hardware.device is Device.cpu else "run on each node")
+        )
+    from gspo_cli.training.world import visible_gpus
+
+    found = visible_gpus()
+    if found == 0:
+        raise UserError(
+            "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
+        )
+    config.check_processes(found)
+    return found
+
+
+def torchrun(config: RunConfig, run: RunFolder) -> str:
+    """The command that each node of a run on many runs."""
+    hardware = config.hardware
+    return (
+        f"torchrun --nnodes {hardware.nodes} --nproc-per-node {hardware.processes} --rdzv-backend c10d "
+        f"--rdzv-endpoint HOST:29500 -m gspo_cli.commands.worker {shlex.quote(str(run.path.absolute()))}"
+    )
 
 
 def resumed(folder: Path, overrides: list[str]) -> DictConfig:

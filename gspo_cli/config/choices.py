@@ -80,6 +80,15 @@ class RewardErrors(Enum):
     exclude = "exclude"
 
 
+class OnCollapse(Enum):
+    """What to do when the monitor finds that the policy is being lost: say so, end the run with its
+    checkpoints, or return to a checkpoint of before with a lower learning rate."""
+
+    warn = "warn"
+    stop = "stop"
+    rollback = "rollback"
+
+
 class Schedule(Enum):
     """Learning-rate schedule after the warm-up."""
 
@@ -101,6 +110,32 @@ class Precision(Enum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+
+
+class Optimizer(Enum):
+    """AdamW of torch, or of bitsandbytes: `8bit` keeps its two states in a byte each, `paged` lets them move
+    to the CPU's memory while a GPU's is short."""
+
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw = "paged_adamw"
+    paged_adamw_8bit = "paged_adamw_8bit"
+
+
+class QuantType(Enum):
+    """What 4 bits stand for: quantiles of a normal distribution (QLoRA, section 3), or small floats."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
+class ExpertsImplementation(Enum):
+    """How fused experts are multiplied: one after the other, all in one grouped product, or as a batch that
+    copies an expert's weights for each token."""
+
+    eager = "eager"
+    grouped_mm = "grouped_mm"
+    batched_mm = "batched_mm"
 
 
 class Tracker(Enum):

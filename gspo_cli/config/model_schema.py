@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
 from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
+from gspo_cli.config.choices import ExpertsImplementation, QuantType
 
 
 @dataclass
@@ -88,7 +89,11 @@ class ColdStart:
 class ModelConfig:
     """Which model is trained and how. `name` is `embedded`, a hub id or a local folder. `instructions` says
     whether conversational tasks put their policy and tools before each conversation, `turn_length` what they
-    allow one turn of the agent, in tokens."""
+    allow one turn of the agent, in tokens.
+
+    `use_4bit` and `use_8bit` quantise the frozen weights under LoRA. `lora_target_modules` null (or
+    [all-linear]) adapts every linear layer but output layer, routers and experts, `lora_experts` the fused
+    experts too. `experts_implementation` null leaves the library's own."""
 
     label: str = MISSING
     name: str = MISSING
@@ -99,6 +104,12 @@ class ModelConfig:
     lora_r: int = 16
     lora_alpha: int = 32
     lora_target_modules: list[str] | None = None
+    lora_experts: bool = False
+    use_4bit: bool = False
+    use_8bit: bool = False
+    bnb_4bit_quant_type: QuantType = QuantType.nf4
+    bnb_4bit_use_double_quant: bool = True
+    experts_implementation: ExpertsImplementation | None = None
     freeze_router: bool = True
     instructions: bool = True
     turn_length: int = 128
@@ -117,9 +128,49 @@ class ModelConfig:
             "model.freeze_router=false: LoRA trains no router; set model.use_lora=false or "
             "model.freeze_router=true",
         )
+        self._check_quantisation()
         require(
             0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must lie between 0 and 2**63"
         )
+
+    def _check_quantisation(self) -> None:
+        require(
+            not (self.use_4bit and self.use_8bit),
+            "model.use_4bit, model.use_8bit: are both true; set one of them to false",
+        )
+        require(
+            self.use_lora or not self.is_quantised,
+            f"model.{self.quantised_by}=true: quantised weights are frozen; set model.use_lora=true, or "
+            f"model.{self.quantised_by}=false",
+        )
+        require(
+            self.use_lora or not self.lora_experts,
+            "model.lora_experts=true: all weights are trained without LoRA; set model.use_lora=true, or "
+            "model.lora_experts=false",
+        )
+        require(
+            not (self.lora_experts and self.use_4bit),
+            "model.lora_experts=true: experts in 4 bits take no LoRA; set model.lora_experts=false, or "
+            "model.use_8bit=true, which leaves experts whole, in place of model.use_4bit",
+        )
+
+    def whole(self) -> ModelConfig:
+        """The same model with its own weights alone: no adapter, and nothing quantised."""
+        return replace(self.unquantised(), use_lora=False, lora_experts=False)
+
+    def unquantised(self) -> ModelConfig:
+        """The same in full precision: what is merged, or saved whole."""
+        return replace(self, use_4bit=False, use_8bit=False)
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether frozen weights are held in 8 or 4 bits."""
+        return self.use_4bit or self.use_8bit
+
+    @property
+    def quantised_by(self) -> str:
+        """The key that quantises, for messages."""
+        return "use_4bit" if self.use_4bit else "use_8bit"
 
     @property
     def is_embedded(self) -> bool:

@@ -21,6 +21,8 @@ from gspo_cli.config.choices import (
     Credit,
     Device,
     KLEstimator,
+    OnCollapse,
+    Optimizer,
     Precision,
     RatioLevel,
     RewardErrors,
@@ -117,7 +119,9 @@ class AlgorithmConfig:
 
 @dataclass
 class TrainingConfig:
-    """The loop: how much is sampled, how it is split into updates, and the optimizer."""
+    """The loop: how much is sampled, how it is split into updates, and the optimizer. `on_collapse=rollback`
+    returns at most `max_rollbacks` times to an earlier checkpoint, the learning rate each time multiplied by
+    `rollback_learning_rate`; after that a collapse stops the run."""
 
     num_outer_iterations: int = 100
     num_generations: int = MISSING
@@ -125,6 +129,7 @@ class TrainingConfig:
     updates_per_rollout: int = 4
     schedule: Schedule = Schedule.constant
     warmup_iterations: int = 0
+    optimizer: Optimizer = Optimizer.adamw
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
@@ -134,13 +139,21 @@ class TrainingConfig:
     reward_errors: RewardErrors = RewardErrors.stop
     reward_concurrency: int = 16
     reward_timeout: float = 60.0
+    on_collapse: OnCollapse = OnCollapse.warn
+    rollback_learning_rate: float = 0.5
+    max_rollbacks: int = 2
 
     def __post_init__(self) -> None:
         group, generations, answers = "training", self.generations_per_iteration, self.num_generations
         require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
         require_positive(group, self, "updates_per_rollout", "max_grad_norm", "length_curriculum_iterations")
         require_positive(group, self, "reward_concurrency", "reward_timeout")
-        require_not_negative(group, self, "warmup_iterations", "weight_decay")
+        require_not_negative(group, self, "warmup_iterations", "weight_decay", "max_rollbacks")
+        require(
+            0 < self.rollback_learning_rate <= 1,
+            f"training.rollback_learning_rate={self.rollback_learning_rate}: multiplies the learning rate "
+            "after a rollback; must be above 0 and at most 1",
+        )
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
@@ -179,15 +192,38 @@ class TrainingConfig:
 
 @dataclass
 class HardwareConfig:
-    """Where it runs and how much fits at once."""
+    """Where it runs and how much fits at once. `zero_stage` above 0 divides training over `processes` (null:
+    one for each visible GPU) on each of `nodes`, by DeepSpeed ZeRO: optimizer states (1), gradients too (2),
+    weights too (3); `offload` keeps what is divided in the memory of the CPU."""
 
     device: Device = Device.cpu
     precision: Precision = Precision.fp32
     threads: int | None = None
     tokens_per_microbatch: int = 8192
+    zero_stage: int = 0
+    offload: bool = False
+    processes: int | None = None
+    nodes: int = 1
 
     def __post_init__(self) -> None:
-        require_positive("hardware", self, "tokens_per_microbatch")
+        require_positive("hardware", self, "tokens_per_microbatch", "nodes")
+        require(
+            self.zero_stage in (0, 1, 2, 3), f"hardware.zero_stage={self.zero_stage}: must be 0, 1, 2 or 3"
+        )
+        require(
+            self.processes is None or self.processes > 0,
+            f"hardware.processes={self.processes}: must be above 0, or null for one per visible GPU",
+        )
+        many = self.nodes > 1 or (self.processes or 1) > 1
+        require(
+            not many or self.zero_stage > 0,
+            "hardware.processes, nodes: more than one process needs hardware.zero_stage above 0; use "
+            "hardware=zero2",
+        )
+        require(
+            not self.offload or self.zero_stage > 0,
+            "hardware.offload=true: is part of ZeRO; set hardware.zero_stage to 1, 2 or 3",
+        )
         require(
             self.threads is None or 0 < self.threads <= 4096,
             f"hardware.threads={self.threads}: must lie between 1 and 4096, or be null for torch's default",
@@ -297,6 +333,7 @@ class RunConfig:
             self.reward is not None or not self.reward_settings,
             "reward_settings: is read with reward=<dotted path> only; name the reward, or leave it out",
         )
+        self._check_distribution()
         start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length
         require(
             start is None or start <= longest,
@@ -308,6 +345,36 @@ class RunConfig:
             or self.rollout.max_prompt_length + longest <= self.model.shape.positions,
             f"rollout.max_prompt_length + max_completion_length: exceed model.shape.positions="
             f"{self.model.shape.positions}; lower them",
+        )
+
+    def _check_distribution(self) -> None:
+        stage, optimizer = self.hardware.zero_stage, self.training.optimizer
+        require(
+            stage < 3 or not self.model.is_quantised,
+            "model.use_4bit, use_8bit: ZeRO-3 cannot divide quantised weights; use hardware=zero2, or leave "
+            "the model whole",
+        )
+        require(
+            stage == 0 or optimizer is Optimizer.adamw,
+            f"training.optimizer={optimizer.value}: ZeRO divides the states of adamw only; use that, or "
+            "hardware.zero_stage=0",
+        )
+        require(
+            self.hardware.device is not Device.cpu or not optimizer.value.startswith("paged"),
+            f"training.optimizer={optimizer.value}: pages between a GPU and the CPU; on a CPU use "
+            f"{optimizer.value.removeprefix('paged_')}",
+        )
+        if self.hardware.processes is not None:
+            self.check_processes(self.hardware.processes)
+
+    def check_processes(self, processes: int) -> None:
+        """Raise UserError where `processes` on each node are more than there are prompts to divide."""
+        everywhere, prompts = processes * self.hardware.nodes, self.training.prompts_per_iteration
+        require(
+            everywhere <= prompts,
+            f"hardware.processes={processes}: {everywhere} processes are more than the {prompts} prompts of "
+            "an iteration, and the answers to a prompt stay together; use fewer, or raise "
+            "training.generations_per_iteration",
         )
 
     def max_completion_length(self, iteration: int) -> int:

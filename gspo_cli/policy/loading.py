@@ -1,10 +1,13 @@
-"""From a hub id or a local folder to a Policy: dropout off, precision set, LoRA added."""
+"""From a hub id or a local folder to a Policy: dropout off, precision set, frozen weights quantised, LoRA
+added."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -19,9 +22,17 @@ from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.quantisation import (
+    loader_options,
+    quantise_parameters,
+    require_as_configured,
+    score_as_trained,
+)
 
 transformers_logging.disable_progress_bar()
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the error that ends them is ours
+
+ROUTERS = {"gate", "router"}
 
 
 def load_policy(
@@ -30,17 +41,26 @@ def load_policy(
     """The policy at `name` (hub id or folder), with a fresh LoRA adapter or the one saved in `adapter`.
 
     Trained weights are fp32 whatever the precision: bf16 rounds away updates of 1e-5. Frozen weights take the
-    precision's dtype; where all weights are trained, bf16 means autocast. Raises UserError where nothing
-    loads.
+    precision's dtype, or 4 or 8 bits; where all weights are trained, bf16 means autocast. Raises UserError
+    where nothing loads.
     """
     bf16 = hardware.precision is Precision.bf16
     dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
     device = torch_device(hardware)
-    causal, tokenizer = _load(name, dtype, model.trust_remote_code)
-    causal.to(device)
+    options = loader_options(model, dtype, device)
+    causal, tokenizer = _load(name, dtype, model.trust_remote_code, **options)
+    if model.is_quantised:
+        score_as_trained(causal, dtype)
+    else:
+        causal.to(device)
+    require_as_configured(causal, name, model)
+    experts = expert_parameters(causal)
+    _check_experts(causal, model, experts)
+    if model.use_4bit:
+        quantise_parameters(causal, experts, model)
     switch_dropout_off(causal)
     freeze_routers(causal, model.freeze_router)
-    wrapped = _add_lora(causal, model, adapter) if model.use_lora else causal
+    wrapped = _add_lora(causal, model, experts, adapter) if model.use_lora else causal
     if model.gradient_checkpointing:
         # the older name on releases before 5.20
         newer = "activation_checkpointing_enable"
@@ -76,11 +96,45 @@ def freeze_routers(model: nn.Module, frozen: bool) -> None:
             parameter.requires_grad_(not frozen)
 
 
+def expert_parameters(causal: PreTrainedModel) -> list[str]:
+    """Names of fused expert weights: (experts, rows, columns) each, one or two per layer; empty where the
+    model has none."""
+    return [
+        name
+        for name, parameter in causal.named_parameters()
+        if parameter.ndim == 3 and name.rpartition(".")[0].endswith(".experts")
+    ]
+
+
+def _check_experts(causal: PreTrainedModel, model: ModelConfig, experts: Sequence[str]) -> None:
+    """Set how experts are computed. Raises UserError on settings for experts that the model has not."""
+    if model.lora_experts and not experts:
+        raise UserError(
+            f"model.lora_experts=true: {type(causal).__name__} has no fused experts; set "
+            "model.lora_experts=false"
+        )
+    if model.experts_implementation is None:
+        return
+    wanted = model.experts_implementation.value
+    if experts:
+        causal.set_experts_implementation(wanted)
+    if not experts or wanted not in causal.get_experts_implementation().values():
+        raise UserError(
+            f"model.experts_implementation={wanted}: {type(causal).__name__} has no experts that can be "
+            "computed in several ways; set model.experts_implementation=null"
+        )
+
+
 def _load(
-    name: str, dtype: torch.dtype, trust_remote_code: bool
+    name: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        causal = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        with warnings.catch_warnings():
+            # weights that are stored quantised stay as they are, which is checked when they are there
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            causal = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, trust_remote_code=trust_remote_code, **options
+            )
         return causal, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -101,18 +155,18 @@ def lora_targets(causal: PreTrainedModel) -> list[str]:
         for path, module in causal.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head and ".experts." not in path
     }
-    return sorted(names - {"gate", "router"})
+    return sorted(names - ROUTERS)
 
 
-def _add_lora(causal: PreTrainedModel, model: ModelConfig, adapter: Path | None) -> PeftModel:
-    config = LoraConfig(
-        r=model.lora_r,
-        lora_alpha=model.lora_alpha,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-        target_modules=model.lora_target_modules or lora_targets(causal),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal.modules()),
-    )
+def _add_lora(
+    causal: PreTrainedModel, model: ModelConfig, experts: Sequence[str], adapter: Path | None
+) -> PeftModel:
+    config = _lora_config(causal, model, experts)
+    if adapter is not None and model.use_4bit and LoraConfig.from_pretrained(adapter).target_parameters:
+        raise UserError(  # peft would leave out the experts' part with no more than a warning
+            f"model.use_4bit=true: the adapter in {adapter} is for experts, which take none in 4 bits; set "
+            "model.use_4bit=false"
+        )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft 0.21 asks transformers by a name that transformers 5.23 deprecates
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -123,3 +177,23 @@ def _add_lora(causal: PreTrainedModel, model: ModelConfig, adapter: Path | None)
             return get_peft_model(causal, config)
         except ValueError as error:
             raise UserError(f"model.lora_target_modules: {' '.join(str(error).split())}") from error
+
+
+def _lora_config(causal: PreTrainedModel, model: ModelConfig, experts: Sequence[str]) -> LoraConfig:
+    named = model.lora_target_modules
+    if named and ROUTERS & {name.rpartition(".")[2] for name in named}:
+        raise UserError(
+            "model.lora_target_modules: names a router, and LoRA trains none: leave gate and router out, or "
+            "give null for all linear layers but these"
+        )
+    # without the layer's number: one name for all layers
+    matrices = sorted({".".join(path.split(".")[-3:]) for path in experts})
+    return LoraConfig(
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        target_modules=lora_targets(causal) if named in (None, ["all-linear"]) else named,
+        target_parameters=matrices if model.lora_experts else None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal.modules()),
+    )

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.policy.divided import whole
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
 
 
@@ -35,7 +36,8 @@ class Policy(nn.Module):
         self.chat = ChatFormat(tokenizer, _generation_stop_ids(self.causal_model))
         self._frozen_reference: PreTrainedModel | None = None
         self.model.eval()
-        self._check_head()
+        with whole(self.causal_model.parameters()):
+            self._check_head()
 
     @property
     def causal_model(self) -> PreTrainedModel:
@@ -57,6 +59,11 @@ class Policy(nn.Module):
         """Longest sequence the model was made for, in tokens."""
         config = self.causal_model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or 2**31
+
+    def heads(self) -> list[nn.Linear]:
+        """Output layers whose weights `forward` reads: the model's, and a frozen reference's."""
+        models = [self.causal_model, self._frozen_reference]
+        return [model.get_output_embeddings() for model in models if model is not None]
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the optimizer updates."""

@@ -19,10 +19,11 @@ LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
 
 
 class RunFolder:
-    """Paths and line files of one run. Every line has an `iteration`."""
+    """Paths and line files of one run. Every line has an `iteration`. Of the processes of one run the first
+    one `writes`; to the others the folder is for reading."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     @property
     def config(self) -> Path:
@@ -33,6 +34,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of checkpoints, with the links `last` and `best`."""
         return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """What ranks other than the first print."""
+        return self.path / "logs"
 
     @property
     def initial_model(self) -> Path:
@@ -72,6 +78,8 @@ class RunFolder:
 
     def append(self, log: str, record: Mapping[str, Any]) -> None:
         """Add one line to a log, whole and flushed. Numbers that are not finite become null."""
+        if not self.writes:
+            return
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
         try:
             with (self.path / log).open("a", encoding="utf-8") as file:
@@ -98,6 +106,8 @@ class RunFolder:
 
     def rewind(self, iteration: int) -> None:
         """Drop all lines after `iteration`, so that a resumed run repeats none and leaves no gap."""
+        if not self.writes:
+            return
         for log in LOGS:
             kept = [record for record in self.read(log) if record["iteration"] <= iteration]
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
@@ -105,11 +115,13 @@ class RunFolder:
 
     def write_card(self, card: str) -> None:
         """Save the objective card."""
-        write_atomically(self.path / "card.txt", card + "\n")
+        if self.writes:
+            write_atomically(self.path / "card.txt", card + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Save summary.json."""
-        write_json(self.path / "summary.json", _finite(summary))
+        if self.writes:
+            write_json(self.path / "summary.json", _finite(summary))
 
 
 def _finite(value: Any) -> Any:

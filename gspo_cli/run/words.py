@@ -114,6 +114,8 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
     that was a script's object is no command's: none trains with it, and evaluation takes the task's own."""
     run = _relative(Path(summary["run_folder"]))
     commands = []
+    if summary["status"] == "collapsed":
+        commands.append((f"gspo-doctor {shlex.quote(run)}", "see what went wrong, and what to change"))
     if summary["iterations"] > 0:
         evaluate, why = f"gspo-eval {shlex.quote(run)}", "measure its checkpoints on held-out problems"
         if summary["reward_object"]:
@@ -122,7 +124,7 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
         commands.append((f"gspo-chat {shlex.quote(run)}", "talk to it; --watch 3 shows three conversations"))
     if summary["reward_object"]:
         return commands
-    return commands + _go_on(summary, f"gspo-train {_override('resume', run)}") + _partner(summary)
+    return commands + _go_on(summary, f"gspo-train {override('resume', run)}") + _partner(summary)
 
 
 def _go_on(summary: Record, resume: str) -> list[tuple[str, str]]:
@@ -133,6 +135,9 @@ def _go_on(summary: Record, resume: str) -> list[tuple[str, str]]:
     if status == "stopped_early":
         why = f"train on to iteration {total}, past the score that stopped it"
         return [(f"{resume} evaluation.stop_at_score=null", why)]
+    if status == "collapsed":
+        why = "return to the checkpoint before the collapse and go on with a lower learning rate"
+        return [(f"{resume} training.on_collapse=rollback", why)]
     cause = "once the cause is removed, " if status == "failed" else ""
     return [(resume, f"{cause}continue from its last checkpoint")]
 
@@ -142,7 +147,7 @@ def _partner(summary: Record) -> list[tuple[str, str]]:
         return []
     other = "gspo" if summary["algorithm"] == "grpo" else "grpo"
     settings = [("algorithm", other), *((key, str(summary[key])) for key in ("seed", "task", "model"))]
-    command = " ".join(["gspo-train", *(_override(key, value) for key, value in settings)])
+    command = " ".join(["gspo-train", *(override(key, value) for key, value in settings)])
     why = f"compare with {other}: repeat other settings; use 3 seeds or more"
     return [(command, why)]
 
@@ -154,6 +159,7 @@ def _ending(summary: Record) -> str:
         "completed": f"Completed {done}: {run}.",
         "interrupted": f"Interrupted after {done}: {run}.",
         "stopped_early": f"Stopped early after {done}: {run}.",
+        "collapsed": f"Stopped after {done}, because the policy collapsed: {run}.",
         "failed": f"Failed after {done}: {run}.",
     }[summary["status"]]
 
@@ -207,7 +213,7 @@ def _relative(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def _override(key: str, value: str) -> str:
+def override(key: str, value: str) -> str:
     """key=value as typed in a shell, quoted for Hydra where the value needs it."""
     if HYDRA_PLAIN.fullmatch(value):
         return f"{key}={value}"

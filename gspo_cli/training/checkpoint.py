@@ -22,7 +22,7 @@ from gspo_cli.training.update import Updater
 @dataclass
 class TrainerState:
     """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all
-    sessions."""
+    sessions; they and `iteration` go on after a rollback."""
 
     iteration: int = 0
     cursor: int = 0
@@ -33,6 +33,7 @@ class TrainerState:
     last_eval: dict[str, Any] | None = None
     first_reward: float | None = None
     last_reward: float | None = None
+    rollbacks: int = 0
 
 
 class Checkpoints:
@@ -44,8 +45,13 @@ class Checkpoints:
     @property
     def last(self) -> Path | None:
         """The newest whole checkpoint."""
-        found = sorted(self.folder.glob("iteration-*"))
+        found = self.all
         return found[-1] if found else None
+
+    @property
+    def all(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(self.folder.glob("iteration-*"))
 
     @staticmethod
     def iteration(checkpoint: Path) -> int:
@@ -88,6 +94,13 @@ class Checkpoints:
         if updater.strategy.world.is_first:
             self._link(checkpoint, state)  # a kill may have come between the checkpoint and its links
         return state
+
+    def roll_back(self, iteration: int, updater: Updater) -> None:
+        """Put weights and optimizer of an earlier checkpoint in place of the present ones. Counters go on."""
+        checkpoint = self.folder / f"iteration-{iteration:06d}"
+        saved = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
+        updater.strategy.restore_weights(checkpoint)
+        updater.strategy.restore_optimizer(saved["optimizer"])
 
     def _link(self, checkpoint: Path, state: TrainerState) -> None:
         point(self.folder / "last", checkpoint)

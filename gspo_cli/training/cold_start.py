@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.quantisation import merged
 from gspo_cli.randomness import generator
 from gspo_cli.rollout.conversations import opening
 from gspo_cli.rollout.transformers_engine import TransformersEngine
@@ -146,7 +147,8 @@ def fine_tune(
 def _cold_start(
     config: RunConfig, task: Task, folder: Path, demonstrations: Sequence[Demonstration], progress: Progress
 ) -> None:
-    model = replace(config.model, use_lora=False) if config.model.is_embedded else config.model
+    # in full precision whatever training takes: the adapter is merged
+    model = config.model.whole() if config.model.is_embedded else config.model.unquantised()
     policy = load_policy(str(folder) if model.is_embedded else model.name, model, config.hardware)
     trajectories = [encode_demonstration(policy.chat, d, task.briefing()) for d in demonstrations]
     fitting = [t for t in trajectories if len(t.token_ids) <= policy.max_positions]
@@ -163,7 +165,7 @@ def _cold_start(
 
     fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress, score)
     if policy.has_adapter:
-        policy.model = policy.model.merge_and_unload()
+        policy.model = merged(policy.model)
     policy.save(folder)
 
 
@@ -206,6 +208,7 @@ def _content_key(
         "shape": asdict(model.shape),
         "cold_start": asdict(model.cold_start),
         "lora": [model.use_lora, model.lora_r, model.lora_alpha, model.lora_target_modules, model.init_seed],
+        "lora_experts": model.lora_experts,
         "freeze_router": model.freeze_router,
         "precision": config.hardware.precision.value,
         "task": asdict(config.task),

@@ -12,6 +12,8 @@ import torch
 from gspo_cli.training.report import UpdateReport
 from gspo_cli.types import FinishReason, Trajectory
 
+GRAM = 4  # tokens: shorter ones repeat in any text
+
 
 def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict[str, Any]:
     """What was sampled and how it was judged; excluded answers count in lengths, not in rewards."""
@@ -34,6 +36,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": mean([t.finish_reason is FinishReason.length for t in trajectories]),
+        "completions/repetition": mean([repetition(t) for t in trajectories]),
         "num_turns": mean([t.num_turns for t in trajectories]),
         "turns_exhausted": mean([t.finish_reason is FinishReason.turns for t in trajectories]),
         **{
@@ -44,6 +47,14 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
         },
         "excluded": sum(t.excluded is not None for t in trajectories),
     }
+
+
+def repetition(trajectory: Trajectory) -> float:
+    """Share of the 4-grams of sampled tokens that were there before in the same conversation, 0 to 1. A gram
+    does not reach over what others said."""
+    ids, mask = trajectory.token_ids, trajectory.action_mask
+    grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1) if all(mask[i : i + GRAM])]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def update_metrics(report: UpdateReport) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -32,8 +32,10 @@ from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.training.strategy import OneProcess
+from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
+from gspo_cli.training.world import World
+from gspo_cli.training.zero import ZeroStrategy, divided_loading
 from gspo_cli.types import Briefing, Problem
 
 PACKAGES = ("gspo-cli", "torch", "transformers", "peft", "hydra-core")
@@ -45,15 +47,21 @@ def run_training(
     reporter: Reporter,
     track: Callable[[dict[str, Any], int], None] = lambda values, step: None,
     reward: RewardFunction | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Train `config` in `folder`, which holds its config.yaml; continues where a checkpoint is found.
 
-    `reward` None takes the one that `config` names. Returns the summary, which is also written. A failure is
-    recorded in it and raised."""
+    `reward` None takes the one that `config` names; `world` None is this process alone. Returns the summary,
+    which is also written. A failure is recorded in it and raised."""
+    if world is None and config.hardware.zero_stage > 0:
+        raise UserError(
+            "hardware.zero_stage: the processes of ZeRO are started by the command gspo-train; use that, or "
+            "hardware.zero_stage=0"
+        )
     trainer: Trainer | None = None
     status = "failed"
     try:
-        parts = build_parts(config, folder, reporter, reward)
+        parts = build_parts(config, folder, reporter, reward, world)
         trainer = Trainer(config, parts, folder, reporter, track)
         trainer.resume()
         card = objective_card(config, parts.policy, len(parts.train_problems), len(parts.heldout_problems))
@@ -79,7 +87,11 @@ def run_training(
 
 
 def build_parts(
-    config: RunConfig, folder: RunFolder, reporter: Reporter, reward: RewardFunction | None = None
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: Reporter,
+    reward: RewardFunction | None = None,
+    world: World | None = None,
 ) -> Parts:
     """Task, reward, policy (of the last checkpoint where there is one), engine, and the problems that fit."""
     set_threads(config)
@@ -88,22 +100,35 @@ def build_parts(
     train, heldout = task.train_problems(), task.heldout_problems()
     for note in task.notes():
         reporter.warn(note)
-    source = prepare_model(config, task, folder.initial_model, reporter.stage)
-    last = Checkpoints(folder.checkpoints, config.checkpoint).last
-    if config.model.use_lora:
-        policy = load_policy(source, config.model, config.hardware, adapter=last)
-    else:
-        policy = load_policy(source if last is None else str(last), config.model, config.hardware)
-    if config.algorithm.beta > 0 and not config.model.use_lora:
-        policy.keep_reference(load_policy(source, config.model, config.hardware).causal_model)
+    world = world or World()
+    source = world.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
+    policy, strategy = load_for_training(config, source, folder, world)
     check_positions(config, policy.max_positions)
     cap, briefing = config.rollout.max_prompt_length, task.briefing()
     train = fitting(train, policy.chat, cap, briefing, "training", reporter.warn)
     heldout = fitting(heldout, policy.chat, cap, briefing, "held-out", reporter.warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
-    return Parts(
-        policy, OneProcess(policy, config), task, reward, engine, train, heldout[: config.evaluation.problems]
-    )
+    return Parts(policy, strategy, task, reward, engine, train, heldout[: config.evaluation.problems])
+
+
+def load_for_training(
+    config: RunConfig, source: str, folder: RunFolder, world: World
+) -> tuple[Policy, Strategy]:
+    """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it."""
+    last = Checkpoints(folder.checkpoints, config.checkpoint).last
+    model, hardware = config.model, config.hardware
+    if hardware.zero_stage == 0:
+        loading, strategy = nullcontext(), OneProcess
+    else:
+        loading, strategy = divided_loading(config), partial(ZeroStrategy, world=world)
+    with loading:
+        if model.use_lora:
+            policy = load_policy(source, model, hardware, adapter=last)
+        else:
+            policy = load_policy(source if last is None else str(last), model, hardware)
+        if config.algorithm.beta > 0 and not model.use_lora:
+            policy.keep_reference(load_policy(source, model, hardware).causal_model)
+    return policy, strategy(policy, config)
 
 
 def evaluate_only(
@@ -130,8 +155,10 @@ def evaluate_only(
 
 
 def load_trained(config: RunConfig, source: str, adapter: Path | None) -> Policy:
-    """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without adapter gets none."""
-    model = config.model if adapter is not None else replace(config.model, use_lora=False)
+    """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without adapter gets none, or where
+    weights are quantised a fresh one, which changes nothing."""
+    keeps = adapter is not None or config.model.is_quantised
+    model = config.model if keeps else config.model.whole()
     return load_policy(source, model, config.hardware, adapter)
 
 

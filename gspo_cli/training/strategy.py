@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
 from gspo_cli.training.world import World
 
@@ -56,15 +57,9 @@ class OneProcess:
     least_micro_batches = 0
 
     def __init__(self, policy: Policy, config: RunConfig) -> None:
-        training = config.training
         self.policy, self.world = policy, World()
-        self.max_grad_norm = training.max_grad_norm
-        self.optimizer = torch.optim.AdamW(
-            policy.trainable(),
-            lr=config.algorithm.learning_rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            weight_decay=training.weight_decay,
-        )
+        self.max_grad_norm = config.training.max_grad_norm
+        self.optimizer = make_optimizer(policy.trainable(), config)
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         """See `Policy.forward`."""
@@ -108,3 +103,4 @@ class OneProcess:
     def restore_weights(self, folder: Path) -> None:
         """See `Strategy`."""
         self.policy.load_weights(folder)
+

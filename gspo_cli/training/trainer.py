@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gspo_cli.config.choices import ClipMode
+from gspo_cli.config.choices import OnCollapse
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rollout.engine import RolloutEngine
+from gspo_cli.run.diagnosis import settings_of
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.history import Finding
 from gspo_cli.run.reporting import Reporter
 from gspo_cli.run.reporting import Sample as ShownSample
 from gspo_cli.tasks.base import Task
@@ -24,14 +26,12 @@ from gspo_cli.training.clock import Clock
 from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.metrics import peak_memory_gb, rollout_metrics, update_metrics
+from gspo_cli.training.monitor import Monitor
 from gspo_cli.training.problem_order import ProblemOrder
 from gspo_cli.training.sampler import GroupSampler
 from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.types import Problem
-
-NOISE_SHARE = 1 / 3  # of the band's narrower side: with more noise than this the clip acts at random
-MAX_SKIPPED = 8  # updates in a row with a gradient that is not finite, after which going on is pointless
 
 
 @dataclass
@@ -75,8 +75,8 @@ class Trainer:
         self.evaluator = Evaluator(config, conversations)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
-        self.stop_requested = False
-        self._skipped_in_a_row = 0
+        self.monitor = Monitor(settings_of(folder.config))
+        self.stop_requested, self._lost = False, False
         self._earlier_seconds, self._session_start = 0.0, time.perf_counter()
 
     def resume(self) -> None:
@@ -85,7 +85,13 @@ class Trainer:
         if last is not None:
             self.state = self.checkpoints.restore(last, self.updater)
             self._earlier_seconds = self.state.wall_seconds
-        self.folder.rewind(self.state.iteration if last is not None else -1)
+        self.updater.rate_factor = self._rate_factor
+        reached = self.state.iteration if last is not None else -1
+        self.folder.rewind(reached)
+        self.monitor.metrics, self.monitor.evals = (
+            [record for record in self.folder.read(log) if record["iteration"] <= reached]
+            for log in ("metrics.jsonl", "evals.jsonl")
+        )
 
     def train(self) -> str:
         """Train to the end, a stop request, or `evaluation.stop_at_score`. Returns the status of the run."""
@@ -99,6 +105,8 @@ class Trainer:
             if self.world.any(self.stop_requested):
                 return self._finish("interrupted")
             self._iterate()
+            if self._lost:
+                return self._finish("collapsed")
         return self._finish("completed")
 
     def _iterate(self) -> None:
@@ -117,17 +125,22 @@ class Trainer:
         self.state.num_tokens += sum(t.num_actions for t in sampled.everything)
         metrics = rollout_metrics(sampled.everything, self.config.training.num_generations)
         metrics |= sampled.metrics | update_metrics(report)
-        self._record(metrics, sum(t.num_actions for t in sampled.everything), clock)
+        record = self._line(metrics, sum(t.num_actions for t in sampled.everything), clock)
+        news = self.monitor.look(record)
+        back = self._answer_collapse(self.monitor.collapse)
+        self._record(record | {"rollbacks": self.state.rollbacks} | back)
         self._show_samples(samples)
-        self._check_health(metrics)
-        self._evaluate_and_save()
+        self._tell(news, back)
+        self.monitor.check_updates()
+        self._evaluate_and_save(rolled_back=bool(back))
 
-    def _record(self, metrics: dict[str, Any], tokens: int, clock: Clock) -> None:
+    def _line(self, metrics: dict[str, Any], tokens: int, clock: Clock) -> dict[str, Any]:
+        """What metrics.jsonl says of this iteration."""
         state = self.state
         if state.first_reward is None:
             state.first_reward = metrics["reward"]
         state.last_reward = metrics["reward"]
-        record = {
+        return {
             "iteration": state.iteration,
             **metrics,
             "epoch": state.cursor / len(self.parts.train_problems),
@@ -137,18 +150,51 @@ class Trainer:
             "time/iteration": clock.total,
             "memory/peak_gb": max(self.world.gather([peak_memory_gb()])),
         }
+
+    def _record(self, record: dict[str, Any]) -> None:
         self.folder.append("metrics.jsonl", record)
-        self.track(record, state.iteration)
+        self.track(record, self.state.iteration)
         self.reporter.iteration(record)
 
-    def _evaluate_and_save(self) -> None:
+    def _answer_collapse(self, collapse: Finding | None) -> dict[str, int]:
+        """Do what `training.on_collapse` says; after a rollback returns where it went, for metrics.jsonl."""
+        training = self.config.training
+        if collapse is None or training.on_collapse is OnCollapse.warn:
+            return {}
+        if training.on_collapse is OnCollapse.stop or self.state.rollbacks >= training.max_rollbacks:
+            self._lost = True
+            return {}
+        kept = [self.checkpoints.iteration(checkpoint) for checkpoint in self.checkpoints.all]
+        target = self.monitor.choose(kept, collapse.since)
+        self.checkpoints.roll_back(target, self.updater)
+        self.state.rollbacks += 1
+        self.updater.rate_factor = self._rate_factor
+        self.monitor.rolled_back(target)
+        return {"rolled_back_to": target}
+
+    @property
+    def _rate_factor(self) -> float:
+        return self.config.training.rollback_learning_rate**self.state.rollbacks
+
+    def _tell(self, news: Sequence[Finding], back: dict[str, int]) -> None:
+        """Warn of what the monitor found, and of a rollback."""
+        for finding in news:
+            self.reporter.warn(f"{finding.what}; {finding.fix}")
+        if back:
+            self.reporter.warn(
+                f"rolled back at iteration {self.state.iteration} to the weights of iteration "
+                f"{back['rolled_back_to']}; the learning rate is now {self.updater.rate_factor:g} of the "
+                "schedule's"
+            )
+
+    def _evaluate_and_save(self, rolled_back: bool) -> None:
         iteration = self.state.iteration
         last = iteration == self.config.training.num_outer_iterations
         every = self.config.evaluation.every
         improved = False
         if last or (every and iteration % every == 0):
             improved = self._evaluate(Clock())
-        if last or improved or iteration % self.config.checkpoint.every == 0:
+        if last or improved or rolled_back or iteration % self.config.checkpoint.every == 0:
             self._save()
 
     def _evaluate(self, clock: Clock) -> bool:
@@ -166,6 +212,7 @@ class Trainer:
             "time/eval": clock.total,
         }
         self.folder.append("evals.jsonl", record)
+        self.monitor.evals.append(record)
         self.track({f"eval/{name}": value for name, value in record.items()}, state.iteration)
         self.reporter.evaluation(record)
         state.initial_eval = state.initial_eval or record
@@ -208,38 +255,6 @@ class Trainer:
             self.folder.append("samples.jsonl", vars(sample))
         if shown:
             self.reporter.samples(shown)
-
-    def _check_health(self, metrics: dict[str, Any]) -> None:
-        """Warn of noise as wide as the clip band and of dropped updates; give up when no update is finite."""
-        error, algorithm = metrics["ratio/first_step_abs_err"], self.config.algorithm
-        widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
-        if (
-            error
-            and widths
-            and algorithm.clip_mode is not ClipMode.none
-            and error > NOISE_SHARE * min(widths)
-        ):
-            self.reporter.warn(
-                f"numerical noise of the ratio is {error:.1e}, over a third of the clip width "
-                f"{min(widths):.1e}: "
-                "answers are clipped at random; use hardware.precision=fp32 or a wider algorithm.clip_range"
-            )
-        if metrics["excluded"]:
-            self.reporter.warn(
-                "some answers were left out of training: see `excluded` in samples.jsonl and metrics"
-            )
-        skipped = metrics["updates_skipped"]
-        self._skipped_in_a_row = (
-            self._skipped_in_a_row + skipped if skipped == metrics["updates"] else skipped
-        )
-        if skipped:
-            self.reporter.warn("a gradient was not finite: the update was dropped and the weights kept")
-        if self._skipped_in_a_row >= MAX_SKIPPED:
-            raise UserError(
-                f"training: {self._skipped_in_a_row} updates in a row had a gradient that is not "
-                "finite; lower "
-                "algorithm.learning_rate or use hardware.precision=fp32, then resume from the last checkpoint"
-            )
 
 
 def _merit(record: dict[str, Any]) -> tuple[float, float]:

@@ -60,12 +60,13 @@ class MiniBatch:
 
 class Updater:
     """Turns samples into optimizer steps of a strategy. `steps` counts them since the start of the run;
-    `budget` is how many tokens a micro-batch may hold."""
+    `budget` is how many tokens a micro-batch may hold, `rate_factor` what rollbacks left of the learning
+    rate."""
 
     def __init__(self, policy: Policy, config: RunConfig, strategy: Strategy | None = None) -> None:
         self.policy, self.config = policy, config
         self.strategy = strategy or OneProcess(policy, config)
-        self.steps = 0
+        self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
         self.budget = config.hardware.tokens_per_microbatch
 
@@ -175,7 +176,8 @@ class Updater:
         """One optimizer step on minibatch `index`."""
         first, minibatch = index == 0, minibatches[index]
         report.sums += self._fitting(lambda: self._gradient(minibatch, first), minibatches[index:], report)
-        report.learning_rate = learning_rate(self.config, self.steps, self.total_steps)
+        scheduled = learning_rate(self.config, self.steps, self.total_steps)
+        report.learning_rate = scheduled * self.rate_factor
         norm = self.strategy.step(report.learning_rate)
         if math.isfinite(norm):
             report.grad_norms.append(norm)
@@ -193,7 +195,7 @@ class Updater:
                 self.strategy.backward(loss)
                 if first:
                     sums += _against_sampling(micro.batch, logprobs)
-                if micro.probe is not None:
+                if micro.probe is not None and micro.batch.action_mask.any():
                     mask = micro.batch.action_mask
                     difference = torch.where(mask, logprobs - micro.probe, 0)
                     error = torch.expm1(sequence_log_ratio(difference, mask))

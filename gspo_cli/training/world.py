@@ -9,9 +9,9 @@ import datetime
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -19,6 +19,7 @@ from torch import distributed
 from gspo_cli.config.choices import Device
 from gspo_cli.config.schema import HardwareConfig
 
+Result = TypeVar("Result")
 PATIENCE = datetime.timedelta(hours=6)  # of a rank for another: a cold start or a slow judge may come between
 
 
@@ -50,6 +51,17 @@ class World:
         """Whether `flag` is true on any rank."""
         return any(self.gather([flag]))
 
+    def first_then_all(self, action: Callable[[], Result]) -> Result:
+        """What `action` returns, which the others do once the first rank has: it leaves on disk what they
+        find."""
+        if self.is_first:
+            result = action()
+            self.wait()
+        else:
+            self.wait()
+            result = action()
+        return result
+
     def wait(self) -> None:
         """Go on when every rank is here."""
         if self.size > 1:
@@ -61,11 +73,24 @@ def join(hardware: HardwareConfig) -> World:
 
     Takes the GPU of LOCAL_RANK where the run uses GPUs. The process ends with the one that started it."""
     _end_with_parent()
+    os.environ["DS_ACCELERATOR"] = hardware.device.value  # before any library imports deepspeed in passing
     cuda = hardware.device is Device.cuda
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     return World(distributed.get_rank(), distributed.get_world_size())
+
+
+def visible_gpus() -> int:
+    """How many GPUs CUDA_VISIBLE_DEVICES leaves to this machine's runs."""
+    return torch.cuda.device_count()
+
+
+def leave(world: World) -> None:
+    """Part from the other processes when all are done: one that is gone early breaks what others still do."""
+    world.wait()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,61 @@
+"""One rank of a run of many processes: started by `gspo-train` itself, or by torchrun on each of many nodes.
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        -m gspo_cli.commands.worker RUN_FOLDER
+
+The configuration is composed and checked once, before: the run folder holds it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from gspo_cli.commands.train import run_command, train_here
+from gspo_cli.config.compose import build_config, load_saved, register
+from gspo_cli.errors import UserError
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.launch import log_file
+
+
+def work(folder: Path) -> int:
+    """Train in `folder` as the rank that the environment says; returns the exit code."""
+    register()
+    node = load_saved(folder / "config.yaml")
+    config = build_config(node)
+
+    from gspo_cli.training.world import join, leave
+
+    world = join(config.hardware)
+    code = train_here(config, node, RunFolder(folder, writes=world.is_first), world)
+    leave(world)
+    return code
+
+
+def guarded(folder: Path) -> int:
+    """`work`; a bug's traceback goes to this rank's log, where the launcher finds it."""
+    try:
+        return work(folder)
+    except UserError:
+        raise
+    except Exception:
+        if int(os.environ["RANK"]) > 0:
+            traceback.print_exc()
+        else:  # the terminal is for what a user can do about it
+            log_file(RunFolder(folder).logs, 0).write_text(traceback.format_exc(), encoding="utf-8")
+        return 1
+
+
+def main() -> None:
+    """Entry point of `python -m gspo_cli.commands.worker`."""
+    parser = argparse.ArgumentParser(prog="python -m gspo_cli.commands.worker", description=__doc__)
+    parser.add_argument("folder", type=Path, help="run folder made by gspo-train")
+    folder = parser.parse_args().folder
+    sys.path.insert(0, os.getcwd())
+    run_command("gspo-train", lambda: guarded(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""What a run has measured, as the rules of a diagnosis look at it. Free of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from gspo_cli.errors import UserError
+
+Record = Mapping[str, Any]
+
+LASTING = 3  # iterations in a row before a number counts: one bad batch is chance
+WINDOW = 5  # iterations of a running mean, enough to halve the noise of one
+CERTAIN = 2.0  # standard errors that a difference exceeds to be one
+
+
+class Severity(Enum):
+    """`note` explains, `warning` asks for a change, `collapse` says that the policy is being lost."""
+
+    note = 0
+    warning = 1
+    collapse = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found: the measured number, since which iteration, and what to change; `settings` is the
+    change as overrides of gspo-train."""
+
+    rule: str
+    severity: Severity
+    what: str
+    fix: str
+    since: int
+    settings: tuple[str, ...] = ()
+
+
+class History:
+    """The iterations that led to the present weights, oldest first, under the resolved configuration.
+
+    Iterations that a rollback undid are not among them (see `lineage`)."""
+
+    def __init__(
+        self, config: Mapping[str, Any], metrics: Sequence[Record], evals: Sequence[Record] = ()
+    ) -> None:
+        self.config, self.everything = config, metrics
+        self.records = lineage(metrics)
+        kept = {0, *(record["iteration"] for record in self.records)}
+        self.evals = [record for record in evals if record["iteration"] in kept]
+
+    def setting(self, key: str) -> Any:
+        """The value of a dotted key. Raises UserError where the configuration has none."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise UserError(f"config.yaml: has no {key}; give the run folder of a gspo-train")
+            value = value[part]
+        return value
+
+    def values(self, name: str) -> list[float]:
+        """All finite values of a metric."""
+        found = (number_of(record, name) for record in self.records)
+        return [value for value in found if value is not None]
+
+    def first(self, name: str) -> float | None:
+        """The value in the first iteration: answers of the model as it was before training."""
+        return number_of(self.records[0], name) if self.records else None
+
+    def last(self, name: str) -> float | None:
+        """The newest value."""
+        return number_of(self.records[-1], name) if self.records else None
+
+    def since(self, holds: Callable[[Record], bool], least: int = LASTING) -> int | None:
+        """Where the unbroken row of records up to the newest began for which `holds` is true; None of a row
+        shorter than `least`."""
+        row = 0
+        for record in reversed(self.records):
+            if not holds(record):
+                break
+            row += 1
+        return self.records[-row]["iteration"] if row >= least else None
+
+    def above(self, name: str, bound: float, least: int = LASTING) -> int | None:
+        """`since` for a metric over `bound`."""
+        return self.since(lambda record: (number_of(record, name) or 0.0) > bound, least)
+
+    @cached_property
+    def rate(self) -> float:
+        """The learning rate of the newest update, or where none was made that of the settings."""
+        logged = self.last("learning_rate")
+        return self.setting("algorithm.learning_rate") if logged is None else logged
+
+    @property
+    def iteration(self) -> int:
+        """The newest iteration."""
+        return self.records[-1]["iteration"] if self.records else 0
+
+    def reward_error(self, records: Sequence[Record]) -> float:
+        """Standard error of the mean reward of `records`: the spread between prompts, which is not logged, is
+        taken to be the one between the answers to a prompt."""
+        spreads = [number_of(record, "reward_std") or 0.0 for record in records]
+        prompts = self.setting("training.generations_per_iteration") // self.setting(
+            "training.num_generations"
+        )
+        return fmean(spreads) / math.sqrt(prompts * len(records))
+
+    @cached_property
+    def reward_gain(self) -> tuple[float, float, float] | None:
+        """Mean reward of the first and of the newest iterations, and what their difference must exceed to be
+        no chance. None of a run too short to tell."""
+        scored = [record for record in self.records if number_of(record, "reward") is not None]
+        size = min(WINDOW, len(scored) // 2)
+        if size == 0:
+            return None
+        first, last = scored[:size], scored[-size:]
+        error = math.hypot(self.reward_error(first), self.reward_error(last))
+        return mean_of(first, "reward"), mean_of(last, "reward"), CERTAIN * error
+
+    @property
+    def reward_rises(self) -> bool:
+        """Whether the newest rewards are above the first ones by more than chance."""
+        if self.reward_gain is None:
+            return False
+        before, after, chance = self.reward_gain
+        return after > before + chance
+
+
+def number_of(record: Record, name: str) -> float | None:
+    """A finite value of a record, or None."""
+    value = record.get(name)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def mean_of(records: Sequence[Record], name: str) -> float:
+    """Mean of a metric over records that have it."""
+    return fmean(value for record in records if (value := number_of(record, name)) is not None)
+
+
+def lineage(metrics: Sequence[Record]) -> list[Record]:
+    """The records of iterations that the present weights went through: a record with `rolled_back_to` takes
+    back all later than that, itself included."""
+    kept: list[Record] = []
+    for record in metrics:
+        kept.append(record)
+        back = number_of(record, "rolled_back_to")
+        if back is not None:
+            kept = [earlier for earlier in kept if earlier["iteration"] <= back]
+    return kept
+
+
+def valid_states(metrics: Sequence[Record]) -> set[int]:
+    """Iterations whose weights no rollback undid. After a rollback in iteration k the weights of k are those
+    that it went back to."""
+    valid = {0}
+    for record in metrics:
+        back = number_of(record, "rolled_back_to")
+        if back is not None:
+            valid = {iteration for iteration in valid if iteration <= back}
+        valid.add(record["iteration"])
+    return valid
+
+
+def slower(run: History) -> str:
+    """The override for smaller steps: the learning rate that suits model and ratio level where the run's is
+    higher, else half of it."""
+    rate, preset = run.setting("algorithm.learning_rate"), preset_rate(run)
+    return f"algorithm.learning_rate={preset if rate > preset else rate / 2:.3g}"
+
+
+def preset_rate(run: History) -> float:
+    """The learning rate that suits model and ratio level."""
+    level = "token" if run.setting("algorithm.ratio_level") == "token" else "sequence"
+    return run.setting(f"model.presets.{level}.learning_rate")

@@ -1,0 +1,379 @@
+"""How much memory a run takes at its peak, part by part, from the configuration and the model's dimensions.
+
+Shapes: L layers, H hidden size, Q and K widths of queries and of keys, I inner width of an MLP or an expert, k
+experts per token, V vocabulary, T tokens of a micro-batch, R rows of a generation batch. All results are bytes.
+
+Activations are what autograd keeps for backward, tensor by tensor, under transformers' `sdpa` attention, which
+keeps no (T, T) scores. Left out: scratch space of kernels, a single quantised matrix while it is restored,
+what other libraries hold, and a judge's own model. `scripts/benchmark_memory.py` compares with measured peaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gspo_cli.config.choices import Device, ExpertsImplementation, Optimizer, Precision
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.policy.logprobs import CHUNK_ELEMENTS
+from gspo_cli.policy.policy import Policy
+
+SPARE = 64  # positions that `GrowingLayer` adds at least
+STATES = {Optimizer.adamw: 8, Optimizer.paged_adamw: 8}  # bytes per trained element; others keep two of 1
+SAMPLING = {False: 24, True: 48}  # bytes per logit while a token is drawn, and under top_p or top_k
+GATHERED = 10**9  # elements that ZeRO-3 may hold whole at once (DeepSpeed's stage3_max_reuse_distance)
+BUCKET = 5 * 10**8  # elements of ZeRO's communication buffer (DeepSpeed's reduce_bucket_size)
+UNCAST = ("embed", "wte", "wpe", "lm_head")  # matrices that are read outside of autocast
+LAST = ("o_proj", "c_proj", "out_proj", "down_proj", "fc2")  # the last linear layer of attention or MLP
+UNITS = ((2**30, "GiB", ".2f"), (2**20, "MiB", ".0f"))
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What the memory of a model depends on. `weights` in bytes, `trained`, `largest` (of the trained tensors)
+    and `cast` (matrices that autocast copies) in elements; `width` is that of the residual stream in bytes.
+    Over a layer's LoRA adapters `adapter_inputs` and `adapter_ranks` add up, `adapter_keeps` those inputs that
+    are kept for them alone and once for all that read them."""
+
+    layers: int
+    hidden: int
+    heads: int
+    queries: int
+    key_heads: int
+    keys: int
+    inner: int
+    vocabulary: int
+    positions: int
+    experts: int
+    active: int
+    gated: bool
+    rms_norm: bool
+    head_norm: bool
+    activation_steps: int
+    tied: bool
+    width: int
+    weights: int
+    trained: int
+    largest: int
+    cast: int
+    adapter_inputs: int
+    adapter_ranks: int
+    adapter_keeps: int
+
+    @property
+    def expert_elements(self) -> int:
+        """Elements of a layer's experts."""
+        return self.experts * 3 * self.hidden * self.inner
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by phase and part on one device; `host` is what offloading puts in the CPU's memory instead."""
+
+    phases: Mapping[str, Mapping[str, int]]
+    host: Mapping[str, int]
+
+    def total(self, phase: str) -> int:
+        """Bytes of a phase."""
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=self.total)
+
+
+def dimensions(policy: Policy) -> Dimensions:
+    """Read off the model; of weights divided by ZeRO-3 the whole."""
+    shape = policy.causal_model.config.get_text_config()
+    said: Mapping[str, Any] = shape.to_dict()  # families differ in the names they have
+    parameters = list(policy.model.named_parameters())
+    names = {name for name, _ in parameters}
+    heads, hidden, layers = shape.num_attention_heads, shape.hidden_size, shape.num_hidden_layers
+    head = said.get("head_dim") or hidden // heads
+    key_heads = said.get("num_key_value_heads") or heads
+    experts = said.get("num_experts") or said.get("num_local_experts") or 0
+    inner = said.get("moe_intermediate_size") if experts else None
+    adapters = {n: _sizes(p) for n, p in parameters if ".lora_A." in n and ".experts." not in n}
+    trained = {name: p for name, p in parameters if p.requires_grad}
+    matrices = [p for n, p in trained.items() if len(_sizes(p)) == 2 and not _any([n], *UNCAST)]
+    inputs = {_reads(name): columns for name, (_, columns) in adapters.items()}
+    inputs = {read: columns for read, columns in inputs.items() if not _is_attention_output(read)}
+    return Dimensions(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        queries=heads * head,
+        key_heads=key_heads,
+        keys=key_heads * head,
+        inner=inner or said.get("intermediate_size") or said.get("n_inner") or 4 * hidden,
+        vocabulary=shape.vocab_size,
+        positions=policy.max_positions,
+        experts=experts,
+        active=said.get("num_experts_per_tok") or 1,
+        gated=_any(names, "gate_proj", "gate_up_proj"),
+        rms_norm=not _any(names, "ln_f.bias", "norm.bias", "layernorm.bias"),
+        head_norm=_any(names, "q_norm"),
+        activation_steps=4 if said.get("activation_function") == "gelu_new" else 1,
+        tied=bool(said.get("tie_word_embeddings", True)),
+        width=policy.causal_model.get_input_embeddings().weight.element_size(),
+        weights=sum(_elements(p) * p.element_size() for _, p in parameters),
+        trained=sum(map(_elements, trained.values())),
+        largest=max(map(_elements, trained.values())),
+        cast=sum(map(_elements, matrices)) if policy.autocast is not None else 0,
+        adapter_inputs=sum(columns for _, columns in adapters.values()) // layers,
+        adapter_ranks=sum(rank for rank, _ in adapters.values()) // layers,
+        adapter_keeps=sum(inputs.values()),
+    )
+
+
+def plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> Plan:
+    """Peaks of the rollout, of an update's forward and backward, and of the optimizer's step on one of `ranks`
+    devices, under the ZeRO stage of `config`."""
+    stage, offload = config.hardware.zero_stage, config.hardware.offload
+    whole = model.weights * (2 if needs_copy(config) else 1)
+    divided = {after: ranks if stage >= after else 1 for after in (1, 2, 3)}
+    states = STATES.get(config.training.optimizer, 2) + (4 if stage else 0)  # ZeRO keeps a second fp32 copy
+    optimizer = model.trained * states // divided[1]
+    gradients = model.trained * 4 // divided[2]
+    weights = whole // divided[3]
+    gathered = min(whole, GATHERED * model.width) if stage == 3 else 0
+    host = {"optimizer": optimizer, **({"weights": weights} if stage == 3 else {})} if offload else {}
+    kept = {"weights": weights, "optimizer": optimizer}
+    kept = {part: 0 if part in host else size for part, size in kept.items()}
+    tokens, several = micro_batch(config, model, ranks)
+    update = kept | {
+        "gathered": gathered,
+        "buckets": _buckets(config, model),
+        "gradients": gradients if several else 0,
+        **activations(config, model, tokens),
+    }
+    step = kept | {"gradients": gradients, "temporary": _step(config, model, divided[1])}
+    # generation brings all weights together
+    rollout = kept | {"gathered": whole if stage == 3 else 0} | _rollout(config, model, ranks)
+    return Plan({"update": update, "step": step, "rollout": rollout}, host)
+
+
+def needs_copy(config: RunConfig) -> bool:
+    """Whether a frozen reference model is held beside the trained one."""
+    return config.algorithm.beta > 0 and not config.model.use_lora
+
+
+def micro_batch(config: RunConfig, model: Dimensions, ranks: int) -> tuple[int, bool]:
+    """Tokens of the largest micro-batch, and whether an update has several, the later of which meet the
+    gradients of the earlier ones."""
+    longest = conversation(config, model)
+    answers = math.ceil(config.training.answers_per_update / ranks)
+    budget = max(config.hardware.tokens_per_microbatch // longest, 1) * longest
+    return min(budget, answers * longest), answers * longest > budget
+
+
+def conversation(config: RunConfig, model: Dimensions) -> int:
+    """Tokens of the longest conversation; of several turns without what the other side says."""
+    rollout = config.rollout
+    turns = 1 if config.task.environment().single_turn else rollout.max_turns
+    return min(model.positions, rollout.max_prompt_length + turns * rollout.max_completion_length)
+
+
+def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, int]:
+    """What is kept for backward, the log-probability head, and what a layer's backward takes beyond the head.
+
+    With gradient checkpointing the residual stream is kept at each layer, and one layer in full."""
+    layer = tokens * kept_per_token(config, model) + restored_experts(config, model)
+    final = 0 if config.model.use_lora else tokens * model.hidden * 4 * (2 if model.rms_norm else 1)
+    kept = final + tokens * model.hidden * model.width  # the hidden states that the head reads
+    backward = tokens * _flowing(config, model) + _weight_gradient(config, model)
+    casts = 2 * model.cast
+    if config.model.gradient_checkpointing:
+        kept += model.layers * tokens * model.hidden * model.width
+        # autocast's copies of all weights live as long as the forward pass
+        working = max(layer + casts // model.layers + backward, casts)
+    else:
+        kept += model.layers * layer + casts
+        working = backward
+    if not config.model.use_lora and model.tied:  # waits for the gradient of the embeddings
+        working += 4 * model.vocabulary * model.hidden
+    logits = head(config, model, tokens)
+    return {"activations": kept, "logits": logits, "working": max(0, working - logits)}
+
+
+def kept_per_token(config: RunConfig, model: Dimensions) -> int:
+    """Bytes that autograd keeps for a token in one layer, beside weights."""
+    full, product = not config.model.use_lora, _product(config)
+    hidden, queries, keys = model.hidden, model.queries, model.keys
+    # an RMS norm is written out in fp32: its input and, where its weight is trained, the normalised one
+    norms = 2 * hidden * (4 * (1 + full) if model.rms_norm else model.width)
+    attention = product * (2 * queries + 2 * keys) + 4 * model.heads + 8
+    if model.head_norm:
+        attention += (queries + keys) * (4 + product * full) + 4 * (model.heads + model.key_heads)
+    return norms + attention + _linear_inputs(config, model) + _mlp(config, model)
+
+
+def _linear_inputs(config: RunConfig, model: Dimensions) -> int:
+    """Hidden states that linear layers keep: one for all that read it, or a cast one for each."""
+    router = model.experts > 0 and not config.model.use_lora and not config.model.freeze_router
+    if _product(config) == 4:
+        if config.model.use_lora:
+            return 4 * (model.adapter_keeps + model.adapter_ranks)
+        return 4 * model.hidden * (1 + (router if model.experts else 1))
+    if config.model.use_lora:  # each adapter casts its own to fp32
+        return 4 * (model.adapter_inputs + model.adapter_ranks)
+    attention = 3 if model.rms_norm else 1  # queries, keys and values apart, or in one product as in gpt2
+    return 2 * model.hidden * (attention + (router if model.experts else 1 + model.gated))
+
+
+def _mlp(config: RunConfig, model: Dimensions) -> int:
+    full, product = not config.model.use_lora, _product(config)
+    steps = 3 if model.gated else model.activation_steps
+    if not model.experts:
+        return product * model.inner * (steps + full)
+    trained = full or config.model.lora_experts
+    width, active, way = _expert_width(config), model.active, config.model.experts_implementation
+    one_by_one, copied = (way is ExpertsImplementation.eager, way is ExpertsImplementation.batched_mm)
+    inner = model.inner * (steps + trained) + model.hidden * (1 + trained + one_by_one)
+    inner += copied * 3 * model.inner * model.hidden
+    return width * active * inner + 4 * model.experts + 40 * active
+
+
+def restored_experts(config: RunConfig, model: Dimensions) -> int:
+    """Expert weights of a layer made for one pass: with their adapter added, or out of 4 bits."""
+    made = config.model.lora_experts or config.model.use_4bit
+    return made * model.expert_elements * _expert_width(config)
+
+
+def _flowing(config: RunConfig, model: Dimensions) -> int:
+    """Gradients of a token inside the MLP, the widest part of a layer."""
+    width = _expert_width(config) if model.experts else _product(config)
+    rows = model.active * width * (3 * model.inner + 2 * model.hidden * (model.experts > 0))
+    return rows + 2 * model.hidden * model.width
+
+
+def _weight_gradient(config: RunConfig, model: Dimensions) -> int:
+    """The largest gradient of a layer's weights, before it joins that of earlier micro-batches."""
+    if config.model.use_lora:
+        return restored_experts(config, model)
+    mlp = model.expert_elements * 2 // 3 if model.experts else model.hidden * model.inner
+    return 4 * max(mlp, model.hidden * model.queries)
+
+
+def head(config: RunConfig, model: Dimensions, tokens: int) -> int:
+    """The log-probability head: the gradient of hidden states, chunks of logits, fp32 weights where the model's
+    are not, and the gradient of a trained head."""
+    matrix = model.vocabulary * model.hidden * 4
+    rows = max(16, CHUNK_ELEMENTS // model.vocabulary)
+    chunk = min(rows, tokens) * model.vocabulary * 4
+    copies = (model.width < 4) + (not config.model.use_lora)
+    return tokens * model.hidden * model.width + 3 * chunk + copies * matrix
+
+
+def cache_room(prompt: int, length: int) -> tuple[int, int]:
+    """Positions for which a cache row has room when it holds `length`, and had before the last growth; see
+    `GrowingLayer`."""
+    room, before = prompt, prompt
+    while room < length:
+        total = room + 1
+        before, room = room, total + max(SPARE, total // 2)
+    return room, before
+
+
+def _rollout(config: RunConfig, model: Dimensions, ranks: int) -> dict[str, int]:
+    """Cache, logits and working space of generation in training and evaluation, whichever takes more rows."""
+    training, evaluation, sampling = config.training, config.evaluation, config.rollout
+    conversations = math.ceil(training.generations_per_iteration / ranks)
+    judged = math.ceil(evaluation.problems / ranks)
+    rows = min(sampling.batch_size, max(conversations, judged * max(1, evaluation.samples)))
+    prompts = min(sampling.batch_size, max(math.ceil(training.prompts_per_iteration / ranks), judged))
+    prompt, longest = sampling.max_prompt_length, conversation(config, model)
+    position = model.layers * _cached(config, model)  # bytes of one position of a row
+    # the last token drawn is never fed
+    room, before = cache_room(prompt, longest - 1)
+    cache = rows * room * position
+    if not config.task.environment().single_turn:  # what was said before is kept for the next turn
+        cache += max(conversations, judged * max(1, evaluation.samples)) * longest * position
+    growing = rows * before * position // model.layers
+    repeated = 2 * rows * longest * model.queries * _product(config) * (model.queries > model.keys)
+    matrix = model.vocabulary * model.hidden * 4 * (model.width < 4)
+    logits = rows * model.vocabulary
+    drawing = max(SAMPLING[sampling.truncates] * logits, matrix + 8 * logits)
+    reading = prompts * prompt * (3 * model.width * model.hidden + _flowing(config, model))
+    reading += prompts * prompt * prompt * (1 + _product(config))  # the mask, as bits and as a bias
+    begun = prompts * (prompt + max(SPARE, prompt // 2)) * position
+    working = max(growing, repeated, drawing, begun + reading - cache)
+    parts = {"cache": cache, "logits": drawing if working == drawing else 0}
+    return parts | {"working": working - parts["logits"], "casts": 2 * model.cast}
+
+
+def _cached(config: RunConfig, model: Dimensions) -> int:
+    """Bytes of a position in one layer's cache; autocast leaves rotated keys in fp32."""
+    product = _product(config)
+    keys = 4 if model.cast and model.rms_norm else product
+    return model.keys * (keys + product)
+
+
+def _step(config: RunConfig, model: Dimensions, ranks: int) -> int:
+    """AdamW's own: on a GPU for all tensors at once, on a CPU for one after the other."""
+    if config.hardware.zero_stage == 0 and config.hardware.device is Device.cpu:
+        return 2 * 4 * model.largest
+    return 4 * model.trained // ranks
+
+
+def _buckets(config: RunConfig, model: Dimensions) -> int:
+    """ZeRO's communication buffer; pages of it that are never written take nothing on a CPU."""
+    if config.hardware.zero_stage == 0:
+        return 0
+    return 4 * (BUCKET if config.hardware.device is Device.cuda else min(BUCKET, model.trained))
+
+
+def _product(config: RunConfig) -> int:
+    return 2 if config.hardware.precision is Precision.bf16 else 4
+
+
+def _expert_width(config: RunConfig) -> int:
+    """Grouped products of fused experts are not cast by autocast."""
+    return _product(config) if config.model.use_lora else 4
+
+
+def memory_line(config: RunConfig, policy: Policy, ranks: int = 1) -> str:
+    """The plan as text: the phase that takes most with its parts, then the other."""
+    found = plan(config, dimensions(policy), ranks)
+    others = [phase for phase in ("update", "rollout") if phase != found.peak][:1]
+    text = "; ".join(_phase(found, phase) for phase in (found.peak, *others))
+    each = f", each of {ranks} processes" if ranks > 1 else ""
+    offloaded = ", ".join(f"{part} {_size(size)}" for part, size in found.host.items())
+    return f"peak {text}{each}" + (f"; in the CPU's memory {offloaded}" if offloaded else "")
+
+
+def _phase(found: Plan, phase: str) -> str:
+    parts = [(part, size) for part, size in found.phases[phase].items() if size >= 2**20]
+    return f"{phase} {_size(found.total(phase))} (" + ", ".join(f"{p} {_size(s)}" for p, s in parts) + ")"
+
+
+def _size(size: int) -> str:
+    scale, unit, form = next((u for u in UNITS if size >= u[0]), UNITS[-1])
+    return f"{size / scale:{form}} {unit}"
+
+
+def _any(names: Iterable[str], *parts: str) -> bool:
+    return any(part in name for name in names for part in parts)
+
+
+def _reads(adapted: str) -> tuple[str, bool]:
+    """Which input an adapted layer reads: of its attention or MLP, or of the last linear layer in it."""
+    parts = adapted.split(".")
+    owner, layer = parts[parts.index("lora_A") - 2 : parts.index("lora_A")]
+    return owner, layer in LAST
+
+
+def _is_attention_output(read: tuple[str, bool]) -> bool:
+    """What attention keeps of itself anyway."""
+    return "attn" in read[0] and read[1]
+
+
+def _sizes(parameter: Any) -> tuple[int, ...]:
+    """The shape; of a parameter that ZeRO-3 divided the whole one."""
+    return tuple(parameter.ds_shape if hasattr(parameter, "ds_id") else parameter.shape)
+
+
+def _elements(parameter: Any) -> int:
+    return math.prod(_sizes(parameter))

@@ -1,0 +1,68 @@
+"""The collapse monitor: after each iteration the rules of `gspo_cli.run.diagnosis` look at the run so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gspo_cli.errors import UserError
+from gspo_cli.run.diagnosis import diagnose
+from gspo_cli.run.history import Finding, Record, Severity, lineage, number_of, valid_states
+
+MAX_SKIPPED = 8  # updates in a row with a gradient that is not finite, after which going on is pointless
+
+
+class Monitor:
+    """Remembers a run's lines of metrics.jsonl and evals.jsonl, and what it has said of them. A resumed run
+    gives it the lines of before, and it decides as if there had been no stop."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.metrics: list[Record] = []
+        self.evals: list[Record] = []
+        self.found: list[Finding] = []
+        self._told: dict[str, Severity] = {}
+
+    def look(self, record: Record) -> list[Finding]:
+        """Add an iteration. Returns what there is to say for the first time, or with a higher severity; what
+        only explains is left to `gspo-doctor`."""
+        self.metrics.append(record)
+        self.found = diagnose(self.settings, self.metrics, self.evals)
+        news = [f for f in self.found if f.severity.value > self._told.get(f.rule, Severity.note).value]
+        self._told |= {finding.rule: finding.severity for finding in news}
+        return news
+
+    @property
+    def collapse(self) -> Finding | None:
+        """The collapse that began first, of those that last to the newest iteration."""
+        return next((finding for finding in self.found if finding.severity is Severity.collapse), None)
+
+    def choose(self, checkpoints: Sequence[int], began: int) -> int:
+        """Which of the iterations of `checkpoints` to return to from a collapse that showed in iteration
+        `began`: the newest before it, else the oldest there is.
+
+        What iteration `began` sampled came of the weights after the one before, which are ill already."""
+        valid = valid_states(self.metrics)
+        usable = sorted(set(checkpoints) & valid) or sorted(checkpoints)
+        healthy = [iteration for iteration in usable if iteration < began - 1]
+        return healthy[-1] if healthy else usable[0]
+
+    def rolled_back(self, iteration: int) -> None:
+        """The newest iteration and all after `iteration` are undone; a collapse may be said again."""
+        self.metrics[-1] = {**self.metrics[-1], "rolled_back_to": iteration}
+        self._told = {rule: severity for rule, severity in self._told.items() if severity is Severity.warning}
+        self._told["rolled_back"] = Severity.warning
+
+    def check_updates(self) -> None:
+        """Raise UserError where no update was finite for a long time."""
+        skipped = 0
+        for record in reversed(lineage(self.metrics)):
+            dropped = round(number_of(record, "updates_skipped") or 0)
+            skipped += dropped
+            if dropped != record["updates"]:
+                break
+        if skipped >= MAX_SKIPPED:
+            raise UserError(
+                f"training: {skipped} updates in a row had a gradient that is not finite; lower "
+                "algorithm.learning_rate or use hardware.precision=fp32, then resume from the last checkpoint"
+            )

@@ -1,0 +1,66 @@
+"""Run on every rank by tests/test_zero.py: some optimizer steps of each case, saved by the first rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gspo_cli.config.compose import build_config, load_saved, register
+from gspo_cli.policy.loading import load_policy
+from gspo_cli.training.clock import Clock
+from gspo_cli.training.metrics import update_metrics
+from gspo_cli.training.strategy import OneProcess
+from gspo_cli.training.update import Updater
+from gspo_cli.training.world import World, join, leave
+from tests.test_update import samples_of
+
+
+def steps(config, model: Path, folder: Path, world: World | None, rounds: int = 2) -> list[dict]:
+    """Metrics of `rounds` iterations over random samples; the model and AdamW's state are left in
+    `folder`."""
+    if world is None:
+        policy = load_policy(str(model), config.model, config.hardware)
+        if config.algorithm.beta > 0 and not config.model.use_lora:
+            policy.keep_reference(load_policy(str(model), config.model, config.hardware).causal_model)
+        strategy = OneProcess(policy, config)
+    else:
+        from gspo_cli.training.zero import ZeroStrategy, divided_loading
+
+        with divided_loading(config):
+            policy = load_policy(str(model), config.model, config.hardware)
+            if config.algorithm.beta > 0 and not config.model.use_lora:
+                policy.keep_reference(load_policy(str(model), config.model, config.hardware).causal_model)
+        strategy = ZeroStrategy(policy, config, world)
+    updater = Updater(policy, config, strategy)
+    found = []
+    for seed in range(rounds):
+        samples = samples_of(policy, count=12, seed=seed)
+        if seed == 1:  # only one conversation of the last minibatch has work: a rank is idle
+            for sample in samples[1:]:
+                sample.advantages = [0.0]
+        found.append(update_metrics(updater.run(samples, np.random.default_rng(seed), Clock())))
+    optimizer = strategy.save(folder)
+    if strategy.world.is_first:
+        torch.save(optimizer, folder / "optimizer.pt")
+    return found
+
+
+def main() -> None:
+    """Cases are folders with a config.yaml; the model of each is at `model.name`."""
+    register()
+    world = None
+    for case in map(Path, sys.argv[1:]):
+        config = build_config(load_saved(case / "config.yaml"))
+        world = world or join(config.hardware)
+        found = steps(config, Path(config.model.name), case, world)
+        if world.is_first:
+            (case / "metrics.json").write_text(json.dumps(found))
+    leave(world)
+
+
+if __name__ == "__main__":
+    main()
