@@ -36,17 +36,26 @@ def steps(config, model: Path, folder: Path, world: World | None, rounds: int = 
                 policy.keep_reference(load_policy(str(model), config.model, config.hardware).causal_model)
         strategy = ZeroStrategy(policy, config, world)
     updater = Updater(policy, config, strategy)
-    found = []
-    for seed in range(rounds):
-        samples = samples_of(policy, count=12, seed=seed)
-        if seed == 1:  # only one conversation of the last minibatch has work: a rank is idle
-            for sample in samples[1:]:
-                sample.advantages = [0.0]
-        found.append(update_metrics(updater.run(samples, np.random.default_rng(seed), Clock())))
+    found = [update(updater, seed) for seed in range(rounds)]
     optimizer = strategy.save(folder)
     if strategy.world.is_first:
         torch.save(optimizer, folder / "optimizer.pt")
+    strategy.world.wait()
+    if world is not None:  # ranks take a wrong way and return to what was saved, one process goes on
+        update(updater, seed=9)
+        strategy.restore_weights(folder)
+        strategy.restore_optimizer(torch.load(folder / "optimizer.pt"))
+    found.append(update(updater, seed=7))
     return found
+
+
+def update(updater: Updater, seed: int) -> dict:
+    """Metrics of an iteration over random samples."""
+    samples = samples_of(updater.policy, count=12, seed=seed)
+    if seed == 1:  # only one conversation has work: a rank is idle
+        for sample in samples[1:]:
+            sample.advantages = [0.0]
+    return update_metrics(updater.run(samples, np.random.default_rng(seed), Clock()))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from gspo_cli.commands.train import run_command, train_here
 from gspo_cli.config.compose import build_config, load_saved, register
@@ -20,8 +21,8 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.launch import log_file
 
 
-def work(folder: Path) -> int:
-    """Train in `folder` as the rank that the environment says; returns the exit code."""
+def work(folder: Path) -> NoReturn:
+    """Train in `folder` as the rank that the environment says, and end this process."""
     register()
     node = load_saved(folder / "config.yaml")
     config = build_config(node)
@@ -29,15 +30,13 @@ def work(folder: Path) -> int:
     from gspo_cli.training.world import join, leave
 
     world = join(config.hardware)
-    code = train_here(config, node, RunFolder(folder, writes=world.is_first), world)
-    leave(world)
-    return code
+    leave(world, train_here(config, node, RunFolder(folder, writes=world.is_first), world))
 
 
 def guarded(folder: Path) -> int:
-    """`work`; a bug's traceback goes to this rank's log, where the launcher finds it."""
+    """`work`; a bug's traceback goes to this rank's log, where the launcher finds it. -> 1, its exit code"""
     try:
-        return work(folder)
+        work(folder)
     except UserError:
         raise
     except Exception:

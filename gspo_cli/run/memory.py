@@ -292,14 +292,15 @@ def _rollout(config: RunConfig, model: Dimensions, ranks: int) -> dict[str, int]
     if not config.task.environment().single_turn:  # what was said before is kept for the next turn
         cache += max(conversations, judged * max(1, evaluation.samples)) * longest * position
     growing = rows * before * position // model.layers
-    repeated = 2 * rows * longest * model.queries * _product(config) * (model.queries > model.keys)
     matrix = model.vocabulary * model.hidden * 4 * (model.width < 4)
     logits = rows * model.vocabulary
     drawing = max(SAMPLING[sampling.truncates] * logits, matrix + 8 * logits)
-    reading = prompts * prompt * (3 * model.width * model.hidden + _flowing(config, model))
-    reading += prompts * prompt * prompt * (1 + _product(config))  # the mask, as bits and as a bias
+    # under a mask keys and values are repeated for all heads, and the mask is held as bits and as a bias
+    repeated = 2 * model.queries * _product(config) * (model.queries > model.keys)
+    reading = prompts * prompt * (3 * model.width * model.hidden + _flowing(config, model) + repeated)
+    reading += prompts * prompt * prompt * (1 + _product(config))
     begun = prompts * (prompt + max(SPARE, prompt // 2)) * position
-    working = max(growing, repeated, drawing, begun + reading - cache)
+    working = max(growing, drawing, begun + reading - cache)
     parts = {"cache": cache, "logits": drawing if working == drawing else 0}
     return parts | {"working": working - parts["logits"], "casts": 2 * model.cast}
 

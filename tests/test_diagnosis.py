@@ -1,0 +1,411 @@
+"""The rules: each finds its fault in numbers that show it, and none speaks of a run that learns."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from gspo_cli.config.compose import CONF_DIR, build_config
+from gspo_cli.errors import UserError
+from gspo_cli.run.diagnosis import CONSEQUENCES, RULES, diagnose, settings_of
+from gspo_cli.run.guide import estimated_parts, guide
+from gspo_cli.run.history import History, Severity, lineage, valid_states
+from gspo_cli.training.metrics import repetition
+from gspo_cli.training.monitor import Monitor
+from gspo_cli.types import FinishReason, Problem, Trajectory
+
+
+def settings(*overrides: str) -> dict:
+    """What config.yaml would hold."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        node = compose("train", overrides=list(overrides))
+    build_config(node)
+    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+
+
+def line(iteration: int, **changed) -> dict:
+    """An iteration of a run that learns; `a__b` stands for a/b."""
+    healthy = {
+        "iteration": iteration,
+        "reward": min(0.9, 0.2 + 0.02 * iteration + 0.01 * (-1) ** iteration),
+        "reward_std": 0.3,
+        "solved": 0.4,
+        "frac_reward_zero_std": 0.2,
+        "completions/mean_length": 50.0,
+        "completions/clipped_ratio": 0.05,
+        "completions/repetition": 0.05,
+        "entropy": max(0.02, 0.5 - 0.02 * iteration),
+        "loss": 1e-3,
+        "clip_ratio/token": 0.3,
+        "clip_ratio/sequence": 0.3,
+        "ratio/std": 0.01,
+        "ratio/first_step_abs_err": 1e-7,
+        "grad_norm": 1.0 + 0.5 * (iteration % 3),
+        "learning_rate": 1e-4,
+        "updates": 4,
+        "updates_skipped": 0,
+        "excluded": 0,
+        "oom_events": 0,
+        "tokens_per_microbatch": 1024,
+        "memory/peak_gb": 1.5,
+    }
+    return healthy | {name.replace("__", "/"): value for name, value in changed.items()}
+
+
+def run_of(iterations: int, start: int = 1, **changed) -> list[dict]:
+    """Iterations 1 to `iterations`, with `changed` from `start` on; a function is given the iteration."""
+    return [
+        line(
+            i,
+            **{
+                name: value(i) if callable(value) else value
+                for name, value in (changed if i >= start else {}).items()
+            },
+        )
+        for i in range(1, iterations + 1)
+    ]
+
+
+def only(findings):
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+@pytest.mark.parametrize("algorithm", ["gspo", "gspo_token", "grpo", "cispo", "dr_grpo"])
+def test_nothing_is_said_of_a_run_that_learns_at_any_time(algorithm):
+    lines, config = run_of(40), settings(f"algorithm={algorithm}")
+    for seen in range(len(lines) + 1):
+        assert diagnose(config, lines[:seen]) == []
+
+
+EQUAL = {"frac_reward_zero_std": 0.95, "clip_ratio__sequence": 0.01, "clip_ratio__token": 0.01}
+
+
+def test_a_run_that_ends_certain_short_and_solved_is_no_collapse():
+    lines = run_of(40, 20, entropy=1e-4, completions__mean_length=5.0, reward=0.99, reward_std=0.01)
+    assert diagnose(settings(), lines) == []
+    everything_solved = {**EQUAL, "solved": 0.99, "reward": 0.99}
+    note = only(diagnose(settings(), run_of(40, 30, **everything_solved)))
+    assert (note.rule, note.severity, note.since) == ("equal_groups", Severity.note, 30)
+
+
+LOST = {"reward": 0.02, "reward_std": 0.02}
+# rule: (severity, first iteration of the fault, what changes there, overrides, a number in the sentence)
+FAULTS = {
+    "learning_rate_zero": ("warning", 10, {"learning_rate": 0.0}, ["training.schedule=linear"], "is 0"),
+    "zero_reward": ("warning", 1, {"reward": 0.0, "reward_std": 0.0, "solved": 0.0}, [], "12 iterations"),
+    "constant_reward": ("warning", 1, {"reward": 3.0, "reward_std": 0.0}, [], "reward 3"),
+    "reward_scale": ("warning", 1, {"reward": 412.0}, ["algorithm.advantage_scale=none"], "412"),
+    "equal_groups": ("warning", 8, {**EQUAL, "solved": 0.0}, [], "95%"),
+    "reward_fell": ("collapse", 8, LOST, [], "to 0.02"),
+    "entropy_gone": ("collapse", 9, {"entropy": 0.01}, [], "from 0.48 to 0.01"),
+    "length_runaway": (
+        "collapse", 9, {"completions__mean_length": 120.0, "completions__clipped_ratio": 0.7}, [], "120",
+    ),
+    "truncation": ("warning", 9, {"completions__clipped_ratio": 0.7}, [], "70%"),
+    "repetition": ("collapse", 9, {"completions__repetition": 0.8}, [], "80%"),
+    "kl_far": ("collapse", 9, {"kl": 1.5}, ["algorithm.beta=0.1"], "1.5"),
+    "not_finite": ("collapse", 11, {"updates_skipped": 4, "grad_norm": None}, [], "8 updates"),
+    "gradient_spike": ("warning", 9, {"grad_norm": 40.0}, [], "27 times"),
+    "clip_saturation": ("warning", 8, {"clip_ratio__sequence": 0.55}, [], "92%"),
+    "nothing_clips": ("note", 1, {"clip_ratio__token": 0.0, "clip_ratio__sequence": 0.0}, [], "nothing"),
+    "one_update": ("note", 1, {"updates": 1}, ["training.updates_per_rollout=1"], "=1"),
+    "noise": ("warning", 10, {"ratio__first_step_abs_err": 2e-4}, [], "2.0e-04"),
+    "excluded": ("warning", 10, {"excluded": 3}, [], "9 in 3 iterations"),
+    "out_of_memory": ("warning", 12, {"oom_events": 2, "tokens_per_microbatch": 256}, [], "2 times"),
+    "rolled_back": ("warning", 12, {"rolled_back_to": 10}, [], "those of iteration 10"),
+}  # fmt: skip
+
+
+def with_fault(rule: str, iterations: int = 12, start: int | None = None) -> list[dict]:
+    """A run whose reward stands still, and that has the fault from iteration `start` on."""
+    _, usual, changed, *_ = FAULTS[rule]
+    still = {} if rule == "reward_fell" else {"reward": 0.2}
+    start = start or usual
+    return (
+        run_of(iterations, 1, **still)[: start - 1]
+        + run_of(iterations, start, **still | changed)[start - 1 :]
+    )
+
+
+@pytest.mark.parametrize("rule", FAULTS)
+def test_each_fault_is_found_with_its_number_since_when_it_shows(rule):
+    severity, start, _, overrides, told = FAULTS[rule]
+    config, lines = settings(*overrides), with_fault(rule)
+    found = only(diagnose(config, lines))
+    assert (found.rule, found.severity.name, found.since) == (rule, severity, start)
+    assert told in found.what
+    assert found.fix
+    assert diagnose(config, lines[: start - 1]) == []
+
+
+def test_every_rule_has_a_fault_here_and_every_consequence_is_a_rule():
+    names = {rule.__name__ for rule in RULES}
+    assert names == {*FAULTS, "held_out_fell"}
+    assert names > CONSEQUENCES
+
+
+@pytest.mark.parametrize("rule", FAULTS)
+def test_what_a_finding_says_to_type_is_taken_by_gspo_train(rule):
+    overrides = FAULTS[rule][3]
+    found = only(diagnose(settings(*overrides), with_fault(rule)))
+    changed = OmegaConf.create(settings(*overrides, *found.settings))
+    for setting in found.settings:
+        key, _, value = setting.partition("=")
+        assert OmegaConf.select(changed, key) == yaml.safe_load(value.replace("e-", ".0e-"))
+        assert setting in found.fix or rule in ("learning_rate_zero", "noise", "not_finite")
+
+
+def test_collapse_is_measured_against_the_reward():
+    """The same numbers while the reward rises: at most a warning."""
+    for rule in ("entropy_gone", "length_runaway", "repetition", "kl_far"):
+        _, start, changed, overrides, _ = FAULTS[rule]
+        found = diagnose(settings(*overrides), run_of(12, start, **changed))
+        assert all(finding.severity is not Severity.collapse for finding in found)
+
+
+def test_what_a_collapse_brings_with_it_is_no_finding_of_its_own():
+    gone = {**LOST, "frac_reward_zero_std": 1.0, "completions__clipped_ratio": 1.0, "solved": 0.0}
+    assert only(diagnose(settings(), run_of(12, 8, **gone))).rule == "reward_fell"
+    before = run_of(12, 4, completions__clipped_ratio=1.0)
+    after = run_of(12, 8, **gone)
+    # what was there before the collapse stays
+    rules = [finding.rule for finding in diagnose(settings(), before[:7] + after[7:])]
+    assert rules == ["reward_fell", "truncation"]
+
+
+def test_a_fall_within_chance_is_no_collapse():
+    # 32 prompts: the mean of 5 iterations is known to 0.3 / sqrt(160) = 0.024
+    noisy = run_of(12, 8, reward=0.16, reward_std=0.3)
+    assert diagnose(settings(), noisy) == []
+    assert 0.16 > 0.34 / 2 - 0.024
+    few = settings("training.generations_per_iteration=16", "training.updates_per_rollout=2")
+    assert diagnose(few, run_of(12, 8, reward=0.1, reward_std=0.3)) == []
+    assert only(diagnose(settings(), run_of(12, 8, reward=0.1, reward_std=0.3))).rule == "reward_fell"
+
+
+def test_negative_rewards_fall_too():
+    lines = run_of(12, 1, reward=-1.0)
+    assert diagnose(settings(), lines) == []
+    fallen = run_of(12, 8, reward=-2.0)
+    assert only(diagnose(settings(), lines[:7] + fallen[7:])).rule == "reward_fell"
+
+
+def test_two_bad_iterations_are_not_yet_a_finding():
+    for rule in ("reward_fell", "entropy_gone", "repetition", "truncation", "equal_groups"):
+        assert diagnose(settings(), with_fault(rule, start=11)) == []
+        assert diagnose(settings(), with_fault(rule, start=10)) != []
+
+
+def test_a_sequence_ratio_counts_clipped_answers_and_a_token_ratio_tokens():
+    high = {"reward": 0.2, "clip_ratio__sequence": 0.59}
+    assert only(diagnose(settings(), run_of(12, 1, **high))).rule == "clip_saturation"
+    # of long answers nearly all have a clipped token
+    assert diagnose(settings("algorithm=grpo"), run_of(12, 1, **high)) == []
+    high["clip_ratio__token"] = 0.55
+    assert only(diagnose(settings("algorithm=grpo"), run_of(12, 1, **high))).rule == "clip_saturation"
+
+
+def test_the_noise_is_held_against_the_narrower_side_of_the_band_and_no_band_has_none():
+    noisy = run_of(4, 1, ratio__first_step_abs_err=2e-4)
+    assert only(diagnose(settings(), noisy)).rule == "noise"
+    assert (
+        diagnose(settings("algorithm.clip_range_left=7e-4", "algorithm.clip_range_right=7e-4"), noisy) == []
+    )
+    assert diagnose(settings("algorithm=grpo"), noisy) == []
+    assert diagnose(settings("algorithm.clip_mode=none"), noisy) == []
+
+
+def test_the_length_curriculum_is_not_taken_for_truncation():
+    cut = run_of(12, 1, completions__clipped_ratio=0.9)
+    growing = ["training.length_curriculum_start=8", "training.length_curriculum_iterations=12"]
+    assert diagnose(settings(*growing), cut) == []
+    assert (
+        only(diagnose(settings(*growing), run_of(13, 1, completions__clipped_ratio=0.9))).rule == "truncation"
+    )
+
+
+def test_a_held_out_score_that_falls_by_more_than_chance_is_found():
+    evals = [{"iteration": i, "score": s, "num_problems": 200} for i, s in ((0, 0.1), (10, 0.8), (20, 0.5))]
+    found = only(diagnose(settings(), run_of(20), evals))
+    assert (found.rule, found.since) == ("held_out_fell", 20)
+    assert "from 0.800 at iteration 10 to 0.500" in found.what
+    few = [{**record, "num_problems": 20} for record in evals]
+    assert diagnose(settings(), run_of(20), few) == []
+    unscored = [*evals[:2], {"iteration": 20, "score": None, "num_problems": 200}]
+    assert diagnose(settings(), run_of(20), unscored) == []
+
+
+def test_missing_and_infinite_numbers_are_no_findings_and_no_crash():
+    bare = [{"iteration": i, "reward": None, "entropy": math.inf, "grad_norm": math.nan} for i in range(1, 9)]
+    assert [f.rule for f in diagnose(settings(), bare)] == ["zero_reward"] or diagnose(settings(), bare) == []
+    assert diagnose(settings(), [{"iteration": 1}]) == []
+    assert diagnose(settings(), []) == []
+
+
+def test_a_rollback_takes_back_what_came_after_its_checkpoint():
+    lines = [{"iteration": i} for i in range(1, 13)]
+    lines[5] |= {"rolled_back_to": 3}
+    assert [record["iteration"] for record in lineage(lines)] == [1, 2, 3, 7, 8, 9, 10, 11, 12]
+    assert valid_states(lines) == {0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12}
+    lines[9] |= {"rolled_back_to": 2}  # behind the first one: the weights that it left in 6 are gone, too
+    assert [record["iteration"] for record in lineage(lines)] == [1, 2, 11, 12]
+    assert valid_states(lines) == {0, 1, 2, 10, 11, 12}
+
+
+def test_the_checkpoint_to_return_to_is_the_newest_of_healthy_weights():
+    monitor = Monitor(settings())
+    monitor.metrics = [{"iteration": i} for i in range(1, 13)]
+    # what iteration 7 sampled came of the weights of 6
+    assert monitor.choose([0, 4, 5, 6, 8, 10], began=7) == 5
+    assert monitor.choose([6, 8, 10], began=7) == 6
+    monitor.metrics[5] |= {"rolled_back_to": 3}
+    assert monitor.choose([0, 3, 4, 5, 10], began=9) == 3
+
+
+def test_the_monitor_says_a_thing_once_and_again_when_it_gets_worse():
+    monitor = Monitor(settings())
+    said = []
+    while_it_rises = run_of(20, 7, completions__repetition=0.8)
+    without = run_of(30, 21, completions__repetition=0.8, reward=0.3)[20:]
+    for record in while_it_rises + without:
+        said += [(f.rule, f.severity.name) for f in monitor.look(record)]
+    assert said == [("repetition", "warning"), ("repetition", "collapse")]
+
+
+def test_the_monitor_leaves_notes_to_the_doctor():
+    monitor = Monitor(settings("training.updates_per_rollout=1"))
+    assert [f for record in run_of(8, 1, updates=1) for f in monitor.look(record)] == []
+
+
+def test_eight_updates_in_a_row_without_a_finite_gradient_end_the_run():
+    monitor = Monitor(settings())
+    monitor.metrics = [line(1), line(2, updates_skipped=3), line(3, updates_skipped=4)]
+    monitor.check_updates()
+    monitor.metrics.append(line(4, updates_skipped=1))
+    monitor.check_updates()
+    monitor.metrics[-1:] = [line(4, updates_skipped=4)]
+    with pytest.raises(UserError, match="11 updates in a row"):
+        monitor.check_updates()
+    monitor.rolled_back(1)
+    monitor.check_updates()
+
+
+def trajectory(ids: list[int], trained: list[bool]) -> Trajectory:
+    return Trajectory(Problem("p", ()), ids, trained, [], [], [], FinishReason.stop)
+
+
+def test_repetition_is_the_share_of_4_grams_seen_before():
+    assert repetition(trajectory([1] * 4, [True] * 4)) == 0.0
+    assert repetition(trajectory([1, 2, 3], [True] * 3)) == 0.0
+    assert repetition(trajectory([], [])) == 0.0
+    # eight equal tokens: five grams, one of them new
+    assert repetition(trajectory([7] * 8, [True] * 8)) == pytest.approx(4 / 5)
+    assert repetition(trajectory(list(range(30)), [True] * 30)) == 0.0
+    # the prompt is no answer, and a gram does not reach over what a user said
+    said = [1, 2, 3, 4, 9, 1, 2, 3, 4, 9, 1, 2, 3]
+    mask = [True] * 4 + [False] + [True] * 4 + [False] + [True] * 3
+    assert repetition(trajectory(said, mask)) == pytest.approx(1 / 2)
+
+
+def answers(lines, card="", *overrides):
+    config = settings(*overrides)
+    return {a.entry: a for a in guide(History(config, lines), diagnose(config, lines), card)}
+
+
+def test_the_guides_entries_are_fine_in_a_run_that_learns():
+    found = answers(run_of(20))
+    assert list(found) == ["loss not decreasing", "high memory", "instability"]
+    assert all(answer.ok for answer in found.values())
+    assert "the reward, which rose from 0.258 to 0.562" in found["loss not decreasing"].what
+    assert "peak 1.5 GiB, memory never ran out" in found["high memory"].what
+    assert "no updates dropped" in found["instability"].what
+
+
+def test_a_loss_that_does_not_decrease_names_the_cause_or_says_that_there_is_none():
+    equal = answers(run_of(12, 1, reward=0.2, frac_reward_zero_std=0.95))["loss not decreasing"]
+    assert not equal.ok
+    assert "see equal_groups" in equal.what
+    assert "algorithm.dynamic_sampling=true" in equal.settings
+    still = answers(run_of(12, 1, reward=0.2))["loss not decreasing"]
+    assert (
+        "no rule says why: use training.num_outer_iterations=200, or algorithm.learning_rate=0.0003"
+        in still.fix
+    )
+    fast = answers(run_of(12, 1, reward=0.2), "", "algorithm.learning_rate=0.001")["loss not decreasing"]
+    assert fast.fix.endswith("or algorithm.learning_rate=0.0001")
+
+
+SMALL = ["model=small", "model.name=x", "hardware.tokens_per_microbatch=8192"]
+CARDS = {
+    "  memory      roughly 3.00 GiB (weights 1.00, optimizer 0.10, activations 2.00, cache 0.50)": 2.0,
+    "  memory      peak update 3.10 GiB (weights 1.00 GiB, optimizer 102 MiB, activations 2.00 GiB); rollout "
+    "1.6 GiB (weights 1.00 GiB, cache 512 MiB)": 2.0,
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_what_lowers_memory_stands_in_the_order_of_its_effect(card):
+    text = (
+        f"gspo on x\n  objective   min(s A, clip(s, 1, 2) A)   (mean)\n{card}\n  data        x (licence: y)"
+    )
+    assert estimated_parts(text)["activations"] == CARDS[card]
+    found = answers(run_of(12), text, *SMALL, "model.gradient_checkpointing=false")
+    memory = found["high memory"]
+    assert "the card's estimate of its parts is activations 2, weights 1, " in memory.what
+    places = [
+        memory.fix.index(text)
+        for text in (
+            "model.gradient_checkpointing=true (about 1.6 GiB less)",
+            "hardware.tokens_per_microbatch=4096 (about 1 GiB less)",
+            "model.use_4bit=true (about 0.7 GiB less)",
+        )
+    ]
+    assert places == sorted(places)
+    assert "adamw_8bit" not in memory.fix  # 0.06 GiB are not worth it
+
+
+def test_memory_that_ran_out_is_answered_with_the_largest_saving():
+    lines = run_of(12, 12, oom_events=1, tokens_per_microbatch=512)
+    memory = answers(lines, next(iter(CARDS)), *SMALL, "model.gradient_checkpointing=true")["high memory"]
+    assert not memory.ok
+    assert "memory ran out 1 time" in memory.what
+    assert memory.settings == ("hardware.tokens_per_microbatch=4096",)
+
+
+def test_instability_gathers_what_is_unstable():
+    found = answers(run_of(12, 8, **LOST))["instability"]
+    assert not found.ok
+    assert "see reward_fell" in found.what
+    assert "training.on_collapse=rollback" in found.settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\n", "has no settings of"),
+        ("- 1\n", "has no settings of"),
+        ("", "has no settings of"),
+        ("a: [\n", "cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_said_in_one_sentence(tmp_path: Path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        settings_of(path)
+    assert "\n" not in str(caught.value) or text == "a: [\n"
+
+
+def test_a_run_of_before_a_setting_was_there_takes_its_default(tmp_path: Path):
+    saved = settings()
+    del saved["training"]["on_collapse"], saved["hardware"]["zero_stage"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(saved)))
+    read = settings_of(tmp_path / "config.yaml")
+    assert (read["training"]["on_collapse"], read["hardware"]["zero_stage"]) == ("warn", 0)
+    assert read["algorithm"] == saved["algorithm"]
