@@ -1,0 +1,215 @@
+"""The collapse monitor in real runs: said once, stopped or rolled back, and resumed to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gspo_cli.errors import UserError
+from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.history import lineage, valid_states
+from gspo_cli.training.metrics import repetition
+from gspo_cli.training.monitor import Monitor
+from gspo_cli.training.session import run_training
+from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
+from tests.diagnosed_runs import line, run_of, settings
+
+
+class VariedReward(RewardFunction):
+    """Pays for different tokens, of which a policy that large steps have broken has few."""
+
+    def compute_reward(self, trajectory, turn, context):
+        ids = [t for t, spoken in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if spoken]
+        return RewardResult(len(set(ids)) / 8)
+
+
+BROKEN = [  # falls from 0.96 to 0.34 in iteration 2, and further; the monitor knows in iteration 4
+    f"reward={__name__}.VariedReward",
+    "algorithm.learning_rate=0.3",
+    "evaluation.every=0",
+    "checkpoint.every=2",
+    "hardware.threads=1",
+]
+
+
+def train(configure, folder, reporter, iterations: int, *overrides: str):
+    """A run to `iterations`, begun or continued in `folder`."""
+    config, yaml = configure(*BROKEN, f"training.num_outer_iterations={iterations}", *overrides)
+    if not folder.config.exists():
+        folder.create(yaml)
+    return run_training(config, folder, reporter)
+
+
+def without_clocks(folder: RunFolder) -> list[dict]:
+    clocks = ("time/", "memory/", "tokens_per_second")
+    lines = folder.read("metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in lines]
+
+
+def weights(folder: RunFolder, checkpoint: str) -> dict[str, torch.Tensor]:
+    return load_file(folder.checkpoints / checkpoint / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_collapse_is_warned_of_once_and_the_run_goes_on(configure, tmp_path, reporter):
+    folder = RunFolder(tmp_path / "run")
+    summary = train(configure, folder, reporter, 6)
+    assert (summary["status"], summary["iterations"]) == ("completed", 6)
+    told = [text for text in reporter.warnings if text.startswith("the reward fell from 0.961 (mean to")]
+    assert len(told) == 1
+    assert "use algorithm.learning_rate=0.0001" in told[0]
+    assert [line["rollbacks"] for line in folder.read("metrics.jsonl")] == [0] * 6
+
+
+def test_a_collapse_stops_the_run_with_its_checkpoint(configure, tmp_path, reporter):
+    folder = RunFolder(tmp_path / "run")
+    summary = train(configure, folder, reporter, 9, "training.on_collapse=stop", "checkpoint.every=100")
+    assert (summary["status"], summary["iterations"]) == ("collapsed", 4)
+    assert reporter.events[-1] == ("end", "collapsed")
+    assert (folder.checkpoints / "last").resolve().name == "iteration-000004"
+
+
+def test_a_rollback_returns_weights_and_optimizer_and_lowers_the_learning_rate(configure, tmp_path, reporter):
+    folder = RunFolder(tmp_path / "run")
+    gentle = ["training.on_collapse=rollback", "training.rollback_learning_rate=0.001"]
+    summary = train(configure, folder, reporter, 6, *gentle)
+    assert summary["status"] == "completed"
+    lines = folder.read("metrics.jsonl")
+    assert [line.get("rolled_back_to") for line in lines] == [None, None, None, 0, None, None]
+    assert [line["rollbacks"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    rates = [0.3] * 4 + [pytest.approx(3e-4)] * 2
+    assert [line["learning_rate"] for line in lines] == rates
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    # the problems drawn go on: 4 prompts an iteration
+    assert lines[-1]["epoch"] * 9500 == pytest.approx(24)
+    initial = load_file(folder.initial_model / "model.safetensors")
+    assert same(weights(folder, "iteration-000004"), initial)
+    saved = torch.load(folder.checkpoints / "iteration-000004" / "trainer.pt", weights_only=True)
+    assert saved["optimizer"]["state"] == {}
+    assert (saved["steps"], saved["state"]["rollbacks"], saved["state"]["cursor"]) == (16, 1, 16)
+    assert not same(weights(folder, "iteration-000006"), initial)
+    assert lines[4]["reward"] > 0.9
+    assert any(
+        text.startswith("rolled back at iteration 4 to the weights of iteration 0")
+        for text in reporter.warnings
+    )
+
+
+def test_after_as_many_rollbacks_as_may_be_a_collapse_stops_the_run(configure, tmp_path, reporter):
+    folder = RunFolder(tmp_path / "run")
+    stubborn = [
+        "training.on_collapse=rollback",
+        "training.rollback_learning_rate=1.0",
+        "training.max_rollbacks=1",
+    ]
+    summary = train(configure, folder, reporter, 20, *stubborn)
+    assert summary["status"] == "collapsed"
+    lines = folder.read("metrics.jsonl")
+    assert [line["rolled_back_to"] for line in lines if "rolled_back_to" in line] == [0]
+    assert lines[-1]["rollbacks"] == 1
+    assert (folder.checkpoints / "last").resolve().name == f"iteration-{len(lines):06d}"
+
+
+@pytest.mark.parametrize("stop", [3, 5], ids=["before the rollback", "after it"])
+def test_a_run_resumed_around_a_rollback_is_the_whole_one_to_the_bit(configure, tmp_path, reporter, stop):
+    settings = ["training.on_collapse=rollback", "training.rollback_learning_rate=0.01"]
+    whole, parted = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parted")
+    train(configure, whole, reporter, 7, *settings)
+    train(configure, parted, reporter, stop, *settings)
+    assert len(parted.read("metrics.jsonl")) == stop
+    train(configure, parted, reporter, 7, *settings)
+    assert without_clocks(parted) == without_clocks(whole)
+    assert [line.get("rolled_back_to") for line in whole.read("metrics.jsonl")][3] == 0
+    assert same(weights(parted, "last"), weights(whole, "last"))
+
+
+def test_a_run_that_a_collapse_stopped_goes_on_from_before_it(configure, tmp_path, reporter):
+    folder = RunFolder(tmp_path / "run")
+    assert train(configure, folder, reporter, 6, "training.on_collapse=stop")["status"] == "collapsed"
+    gentle = ["training.on_collapse=rollback", "training.rollback_learning_rate=0.001"]
+    assert train(configure, folder, reporter, 6, *gentle)["status"] == "completed"
+    lines = folder.read("metrics.jsonl")
+    assert [line.get("rolled_back_to") for line in lines] == [None] * 4 + [0, None]
+    assert lines[-1]["reward"] > 0.9
+
+
+def test_adapters_are_rolled_back_in_place(folders, configure, tmp_path, reporter):
+    folder = RunFolder(tmp_path / "run")
+    lora = [f"model.name={folders['qwen3']}", "model.use_lora=true", "model.cold_start.steps=0"]
+    gentle = ["training.on_collapse=rollback", "training.rollback_learning_rate=0.001"]
+    train(configure, folder, reporter, 6, *lora, *gentle, "checkpoint.keep=9")
+    back = next(record for record in folder.read("metrics.jsonl") if "rolled_back_to" in record)
+    names = [
+        f"iteration-{i:06d}/adapter_model.safetensors" for i in (back["rolled_back_to"], back["iteration"])
+    ]
+    assert same(*(load_file(folder.checkpoints / name) for name in names))
+
+
+def test_a_rollback_takes_back_what_came_after_its_checkpoint():
+    lines = [{"iteration": i} for i in range(1, 13)]
+    lines[5] |= {"rolled_back_to": 3}
+    assert [record["iteration"] for record in lineage(lines)] == [1, 2, 3, 7, 8, 9, 10, 11, 12]
+    assert valid_states(lines) == {0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12}
+    lines[9] |= {"rolled_back_to": 2}  # behind the first one: the weights that it left in 6 are gone, too
+    assert [record["iteration"] for record in lineage(lines)] == [1, 2, 11, 12]
+    assert valid_states(lines) == {0, 1, 2, 10, 11, 12}
+
+
+def test_the_checkpoint_to_return_to_is_the_newest_of_healthy_weights():
+    monitor = Monitor(settings())
+    monitor.metrics = [{"iteration": i} for i in range(1, 13)]
+    # what iteration 7 sampled came of the weights of 6
+    assert monitor.choose([0, 4, 5, 6, 8, 10], began=7) == 5
+    assert monitor.choose([6, 8, 10], began=7) == 6
+    monitor.metrics[5] |= {"rolled_back_to": 3}
+    assert monitor.choose([0, 3, 4, 5, 10], began=9) == 3
+
+
+def test_the_monitor_says_a_thing_once_and_again_when_it_gets_worse():
+    monitor = Monitor(settings())
+    said = []
+    while_it_rises = run_of(20, 7, completions__repetition=0.8)
+    without = run_of(26, 21, completions__repetition=0.8, reward=0.3, entropy=0.3)[20:]
+    for record in while_it_rises + without:
+        said += [(f.rule, f.severity.name) for f in monitor.look(record)]
+    assert said == [("repetition", "warning"), ("repetition", "collapse")]
+
+
+def test_the_monitor_leaves_notes_to_the_doctor():
+    monitor = Monitor(settings("training.updates_per_rollout=1"))
+    assert [f for record in run_of(8, 1, updates=1) for f in monitor.look(record)] == []
+
+
+def test_eight_updates_in_a_row_without_a_finite_gradient_end_the_run():
+    monitor = Monitor(settings())
+    monitor.metrics = [line(1), line(2, updates_skipped=3), line(3, updates_skipped=4)]
+    monitor.check_updates()
+    monitor.metrics.append(line(4, updates_skipped=1))
+    monitor.check_updates()
+    monitor.metrics[-1:] = [line(4, updates_skipped=4)]
+    with pytest.raises(UserError, match="11 updates in a row"):
+        monitor.check_updates()
+    monitor.rolled_back(1)
+    monitor.check_updates()
+
+
+def trajectory(ids: list[int], trained: list[bool]) -> Trajectory:
+    return Trajectory(Problem("p", ()), ids, trained, [], [], [], FinishReason.stop)
+
+
+def test_repetition_is_the_share_of_4_grams_seen_before():
+    assert repetition(trajectory([1] * 4, [True] * 4)) == 0.0
+    assert repetition(trajectory([1, 2, 3], [True] * 3)) == 0.0
+    assert repetition(trajectory([], [])) == 0.0
+    # eight equal tokens: five grams, one of them new
+    assert repetition(trajectory([7] * 8, [True] * 8)) == pytest.approx(4 / 5)
+    assert repetition(trajectory(list(range(30)), [True] * 30)) == 0.0
+    # the prompt is no answer, and a gram does not reach over what a user said
+    said = [1, 2, 3, 4, 9, 1, 2, 3, 4, 9, 1, 2, 3]
+    mask = [True] * 4 + [False] + [True] * 4 + [False] + [True] * 3
+    assert repetition(trajectory(said, mask)) == pytest.approx(1 / 2)
