@@ -93,7 +93,8 @@ class ModelConfig:
 
     `use_4bit` and `use_8bit` quantise the frozen weights under LoRA. `lora_target_modules` null (or
     [all-linear]) adapts every linear layer but output layer, routers and experts, `lora_experts` the fused
-    experts too. `experts_implementation` null leaves the library's own."""
+    experts too. `experts_implementation` null leaves the library's own. `router_aux_loss` weighs the
+    load-balancing loss of routers that are trained."""
 
     label: str = MISSING
     name: str = MISSING
@@ -111,6 +112,7 @@ class ModelConfig:
     bnb_4bit_use_double_quant: bool = True
     experts_implementation: ExpertsImplementation | None = None
     freeze_router: bool = True
+    router_aux_loss: float = 0.0
     instructions: bool = True
     turn_length: int = 128
     gradient_checkpointing: bool = True
@@ -127,6 +129,12 @@ class ModelConfig:
             self.freeze_router or not self.use_lora,
             "model.freeze_router=false: LoRA trains no router; set model.use_lora=false or "
             "model.freeze_router=true",
+        )
+        require_not_negative("model", self, "router_aux_loss")
+        require(
+            self.router_aux_loss == 0 or not self.freeze_router,
+            f"model.router_aux_loss={self.router_aux_loss:g}: frozen routers learn nothing from it; set "
+            "model.freeze_router=false (with model.use_lora=false), or model.router_aux_loss=0",
         )
         self._check_quantisation()
         require(

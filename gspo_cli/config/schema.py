@@ -36,7 +36,8 @@ from gspo_cli.config.model_schema import ModelConfig
 
 @dataclass
 class AlgorithmConfig:
-    """The objective, composed of advantage, ratio level, clip and aggregation."""
+    """The objective, composed of advantage, ratio level, clip and aggregation. `routing_replay` forces the experts
+    of a Mixture-of-Experts model that the old policy chose."""
 
     name: str = MISSING
     ratio_level: RatioLevel = MISSING
@@ -55,6 +56,7 @@ class AlgorithmConfig:
     truncation_penalty: float = 0.5
     dynamic_sampling: bool = False
     dynamic_sampling_max_rounds: int = 3
+    routing_replay: bool = False
 
     def __post_init__(self) -> None:
         for name in ("clip_range_left", "clip_range_right"):

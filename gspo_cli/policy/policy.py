@@ -18,6 +18,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.divided import whole
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
+from gspo_cli.policy.routing import Routing, predicting
 
 
 class Policy(nn.Module):
@@ -38,6 +39,7 @@ class Policy(nn.Module):
         self.model.eval()
         with whole(self.causal_model.parameters()):
             self._check_head()
+            self.routing = Routing(self.causal_model)
 
     @property
     def causal_model(self) -> PreTrainedModel:
@@ -147,8 +149,7 @@ class Policy(nn.Module):
             hidden = causal.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (B, T, D)
         targets = action_mask.clone()
         targets[:, 0] = False  # nothing precedes the first token
-        before = torch.zeros_like(targets)
-        before[:, :-1] = targets[:, 1:]
+        before = predicting(targets)
         head = causal.get_output_embeddings()
         values = LinearLogprobs.apply(
             hidden[before], head.weight, head.bias, token_ids[targets], temperature, with_entropy

@@ -98,8 +98,8 @@ class RouterPass:
         )
 
     def balance_loss(self, action_mask: Tensor) -> Tensor:
-        """Load-balancing loss of Switch (Fedus et al. 2021, Eq. 4-6) over all layers, 1 at best times k; of the
-        tokens up to the last that predicts a trained one, which leaves padding out."""
+        """Load-balancing loss of Switch (Fedus et al. 2021, Eq. 4-6) over all layers, k where experts are chosen
+        alike; of each row's tokens up to the last that predicts a trained one, which leaves padding out."""
         used = predicting(action_mask).flip(dims=(1,)).cumsum(dim=1).flip(dims=(1,)) > 0
         logits = tuple(self._logits[layer].float() for layer in sorted(self._logits))
         return load_balancing_loss_func(logits, logits[0].shape[-1], self._chosen[0].shape[-1], used)
@@ -109,7 +109,8 @@ class Routing:
     """The routers of a model (none in a dense one), in the order in which they act.
 
     A router is a module named `...TopKRouter` that answers (logits (N, E), scores (N, k), ids (N, k)).
-    `scores` is the rule by which it weighs the chosen experts, None where it is none of `RULES`."""
+    `scores` is the rule by which they weigh the chosen experts, found by trying: None where none of `RULES`
+    gives their own scores to the last bit. In bf16 more than one may; these differ by a rounding at most."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers = 0

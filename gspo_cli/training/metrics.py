@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gspo_cli.training.report import UpdateReport
+from gspo_cli.training.report import Sums, UpdateReport
 from gspo_cli.types import FinishReason, Trajectory
 
 GRAM = 4  # tokens: shorter ones repeat in any text
@@ -95,6 +95,22 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         }
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens
+    return metrics | _routing_metrics(sums)
+
+
+def _routing_metrics(sums: Sums) -> dict[str, Any]:
+    """Of a Mixture-of-Experts model, over the minibatches after the first: share of pairs of a trained token
+    and a layer whose set of experts is no longer the old policy's, and share of the chosen experts that were
+    replaced (about 0.1 in the GSPO paper, section 5.3). The balance loss is over all minibatches."""
+    routing, last = sums.routing, sums.last_routing
+    metrics: dict[str, Any] = {}
+    if routing.pairs:
+        metrics["moe/expert_change"] = routing.changed_pairs / routing.pairs
+        metrics["moe/experts_replaced"] = routing.replaced_choices / routing.choices
+    if last.pairs:
+        metrics["moe/expert_change_last"] = last.changed_pairs / last.pairs
+    if routing.balance_loss_sequences:
+        metrics["moe/aux_loss"] = routing.balance_loss_sum / routing.balance_loss_sequences
     return metrics
 
 

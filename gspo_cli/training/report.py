@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from gspo_cli.algorithm.objective import LossStats
+from gspo_cli.policy.routing import RoutingStats
 
 
 @dataclass
 class Sums:
     """Of some micro-batches: sums, but for `logp_difference_max` and `first_step_abs_err`, which are
-    maxima."""
+    maxima. `last_routing` is `routing` of the last minibatch alone."""
 
     stats: LossStats = field(default_factory=LossStats)
+    routing: RoutingStats = field(default_factory=RoutingStats)
+    last_routing: RoutingStats = field(default_factory=RoutingStats)
     entropy_sum: float = 0.0
     entropy_tokens: int = 0
     logp_difference_sum: float = 0.0
@@ -43,12 +46,11 @@ class UpdateReport:
     tokens_per_microbatch: int = 0
 
 
+Added = float | LossStats | RoutingStats | None
 MAXIMA = ("logp_difference_max", "first_step_abs_err")
 
 
-def _joined(
-    name: str, one: float | LossStats | None, other: float | LossStats | None
-) -> float | LossStats | None:
+def _joined(name: str, one: Added, other: Added) -> Added:
     if one is None or other is None:
         return other if one is None else one
     return max(one, other) if name in MAXIMA else one + other

@@ -17,6 +17,7 @@ from gspo_cli.algorithm.objective import loss_denominator, policy_loss, reward_k
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.routing import RouterPass, RoutingStats, require_routing
 from gspo_cli.training.batch import Batch, Sample, collate, idle, split_by_tokens
 from gspo_cli.training.clock import Clock
 from gspo_cli.training.report import Sums, UpdateReport
@@ -26,21 +27,24 @@ from gspo_cli.training.strategy import OneProcess, Strategy
 
 @dataclass
 class MicroBatch:
-    """A batch with the log-probabilities that were scored for it (None: not needed). `probe` is a second
-    opinion on those of the first minibatch: what the update differs by from it is noise."""
+    """A batch with what was scored for it (None: not needed): log-probabilities, and the experts that the old
+    policy chose (B, T, layers, chosen). `probe` is a second opinion on the log-probabilities of the first
+    minibatch: what the update differs by from it is noise."""
 
     batch: Batch
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     probe: Tensor | None = None
+    experts: Tensor | None = None
 
     def halves(self) -> list[MicroBatch]:
         """The two halves of its rows, as wide as before so that the scores stay those of this width."""
         middle = len(self.batch.token_ids) // 2
+        scored = (self.old_logprobs, self.ref_logprobs, self.probe, self.experts)
         return [
             MicroBatch(
                 self.batch.rows(part),
-                *(None if t is None else t[part] for t in (self.old_logprobs, self.ref_logprobs, self.probe)),
+                *(None if t is None else t[part] for t in scored),
             )
             for part in (slice(middle), slice(middle, None))
         ]
@@ -50,12 +54,13 @@ class MicroBatch:
 class MiniBatch:
     """What one optimizer step learns from: this rank's micro-batches, as many on every rank. `denominator`,
     `tokens` and `sequences` count the trained answers of all ranks, also those that need no compute because
-    their advantage is 0."""
+    their advantage is 0; `computed` those that do need it."""
 
     micro_batches: list[MicroBatch]
     denominator: float
     tokens: int
     sequences: int
+    computed: int
 
 
 class Updater:
@@ -64,6 +69,7 @@ class Updater:
     rate."""
 
     def __init__(self, policy: Policy, config: RunConfig, strategy: Strategy | None = None) -> None:
+        require_routing(policy.routing, config)
         self.policy, self.config = policy, config
         self.strategy = strategy or OneProcess(policy, config)
         self.steps, self.rate_factor = 0, 1.0
@@ -105,7 +111,7 @@ class Updater:
             s for s, n in zip(samples, counts, strict=True) if n > 0 and (everything or any(s.advantages))
         ]
         micro = [MicroBatch(self._collate(part)) for part in self._layout(needed)]
-        return MiniBatch(micro, denominator, sum(counts), sum(n > 0 for n in counts))
+        return MiniBatch(micro, denominator, sum(counts), sum(n > 0 for n in counts), len(needed))
 
     @torch.no_grad()
     def reward_kl(self, samples: Sequence[Sample]) -> list[float]:
@@ -166,7 +172,9 @@ class Updater:
                 if self.config.algorithm.kl_in_loss:
                     micro.ref_logprobs = self._reference(micro.batch)
                 if index > 0:
-                    micro.old_logprobs = self._logprobs(micro.batch)[0]
+                    with self.policy.routing.watched() as routed:
+                        micro.old_logprobs = self._logprobs(micro.batch)[0]
+                    micro.experts = routed.experts(micro.batch.token_ids.shape)
                     sums += _against_sampling(micro.batch, micro.old_logprobs)
         for micro in minibatches[0].micro_batches[:1]:
             micro.probe = self._logprobs(micro.batch)[0]
@@ -175,7 +183,9 @@ class Updater:
     def _step(self, index: int, minibatches: list[MiniBatch], report: UpdateReport) -> None:
         """One optimizer step on minibatch `index`."""
         first, minibatch = index == 0, minibatches[index]
-        report.sums += self._fitting(lambda: self._gradient(minibatch, first), minibatches[index:], report)
+        found = self._fitting(lambda: self._gradient(minibatch, first), minibatches[index:], report)
+        report.sums += found
+        report.sums.last_routing = found.routing
         scheduled = learning_rate(self.config, self.steps, self.total_steps)
         report.learning_rate = scheduled * self.rate_factor
         norm = self.strategy.step(report.learning_rate)
@@ -187,12 +197,18 @@ class Updater:
         report.updates += 1
 
     def _gradient(self, minibatch: MiniBatch, first: bool) -> Sums:
-        """Add up the gradient of a minibatch."""
+        """Add up the gradient of a minibatch. Before the first step the experts are the old policy's anyway."""
         found = Sums()
+        replay, balance = self.config.algorithm.routing_replay, self.config.model.router_aux_loss > 0
         with self.policy.updating():
             for micro in minibatch.micro_batches:
-                loss, sums, logprobs = self.loss(micro, minibatch.denominator, with_entropy=first)
-                self.strategy.backward(loss)
+                with self.policy.routing.watched(micro.experts if replay else None, balance) as routed:
+                    loss, sums, logprobs = self.loss(micro, minibatch.denominator, with_entropy=first)
+                    if balance and micro.batch.action_mask.any():
+                        loss = loss + self._balance_loss(routed, micro.batch, minibatch.computed, sums)
+                    self.strategy.backward(loss)
+                if micro.experts is not None:
+                    sums.routing += routed.changes(micro.experts, micro.batch.action_mask)
                 if first:
                     sums += _against_sampling(micro.batch, logprobs)
                 if micro.probe is not None and micro.batch.action_mask.any():
@@ -238,6 +254,16 @@ class Updater:
             minibatch.micro_batches = [
                 part for micro in minibatch.micro_batches for part in _within(micro, self.budget)
             ]
+
+    def _balance_loss(self, routed: RouterPass, batch: Batch, computed: int, sums: Sums) -> Tensor:
+        """A micro-batch's share of the auxiliary loss: balance is judged within each micro-batch, and a step
+        takes the mean over its sequences that need compute, of all ranks."""
+        value = routed.balance_loss(batch.action_mask)
+        sequences = int(batch.action_mask.any(dim=1).sum())
+        sums.routing += RoutingStats(
+            balance_loss_sum=value.item() * sequences, balance_loss_sequences=sequences
+        )
+        return self.config.model.router_aux_loss * sequences / computed * value
 
     def _logprobs(self, batch: Batch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         temperature = self.config.rollout.temperature
