@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PROMPT, ANSWER, PROMPTS, ROWS = 96, 60, 16, 96  # a full cache: pages that are never written are not resident
+PROMPT, ANSWER, PROMPTS, ROWS = 96, 60, 16, 64  # a full cache: pages that are never written are not resident
 LOWEST, HIGHEST = 0.75, 1.25
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "524288", "MALLOC_TRIM_THRESHOLD_": "524288"}
 PACKAGES = ("torch", "transformers", "peft")
@@ -66,15 +66,14 @@ CHECKPOINTED = {"model.gradient_checkpointing": True}
 BF16 = {"hardware.precision": "bf16"}
 CASES = {
     "full": Case(dense(512, 6, 8192), 3, FULL),
-    "full, checkpointing": Case(dense(512, 6, 16384), 8, FULL | CHECKPOINTED),
+    "full, checkpointing": Case(dense(512, 6, 16384), 6, FULL | CHECKPOINTED),
     "full, bf16": Case(dense(512, 4, 16384), 3, FULL | BF16),
     "LoRA": Case(dense(512, 8, 32768), 6, LORA),
-    "LoRA, checkpointing": Case(dense(1024, 4, 8192), 12, LORA | CHECKPOINTED),
+    "LoRA, checkpointing": Case(dense(768, 6, 8192), 7, LORA | CHECKPOINTED),
     "LoRA, bf16": Case(dense(512, 8, 32768), 6, LORA | BF16),
     "experts, full": Case(experts(384, 4, 4096), 6, FULL),
     "experts, LoRA on them": Case(experts(512, 4, 8192), 6, LORA | {"model.lora_experts": True}),
-    "gpt2, full": Case({"hidden": 512, "layers": 6, "vocabulary": 16384}, 5, FULL, "gpt2"),
-    "gpt2, LoRA": Case({"hidden": 768, "layers": 6, "vocabulary": 16384}, 7, LORA, "gpt2"),
+    "gpt2, LoRA": Case({"hidden": 512, "layers": 6, "vocabulary": 16384}, 6, LORA, "gpt2"),
 }
 SMALL = {"qwen3": dense(128, 2, 512), "gpt2": {"hidden": 128, "layers": 2, "vocabulary": 512}}
 

@@ -6,13 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gspo_cli.commands.train import RESUMABLE
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.history import lineage, valid_states
+from gspo_cli.run.words import describe, next_commands
+from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.metrics import repetition
 from gspo_cli.training.monitor import Monitor
 from gspo_cli.training.session import run_training
+from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
 from tests.diagnosed_runs import line, run_of, settings
 
@@ -72,6 +76,11 @@ def test_a_collapse_stops_the_run_with_its_checkpoint(configure, tmp_path, repor
     assert (summary["status"], summary["iterations"]) == ("collapsed", 4)
     assert reporter.events[-1] == ("end", "collapsed")
     assert (folder.checkpoints / "last").resolve().name == "iteration-000004"
+    assert describe(summary)[0].startswith("Stopped after 4 of 9 iterations, because the policy collapsed: ")
+    commands = [command for command, _ in next_commands(summary)]
+    assert commands[0] == f"gspo-doctor {folder.path}"
+    assert commands[-1] == f"gspo-train resume={folder.path} training.on_collapse=rollback"
+    assert "training.on_collapse" in RESUMABLE
 
 
 def test_a_rollback_returns_weights_and_optimizer_and_lowers_the_learning_rate(configure, tmp_path, reporter):
@@ -138,16 +147,30 @@ def test_a_run_that_a_collapse_stopped_goes_on_from_before_it(configure, tmp_pat
     assert lines[-1]["reward"] > 0.9
 
 
-def test_adapters_are_rolled_back_in_place(folders, configure, tmp_path, reporter):
-    folder = RunFolder(tmp_path / "run")
-    lora = [f"model.name={folders['qwen3']}", "model.use_lora=true", "model.cold_start.steps=0"]
-    gentle = ["training.on_collapse=rollback", "training.rollback_learning_rate=0.001"]
-    train(configure, folder, reporter, 6, *lora, *gentle, "checkpoint.keep=9")
-    back = next(record for record in folder.read("metrics.jsonl") if "rolled_back_to" in record)
-    names = [
-        f"iteration-{i:06d}/adapter_model.safetensors" for i in (back["rolled_back_to"], back["iteration"])
-    ]
-    assert same(*(load_file(folder.checkpoints / name) for name in names))
+@pytest.mark.parametrize("use_lora", [True, False])
+def test_weights_and_moments_of_any_kind_are_put_back_in_place(load, configure, tmp_path, use_lora):
+    config, _ = configure()
+    updater = Updater(load("qwen3", use_lora=use_lora), config)
+    checkpoints, state = Checkpoints(tmp_path, config.checkpoint), TrainerState()
+    parameters = updater.policy.trainable()
+    places = [parameter.data_ptr() for parameter in parameters]
+
+    def step():
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        updater.strategy.step(0.1)
+
+    step()
+    checkpoints.save(updater, state)
+    before = [parameter.detach().clone() for parameter in parameters]
+    step()
+    after = [parameter.detach().clone() for parameter in parameters]
+    assert not all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    checkpoints.roll_back(0, updater)
+    assert all(torch.equal(x, y) for x, y in zip(before, parameters, strict=True))
+    assert [parameter.data_ptr() for parameter in parameters] == places
+    step()  # the same moments and the same count of steps: the same weights
+    assert all(torch.equal(x, y) for x, y in zip(after, parameters, strict=True))
 
 
 def test_a_rollback_takes_back_what_came_after_its_checkpoint():

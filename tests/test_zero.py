@@ -31,6 +31,10 @@ CASES = {
     "3 dense lora": ("qwen3", "hardware.zero_stage=3 model.use_lora=true algorithm.beta=0.1"),
     "3 dense full": ("qwen3", "hardware.zero_stage=3 model.use_lora=false algorithm=dapo"),
     "3 moe full": ("qwen3_moe", "hardware.zero_stage=3 model.use_lora=false model.freeze_router=false"),
+    "2 moe experts": ("qwen3_moe", "hardware.zero_stage=2 model.use_lora=true model.lora_experts=true"),
+    "3 moe experts": ("qwen3_moe", "hardware.zero_stage=3 model.use_lora=true model.lora_experts=true"),
+    "2 in 4 bits": ("qwen3", "hardware.zero_stage=2 model.use_lora=true model.use_4bit=true"),
+    "1 in 8 bits": ("qwen3", "hardware.zero_stage=1 model.use_lora=true model.use_8bit=true"),
     "3 recomputed": ("qwen3", "hardware.zero_stage=3 model.use_lora=true model.gradient_checkpointing=true"),
     "3 offloaded": ("qwen3", "hardware.zero_stage=3 model.use_lora=true hardware.offload=true"),
 }  # fmt: skip

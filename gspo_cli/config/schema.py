@@ -36,8 +36,8 @@ from gspo_cli.config.model_schema import ModelConfig
 
 @dataclass
 class AlgorithmConfig:
-    """The objective, composed of advantage, ratio level, clip and aggregation. `routing_replay` forces the experts
-    of a Mixture-of-Experts model that the old policy chose."""
+    """The objective, composed of advantage, ratio level, clip and aggregation. `routing_replay` forces the
+    experts of a Mixture-of-Experts model that the old policy chose."""
 
     name: str = MISSING
     ratio_level: RatioLevel = MISSING

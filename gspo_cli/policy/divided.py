@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -20,6 +21,11 @@ def dividing(settings: dict[str, Any]) -> Iterator[None]:
     finally:
         del held
         unset_hf_deepspeed_config()
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a weight, also where this rank holds a part of it."""
+    return parameter.ds_shape if hasattr(parameter, "ds_id") else parameter.shape
 
 
 def whole(parameters: Iterable[nn.Parameter], changed: bool = False) -> AbstractContextManager[None]:

@@ -21,6 +21,7 @@ from gspo_cli.config.choices import Device, Precision
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
+from gspo_cli.policy.divided import whole_shape
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.quantisation import (
     loader_options,
@@ -102,7 +103,7 @@ def expert_parameters(causal: PreTrainedModel) -> list[str]:
     return [
         name
         for name, parameter in causal.named_parameters()
-        if parameter.ndim == 3 and name.rpartition(".")[0].endswith(".experts")
+        if len(whole_shape(parameter)) == 3 and name.rpartition(".")[0].endswith(".experts")
     ]
 
 

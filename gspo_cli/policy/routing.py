@@ -1,5 +1,5 @@
-"""Which experts a Mixture-of-Experts model chooses: recorded, compared, and on request forced (routing replay,
-GSPO paper section 5.3: GRPO needs it, GSPO does not).
+"""Which experts a Mixture-of-Experts model chooses: recorded, compared, and on request forced (routing
+replay, GSPO paper, section 5.3: GRPO needs it, GSPO does not).
 
 Shapes: B sequences, T tokens, L layers with routers, E experts, k of them chosen per token; N = B * T.
 
@@ -48,7 +48,8 @@ RULES: tuple[Scores, ...] = (shares_normalised, shares_of_all, shares_of_chosen)
 
 @dataclass
 class RoutingStats:
-    """Sums over micro-batches and ranks. A pair is a (trained token, layer); a choice one of its k experts."""
+    """Sums over micro-batches and ranks. A pair is a trained token in a layer, a choice one of its k
+    experts."""
 
     pairs: int = 0
     changed_pairs: int = 0
@@ -62,7 +63,7 @@ class RoutingStats:
 
 
 class RouterPass:
-    """One forward over `shape` = (B, T) tokens: what each layer's router chose by itself, whatever was forced."""
+    """One forward: what each layer's router chose by itself, whatever was forced."""
 
     def __init__(self, forced: Tensor | None, with_logits: bool) -> None:
         self.forced, self.with_logits = forced, with_logits
@@ -77,16 +78,16 @@ class RouterPass:
                 self._logits[layer] = logits
 
     def experts(self, shape: torch.Size) -> Tensor | None:
-        """Expert ids in each router's own order, for token ids of `shape` (B, T): (B, T, L, k); None where the
-        model has no routers."""
+        """Expert ids in each router's own order, for token ids of `shape` (B, T): (B, T, L, k); None where
+        the model has no routers."""
         if not self._chosen:
             return None
         layers = [self._chosen[layer] for layer in sorted(self._chosen)]
         return torch.stack([chosen.view(*shape, -1) for chosen in layers], dim=2)
 
     def changes(self, before: Tensor, action_mask: Tensor) -> RoutingStats:
-        """How the choices differ from `before` (B, T, L, k), as sets, where a trained token is predicted: those
-        positions alone decide what the update sees of a token, and none of them is padding."""
+        """How the choices differ, as sets, from `before` (B, T, L, k), at positions that predict a trained
+        token: not at what the policy is told, and not at padding."""
         there = predicting(action_mask)  # (B, T)
         was, now = before[there], self.experts(action_mask.shape)[there]  # (n, L, k)
         kept = sum((was == now[..., place, None]).any(dim=-1).long() for place in range(now.shape[-1]))
@@ -98,8 +99,8 @@ class RouterPass:
         )
 
     def balance_loss(self, action_mask: Tensor) -> Tensor:
-        """Load-balancing loss of Switch (Fedus et al. 2021, Eq. 4-6) over all layers, k where experts are chosen
-        alike; of each row's tokens up to the last that predicts a trained one, which leaves padding out."""
+        """Load-balancing loss of Switch (Fedus et al. 2021, Eq. 4-6) over all layers, k where all experts are
+        chosen alike; of each row's tokens up to the last that predicts a trained one, so without padding."""
         used = predicting(action_mask).flip(dims=(1,)).cumsum(dim=1).flip(dims=(1,)) > 0
         logits = tuple(self._logits[layer].float() for layer in sorted(self._logits))
         return load_balancing_loss_func(logits, logits[0].shape[-1], self._chosen[0].shape[-1], used)
@@ -127,8 +128,8 @@ class Routing:
 
     @contextmanager
     def watched(self, forced: Tensor | None = None, with_logits: bool = False) -> Iterator[RouterPass]:
-        """A block with one forward and its backward. The routers report what they choose; with `forced` (B, T, L,
-        k) those experts act in its place, weighed by the present logits, through which gradients flow.
+        """A block with one forward and its backward, in which routers report what they choose; with `forced`
+        (B, T, L, k) those experts act instead, weighed by the present logits, through which gradients flow.
 
         The backward belongs inside: gradient checkpointing computes the forward again there."""
         self._present = RouterPass(forced, with_logits)
@@ -153,17 +154,15 @@ def require_routing(routing: Routing, config: RunConfig) -> None:
     """Raise UserError where a setting for routers meets a model without routers that can take it."""
     if routing.scores is not None:
         return
-    reason = "has no routers" if routing.layers == 0 else "has routers that weigh experts in a way not known here"
+    reason = (
+        "weighs its experts in a way not known here" if routing.layers else "has no experts to choose from"
+    )
+    who = f"model.name={config.model.name} {reason}"
     if config.algorithm.routing_replay:
-        raise UserError(
-            f"algorithm.routing_replay=true: model.name={config.model.name} {reason}; set "
-            "algorithm.routing_replay=false"
-        )
-    if config.model.router_aux_loss > 0:
-        raise UserError(
-            f"model.router_aux_loss={config.model.router_aux_loss:g}: model.name={config.model.name} {reason}; "
-            "set model.router_aux_loss=0"
-        )
+        raise UserError(f"algorithm.routing_replay=true: {who}; set algorithm.routing_replay=false")
+    weight = config.model.router_aux_loss
+    if weight > 0:
+        raise UserError(f"model.router_aux_loss={weight:g}: {who}; set model.router_aux_loss=0")
 
 
 def predicting(action_mask: Tensor) -> Tensor:
@@ -184,7 +183,8 @@ def _probe(model: PreTrainedModel, candidates: list[nn.Module]) -> dict[nn.Modul
 
     handles = [candidate.register_forward_hook(keep) for candidate in candidates]
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    model.base_model(input_ids=torch.arange(PROBED_TOKENS, device=model.device)[None] % vocabulary, use_cache=False)
+    ids = torch.arange(PROBED_TOKENS, device=model.device)[None] % vocabulary
+    model.base_model(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
     return answers
@@ -195,6 +195,7 @@ def _is_choice(answer: Any) -> bool:
         isinstance(answer, tuple)
         and len(answer) == 3
         and all(isinstance(part, Tensor) and part.ndim == 2 for part in answer)
+        and len(answer[0]) == len(answer[1])
         and answer[1].shape == answer[2].shape
         and not answer[2].is_floating_point()
     )

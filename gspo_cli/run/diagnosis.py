@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.config.compose import literal, load_saved
+from gspo_cli.config.compose import explain, literal, load_saved
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run import answer_rules, rules
@@ -44,7 +45,7 @@ CONSEQUENCES = {"equal_groups", "truncation", "clip_saturation", "held_out_fell"
 
 def settings_of(config: Path) -> dict[str, Any]:
     """The resolved configuration in a run's config.yaml, its groups checked and completed from the schema (an
-    older run lacks newer keys). Raises UserError or OmegaConf's errors where it is none."""
+    older run lacks newer keys). Raises UserError where it is none."""
     saved = OmegaConf.to_container(load_saved(config), resolve=True)
     groups = {name: kind for name, kind in get_type_hints(RunConfig).items() if is_dataclass(kind)}
     known = saved if isinstance(saved, dict) else {}
@@ -52,9 +53,12 @@ def settings_of(config: Path) -> dict[str, Any]:
     if lacking:
         raise UserError(f"{config}: has no settings of {lacking[0]}; give the run folder of a gspo-train")
     for name, kind in groups.items():
-        checked = OmegaConf.merge(OmegaConf.structured(kind), literal(saved[name]))
-        OmegaConf.to_object(checked)  # runs the checks of ranges
-        saved[name] = OmegaConf.to_container(checked, resolve=True, enum_to_str=True, throw_on_missing=True)
+        try:
+            checked = OmegaConf.merge(OmegaConf.structured(kind), literal(saved[name]))
+            OmegaConf.to_object(checked)  # runs the checks of ranges
+        except OmegaConfBaseException as error:
+            raise UserError(f"{config}: {name}: {explain(error)}") from error
+        saved[name] = OmegaConf.to_container(checked, resolve=True, enum_to_str=True)
     return saved
 
 

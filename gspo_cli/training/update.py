@@ -197,14 +197,14 @@ class Updater:
         report.updates += 1
 
     def _gradient(self, minibatch: MiniBatch, first: bool) -> Sums:
-        """Add up the gradient of a minibatch. Before the first step the experts are the old policy's anyway."""
+        """Add up the gradient of a minibatch. In the first the experts are those of the old policy anyway."""
         found = Sums()
         replay, balance = self.config.algorithm.routing_replay, self.config.model.router_aux_loss > 0
         with self.policy.updating():
             for micro in minibatch.micro_batches:
                 with self.policy.routing.watched(micro.experts if replay else None, balance) as routed:
                     loss, sums, logprobs = self.loss(micro, minibatch.denominator, with_entropy=first)
-                    if balance and micro.batch.action_mask.any():
+                    if balance and micro.batch.action_mask[:, 1:].any():
                         loss = loss + self._balance_loss(routed, micro.batch, minibatch.computed, sums)
                     self.strategy.backward(loss)
                 if micro.experts is not None:
