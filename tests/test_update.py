@@ -245,7 +245,9 @@ class Small(torch.nn.Module):
 
 
 def test_an_update_for_which_memory_runs_out_is_made_again_with_half_the_budget(load, configure):
-    config, _ = configure("algorithm=gspo", "algorithm.learning_rate=0.01", "hardware.tokens_per_microbatch=80")
+    config, _ = configure(
+        "algorithm=gspo", "algorithm.learning_rate=0.01", "hardware.tokens_per_microbatch=80"
+    )
     wide, narrow = load("qwen3"), load("qwen3")
     small = Small(narrow, tokens=45)
     updater = Updater(narrow, config)
@@ -259,12 +261,14 @@ def test_an_update_for_which_memory_runs_out_is_made_again_with_half_the_budget(
     assert report.sums.entropy_tokens == expected.sums.entropy_tokens
     assert report.sums.logp_difference_tokens == expected.sums.logp_difference_tokens
     assert report.sums.stats.sequences == expected.sums.stats.sequences
-    assert update_metrics(report)["ratio/max"] == pytest.approx(update_metrics(expected)["ratio/max"], abs=1e-6)
+    assert update_metrics(report)["ratio/max"] == pytest.approx(
+        update_metrics(expected)["ratio/max"], abs=1e-6
+    )
 
 
 def test_a_single_answer_that_does_not_fit_ends_the_run_with_a_sentence(load, configure):
     config, _ = configure("algorithm=gspo")
     policy = load("qwen3")
     Small(policy, tokens=3)
-    with pytest.raises(UserError, match="tokens_per_microbatch=.*memory ran out in an update"):
+    with pytest.raises(UserError, match=r"tokens_per_microbatch=.*memory ran out in an update"):
         Updater(policy, config).run(samples_of(policy), np.random.default_rng(0), Clock())

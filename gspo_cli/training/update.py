@@ -238,7 +238,7 @@ class Updater:
                 if not halve:
                     raise UserError(
                         f"hardware.tokens_per_microbatch={self.budget}: memory ran out in an update; "
-                        "lower it, or set model.gradient_checkpointing=true, then resume from the last checkpoint"
+                        "lower it and resume from the last checkpoint, or set model.gradient_checkpointing=true"
                     ) from error
             # after the handler: the error holds on to the tensors of the failed attempt
             self._halve(minibatches)

@@ -77,7 +77,7 @@ class ZeroStrategy:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Whole weights on every rank, and no hooks that would divide them: each generates at its own pace."""
+        """Whole weights on every rank, and no hooks that would divide them: ranks need not keep pace."""
         if not self.divides_weights:
             yield
             return
