@@ -4,16 +4,17 @@
 
 Each shape, of random weights, runs in a process of its own: the updater takes two optimizer steps of two full
 micro-batches, then the engine generates a full batch. Measured is the highest resident memory of each above
-that before weights are loaded, after a small model of the same kind has gone the same way, so that imports and
-kernels' own buffers are not counted; weights are copied out of their file's mapping, whose pages would count
-twice. glibc is told to hand freed memory back at once (MALLOC_*): what counts is
-what was held at the same time. Exits with 1 where planned over measured is outside 0.75 to 1.25. Linux only.
+that before weights are loaded, after a small model of the same kind has gone the same way, so that imports
+and kernels' own buffers are not counted; weights are copied out of their file's mapping, whose pages would
+count twice. glibc is told to hand freed memory back at once (MALLOC_*): what counts is what was held at the
+same time. Exits with 1 where planned over measured is outside 0.75 to 1.25. Linux only.
 
 Left out: GPUs, several processes, models that are read in shards."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -68,7 +69,7 @@ CASES = {
     "full": Case(dense(512, 6, 8192), 3, FULL),
     "full, checkpointing": Case(dense(512, 6, 16384), 6, FULL | CHECKPOINTED),
     "full, bf16": Case(dense(512, 4, 16384), 3, FULL | BF16),
-    "LoRA": Case(dense(512, 8, 32768), 6, LORA),
+    "LoRA": Case(dense(512, 8, 16384), 6, LORA),
     "LoRA, checkpointing": Case(dense(768, 6, 8192), 7, LORA | CHECKPOINTED),
     "LoRA, bf16": Case(dense(512, 8, 32768), 6, LORA | BF16),
     "experts, full": Case(experts(384, 4, 4096), 6, FULL),
@@ -137,12 +138,9 @@ def samples(count: int, vocabulary: int) -> list[Any]:
     rng, length = random.Random(0), PROMPT + ANSWER
     mask = [False] * PROMPT + [True] * ANSWER
     ids = [[rng.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
-    return [
-        Sample(
-            Trajectory(Problem("", ()), row, mask, [0.0] * length, [], [], FinishReason.stop), [rng.gauss(0, 1)]
-        )
-        for row in ids
-    ]
+    problem, logprobs = Problem("", ()), [0.0] * length
+    told = [Trajectory(problem, row, mask, logprobs, [], [], FinishReason.stop) for row in ids]
+    return [Sample(trajectory, [rng.gauss(0, 1)]) for trajectory in told]
 
 
 def requests(vocabulary: int) -> list[Any]:
@@ -165,6 +163,8 @@ def run(folder: Path, case: Case) -> dict[str, dict[str, int]]:
     from gspo_cli.training.update import Updater
 
     config = configuration(folder, case)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
     policy = load_policy(config.model.name, config.model, config.hardware)
     for parameter in policy.parameters():
@@ -221,7 +221,6 @@ def child(arguments: argparse.Namespace) -> None:
         return
     case, place = CASES[arguments.child], list(CASES).index(arguments.child)
     run(arguments.folder / f"small{place}", case)
-    gc.collect()
     print(json.dumps(run(arguments.folder / f"model{place}", case)))
 
 
@@ -256,7 +255,8 @@ def main() -> None:
     if arguments.child:
         child(arguments)
         return
-    print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in PACKAGES)}\n")
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(f"Python {platform.python_version()}, {packages}\n")
     show(["shape", "phase", "planned", "measured", "ratio"], arguments.markdown)
     if arguments.markdown:
         show(["---", "---", "---:", "---:", "---:"], True)

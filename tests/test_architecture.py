@@ -44,9 +44,10 @@ OWNERS = {
     "math_verify": {"rewards/maths_worker.py"},
     "httpx": {"chat_endpoint.py"},
     "bitsandbytes": {"policy/quantisation.py", "policy/optimizers.py"},
+    "vllm": {"rollout/vllm_engine.py"},
     "deepspeed": {"training/zero.py", "policy/divided.py"},
 }
-OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes"}
+OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 
 
 def parsed(path: Path) -> ast.Module:

@@ -233,6 +233,6 @@ def test_repetition_is_the_share_of_4_grams_seen_before():
     assert repetition(trajectory([7] * 8, [True] * 8)) == pytest.approx(4 / 5)
     assert repetition(trajectory(list(range(30)), [True] * 30)) == 0.0
     # the prompt is no answer, and a gram does not reach over what a user said
-    said = [1, 2, 3, 4, 9, 1, 2, 3, 4, 9, 1, 2, 3]
+    said = [1, 2, 3, 4, 8, 1, 2, 3, 4, 9, 1, 2, 3]
     mask = [True] * 4 + [False] + [True] * 4 + [False] + [True] * 3
     assert repetition(trajectory(said, mask)) == pytest.approx(1 / 2)

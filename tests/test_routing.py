@@ -175,7 +175,8 @@ def test_a_change_is_counted_in_sets_where_a_trained_token_is_predicted():
     mask[0, 2] = True
     routed = RouterPass(None, False)
     for layer in range(3):
-        routed.note(layer, torch.zeros(14, 8), now[:, :, layer].reshape(14, 4))
+        for ids in (now, before):  # the second is what gradient checkpointing computes again
+            routed.note(layer, torch.zeros(14, 8), ids[:, :, layer].reshape(14, 4))
     expected = RoutingStats()
     for row, token, layer in np.ndindex(2, 7, 3):
         if token + 1 < 7 and mask[row, token + 1]:

@@ -23,6 +23,8 @@ from tests.test_resume import SMALL
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
 ROOT = Path(__file__).parent.parent
+REPLAY = "model.use_lora=false model.freeze_router=false algorithm.routing_replay=true"
+AUXILIARY = "model.router_aux_loss=0.1 hardware.tokens_per_microbatch=1"  # is of a micro-batch: the same layout
 CASES = {
     "1 dense lora": ("qwen3", "hardware.zero_stage=1 model.use_lora=true"),
     "2 dense lora": ("qwen3", "hardware.zero_stage=2 model.use_lora=true algorithm.beta=0.1"),
@@ -35,6 +37,8 @@ CASES = {
     "3 moe experts": ("qwen3_moe", "hardware.zero_stage=3 model.use_lora=true model.lora_experts=true"),
     "2 in 4 bits": ("qwen3", "hardware.zero_stage=2 model.use_lora=true model.use_4bit=true"),
     "1 in 8 bits": ("qwen3", "hardware.zero_stage=1 model.use_lora=true model.use_8bit=true"),
+    "2 replay": ("qwen3_moe", f"hardware.zero_stage=2 algorithm=grpo {REPLAY} {AUXILIARY}"),
+    "3 replay": ("qwen3_moe", f"hardware.zero_stage=3 {REPLAY} {AUXILIARY}"),
     "3 recomputed": ("qwen3", "hardware.zero_stage=3 model.use_lora=true model.gradient_checkpointing=true"),
     "3 offloaded": ("qwen3", "hardware.zero_stage=3 model.use_lora=true hardware.offload=true"),
 }  # fmt: skip

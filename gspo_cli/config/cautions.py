@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gspo_cli.config.choices import ClipMode, RatioLevel
+from gspo_cli.config.choices import ClipMode, OldLogprobs, Precision, RatioLevel
 from gspo_cli.config.schema import RunConfig
 
 
@@ -32,6 +32,12 @@ def cautions(config: RunConfig) -> list[str]:
         found.append(
             "rollout.top_p, top_k: cut the sampled distribution, the ratio is biased by the mass "
             "left out (logged as sampling/truncated_mass)"
+        )
+    noisy = config.rollout.old_logprobs is OldLogprobs.engine and config.hardware.precision is Precision.bf16
+    if noisy and level is not RatioLevel.token and algorithm.clip_mode is not ClipMode.none:
+        found.append(
+            "rollout.old_logprobs=engine: in bf16 the engine's noise is about as wide as a sequence ratio's clip "
+            "band and clips answers at random (logged as ratio/first_step_abs_err); recompute is safer"
         )
     if config.task.is_benchmark:
         found.append(f"task={config.task.name}: is a benchmark; do not report scores on problems trained on")

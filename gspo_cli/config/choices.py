@@ -138,6 +138,30 @@ class ExpertsImplementation(Enum):
     batched_mm = "batched_mm"
 
 
+class Engine(Enum):
+    """What generates answers: the trained model itself, or vLLM with a copy of its weights."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
+class OldLogprobs(Enum):
+    """Where old log-probabilities come from: scored again by the trainer, or those that the engine sampled
+    with, which saves a pass and puts the engine's numerical noise into the ratio."""
+
+    recompute = "recompute"
+    engine = "engine"
+
+
+class EngineCorrection(Enum):
+    """What makes up for an engine that samples from a slightly other distribution than the trainer's: nothing,
+    a truncated weight per token, or leaving out sequences that are too far off."""
+
+    none = "none"
+    token_truncate = "token_truncate"
+    sequence_mask = "sequence_mask"
+
+
 class Tracker(Enum):
     """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
 

@@ -20,7 +20,10 @@ from gspo_cli.config.choices import (
     ClipMode,
     Credit,
     Device,
+    Engine,
+    EngineCorrection,
     KLEstimator,
+    OldLogprobs,
     OnCollapse,
     Optimizer,
     Precision,
@@ -32,6 +35,7 @@ from gspo_cli.config.choices import (
     WandbMode,
 )
 from gspo_cli.config.model_schema import ModelConfig
+from gspo_cli.config.rollout_schema import RolloutConfig
 
 
 @dataclass
@@ -56,6 +60,8 @@ class AlgorithmConfig:
     truncation_penalty: float = 0.5
     dynamic_sampling: bool = False
     dynamic_sampling_max_rounds: int = 3
+    engine_correction: EngineCorrection = EngineCorrection.none
+    engine_correction_max: float | None = None
     routing_replay: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +72,11 @@ class AlgorithmConfig:
                 f"algorithm.{name}={value}: is a width around 1 and must be above 0; use null for no bound",
             )
         require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
+        require(
+            self.engine_correction_max is None or self.engine_correction_max > 1,
+            f"algorithm.engine_correction_max={self.engine_correction_max}: bounds a ratio from above and must "
+            "be over 1; use null for the default",
+        )
         require_not_negative("algorithm", self, "beta", "truncation_penalty")
         require(
             0 < self.discount <= 1,
@@ -98,6 +109,12 @@ class AlgorithmConfig:
                 "algorithm.clip_range_left, clip_range_right: clip_mode=min needs both widths; give two "
                 "numbers",
             )
+
+    @property
+    def engine_weight_max(self) -> float:
+        """The bound that `engine_correction` reads."""
+        default = 1.05 if self.engine_correction is EngineCorrection.sequence_mask else 2.0
+        return default if self.engine_correction_max is None else self.engine_correction_max
 
     @property
     def kl_in_loss(self) -> bool:
@@ -233,37 +250,6 @@ class HardwareConfig:
 
 
 @dataclass
-class RolloutConfig:
-    """How answers are sampled. Log-probabilities are those of the distribution at `temperature`. At most
-    `environment_concurrency` environments that wait for something (a user behind a URL) do so at once, each
-    for `environment_timeout` seconds a turn."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_prompt_length: int = 256
-    max_completion_length: int = 256
-    max_turns: int = 8
-    batch_size: int = 256
-    environment_concurrency: int = 16
-    environment_timeout: float = 120.0
-
-    def __post_init__(self) -> None:
-        require_positive(
-            "rollout", self, "temperature", "top_p", "max_prompt_length", "max_completion_length"
-        )
-        require_positive("rollout", self, "max_turns", "batch_size")
-        require_positive("rollout", self, "environment_concurrency", "environment_timeout")
-        require_fraction("rollout", self, "top_p")
-        require_not_negative("rollout", self, "top_k")
-
-    @property
-    def truncates(self) -> bool:
-        """Whether sampling draws from less than the whole distribution, which biases the ratio."""
-        return self.top_p < 1 or self.top_k > 0
-
-
-@dataclass
 class EvaluationConfig:
     """Held-out evaluation, on the same problems each time: one greedy answer, and `samples` answers for
     pass@k."""
@@ -336,6 +322,7 @@ class RunConfig:
             "reward_settings: is read with reward=<dotted path> only; name the reward, or leave it out",
         )
         self._check_distribution()
+        self._check_engine()
         start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length
         require(
             start is None or start <= longest,
@@ -368,6 +355,30 @@ class RunConfig:
         )
         if self.hardware.processes is not None:
             self.check_processes(self.hardware.processes)
+
+    def _check_engine(self) -> None:
+        correction = self.algorithm.engine_correction
+        require(
+            correction is EngineCorrection.none or self.rollout.old_logprobs is OldLogprobs.recompute,
+            f"algorithm.engine_correction={correction.value}: compares recomputed log-probabilities with the "
+            "engine's; set rollout.old_logprobs=recompute, or algorithm.engine_correction=none",
+        )
+        require(
+            not self.algorithm.routing_replay or self.rollout.old_logprobs is OldLogprobs.recompute,
+            "algorithm.routing_replay=true: experts are recorded as old log-probabilities are recomputed; set "
+            "rollout.old_logprobs=recompute",
+        )
+        if self.rollout.engine is Engine.vllm:
+            require(
+                self.hardware.zero_stage == 0,
+                "rollout.engine=vllm: runs in one process; set hardware.zero_stage=0, or use "
+                "rollout=transformers",
+            )
+            require(
+                not self.model.is_quantised,
+                f"rollout.engine=vllm: an adapter over quantised weights cannot be pushed; set model."
+                f"{self.model.quantised_by}=false, or use rollout=transformers",
+            )
 
     def check_processes(self, processes: int) -> None:
         """Raise UserError where `processes` on each node are more than there are prompts to divide."""

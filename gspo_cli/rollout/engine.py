@@ -51,4 +51,7 @@ class RolloutEngine(Protocol):
         """One completion per request, in order. `keep_cache` says that these conversations may go on."""
 
     def forget(self) -> None:
-        """Drop what was kept of conversations: they are over, or the weights have changed."""
+        """Drop what was kept of conversations: they are over."""
+
+    def refresh(self) -> dict[str, float]:
+        """Take over the policy's weights, which have changed. Returns metrics of that."""

@@ -4,8 +4,15 @@ Shapes: R rows, V vocabulary."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def uniforms(seeds: list[int], steps: int, device: torch.device) -> Tensor:
+    """One stream of numbers in [0, 1) per row, whatever the batch around it. -> (R, steps)"""
+    streams = [np.random.Generator(np.random.Philox(key=seed)).random(steps) for seed in seeds]
+    return torch.from_numpy(np.stack(streams)).to(device)
 
 
 def draw(logits: Tensor, uniform: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

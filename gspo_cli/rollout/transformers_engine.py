@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -17,7 +16,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.rollout.engine import Completion, Request, Sampling
 from gspo_cli.rollout.kv_cache import KeptRow, is_plain, left_padding_mask, new_cache, stack_rows, take_row
-from gspo_cli.rollout.sampling import draw, greedy
+from gspo_cli.rollout.sampling import draw, greedy, uniforms
 from gspo_cli.types import FinishReason
 
 SHRINK_BELOW = 0.8  # share of unfinished rows under which the batch is cut to them
@@ -61,6 +60,10 @@ class TransformersEngine:
     def forget(self) -> None:
         """Drop the caches kept between turns."""
         self._kept.clear()
+
+    def refresh(self) -> dict[str, float]:
+        """Nothing to bring up to date."""
+        return {}
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
@@ -133,7 +136,7 @@ class TransformersEngine:
         self, batch: _Batch, requests: list[Request], sampling: Sampling, keep_cache: bool
     ) -> list[Completion]:
         device, count, limit = batch.mask.device, len(requests), sampling.max_new_tokens
-        uniform = _uniforms([request.seed for request in requests], limit, device)
+        uniform = uniforms([request.seed for request in requests], limit, device)
         stop = torch.tensor(sorted(sampling.stop_ids), device=device)
         tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
         logprobs, truncated = torch.zeros(2, count, limit, device=device)
@@ -209,12 +212,6 @@ def _extends(row: KeptRow, request: Request) -> bool:
     return request.prompt_ids[: len(row.token_ids)] == row.token_ids and len(request.prompt_ids) > len(
         row.token_ids
     )
-
-
-def _uniforms(seeds: list[int], steps: int, device: torch.device) -> Tensor:
-    """One stream of numbers in [0, 1) per row, whatever the batch around it. -> (R, steps)"""
-    streams = [np.random.Generator(np.random.Philox(key=seed)).random(steps) for seed in seeds]
-    return torch.from_numpy(np.stack(streams)).to(device)
 
 
 def _completions(

@@ -15,6 +15,7 @@ from gspo_cli.config.choices import (
 )
 from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.policy.policy import Policy
+from gspo_cli.run.memory import memory_line
 
 RATIOS = {
     RatioLevel.token: ("w_t", "w_t = pi(y_t) / pi_old(y_t), per token"),
@@ -70,8 +71,15 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
     return f"A = ({reward} - {baseline}){scale}"
 
 
-def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldout_problems: int) -> str:
-    """The card as text, one fact per line."""
+def objective_card(
+    config: RunConfig,
+    policy: Policy,
+    train_problems: int,
+    heldout_problems: int,
+    noise: str,
+    ranks: int = 1,
+) -> str:
+    """The card as text, one fact per line; `noise` is the line of what was measured before training."""
     algorithm, training, rollout = config.algorithm, config.training, config.rollout
     trained = sum(p.numel() for p in policy.trainable())
     total = sum(p.numel() for p in policy.model.parameters())
@@ -99,37 +107,14 @@ def objective_card(config: RunConfig, policy: Policy, train_problems: int, heldo
         f" prompts to {rollout.max_prompt_length}, {_longest_answer(config)}",
         "learning": f"AdamW, rate {rate}; gradient norm to {training.max_grad_norm:g}",
         "parameters": f"{parameters} (LoRA r={config.model.lora_r})" if policy.has_adapter else parameters,
-        "memory": memory_estimate(config, policy),
+        "memory": memory_line(config, policy, ranks),
+        "noise": noise,
         "data": f"{config.task.source} (licence: {config.task.license})",
         "held-out": f"{heldout_problems} problems, greedy and {config.evaluation.samples} samples each",
     }
     title = f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}"
     lines = [title, *(f"  {name:<12}{text}" for name, text in facts.items())]
     return "\n".join([*lines, *(f"  note        {text}" for text in cautions(config))])
-
-
-def memory_estimate(config: RunConfig, policy: Policy) -> str:
-    """Rough estimate in GiB: weights (twice with a frozen reference), gradients and AdamW states, activations
-    of a micro-batch, key-value cache with its spare room."""
-    shape = policy.causal_model.config.get_text_config()
-    layers, hidden = shape.num_hidden_layers, shape.hidden_size
-    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    if config.algorithm.beta > 0 and not policy.has_adapter:
-        weights *= 2
-    optimizer = sum(p.numel() for p in policy.trainable()) * 12  # gradient and two moments, fp32
-    width = next(policy.causal_model.parameters()).element_size()
-    # values per token, layer and hidden unit kept for backward
-    kept = 2 if config.model.gradient_checkpointing else 34
-    activations = config.hardware.tokens_per_microbatch * layers * hidden * kept * width
-    length = config.rollout.max_prompt_length + config.rollout.max_completion_length
-    rows = min(config.rollout.batch_size, config.training.generations_per_iteration)
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    cache = 2 * 1.5 * rows * length * layers * heads * head * width
-    parts = {"weights": weights, "optimizer": optimizer, "activations": activations, "cache": cache}
-    gib = 2**30
-    total = (weights + optimizer + max(activations, cache)) / gib
-    return f"roughly {total:.2f} GiB (" + ", ".join(f"{k} {v / gib:.2f}" for k, v in parts.items()) + ")"
 
 
 def _longest_answer(config: RunConfig) -> str:

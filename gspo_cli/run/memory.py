@@ -1,11 +1,12 @@
 """How much memory a run takes at its peak, part by part, from the configuration and the model's dimensions.
 
-Shapes: L layers, H hidden size, Q and K widths of queries and of keys, I inner width of an MLP or an expert, k
-experts per token, V vocabulary, T tokens of a micro-batch, R rows of a generation batch. All results are bytes.
+Shapes: L layers, H hidden size, Q and K widths of queries and of keys, I inner width of an MLP or an expert,
+k experts per token, V vocabulary, T tokens of a micro-batch, R rows of a generation batch. All in bytes.
 
-Activations are what autograd keeps for backward, tensor by tensor, under transformers' `sdpa` attention, which
-keeps no (T, T) scores. Left out: scratch space of kernels, a single quantised matrix while it is restored,
-what other libraries hold, and a judge's own model. `scripts/benchmark_memory.py` compares with measured peaks."""
+Activations are what autograd keeps for backward, tensor by tensor, under transformers' `sdpa` attention,
+which keeps no (T, T) scores. Left out: scratch space of kernels, a single quantised matrix while it is
+restored, what other libraries hold (vLLM's share above all), and a judge's own model.
+`scripts/benchmark_memory.py` compares with measured peaks."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gspo_cli.config.choices import Device, ExpertsImplementation, Optimizer, Precision
+from gspo_cli.config.choices import Device, Engine, ExpertsImplementation, Optimizer, Precision
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.policy.divided import whole_shape
 from gspo_cli.policy.logprobs import CHUNK_ELEMENTS
 from gspo_cli.policy.policy import Policy
 
@@ -31,10 +33,10 @@ UNITS = ((2**30, "GiB", ".2f"), (2**20, "MiB", ".0f"))
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What the memory of a model depends on. `weights` in bytes, `trained`, `largest` (of the trained tensors)
-    and `cast` (matrices that autocast copies) in elements; `width` is that of the residual stream in bytes.
-    Over a layer's LoRA adapters `adapter_inputs` and `adapter_ranks` add up, `adapter_keeps` those inputs that
-    are kept for them alone and once for all that read them."""
+    """What the memory of a model depends on. `weights` in bytes; `trained`, `largest` (of the trained
+    tensors) and `cast` (matrices that autocast copies) in elements; `width` is that of the residual stream in
+    bytes. Over a layer's LoRA adapters `adapter_inputs` and `adapter_ranks` add up, `adapter_keeps` those
+    inputs that are kept for them alone and once for all that read them."""
 
     layers: int
     hidden: int
@@ -95,9 +97,9 @@ def dimensions(policy: Policy) -> Dimensions:
     key_heads = said.get("num_key_value_heads") or heads
     experts = said.get("num_experts") or said.get("num_local_experts") or 0
     inner = said.get("moe_intermediate_size") if experts else None
-    adapters = {n: _sizes(p) for n, p in parameters if ".lora_A." in n and ".experts." not in n}
+    adapters = {n: whole_shape(p) for n, p in parameters if ".lora_A." in n and ".experts." not in n}
     trained = {name: p for name, p in parameters if p.requires_grad}
-    matrices = [p for n, p in trained.items() if len(_sizes(p)) == 2 and not _any([n], *UNCAST)]
+    matrices = [p for n, p in trained.items() if len(whole_shape(p)) == 2 and not _any([n], *UNCAST)]
     inputs = {_reads(name): columns for name, (_, columns) in adapters.items()}
     inputs = {read: columns for read, columns in inputs.items() if not _is_attention_output(read)}
     return Dimensions(
@@ -129,14 +131,14 @@ def dimensions(policy: Policy) -> Dimensions:
 
 
 def plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> Plan:
-    """Peaks of the rollout, of an update's forward and backward, and of the optimizer's step on one of `ranks`
-    devices, under the ZeRO stage of `config`."""
+    """Peaks of the rollout, of an update's forward and backward, and of the optimizer's step on one of
+    `ranks` devices, under the ZeRO stage of `config`."""
     stage, offload = config.hardware.zero_stage, config.hardware.offload
     whole = model.weights * (2 if needs_copy(config) else 1)
     divided = {after: ranks if stage >= after else 1 for after in (1, 2, 3)}
     states = STATES.get(config.training.optimizer, 2) + (4 if stage else 0)  # ZeRO keeps a second fp32 copy
     optimizer = model.trained * states // divided[1]
-    gradients = model.trained * 4 // divided[2]
+    gradients = model.trained * 4 // divided[1]
     weights = whole // divided[3]
     gathered = min(whole, GATHERED * model.width) if stage == 3 else 0
     host = {"optimizer": optimizer, **({"weights": weights} if stage == 3 else {})} if offload else {}
@@ -151,7 +153,9 @@ def plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> Plan:
     }
     step = kept | {"gradients": gradients, "temporary": _step(config, model, divided[1])}
     # generation brings all weights together
-    rollout = kept | {"gathered": whole if stage == 3 else 0} | _rollout(config, model, ranks)
+    rollout = kept | {"gathered": whole if stage == 3 else 0}
+    if config.rollout.engine is Engine.transformers:
+        rollout |= _rollout(config, model, ranks)
     return Plan({"update": update, "step": step, "rollout": rollout}, host)
 
 
@@ -181,11 +185,14 @@ def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, 
 
     With gradient checkpointing the residual stream is kept at each layer, and one layer in full."""
     layer = tokens * kept_per_token(config, model) + restored_experts(config, model)
-    final = 0 if config.model.use_lora else tokens * model.hidden * 4 * (2 if model.rms_norm else 1)
+    # the last norm; under LoRA it takes the place of the first one's input, which needs no gradient
+    full, again = not config.model.use_lora, config.model.gradient_checkpointing
+    norm = 4 * (1 + full) if model.rms_norm else model.width
+    final = tokens * model.hidden * norm * (full or again)
     kept = final + tokens * model.hidden * model.width  # the hidden states that the head reads
     backward = tokens * _flowing(config, model) + _weight_gradient(config, model)
     casts = 2 * model.cast
-    if config.model.gradient_checkpointing:
+    if again:
         kept += model.layers * tokens * model.hidden * model.width
         # autocast's copies of all weights live as long as the forward pass
         working = max(layer + casts // model.layers + backward, casts)
@@ -258,8 +265,8 @@ def _weight_gradient(config: RunConfig, model: Dimensions) -> int:
 
 
 def head(config: RunConfig, model: Dimensions, tokens: int) -> int:
-    """The log-probability head: the gradient of hidden states, chunks of logits, fp32 weights where the model's
-    are not, and the gradient of a trained head."""
+    """The log-probability head: the gradient of hidden states, chunks of logits, fp32 weights where the
+    model's are not, and the gradient of a trained head."""
     matrix = model.vocabulary * model.hidden * 4
     rows = max(16, CHUNK_ELEMENTS // model.vocabulary)
     chunk = min(rows, tokens) * model.vocabulary * 4
@@ -342,7 +349,11 @@ def memory_line(config: RunConfig, policy: Policy, ranks: int = 1) -> str:
     text = "; ".join(_phase(found, phase) for phase in (found.peak, *others))
     each = f", each of {ranks} processes" if ranks > 1 else ""
     offloaded = ", ".join(f"{part} {_size(size)}" for part, size in found.host.items())
-    return f"peak {text}{each}" + (f"; in the CPU's memory {offloaded}" if offloaded else "")
+    if offloaded:
+        text += f"; in the CPU's memory {offloaded}"
+    if config.rollout.engine is Engine.vllm:
+        text += f"; vLLM besides, {config.rollout.vllm_memory:.0%} of the device's memory"
+    return f"peak {text}{each}"
 
 
 def _phase(found: Plan, phase: str) -> str:
@@ -371,10 +382,5 @@ def _is_attention_output(read: tuple[str, bool]) -> bool:
     return "attn" in read[0] and read[1]
 
 
-def _sizes(parameter: Any) -> tuple[int, ...]:
-    """The shape; of a parameter that ZeRO-3 divided the whole one."""
-    return tuple(parameter.ds_shape if hasattr(parameter, "ds_id") else parameter.shape)
-
-
 def _elements(parameter: Any) -> int:
-    return math.prod(_sizes(parameter))
+    return math.prod(whole_shape(parameter))

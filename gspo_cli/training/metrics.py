@@ -93,6 +93,11 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
             "sampling/logp_difference/mean": sums.logp_difference_sum / sums.logp_difference_tokens,
             "sampling/logp_difference/max": sums.logp_difference_max,
         }
+    if sums.engine.judged:
+        metrics |= {
+            "sampling/dropped_fraction": sums.engine.dropped / sums.engine.judged,
+            "sampling/engine_ratio_mean": sums.engine.ratio_sum / sums.engine.judged,
+        }
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens
     return metrics | _routing_metrics(sums)

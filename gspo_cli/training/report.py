@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from gspo_cli.algorithm.correction import EngineStats
 from gspo_cli.algorithm.objective import LossStats
 from gspo_cli.policy.routing import RoutingStats
 
@@ -22,6 +23,7 @@ class Sums:
     logp_difference_max: float = 0.0
     logp_difference_tokens: int = 0
     first_step_abs_err: float | None = None
+    engine: EngineStats = field(default_factory=EngineStats)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
@@ -46,7 +48,7 @@ class UpdateReport:
     tokens_per_microbatch: int = 0
 
 
-Added = float | LossStats | RoutingStats | None
+Added = float | LossStats | RoutingStats | EngineStats | None
 MAXIMA = ("logp_difference_max", "first_step_abs_err")
 
 

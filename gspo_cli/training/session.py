@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from gspo_cli.config.choices import Engine
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
@@ -23,7 +24,9 @@ from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.rewards.base import RewardFunction, build
 from gspo_cli.rollout.conversations import opening
+from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.card import objective_card
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.reporting import Reporter, Sample
@@ -32,6 +35,7 @@ from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.evaluation import Evaluator
+from gspo_cli.training.preflight import described, noise_floor, noise_warnings
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.training.world import World
@@ -64,7 +68,7 @@ def run_training(
         parts = build_parts(config, folder, reporter, reward, world)
         trainer = Trainer(config, parts, folder, reporter, track)
         trainer.resume()
-        card = objective_card(config, parts.policy, len(parts.train_problems), len(parts.heldout_problems))
+        card = measured_card(config, parts, reporter)
         folder.write_card(card)
         title = card.splitlines()[0]
         reporter.begin(title, card, config.training.num_outer_iterations, trainer.state.iteration)
@@ -86,6 +90,16 @@ def run_training(
     return summary
 
 
+def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> str:
+    """The objective card with the noise floor, of which it warns."""
+    policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
+    floor = noise_floor(config, policy, strategy, problems, parts.task.briefing())
+    for warning in noise_warnings(config, floor):
+        reporter.warn(warning)
+    size, noise = strategy.world.size, described(config, floor)
+    return objective_card(config, policy, len(problems), len(parts.heldout_problems), noise, size)
+
+
 def build_parts(
     config: RunConfig,
     folder: RunFolder,
@@ -96,6 +110,8 @@ def build_parts(
     """Task, reward, policy (of the last checkpoint where there is one), engine, and the problems that fit."""
     set_threads(config)
     task: Task = config.task
+    if config.rollout.engine is Engine.vllm:
+        require_vllm()  # before a cold start of minutes
     reward = build_reward(config) if reward is None else reward
     train, heldout = task.train_problems(), task.heldout_problems()
     for note in task.notes():
@@ -107,7 +123,8 @@ def build_parts(
     cap, briefing = config.rollout.max_prompt_length, task.briefing()
     train = fitting(train, policy.chat, cap, briefing, "training", reporter.warn)
     heldout = fitting(heldout, policy.chat, cap, briefing, "held-out", reporter.warn)
-    engine = TransformersEngine(policy, config.rollout.batch_size)
+    engine = build_engine(config, policy, source)
+    check_positions(config, engine.max_positions)
     return Parts(policy, strategy, task, reward, engine, train, heldout[: config.evaluation.problems])
 
 
@@ -129,6 +146,13 @@ def load_for_training(
         if config.algorithm.beta > 0 and not model.use_lora:
             policy.keep_reference(load_policy(source, model, hardware).causal_model)
     return policy, strategy(policy, config)
+
+
+def build_engine(config: RunConfig, policy: Policy, source: str) -> RolloutEngine:
+    """What generates with the policy's weights; `source` is the model that it was made from."""
+    if config.rollout.engine is Engine.vllm:
+        return VLLMEngine(policy, source, config)
+    return TransformersEngine(policy, config.rollout.batch_size)
 
 
 def evaluate_only(

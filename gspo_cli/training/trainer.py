@@ -120,11 +120,13 @@ class Trainer:
             )
         samples = self.sampler.samples(sampled.groups, self.updater)
         report = self.updater.run(samples, generator(self.config.seed, "minibatches", iteration), clock)
+        with clock.timing("rollout"):
+            pushed = self.parts.engine.refresh()
         self.state.iteration += 1
         self.state.cursor += sampled.problems_drawn
         self.state.num_tokens += sum(t.num_actions for t in sampled.everything)
         metrics = rollout_metrics(sampled.everything, self.config.training.num_generations)
-        metrics |= sampled.metrics | update_metrics(report)
+        metrics |= sampled.metrics | update_metrics(report) | pushed
         record = self._line(metrics, sum(t.num_actions for t in sampled.everything), clock)
         news = self.monitor.look(record)
         back = self._answer_collapse(self.monitor.collapse)
@@ -167,6 +169,7 @@ class Trainer:
         kept = [self.checkpoints.iteration(checkpoint) for checkpoint in self.checkpoints.all]
         target = self.monitor.choose(kept, collapse.since)
         self.checkpoints.roll_back(target, self.updater)
+        self.parts.engine.refresh()
         self.state.rollbacks += 1
         self.updater.rate_factor = self._rate_factor
         self.monitor.rolled_back(target)

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gspo_cli.algorithm.correction import engine_weights, weighted
 from gspo_cli.algorithm.objective import loss_denominator, policy_loss, reward_kl, sequence_log_ratio
+from gspo_cli.config.choices import OldLogprobs
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
@@ -130,20 +132,21 @@ class Updater:
     ) -> tuple[Tensor, Sums, Tensor]:
         """A micro-batch's share of the step's loss, what it adds to the report, and its log-probabilities
         (B, T)."""
-        batch = micro.batch
+        batch, algorithm = micro.batch, self.config.algorithm
         logprobs, entropy = self._logprobs(batch, with_entropy)
         # before the first step the old policy is this one: the ratio is exactly 1
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
+        weights, judged = engine_weights(old, batch.sampling_logprobs, batch.action_mask, algorithm)
         loss, stats = policy_loss(
             logprobs,
             old,
-            batch.advantages,
+            weighted(batch.advantages, weights, batch.action_mask, algorithm.ratio_level),
             batch.action_mask,
-            self.config.algorithm,
+            algorithm,
             denominator,
             ref_logprobs=micro.ref_logprobs,
         )
-        sums = Sums(stats)
+        sums = Sums(stats, engine=judged)
         if with_entropy:
             sums.entropy_sum = entropy[batch.action_mask].sum().item()
             sums.entropy_tokens = int(batch.action_mask.sum())
@@ -165,18 +168,24 @@ class Updater:
 
     @torch.no_grad()
     def _score(self, minibatches: list[MiniBatch]) -> Sums:
-        """Old log-probabilities of all minibatches but the first, whose own are used, and reference ones."""
-        sums = Sums()
+        """Old log-probabilities of all minibatches but the first, whose own are used, and reference ones.
+
+        The engine's need no pass, and are the first minibatch's too: its ratio then differs from 1 by what
+        the engine differs by from the trainer, which the probe shows."""
+        sums, from_engine = Sums(), self.config.rollout.old_logprobs is OldLogprobs.engine
         for index, minibatch in enumerate(minibatches):
             for micro in minibatch.micro_batches:
                 if self.config.algorithm.kl_in_loss:
                     micro.ref_logprobs = self._reference(micro.batch)
-                if index > 0:
+                if from_engine:
+                    micro.old_logprobs = micro.batch.sampling_logprobs
+                    micro.probe = micro.batch.sampling_logprobs if index == 0 else None
+                elif index > 0:
                     with self.policy.routing.watched() as routed:
                         micro.old_logprobs = self._logprobs(micro.batch)[0]
                     micro.experts = routed.experts(micro.batch.token_ids.shape)
                     sums += _against_sampling(micro.batch, micro.old_logprobs)
-        for micro in minibatches[0].micro_batches[:1]:
+        for micro in [] if from_engine else minibatches[0].micro_batches[:1]:
             micro.probe = self._logprobs(micro.batch)[0]
         return sums
 

