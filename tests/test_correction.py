@@ -164,7 +164,7 @@ def test_with_all_sequences_masked_nothing_but_the_penalty_is_trained(load, conf
     )
     policy, moved = load("qwen3"), []
     samples = sampled(policy, [0.2] * 16)
-    metrics, change = run(policy, configure(*overrides)[0], samples)
+    metrics, _ = run(policy, configure(*overrides)[0], samples)
     assert metrics["sampling/dropped_fraction"] == 1.0
     assert metrics["grad_norm"] == 0.0
     for correction in ("sequence_mask", "none"):

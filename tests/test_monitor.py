@@ -86,7 +86,7 @@ def test_a_collapse_stops_the_run_with_its_checkpoint(configure, tmp_path, repor
 def test_a_rollback_returns_weights_and_optimizer_and_lowers_the_learning_rate(configure, tmp_path, reporter):
     folder = RunFolder(tmp_path / "run")
     gentle = ["training.on_collapse=rollback", "training.rollback_learning_rate=0.001"]
-    summary = train(configure, folder, reporter, 6, *gentle)
+    summary = train(configure, folder, reporter, 6, *gentle, "checkpoint.every=3")
     assert summary["status"] == "completed"
     lines = folder.read("metrics.jsonl")
     assert [line.get("rolled_back_to") for line in lines] == [None, None, None, 0, None, None]

@@ -93,7 +93,10 @@ class VLLMEngine:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of its own imports and start
                 import vllm
+                from vllm.distributed import parallel_state
 
+                if parallel_state.model_parallel_is_initialized():  # by an engine of an earlier run
+                    parallel_state.cleanup_dist_env_and_memory()
                 self._vllm = vllm
                 self.llm = vllm.LLM(**engine_settings(source, config), logits_processors=[self._drawing()])
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
@@ -232,7 +235,8 @@ class VLLMEngine:
 def engine_settings(source: str, config: RunConfig) -> dict[str, Any]:
     """What vLLM is started with: token ids in and out, one device, one process."""
     bf16 = config.hardware.precision is Precision.bf16
-    rows = min(config.rollout.batch_size, MAX_ROWS)
+    on_cpu = config.hardware.device is Device.cpu
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "model": source,
         "skip_tokenizer_init": True,
@@ -241,10 +245,12 @@ def engine_settings(source: str, config: RunConfig) -> dict[str, Any]:
         # rounding logits to bf16 costs more than the GSPO band is wide
         "hf_overrides": {"head_dtype": "float32"} if bf16 else {},
         "gpu_memory_utilization": config.rollout.vllm_memory,
+        # on a CPU vLLM would count this whole process as its own
+        "kv_cache_memory_bytes": int(config.rollout.vllm_memory * machine) if on_cpu else None,
         "max_model_len": -1,  # as the memory allows
-        "max_num_seqs": rows,
+        "max_num_seqs": min(config.rollout.batch_size, MAX_ROWS),
         "enable_prefix_caching": True,
-        "enforce_eager": config.hardware.device is Device.cpu,
+        "enforce_eager": on_cpu,
         "async_scheduling": False,  # a row's own tokens say which draw is its next
         "seed": config.seed,
     }

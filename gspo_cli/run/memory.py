@@ -138,7 +138,7 @@ def plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> Plan:
     divided = {after: ranks if stage >= after else 1 for after in (1, 2, 3)}
     states = STATES.get(config.training.optimizer, 2) + (4 if stage else 0)  # ZeRO keeps a second fp32 copy
     optimizer = model.trained * states // divided[1]
-    gradients = model.trained * 4 // divided[1]
+    gradients = model.trained * 4 // divided[2]
     weights = whole // divided[3]
     gathered = min(whole, GATHERED * model.width) if stage == 3 else 0
     host = {"optimizer": optimizer, **({"weights": weights} if stage == 3 else {})} if offload else {}

@@ -101,7 +101,10 @@ class ZeroStrategy:
 
     def restore_optimizer(self, state: OptimizerState) -> None:
         """See `Strategy`."""
-        if not state["state"]:
+        if not state["state"]:  # of before the first step
+            for own in self._inner.state.values():
+                for value in own.values():
+                    value.zero_()
             return
         # a step of rate 0 on a zero gradient changes no weight and makes the moments
         batch = idle(self.policy.chat.pad_id, self.policy.device)
