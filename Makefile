@@ -23,7 +23,7 @@ train: $(INSTALLED) ## install, then train the embedded model (args="algorithm=g
 	$(BIN)/gspo-train $(args)
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest $(args)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(args)
 
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .

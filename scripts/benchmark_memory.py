@@ -67,7 +67,6 @@ CHECKPOINTED = {"model.gradient_checkpointing": True}
 BF16 = {"hardware.precision": "bf16"}
 CASES = {
     "full": Case(dense(512, 6, 8192), 3, FULL),
-    "full, checkpointing": Case(dense(512, 6, 16384), 6, FULL | CHECKPOINTED),
     "full, bf16": Case(dense(512, 4, 16384), 3, FULL | BF16),
     "LoRA": Case(dense(512, 8, 16384), 6, LORA),
     "LoRA, checkpointing": Case(dense(768, 6, 8192), 7, LORA | CHECKPOINTED),

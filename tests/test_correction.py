@@ -127,7 +127,7 @@ def test_a_masked_sequence_leaves_the_others_step_as_it_was(configure):
 
 
 def sampled(policy, shifts):
-    """Samples whose engine log-probabilities differ from the policy's by `shifts[i]` at each trained token."""
+    """Samples whose engine log-probabilities differ from the policy's by `shifts[i]` per trained token."""
     samples = samples_of(policy)
     for sample, shift in zip(samples, shifts, strict=True):
         ids = torch.tensor([sample.trajectory.token_ids])

@@ -201,7 +201,7 @@ def test_offloading_moves_states_and_at_stage_3_weights(opened):
         found = plan(config, model, ranks=2)
         assert set(found.host) == moved
         assert not any(found.phases["step"][part] for part in moved)
-        assert "in the CPU's memory optimizer " in memory_line(config, policy, ranks=2)
+        assert "in the CPU's memory optimizer " in memory_line(config, policy, 20, ranks=2)
 
 
 def test_the_line_names_the_phase_that_takes_most(opened):
@@ -209,4 +209,5 @@ def test_the_line_names_the_phase_that_takes_most(opened):
     found = plan(config, model)
     assert found.peak == max(found.phases, key=found.total)
     named = f"peak {found.peak} {found.total(found.peak) / 2**20:.0f} MiB ("
-    assert memory_line(config, policy).startswith(named)
+    assert memory_line(config, policy, config.rollout.max_prompt_length).startswith(named)
+    assert not memory_line(config, policy, 1).startswith(named)

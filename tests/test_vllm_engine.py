@@ -194,7 +194,7 @@ def test_every_single_weight_arrives(engine):
 
 
 @needs_vllm
-@pytest.mark.parametrize("size", [0.02, 1e-5])
+@pytest.mark.parametrize("size", [0.02, 1e-5, 1e-6])
 def test_an_engine_that_stays_with_stale_weights_is_noticed(engine, monkeypatch, size):
     stale = [(name, tensor.clone()) for name, tensor in plain_weights(engine.policy)]
     disturb(engine.policy, size)

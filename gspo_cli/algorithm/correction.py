@@ -6,8 +6,8 @@ token, both of the same weights; its cause is numerical, so that an engine weigh
 importance ratio between two updates. Weights multiply the policy term alone, never the KL penalty. A sequence
 of weight 0 stays in the denominator: the others' share of the step does not grow.
 
-token_truncate: min(exp d, max), truncated importance sampling (Ionides 2008) per token. sequence_mask: 1 where
-exp(mean d) lies within [1/max, max], else 0: a product over tokens would explode with length."""
+token_truncate: min(exp d, max), truncated importance sampling (Ionides 2008) per token. sequence_mask: 1
+where exp(mean d) lies within [1/max, max], else 0: a product over tokens would explode with length."""
 
 from __future__ import annotations
 

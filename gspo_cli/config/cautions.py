@@ -36,8 +36,8 @@ def cautions(config: RunConfig) -> list[str]:
     noisy = config.rollout.old_logprobs is OldLogprobs.engine and config.hardware.precision is Precision.bf16
     if noisy and level is not RatioLevel.token and algorithm.clip_mode is not ClipMode.none:
         found.append(
-            "rollout.old_logprobs=engine: in bf16 the engine's noise is about as wide as a sequence ratio's clip "
-            "band and clips answers at random (logged as ratio/first_step_abs_err); recompute is safer"
+            "rollout.old_logprobs=engine: in bf16 the engine's noise is about as wide as a sequence ratio's "
+            "clip band and clips answers at random (logged as ratio/first_step_abs_err); recompute is safer"
         )
     if config.task.is_benchmark:
         found.append(f"task={config.task.name}: is a benchmark; do not report scores on problems trained on")

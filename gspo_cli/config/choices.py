@@ -154,8 +154,8 @@ class OldLogprobs(Enum):
 
 
 class EngineCorrection(Enum):
-    """What makes up for an engine that samples from a slightly other distribution than the trainer's: nothing,
-    a truncated weight per token, or leaving out sequences that are too far off."""
+    """What makes up for an engine that samples from a slightly other distribution than the trainer's:
+    nothing, a truncated weight per token, or leaving out sequences that are too far off."""
 
     none = "none"
     token_truncate = "token_truncate"

@@ -12,8 +12,8 @@ from gspo_cli.config.choices import Engine, OldLogprobs
 class RolloutConfig:
     """How answers are sampled. Log-probabilities are those of the distribution at `temperature`. At most
     `environment_concurrency` environments that wait for something (a user behind a URL) do so at once, each
-    for `environment_timeout` seconds a turn. `vllm_memory` is the share of the GPU's memory that vLLM may take for
-    its weights and cache, without a GPU the share of the machine's for the cache alone."""
+    for `environment_timeout` seconds a turn. `vllm_memory` is the share of the GPU's memory that vLLM may
+    take for its weights and cache, without a GPU the share of the machine's for the cache alone."""
 
     engine: Engine = Engine.transformers
     old_logprobs: OldLogprobs = OldLogprobs.recompute

@@ -74,8 +74,8 @@ class AlgorithmConfig:
         require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
         require(
             self.engine_correction_max is None or self.engine_correction_max > 1,
-            f"algorithm.engine_correction_max={self.engine_correction_max}: bounds a ratio from above and must "
-            "be over 1; use null for the default",
+            f"algorithm.engine_correction_max={self.engine_correction_max}: bounds a ratio from above and "
+            "must be over 1; use null for the default",
         )
         require_not_negative("algorithm", self, "beta", "truncation_penalty")
         require(
@@ -365,8 +365,8 @@ class RunConfig:
         )
         require(
             not self.algorithm.routing_replay or self.rollout.old_logprobs is OldLogprobs.recompute,
-            "algorithm.routing_replay=true: experts are recorded as old log-probabilities are recomputed; set "
-            "rollout.old_logprobs=recompute",
+            "algorithm.routing_replay=true: experts are recorded as old log-probabilities are recomputed; "
+            "set rollout.old_logprobs=recompute",
         )
         if self.rollout.engine is Engine.vllm:
             require(

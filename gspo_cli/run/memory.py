@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gspo_cli.config.choices import Device, Engine, ExpertsImplementation, Optimizer, Precision
@@ -342,8 +342,10 @@ def _expert_width(config: RunConfig) -> int:
     return _product(config) if config.model.use_lora else 4
 
 
-def memory_line(config: RunConfig, policy: Policy, ranks: int = 1) -> str:
-    """The plan as text: the phase that takes most with its parts, then the other."""
+def memory_line(config: RunConfig, policy: Policy, longest_prompt: int, ranks: int = 1) -> str:
+    """The plan as text for prompts as long as they are: the phase that takes most with its parts, then the
+    other."""
+    config = replace(config, rollout=replace(config.rollout, max_prompt_length=longest_prompt))
     found = plan(config, dimensions(policy), ranks)
     others = [phase for phase in ("update", "rollout") if phase != found.peak][:1]
     text = "; ".join(_phase(found, phase) for phase in (found.peak, *others))
@@ -353,7 +355,7 @@ def memory_line(config: RunConfig, policy: Policy, ranks: int = 1) -> str:
         text += f"; in the CPU's memory {offloaded}"
     if config.rollout.engine is Engine.vllm:
         text += f"; vLLM besides, {config.rollout.vllm_memory:.0%} of the device's memory"
-    return f"peak {text}{each}"
+    return f"peak {text}{each}; with every answer at its limit"
 
 
 def _phase(found: Plan, phase: str) -> str:

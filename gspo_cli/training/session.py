@@ -42,6 +42,7 @@ from gspo_cli.training.world import World
 from gspo_cli.training.zero import ZeroStrategy, divided_loading
 from gspo_cli.types import Briefing, Problem
 
+ASKED = 256  # problems of each split whose prompts are measured for the card
 PACKAGES = ("gspo-cli", "torch", "transformers", "peft", "hydra-core")
 
 
@@ -93,11 +94,14 @@ def run_training(
 def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> str:
     """The objective card with the noise floor, of which it warns."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
-    floor = noise_floor(config, policy, strategy, problems, parts.task.briefing())
+    briefing, heldout = parts.task.briefing(), parts.heldout_problems
+    floor = noise_floor(config, policy, strategy, problems, briefing)
+    asked = (*problems[:ASKED], *heldout[:ASKED])
+    longest = max(_prompt_length(problem, policy.chat, briefing) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
     size, noise = strategy.world.size, described(config, floor)
-    return objective_card(config, policy, len(problems), len(parts.heldout_problems), noise, size)
+    return objective_card(config, policy, len(problems), len(heldout), longest, noise, size)
 
 
 def build_parts(
