@@ -24,7 +24,8 @@ pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
 ROOT = Path(__file__).parent.parent
 REPLAY = "model.use_lora=false model.freeze_router=false algorithm.routing_replay=true"
-AUXILIARY = "model.router_aux_loss=0.1 hardware.tokens_per_microbatch=1"  # is of a micro-batch: the same layout
+# the auxiliary loss is one of each micro-batch: with a sequence in each the layout is the same
+AUXILIARY = "model.router_aux_loss=0.1 hardware.tokens_per_microbatch=1"
 CASES = {
     "1 dense lora": ("qwen3", "hardware.zero_stage=1 model.use_lora=true"),
     "2 dense lora": ("qwen3", "hardware.zero_stage=2 model.use_lora=true algorithm.beta=0.1"),

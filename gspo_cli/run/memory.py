@@ -360,7 +360,8 @@ def memory_line(config: RunConfig, policy: Policy, longest_prompt: int, ranks: i
 
 def _phase(found: Plan, phase: str) -> str:
     parts = [(part, size) for part, size in found.phases[phase].items() if size >= 2**20]
-    return f"{phase} {_size(found.total(phase))} (" + ", ".join(f"{p} {_size(s)}" for p, s in parts) + ")"
+    listed = ", ".join(f"{part} {_size(size)}" for part, size in parts)
+    return f"{phase} {_size(found.total(phase))}" + (f" ({listed})" if listed else "")
 
 
 def _size(size: int) -> str:

@@ -103,4 +103,3 @@ class OneProcess:
     def restore_weights(self, folder: Path) -> None:
         """See `Strategy`."""
         self.policy.load_weights(folder)
-

@@ -247,7 +247,7 @@ class Updater:
                 if not halve:
                     raise UserError(
                         f"hardware.tokens_per_microbatch={self.budget}: memory ran out in an update; "
-                        "lower it and resume from the last checkpoint, or set model.gradient_checkpointing=true"
+                        "lower it and resume from the last checkpoint, or use model.gradient_checkpointing"
                     ) from error
             # after the handler: the error holds on to the tensors of the failed attempt
             self._halve(minibatches)
