@@ -198,6 +198,30 @@ def test_ctrl_c_ends_all_ranks_after_the_iteration_with_a_checkpoint(tmp_path):
     assert workers_of(tmp_path / "run") == {}
 
 
+def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
+    process = started(tmp_path / "run")
+    assert sorted(workers_of(tmp_path / "run")) == [0, 1]
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while workers_of(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_worker_that_starts_after_its_launcher_is_gone_ends(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    script = "import time; from gspo_cli.training import world; world._end_with_parent(); time.sleep(60)"
+    worker = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"GSPO_LAUNCHER": str(gone.pid)},
+        timeout=50,
+    )
+    assert worker.returncode == 1
+
+
 def test_two_nodes_meet_under_torchrun(tmp_path):
     prepared = train(
         tmp_path / "run", *ranks(2, processes=1), "hardware.nodes=2", "training.num_outer_iterations=2"

@@ -98,8 +98,8 @@ def leave(world: World, code: int = 0) -> NoReturn:
 
 
 def _end_with_parent() -> None:
-    """A killed launcher leaves no worker behind."""
-    parent = os.getppid()
+    """A killed launcher leaves no worker behind, also where it is gone by now."""
+    parent = int(os.environ.get("GSPO_LAUNCHER", os.getppid()))  # torchrun does not say who it is
 
     def watch() -> None:
         while os.getppid() == parent:
