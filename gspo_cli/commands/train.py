@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -149,6 +150,8 @@ def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
     if ended.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):
         run.write_summary(summarise(config, run, None, "failed", reward_object=False))  # no rank could
     if ended.message:
+        if sys.stdout.isatty():
+            print("\x1b[?25h", end="")  # a live view that was killed leaves no cursor
         again = f"continue with resume={run.path}" if ended.code == 1 else ""
         print(f"gspo-train: {'; '.join(filter(None, (ended.message, again)))}", file=sys.stderr)
     return ended.code
@@ -158,8 +161,16 @@ def how_many(config: RunConfig) -> int:
     """Processes of a run on this machine. Raises UserError where they are too many for its prompts, or none
     can run."""
     hardware = config.hardware
-    if hardware.zero_stage == 0 or hardware.processes is not None:
-        return hardware.processes or 1
+    if hardware.zero_stage == 0:
+        return 1
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "hardware.zero_stage: deepspeed is not installed; pip install 'gspo-cli[deepspeed]', or use "
+            "hardware=single_gpu or hardware=cpu"
+        )
+    here = hardware.device is Device.cuda and hardware.nodes == 1
+    if hardware.processes is not None and not here:
+        return hardware.processes
     if hardware.device is Device.cpu or hardware.nodes > 1:
         raise UserError(
             "hardware.processes: has no value; say how many processes "
@@ -172,8 +183,14 @@ def how_many(config: RunConfig) -> int:
         raise UserError(
             "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
         )
-    config.check_processes(found)
-    return found
+    if (hardware.processes or 0) > found:
+        raise UserError(
+            f"hardware.processes={hardware.processes}: {found} GPUs are visible; use as many at most, or "
+            "check CUDA_VISIBLE_DEVICES"
+        )
+    processes = hardware.processes or found
+    config.check_processes(processes)
+    return processes
 
 
 def torchrun(config: RunConfig, run: RunFolder) -> str:

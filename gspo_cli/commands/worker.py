@@ -40,10 +40,11 @@ def guarded(folder: Path) -> int:
     except UserError:
         raise
     except Exception:
-        if int(os.environ["RANK"]) > 0:
-            traceback.print_exc()
-        else:  # the terminal is for what a user can do about it
+        if int(os.environ["RANK"]) == 0 and "GSPO_LAUNCHER" in os.environ:
+            # the terminal is for what a user can do about it
             log_file(RunFolder(folder).logs, 0).write_text(traceback.format_exc(), encoding="utf-8")
+        else:
+            traceback.print_exc()
         return 1
 
 
@@ -53,7 +54,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="run folder made by gspo-train")
     folder = parser.parse_args().folder
     sys.path.insert(0, os.getcwd())
-    run_command("gspo-train", lambda: guarded(folder))
+    if (
+        int(os.environ["RANK"]) > 0 and "GSPO_LAUNCHER" not in os.environ
+    ):  # torchrun shows what all ranks print
+        log = log_file(RunFolder(folder).logs, int(os.environ["RANK"]))
+        log.parent.mkdir(exist_ok=True)
+        sys.stdout = log.open("w", encoding="utf-8", buffering=1)
+    code = 0
+    try:
+        run_command("gspo-train", lambda: guarded(folder))
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # communicators that are still open can hang or abort an interpreter that goes down
 
 
 if __name__ == "__main__":

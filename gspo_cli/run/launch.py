@@ -103,11 +103,11 @@ def wait(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
 def ending(workers: Sequence[subprocess.Popen[bytes]], failed: int | None, logs: Path) -> Ending:
     """What to tell of workers that have all ended."""
     first = workers[0].returncode
-    if failed is None:
+    if failed is None or first == INTERRUPTED:
         return Ending(first)
-    if first == 2:  # bad input or a full disk: its sentence is on the terminal
-        return Ending(2)
     code = workers[failed].returncode
+    if first == 2 and code > 0:  # bad input or a full disk: its sentence is on the terminal
+        return Ending(2)
     how = f"ended with exit code {code}"
     if code < 0:
         how = f"was ended by {signal.Signals(-code).name}"

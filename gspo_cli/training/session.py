@@ -136,7 +136,7 @@ def load_for_training(
     config: RunConfig, source: str, folder: RunFolder, world: World
 ) -> tuple[Policy, Strategy]:
     """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it."""
-    last = Checkpoints(folder.checkpoints, config.checkpoint).last
+    last = world.agreed(Checkpoints(folder.checkpoints, config.checkpoint).last)
     model, hardware = config.model, config.hardware
     if hardware.zero_stage == 0:
         loading, strategy = nullcontext(), OneProcess

@@ -22,7 +22,7 @@ class Strategy(Protocol):
     """Owns the optimizer. All calls but `world` are made by all ranks in the same order."""
 
     world: World
-    least_micro_batches: int  # that a step takes on every rank, also where nothing needs compute
+    collective: bool  # a step takes a backward on every rank, and none can leave one in the middle
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         """`Policy.forward`, with weights brought together where they are divided."""
@@ -54,7 +54,7 @@ class Strategy(Protocol):
 class OneProcess:
     """`Strategy` of a process alone."""
 
-    least_micro_batches = 0
+    collective = False
 
     def __init__(self, policy: Policy, config: RunConfig) -> None:
         self.policy, self.world = policy, World()

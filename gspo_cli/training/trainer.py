@@ -167,7 +167,7 @@ class Trainer:
             self._lost = True
             return {}
         kept = [self.checkpoints.iteration(checkpoint) for checkpoint in self.checkpoints.all]
-        target = self.monitor.choose(kept, collapse.since)
+        target = self.world.agreed(self.monitor.choose(kept, collapse.since))
         self.checkpoints.roll_back(target, self.updater)
         self.parts.engine.refresh()
         self.state.rollbacks += 1
@@ -230,7 +230,7 @@ class Trainer:
     def _finish(self, status: str) -> str:
         """Make sure that the last iteration is saved."""
         last = self.checkpoints.last
-        if last is None or self.checkpoints.iteration(last) != self.state.iteration:
+        if self.world.agreed(last is None or self.checkpoints.iteration(last) != self.state.iteration):
             self._save()
         return status
 

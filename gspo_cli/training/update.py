@@ -158,7 +158,7 @@ class Updater:
         world = self.strategy.world
         dealt = sorted(samples, key=lambda s: -s.length)  # so that every rank gets as many tokens
         layouts = [split_by_tokens(dealt[rank :: world.size], self.budget) for rank in range(world.size)]
-        count = max(self.strategy.least_micro_batches, *(len(layout) for layout in layouts), 0)
+        count = max(int(self.strategy.collective), *(len(layout) for layout in layouts))
         mine = layouts[world.rank]
         return mine + [[] for _ in range(count - len(mine))]
 
@@ -241,7 +241,7 @@ class Updater:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                halve = self.strategy.world.size == 1 and any(
+                halve = not self.strategy.collective and any(
                     len(micro.batch.token_ids) > 1 for m in minibatches for micro in m.micro_batches
                 )
                 if not halve:

@@ -19,6 +19,7 @@ from torch import distributed
 
 from gspo_cli.config.choices import Device
 from gspo_cli.config.schema import HardwareConfig
+from gspo_cli.errors import UserError
 
 Result = TypeVar("Result")
 PATIENCE = datetime.timedelta(hours=6)  # of a rank for another: a cold start or a slow judge may come between
@@ -52,6 +53,10 @@ class World:
         """Whether `flag` is true on any rank."""
         return any(self.gather([flag]))
 
+    def agreed(self, value: Result) -> Result:
+        """The value of the first rank: what others read from a shared disk may be older."""
+        return self.gather([value])[0]
+
     def first_then_all(self, action: Callable[[], Result]) -> Result:
         """What `action` returns, which the others do once the first rank has: it leaves on disk what they
         find."""
@@ -72,13 +77,28 @@ class World:
 def join(hardware: HardwareConfig) -> World:
     """Meet the other processes that the launcher (or torchrun) started; RANK and WORLD_SIZE say who this is.
 
-    Takes the GPU of LOCAL_RANK where the run uses GPUs. The process ends with the one that started it."""
+    Takes the GPU of LOCAL_RANK where the run uses GPUs. The process ends with the one that started it.
+    Raises UserError where processes or GPUs are not those of the configuration."""
     _end_with_parent()
     os.environ["DS_ACCELERATOR"] = hardware.device.value  # before any library imports deepspeed in passing
-    cuda = hardware.device is Device.cuda
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    meant = hardware.nodes * (hardware.processes or int(os.environ["WORLD_SIZE"]))
+    if int(os.environ["WORLD_SIZE"]) != meant:
+        raise UserError(
+            f"hardware.processes, nodes: {meant} processes are configured, and "
+            f"{os.environ['WORLD_SIZE']} were started; start as many"
+        )
+    device = None
+    if hardware.device is Device.cuda:
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= visible_gpus():
+            raise UserError(
+                f"hardware.processes: rank {local} of this node finds {visible_gpus()} GPUs; use as many "
+                "processes as there are, or check CUDA_VISIBLE_DEVICES"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    backend = "gloo" if device is None else "nccl"
+    distributed.init_process_group(backend, timeout=PATIENCE, device_id=device)
     return World(distributed.get_rank(), distributed.get_world_size())
 
 

@@ -35,7 +35,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ZeroStrategy:
     """`Strategy` over DeepSpeed's engine. Its gradients are means over ranks, ours are sums of shares."""
 
-    least_micro_batches = 1  # the engine steps on what a backward left
+    collective = True
 
     def __init__(self, policy: Policy, config: RunConfig, world: World) -> None:
         self.policy, self.world = policy, world
@@ -82,10 +82,12 @@ class ZeroStrategy:
             yield
             return
         offload = self.engine.optimizer.parameter_offload
-        with whole(self.policy.parameters()):
+        with whole(self.policy.model.parameters()):
             for parameter in self.policy.parameters():
                 parameter.ds_active_sub_modules.clear()
             offload._remove_module_hooks()
+            for hooks in (offload.forward_hooks, offload.backward_hooks):
+                hooks.clear()  # it forgets to, and would keep those of every generation
             try:
                 yield
             finally:
@@ -97,6 +99,7 @@ class ZeroStrategy:
         with whole(needed):
             if self.world.is_first:
                 self.policy.save(folder)
+        self.world.wait()  # the first rank writes for long; DeepSpeed's own groups have less patience
         return self._optimizer_state()
 
     def restore_optimizer(self, state: OptimizerState) -> None:
