@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -32,6 +31,7 @@ from gspo_cli.config.compose import (
 )
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
+from gspo_cli.run.launch import INTERRUPTED, launch, require_deepspeed
 
 if TYPE_CHECKING:
     from gspo_cli.run.folder import RunFolder
@@ -51,7 +51,6 @@ RESUMABLE = (  # what may change when a run is resumed: nothing of what is compu
     "hardware.nodes",
     "rollout.batch_size",
 )
-INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 register()
 
@@ -140,7 +139,6 @@ def train_here(config: RunConfig, node: DictConfig, run: RunFolder, world: World
 
 def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
     """Train in processes of their own, which load the saved configuration; returns the exit code."""
-    from gspo_cli.run.launch import launch
     from gspo_cli.training.session import summarise
 
     started = time.time()
@@ -163,11 +161,7 @@ def how_many(config: RunConfig) -> int:
     hardware = config.hardware
     if hardware.zero_stage == 0:
         return 1
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            "hardware.zero_stage: deepspeed is not installed; pip install 'gspo-cli[deepspeed]', or use "
-            "hardware=single_gpu or hardware=cpu"
-        )
+    require_deepspeed()
     here = hardware.device is Device.cuda and hardware.nodes == 1
     if hardware.processes is not None and not here:
         return hardware.processes

@@ -5,6 +5,7 @@ alone, which tells the others at the end of the iteration."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -31,6 +32,15 @@ class Ending:
 
     code: int
     message: str | None = None
+
+
+def require_deepspeed() -> None:
+    """Raise UserError where DeepSpeed is not installed."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "hardware.zero_stage: deepspeed is not installed; pip install 'gspo-cli[deepspeed]', or use "
+            "hardware=single_gpu or hardware=cpu"
+        )
 
 
 def launch(command: Sequence[str], processes: int, logs: Path) -> Ending:

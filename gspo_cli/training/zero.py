@@ -21,10 +21,10 @@ from torch import Tensor
 
 from gspo_cli.config.choices import Device, Precision
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.errors import UserError
 from gspo_cli.policy.divided import dividing, whole
 from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
+from gspo_cli.run.launch import require_deepspeed
 from gspo_cli.training.batch import idle
 from gspo_cli.training.strategy import OptimizerState
 from gspo_cli.training.world import World
@@ -188,16 +188,11 @@ def divided_loading(config: RunConfig) -> AbstractContextManager[None]:
 def imported(device: Device) -> ModuleType:
     """DeepSpeed, set to this device and quiet. Raises UserError where it is not installed."""
     os.environ["DS_ACCELERATOR"] = device.value
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own imports
-            import deepspeed
-            import deepspeed.comm.torch
-    except ImportError as error:
-        raise UserError(
-            "hardware.zero_stage: deepspeed is not installed; pip install 'gspo-cli[deepspeed]', or use "
-            "hardware=single_gpu or hardware=cpu"
-        ) from error
+    require_deepspeed()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own imports
+        import deepspeed
+        import deepspeed.comm.torch
     if device is Device.cpu:
         # on first use it would compile an operator for minutes, and hang where a killed build left its lock;
         # the attribute deepspeed.comm.torch is the real torch, the module is found by its name alone
