@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 args ?=
 
-.PHONY: help install train test lint format wheel bench clean
+.PHONY: help install train test lint format docs wheel bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: $(INSTALLED) ## check style and formatting
 format: $(INSTALLED) ## rewrite files in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## write docs/configuration.md from the schemas and conf/
+	$(BIN)/python scripts/reference.py
 
 wheel: $(INSTALLED) ## build the wheel and check that it brings its configuration
 	$(BIN)/python scripts/check_wheel.py

@@ -145,7 +145,7 @@ def test_the_api_and_the_command_are_the_same_run(tmp_path, reporter):
     api, other = RunFolder(agent.run_folder), RunFolder(tmp_path / "command")
     assert api.config.read_text() == other.config.read_text()
     assert (api.path / "card.txt").read_text() == (other.path / "card.txt").read_text()
-    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl"):
         assert logged(api, log) == logged(other, log) != []
 
 

@@ -7,9 +7,16 @@ import json
 import pytest
 
 from gspo_cli import AgentConfig, ConversationEnvironment, GSPOConfig, MultiTurnAgent, get_config_for_task
-from gspo_cli.api.config import composed, model_overrides
+from gspo_cli.api.config import model_overrides
 from gspo_cli.api.training import run_node
-from gspo_cli.config.compose import build_config, build_task, load_saved, resolved_yaml, with_overrides
+from gspo_cli.config.compose import (
+    build_config,
+    build_task,
+    composed,
+    load_saved,
+    resolved_yaml,
+    with_overrides,
+)
 from gspo_cli.errors import UserError
 
 

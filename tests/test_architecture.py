@@ -24,7 +24,7 @@ LAYERS = [
     ["algorithm", "rewards", "environments"],
     ["tasks", "policy"],
     ["rollout", "run"],
-    ["training"],
+    ["training", "compare"],
     ["api"],
     ["commands"],
 ]
@@ -46,6 +46,7 @@ OWNERS = {
     "bitsandbytes": {"policy/quantisation.py", "policy/optimizers.py"},
     "vllm": {"rollout/vllm_engine.py"},
     "deepspeed": {"training/zero.py", "policy/divided.py"},
+    "scipy": {"compare"},
 }
 OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 

@@ -48,13 +48,13 @@ def test_an_experiment_trains(experiment, tmp_path):
 
 
 def leaves(path: Path) -> dict[str, object]:
-    """Values of a YAML file by dotted key; a defaults list chooses options and is no value."""
+    """Values of a YAML file by dotted key; a defaults list chooses options, `hydra` is of a sweep: neither is a value."""
     found = {}
     pending = [("", OmegaConf.to_container(OmegaConf.load(path)))]
     for prefix, node in pending:
         for key, value in node.items():
             if isinstance(value, dict):
                 pending.append((f"{prefix}{key}.", value))
-            elif key != "defaults":
+            elif key != "defaults" and not prefix.startswith("hydra."):
                 found[f"{prefix}{key}"] = value
     return found

@@ -65,7 +65,7 @@ def state(folder: Path):
 
 
 def assert_same_run(one: Path, other: Path):
-    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl"):
         assert numbers(one, log) == numbers(other, log)
     (model, optimizer, *counters), (model2, optimizer2, *counters2) = state(one), state(other)
     assert model == model2
@@ -90,8 +90,9 @@ def test_a_longer_run_continues_a_shorter_one_to_the_bit(whole, tmp_path):
     done = resume(folder, "training.num_outer_iterations=6")
     assert done.returncode == 0, done.stderr
     # the shorter run evaluated at its end, too
-    lines = [line for line in RunFolder(folder).read("evals.jsonl") if line["iteration"] != 3]
-    (folder / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for log in ("evals.jsonl", "heldout.jsonl"):
+        lines = [line for line in RunFolder(folder).read(log) if line["iteration"] != 3]
+        (folder / log).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert_same_run(folder, whole)
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
 

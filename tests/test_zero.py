@@ -138,7 +138,7 @@ def test_a_run_goes_on_under_another_stage_and_number_of_ranks(tmp_path):
     )
     assert (two.returncode, one.returncode) == (0, 0), two.stderr + one.stderr
     for folder in ("zero3", "alone"):
-        for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+        for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl"):
             assert (
                 read(tmp_path / folder, log) == [near(line) for line in read(tmp_path / "whole", log)] != []
             )

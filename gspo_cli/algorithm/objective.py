@@ -85,15 +85,26 @@ def surrogate(
     low, high = algorithm.band
     value = log_ratio.detach().exp()
     weight = value.clamp(min=low, max=high) * advantages
+    clipped_low, clipped_high = clip_sides(value, advantages, algorithm.clip_mode, algorithm.band)
     if algorithm.clip_mode is ClipMode.stop_gradient:
         # CISPO, arXiv 2506.13585 Eq. 4: the weight is capped on its own, every token keeps its score
-        over, under = (value > high) & (advantages != 0), (value < low) & (advantages != 0)
-        return weight * torch.where(action_mask, logprobs, 0), under & action_mask, over & action_mask
-    clipped_low, clipped_high = (advantages < 0) & (value < low), (advantages > 0) & (value > high)
+        term = weight * torch.where(action_mask, logprobs, 0)
+        return term, clipped_low & action_mask, clipped_high & action_mask
     clipped = clipped_low | clipped_high
     # mask before exp: the gradient of an overflowed ratio is nan even where it is not used
     term = torch.where(clipped, weight, torch.where(clipped, 0, log_ratio).exp() * advantages)
     return term, clipped_low & action_mask, clipped_high & action_mask
+
+
+def clip_sides(
+    value: Tensor, advantages: Tensor, mode: ClipMode, band: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Where the clip holds a ratio from below and from above; never where A = 0. (B, T) or (B, 1) -> two
+    alike"""
+    low, high = band
+    if mode is ClipMode.stop_gradient:
+        return (value < low) & (advantages != 0), (value > high) & (advantages != 0)
+    return (advantages < 0) & (value < low), (advantages > 0) & (value > high)
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor, estimator: KLEstimator) -> Tensor:

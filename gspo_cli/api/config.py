@@ -13,13 +13,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import CONF_DIR, explain, literal, register
+from gspo_cli.config.compose import composed, literal
 from gspo_cli.errors import UserError
 
 EMBEDDED = ("tiny", "tiny_moe")
@@ -124,16 +122,6 @@ def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "g
     resolved = OmegaConf.create(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
     own = {name: key for name, key in KEYS.items() if name not in OF_TASK}
     return GSPOConfig(**{name: OmegaConf.select(resolved, key) for name, key in own.items()})
-
-
-def composed(overrides: Sequence[str]) -> DictConfig:
-    """conf/train.yaml under `overrides`, as gspo-train composes it. Raises UserError."""
-    register()
-    try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return compose("train", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
 
 
 def write_setting(node: DictConfig, key: str, value: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from gspo_cli.api.config import composed, write_setting
+from gspo_cli.api.config import write_setting
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import build_task
+from gspo_cli.config.compose import build_task, composed
 from gspo_cli.environments.base import Environment
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically

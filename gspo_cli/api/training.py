@@ -8,10 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.api.agent import MultiTurnAgent
-from gspo_cli.api.config import GSPOConfig, composed, model_overrides, write_setting
+from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import OBJECT, build_config, resolved_yaml
+from gspo_cli.config.compose import OBJECT, build_config, composed, resolved_yaml
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.console import make_console
 from gspo_cli.run.folder import RunFolder

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -20,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gspo_cli.commands.train import RESUMABLE, run_command
-from gspo_cli.config.compose import CONF_DIR, OBJECT, literal
+from gspo_cli.config.compose import OBJECT, composed, literal
 from gspo_cli.errors import UserError
 from gspo_cli.run.diagnosis import diagnose, settings_of
 from gspo_cli.run.folder import RunFolder
@@ -175,19 +173,15 @@ def own_overrides(settings: Mapping[str, Any]) -> list[str] | None:
     }
     groups = [override(group, option) for group, option in chosen.items()]
     try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            node = compose("train", overrides=groups)
         # through the same reading as the saved settings, so that only real differences differ
-        composed = flat(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
-    except (HydraException, OmegaConfBaseException):
+        preset = flat(OmegaConf.to_container(composed(groups), resolve=True, enum_to_str=True))
+    except (UserError, OmegaConfBaseException):
         return None
     own = flat(OmegaConf.to_container(OmegaConf.create(literal(settings)), resolve=True))
     changed = {
-        key: value
-        for key, value in own.items()
-        if key in composed and composed[key] != value and key != "resume"
+        key: value for key, value in own.items() if key in preset and preset[key] != value and key != "resume"
     }
-    if any(key not in composed for key in own if key.startswith("task.")):
+    if any(key not in preset for key in own if key.startswith("task.")):
         return None
     usual = {"hardware=cpu", "logging=none", "algorithm=gspo"}
     return [*(text for text in groups if text not in usual), *map(typed, changed, changed.values())]

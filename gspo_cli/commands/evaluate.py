@@ -7,11 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.train import run_command
-from gspo_cli.config.compose import CONF_DIR, build_config, load_saved, register, with_overrides
+from gspo_cli.config.compose import build_config, composed, load_saved, register, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
@@ -98,8 +96,7 @@ def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunCon
         # absolute: a folder called tiny is no embedded model
         group, name = model_overrides(folder.absolute())
         chosen = any(text.startswith("model=") for text in overrides)
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            node = compose("train", overrides=[*([] if chosen else [group]), *overrides, name])
+        node = composed([*([] if chosen else [group]), *overrides, name])
         return build_config(node), str(folder), None
     node = with_overrides(load_saved(folder / "config.yaml"), overrides)
     config = build_config(node)

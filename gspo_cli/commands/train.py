@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.commands.sweep import continued, ended_jobs, exit_code, in_sweep, prepared, record_this, table
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import (
     CONF_DIR,
@@ -31,45 +32,37 @@ from gspo_cli.config.compose import (
 )
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
+from gspo_cli.run.identity import RESUMABLE, State, matches
 from gspo_cli.run.launch import INTERRUPTED, launch, require_deepspeed
 
 if TYPE_CHECKING:
     from gspo_cli.run.folder import RunFolder
     from gspo_cli.training.world import World
 
-RESUMABLE = (  # what may change when a run is resumed: nothing of what is computed
-    "training.num_outer_iterations",
-    "training.on_collapse",
-    "evaluation.",
-    "checkpoint.",
-    "logging.",
-    "hardware.threads",
-    "hardware.tokens_per_microbatch",
-    "hardware.processes",
-    "hardware.zero_stage",
-    "hardware.offload",
-    "hardware.nodes",
-    "rollout.batch_size",
-)
-
 register()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
-def job(node: DictConfig) -> None:
-    """One run, alone or of a multirun."""
-    # exits from here: Hydra would print its own lines around an exception
+def job(node: DictConfig) -> float | None:
+    """One run, alone or of a sweep, for which it returns the final held-out score."""
+    register()  # a launcher may have brought this to a process of its own
     try:
-        run_command("gspo-train", lambda: train(node))
-    except Exception:  # a bug of ours or the user's code, whole; what else leaves Hydra is about the input
+        code, why = run_guarded("gspo-train", lambda: train(node))
+    except Exception as error:  # a bug of ours or of the user's code, whole
         traceback.print_exc()
-        sys.exit(1)
+        code, why = 1, f"{type(error).__name__}: {error}"
     finally:
         remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    if in_sweep():
+        return record_this(code, why)
+    # exits from here: Hydra would print its own lines around an exception
+    if code:
+        sys.exit(code)
+    return None
 
 
-def composed_job() -> None:
-    """`job`, with what Hydra raises bare on bad input as UserError."""
+def composed_job() -> int:
+    """`job`, with what Hydra raises bare on bad input as UserError. Returns the exit code of a sweep."""
     try:
         job()
     except (HydraException, OmegaConfBaseException):  # some are OSErrors or ValueErrors too
@@ -79,7 +72,12 @@ def composed_job() -> None:
             f"{error.filename}: cannot be made a run folder ({error.strerror}); choose another hydra.run.dir"
         ) from error
     except ValueError as error:
-        raise UserError(f"{' '.join(str(error).split())}; write group=option and key=value") from error
+        if not ended_jobs():  # with some, a sweeper has no result to give
+            raise UserError(f"{' '.join(str(error).split())}; write group=option and key=value") from error
+    finally:
+        if ended_jobs():
+            print(f"\n{table(ended_jobs())}", flush=True)
+    return exit_code(ended_jobs())
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -105,10 +103,12 @@ def train(node: DictConfig) -> int:
 
     processes = how_many(config)
     run = RunFolder(folder)
-    if node.resume is None:
-        run.create(resolved_yaml(node))
-    else:
+    if node.resume is not None:
         write_atomically(run.config, resolved_yaml(node))
+    elif not in_sweep():
+        run.create(resolved_yaml(node))
+    elif prepared(folder, resolved_yaml(node)) is State.complete:
+        return 0
     if config.hardware.nodes > 1:
         nodes = config.hardware.nodes
         print(f"{folder}: is ready; on each of the {nodes} nodes run\n\n  {torchrun(config, run)}")
@@ -134,6 +134,7 @@ def train_here(config: RunConfig, node: DictConfig, run: RunFolder, world: World
         status = run_training(config, run, console, tracker.log, world=world)["status"]
     finally:
         tracker.finish(status)
+        console.close()
     return INTERRUPTED if status == "interrupted" else 0
 
 
@@ -205,9 +206,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     allowed_keys = ", ".join(f"{key}*" if key.endswith(".") else key for key in RESUMABLE)
     for text in changes:
         key = text.lstrip("~").split("=")[0]
-        if not any(
-            key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in RESUMABLE
-        ):
+        if not matches(key, RESUMABLE):
             raise UserError(
                 f"{key}: cannot change when a run is resumed (only {allowed_keys} can); start a "
                 "new run for it"
@@ -234,26 +233,33 @@ def finished_iterations(folder: Path) -> int | None:
 
 def run_command(name: str, command: Callable[[], int | None]) -> None:
     """Run a command's body; user errors become one sentence and exit code 2, a second Ctrl-C 130."""
+    code, _ = run_guarded(name, command)
+    if code:
+        sys.exit(code)
+
+
+def run_guarded(name: str, command: Callable[[], int | None]) -> tuple[int, str]:
+    """Run a command's body. Returns the exit code, and the sentence that was printed where it is not 0."""
+    code, why = 0, ""
     try:
         code = command() or 0
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sentence = str(error) if isinstance(error, UserError) else explain(error)
-        print(f"{name}: {sentence}", file=sys.stderr)
-        code = 2
+        code, why = 2, str(error) if isinstance(error, UserError) else explain(error)
     except KeyboardInterrupt:
-        print(f"{name}: stopped; nothing after the last checkpoint is kept", file=sys.stderr)
-        code = INTERRUPTED
+        code, why = INTERRUPTED, "stopped; nothing after the last checkpoint is kept"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    if code:
-        sys.exit(code)
+    if why:
+        print(f"{name}: {why}", file=sys.stderr)
+    return code, why
 
 
 def main() -> None:
     """Entry point of `gspo-train`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_command instead of Hydra's own printer
     sys.path.insert(0, os.getcwd())  # rewards and verifiers by dotted path from the user's folder
+    sys.argv[1:] = continued(sys.argv[1:])
     run_command("gspo-train", composed_job)
 
 

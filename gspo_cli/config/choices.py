@@ -23,6 +23,14 @@ class ClipMode(Enum):
     none = "none"
 
 
+class ClipCalibration(Enum):
+    """Where the clip band comes from: the configured widths throughout, or from the second iteration on the
+    quantiles of the last iteration's ratios that clip a given share of the tokens."""
+
+    none = "none"
+    quantile = "quantile"
+
+
 class Aggregation(Enum):
     """How token terms become one loss: mean per sequence then over sequences, mean over all trained tokens
     of the update, or sum divided by sequences x max_completion_length (dr_grpo)."""

@@ -8,14 +8,16 @@ fields.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -26,14 +28,38 @@ from gspo_cli.errors import UserError
 
 OBJECT = "python object"  # what `reward` of a saved configuration begins with where a script gave the reward
 PACKAGE = Path(__file__).resolve().parent.parent
+PLUGINS = {  # options of Hydra that packages bring, and the extra that installs each
+    "hydra/launcher=joblib": "joblib",
+    "hydra/sweeper=optuna": "optuna",
+    "hydra/launcher=submitit_slurm": "submitit",
+    "hydra/launcher=submitit_local": "submitit",
+}
 MISSING = "???"  # OmegaConf's mark of a value that is still to be given
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
 def register() -> None:
-    """Tell Hydra the schema of the whole configuration, and how a resumed run finds its own folder."""
+    """Tell Hydra the schema of the whole configuration, how a resumed run finds its own folder, and a short
+    name for a long text."""
     ConfigStore.instance().store(name="schema", node=schema.RunConfig)
     OmegaConf.register_new_resolver("resumed_or", lambda resume, new: resume or new, replace=True)
+    OmegaConf.register_new_resolver(
+        "digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:8], replace=True
+    )
+
+
+def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> DictConfig:
+    """conf/train.yaml under `overrides`, as gspo-train composes it; `directories` add options of one's own.
+
+    Raises UserError."""
+    register()
+    added = ", ".join(f"'file://{directory.absolute()}'" for directory in directories)
+    found = [f"hydra.searchpath=[{added}]"] if directories else []
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return compose("train", overrides=[*found, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
 
 
 def locate(path: str, key: str) -> Any:
@@ -175,6 +201,9 @@ def _explain_missing(error: MissingConfigException) -> str:
     missing = error.missing_cfg_file or ""
     group, _, option = missing.rpartition("/")
     options = [name for name in (error.options or []) if name != "schema"]
+    chosen = f"{group}={option}"
+    if chosen in PLUGINS:
+        return f"{chosen}: is not installed; pip install 'gspo-cli[{PLUGINS[chosen]}]'"
     if group and options:
         return f"{group}={option}: is not an option; choose one of {', '.join(sorted(options))}"
     return " ".join(str(error).split("\n")[0].split())

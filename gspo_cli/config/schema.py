@@ -6,134 +6,28 @@ key and says what to do. Keys without a default are filled by the YAML of the ch
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from gspo_cli.config.algorithm_schema import AlgorithmConfig
 from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
 from gspo_cli.config.choices import (
-    AdvantageBaseline,
-    AdvantageScale,
-    Aggregation,
-    ClipMode,
-    Credit,
     Device,
     Engine,
     EngineCorrection,
-    KLEstimator,
     OldLogprobs,
     OnCollapse,
     Optimizer,
     Precision,
-    RatioLevel,
     RewardErrors,
     Schedule,
     Tracker,
-    Truncated,
     WandbMode,
 )
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.rollout_schema import RolloutConfig
-
-
-@dataclass
-class AlgorithmConfig:
-    """The objective, composed of advantage, ratio level, clip and aggregation. `routing_replay` forces the
-    experts of a Mixture-of-Experts model that the old policy chose."""
-
-    name: str = MISSING
-    ratio_level: RatioLevel = MISSING
-    clip_mode: ClipMode = ClipMode.min
-    clip_range_left: float | None = MISSING
-    clip_range_right: float | None = MISSING
-    aggregation: Aggregation = Aggregation.sequence_mean
-    advantage_baseline: AdvantageBaseline = AdvantageBaseline.group_mean
-    advantage_scale: AdvantageScale = AdvantageScale.group_std
-    credit: Credit = Credit.trajectory
-    discount: float = 1.0
-    beta: float = 0.0
-    kl_estimator: KLEstimator = KLEstimator.k3
-    learning_rate: float = MISSING
-    truncated_completions: Truncated = Truncated.keep
-    truncation_penalty: float = 0.5
-    dynamic_sampling: bool = False
-    dynamic_sampling_max_rounds: int = 3
-    engine_correction: EngineCorrection = EngineCorrection.none
-    engine_correction_max: float | None = None
-    routing_replay: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("clip_range_left", "clip_range_right"):
-            value = getattr(self, name)
-            require(
-                value is None or (math.isfinite(value) and value > 0),
-                f"algorithm.{name}={value}: is a width around 1 and must be above 0; use null for no bound",
-            )
-        require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
-        require(
-            self.engine_correction_max is None or self.engine_correction_max > 1,
-            f"algorithm.engine_correction_max={self.engine_correction_max}: bounds a ratio from above and "
-            "must be over 1; use null for the default",
-        )
-        require_not_negative("algorithm", self, "beta", "truncation_penalty")
-        require(
-            0 < self.discount <= 1,
-            f"algorithm.discount={self.discount}: must be above 0 and at most 1 (no discount)",
-        )
-        require(
-            self.credit is Credit.turn or self.discount == 1,
-            f"algorithm.discount={self.discount}: is read with algorithm.credit=turn only; set that, or 1",
-        )
-        require(
-            self.credit is Credit.trajectory or self.ratio_level is not RatioLevel.sequence,
-            "algorithm.credit=turn: a sequence ratio takes one advantage for the whole conversation; use "
-            "algorithm=gspo_token or algorithm=grpo",
-        )
-        if self.ratio_level is not RatioLevel.token:
-            require(
-                self.aggregation is Aggregation.sequence_mean,
-                f"algorithm.aggregation={self.aggregation.value}: a sequence-level ratio needs "
-                "sequence_mean; "
-                "other aggregations weight sequences by length",
-            )
-            require(
-                self.clip_mode is not ClipMode.stop_gradient,
-                "algorithm.clip_mode=stop_gradient: is defined for token ratios (CISPO); "
-                "set algorithm.ratio_level=token or algorithm.clip_mode=min",
-            )
-        if self.clip_mode is ClipMode.min:
-            require(
-                self.clip_range_left is not None and self.clip_range_right is not None,
-                "algorithm.clip_range_left, clip_range_right: clip_mode=min needs both widths; give two "
-                "numbers",
-            )
-
-    @property
-    def engine_weight_max(self) -> float:
-        """The bound that `engine_correction` reads."""
-        default = 1.05 if self.engine_correction is EngineCorrection.sequence_mask else 2.0
-        return default if self.engine_correction_max is None else self.engine_correction_max
-
-    @property
-    def kl_in_loss(self) -> bool:
-        """Whether a KL penalty is added to the loss (k2, k3), which needs reference log-probabilities."""
-        return self.beta > 0 and self.kl_estimator is not KLEstimator.k1
-
-    @property
-    def kl_in_reward(self) -> bool:
-        """Whether k1 is taken off the reward before advantages."""
-        return self.beta > 0 and self.kl_estimator is KLEstimator.k1
-
-    @property
-    def band(self) -> tuple[float, float]:
-        """[1 - left, 1 + right], unbounded on a side whose width is null."""
-        if self.clip_mode is ClipMode.none:
-            return -math.inf, math.inf
-        left = -math.inf if self.clip_range_left is None else 1 - self.clip_range_left
-        right = math.inf if self.clip_range_right is None else 1 + self.clip_range_right
-        return left, right
 
 
 @dataclass
@@ -252,16 +146,22 @@ class HardwareConfig:
 @dataclass
 class EvaluationConfig:
     """Held-out evaluation, on the same problems each time: one greedy answer, and `samples` answers for
-    pass@k."""
+    pass@k. `kl` measures how far the policy is from the model before training, on these samples; null does
+    where that takes no second copy of large weights (LoRA, embedded models)."""
 
     every: int = 10
     problems: int = 200
     samples: int = 4
+    kl: bool | None = None
     stop_at_score: float | None = None
 
     def __post_init__(self) -> None:
         require_not_negative("evaluation", self, "every", "samples")
         require_positive("evaluation", self, "problems")
+        require(
+            not self.kl or self.samples > 0,
+            "evaluation.kl=true: is measured on sampled answers; set evaluation.samples above 0",
+        )
         if self.stop_at_score is not None:
             require_fraction("evaluation", self, "stop_at_score")
 
@@ -379,6 +279,17 @@ class RunConfig:
                 f"rollout.engine=vllm: an adapter over quantised weights cannot be pushed; set model."
                 f"{self.model.quantised_by}=false, or use rollout=transformers",
             )
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether evaluations measure the KL divergence from the model before training."""
+        cheap = self.model.use_lora or self.model.is_embedded
+        return self.evaluation.samples > 0 and (cheap if self.evaluation.kl is None else self.evaluation.kl)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a frozen copy of the model before training is held; under LoRA none is needed."""
+        return (self.algorithm.beta > 0 or self.measures_kl) and not self.model.use_lora
 
     def check_processes(self, processes: int) -> None:
         """Raise UserError where `processes` on each node are more than there are prompts to divide."""

@@ -16,6 +16,7 @@ from gspo_cli.config.choices import (
 from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.policy.policy import Policy
 from gspo_cli.run.memory import memory_line
+from gspo_cli.run.words import number
 
 RATIOS = {
     RatioLevel.token: ("w_t", "w_t = pi(y_t) / pi_old(y_t), per token"),
@@ -95,8 +96,9 @@ def objective_card(
     facts = {
         "objective": f"{formula(algorithm)}   ({MEANS[algorithm.aggregation]})",
         "ratio": RATIOS[algorithm.ratio_level][1],
+        **_band(algorithm),
         "advantage": advantage_formula(algorithm),
-        "reference": reference if algorithm.beta > 0 else "none (beta = 0)",
+        "reference": reference if algorithm.beta > 0 else "not in the loss (beta = 0)",
         "iteration": f"{training.prompts_per_iteration} prompts x {training.num_generations} answers"
         f" = {answers} answers -> {training.updates_per_rollout} updates of "
         f"{training.answers_per_update} answers",
@@ -117,6 +119,15 @@ def objective_card(
     title = f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}"
     lines = [title, *(f"  {name:<12}{text}" for name, text in facts.items())]
     return "\n".join([*lines, *(f"  note        {text}" for text in cautions(config))])
+
+
+def _band(algorithm: AlgorithmConfig) -> dict[str, str]:
+    """Where the band comes from, where it does not stay as the objective has it."""
+    if not algorithm.is_calibrated:
+        return {}
+    left, right = map(number, algorithm.clip_range)
+    share = f"{algorithm.clip_fraction * 100:.3g}%"
+    return {"band": f"calibrated to clip {share} of tokens, from {left} / {right}"}
 
 
 def _longest_answer(config: RunConfig) -> str:

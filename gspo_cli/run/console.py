@@ -23,7 +23,7 @@ from rich.segment import ControlType, Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from gspo_cli.run.reporting import Reporter, Sample
+from gspo_cli.run.reporting import Sample
 from gspo_cli.run.words import (
     MISSING,
     clean,
@@ -66,7 +66,7 @@ COLUMNS = (  # label and metric
 )
 
 
-def make_console() -> Reporter:
+def make_console() -> LiveConsole | PlainConsole:
     """The live view on a terminal, lines for a pipe or a log."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a run does not die of a character its terminal lacks
@@ -203,6 +203,9 @@ class PlainConsole:
         for command, why in commands:
             self._print(f"  # {why}\n  {command}")
 
+    def close(self) -> None:
+        """Nothing: lines leave nothing open."""
+
     def _print(self, text: str) -> None:
         print(text, file=self._file, flush=True)
         self._spoke = self._clock()
@@ -226,10 +229,10 @@ class LiveConsole:
         self._live: Live | None = None
         self._stage: tuple[str, int, int, str] | None = None
         self._samples: Sequence[Sample] = ()
-        atexit.register(self._stop)  # a run that ends in an error leaves a terminal with its cursor
+        atexit.register(self.close)  # a run that ends in an error leaves a terminal with its cursor
 
     def begin(self, title: str, card: str, iterations: int, start: int) -> None:
-        self._stop()
+        self.close()
         under_facts = " " * 14
         for line in card.splitlines():
             self._console.print(Text(textwrap.fill(line, self._console.width, subsequent_indent=under_facts)))
@@ -242,7 +245,7 @@ class LiveConsole:
         self._start()
         if total and done >= total:
             if not self._progress.iterations:
-                self._stop()
+                self.close()
             self._stage = None
 
     def iteration(self, metrics: Metrics) -> None:
@@ -259,7 +262,7 @@ class LiveConsole:
             self._console.print(Text.assemble(("warning  ", "yellow"), clean(text)))
 
     def end(self, summary: Metrics) -> None:
-        self._stop()
+        self.close()
         first, *rest = describe(summary)
         style = {"completed": "bold green", "failed": "bold red"}.get(summary["status"], "bold yellow")
         commands = next_commands(summary)
@@ -283,7 +286,8 @@ class LiveConsole:
             self._live = SteadyLive(get_renderable=self.frame, console=self._console, refresh_per_second=2)
             self._live.start()
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Take the live view off the terminal; a run that fails early does not."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -1,7 +1,7 @@
 """The run folder: the contract that reports and people read.
 
-config.yaml (resolved), card.txt, metrics.jsonl, evals.jsonl, samples.jsonl, checkpoints/, initial_model/
-(where the model was made here), summary.json."""
+config.yaml (resolved), card.txt, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl (what became of
+each held-out problem), checkpoints/, initial_model/ (where the model was made here), summary.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically, write_json
 
-LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
+LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
 
 
 class RunFolder:

@@ -118,16 +118,20 @@ def ending(workers: Sequence[subprocess.Popen[bytes]], failed: int | None, logs:
     code = workers[failed].returncode
     if first == 2 and code > 0:  # bad input or a full disk: its sentence is on the terminal
         return Ending(2)
-    how = f"ended with exit code {code}"
-    if code < 0:
-        how = f"was ended by {signal.Signals(-code).name}"
-        how += ", perhaps for want of memory" if -code == signal.SIGKILL else ""
     log = log_file(logs, failed)
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if code == 2 and lines:  # a sentence already
         return Ending(2, lines[-1].removeprefix("gspo-train: "))
     last = f": {lines[-1].strip()}" if lines and code > 0 else ""
-    return Ending(1, f"rank {failed} of {len(workers)} {how}{last}; its log is {log}")
+    return Ending(1, f"rank {failed} of {len(workers)} {how_it_ended(code)}{last}; its log is {log}")
+
+
+def how_it_ended(code: int) -> str:
+    """A process's exit code, or the negative number of the signal that ended it, in words."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
 
 
 def log_file(logs: Path, rank: int) -> Path:

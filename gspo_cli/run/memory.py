@@ -134,7 +134,7 @@ def plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> Plan:
     """Peaks of the rollout, of an update's forward and backward, and of the optimizer's step on one of
     `ranks` devices, under the ZeRO stage of `config`."""
     stage, offload = config.hardware.zero_stage, config.hardware.offload
-    whole = model.weights * (2 if needs_copy(config) else 1)
+    whole = model.weights * (2 if config.keeps_reference else 1)
     divided = {after: ranks if stage >= after else 1 for after in (1, 2, 3)}
     states = STATES.get(config.training.optimizer, 2) + (4 if stage else 0)  # ZeRO keeps a second fp32 copy
     optimizer = model.trained * states // divided[1]
@@ -157,11 +157,6 @@ def plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> Plan:
     if config.rollout.engine is Engine.transformers:
         rollout |= _rollout(config, model, ranks)
     return Plan({"update": update, "step": step, "rollout": rollout}, host)
-
-
-def needs_copy(config: RunConfig) -> bool:
-    """Whether a frozen reference model is held beside the trained one."""
-    return config.algorithm.beta > 0 and not config.model.use_lora
 
 
 def micro_batch(config: RunConfig, model: Dimensions, ranks: int) -> tuple[int, bool]:

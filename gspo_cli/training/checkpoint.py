@@ -22,7 +22,8 @@ from gspo_cli.training.update import Updater
 @dataclass
 class TrainerState:
     """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all
-    sessions; they and `iteration` go on after a rollback."""
+    sessions; they and `iteration` go on after a rollback. `clip_range` is the band in force, which returns
+    with the weights; None in checkpoints that are older than calibration: as configured."""
 
     iteration: int = 0
     cursor: int = 0
@@ -34,6 +35,7 @@ class TrainerState:
     first_reward: float | None = None
     last_reward: float | None = None
     rollbacks: int = 0
+    clip_range: tuple[float | None, float | None] | None = None
 
 
 class Checkpoints:
@@ -91,16 +93,19 @@ class Checkpoints:
         updater.strategy.restore_optimizer(saved["optimizer"])
         updater.steps = saved["steps"]
         state = TrainerState(**saved["state"])
+        _return_clip_range(state, updater)
         if updater.strategy.world.is_first:
             self._link(checkpoint, state)  # a kill may have come between the checkpoint and its links
         return state
 
     def roll_back(self, iteration: int, updater: Updater) -> None:
-        """Put weights and optimizer of an earlier checkpoint in place of the present ones. Counters go on."""
+        """Put weights, optimizer and clip band of an earlier checkpoint in place of the present ones.
+        Counters go on."""
         checkpoint = self.folder / f"iteration-{iteration:06d}"
         saved = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
         updater.strategy.restore_weights(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
+        _return_clip_range(TrainerState(**saved["state"]), updater)
 
     def _link(self, checkpoint: Path, state: TrainerState) -> None:
         point(self.folder / "last", checkpoint)
@@ -116,3 +121,8 @@ class Checkpoints:
                 shutil.rmtree(path)
         for leftover in self.folder.glob(".writing-iteration-*"):  # of a kill
             shutil.rmtree(leftover)
+
+
+def _return_clip_range(state: TrainerState, updater: Updater) -> None:
+    if state.clip_range is not None:
+        updater.set_clip_range(state.clip_range)

@@ -11,6 +11,7 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.conversations import Start
 from gspo_cli.rollout.engine import Sampling
+from gspo_cli.run.reporting import Sample
 from gspo_cli.training.conversing import Conversations
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
@@ -23,6 +24,27 @@ def pass_at_k(samples: int, successes: int, k: int) -> float:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation came to: the record for evals.jsonl, the greedy answers in the order of the problems,
+    and for each problem its sampled ones (none where `evaluation.samples` is 0)."""
+
+    record: dict[str, Any]
+    greedy: list[Trajectory]
+    sampled: list[list[Trajectory]]
+
+    def by_problem(self, shown: int) -> dict[str, Any]:
+        """What heldout.jsonl says: which problems were solved (None: left out), of how many sampled answers
+        how many solve it, and the greedy conversations of the first `shown` problems."""
+        judged = [[t.solved for t in group if t.excluded is None] for group in self.sampled]
+        return {
+            "problems": [t.problem.id for t in self.greedy],
+            "solved": [t.solved if t.excluded is None else None for t in self.greedy],
+            "sampled": [[sum(group), len(group)] for group in judged] if judged else None,
+            "conversations": [vars(Sample.of(t, 0)) for t in self.greedy[:shown]],
+        }
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Holds what an evaluation needs but the problems."""
 
@@ -31,9 +53,8 @@ class Evaluator:
 
     def evaluate(
         self, problems: Sequence[Problem], progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> tuple[dict[str, Any], list[Trajectory]]:
-        """One greedy answer per problem, and `evaluation.samples` sampled ones. Returns the record and the
-        greedy answers.
+    ) -> Evaluation:
+        """One greedy answer per problem, and `evaluation.samples` sampled ones.
 
         score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the
         samples. Conversations that were left out count nowhere: None where all were."""
@@ -49,6 +70,7 @@ class Evaluator:
             "num_problems": len(problems),
             "excluded": sum(t.excluded is not None for t in greedy),
         }
+        groups: list[list[Trajectory]] = []
         if samples:
             drawn = self._answers(problems, self._sampled(), samples)
             groups = [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
@@ -57,7 +79,7 @@ class Evaluator:
                 chances = [pass_at_k(len(each), sum(each), k) for each in solved if len(each) >= k]
                 record[f"pass@{k}"] = _mean(chances)
         progress(1 + samples, 1 + samples)
-        return record, greedy
+        return Evaluation(record, greedy, groups)
 
     def sampled_score(self, problems: Sequence[Problem]) -> tuple[float, int]:
         """Share of `problems` solved by one sampled answer each, and how many tokens these answers have with

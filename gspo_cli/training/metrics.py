@@ -71,6 +71,8 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         "clip_ratio/region_mean": clipped,
         "clip_ratio/token": clipped,
         "clip_ratio/sequence": stats.clipped_sequences / sequences,
+        "clip_range/left": report.clip_range[0],
+        "clip_range/right": report.clip_range[1],
         "entropy": sums.entropy_sum / sums.entropy_tokens if sums.entropy_tokens else None,
         "grad_norm": mean(report.grad_norms),
         "learning_rate": report.learning_rate,
@@ -100,7 +102,34 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         }
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens
-    return metrics | _routing_metrics(sums)
+    return metrics | _shadow_metrics(report) | _length_metrics(report) | _routing_metrics(sums)
+
+
+def _shadow_metrics(report: UpdateReport) -> dict[str, Any]:
+    """Shares that another objective would have clipped, of what `clip_ratio` is of, and the correlation over
+    sequences between its weights and the run's own."""
+    metrics: dict[str, Any] = {}
+    for name, stats in report.sums.shadows.items():
+        metrics[f"shadow/{name}/clip_token"] = stats.clipped_tokens / max(1, report.tokens)
+        metrics[f"shadow/{name}/clip_sequence"] = stats.clipped_sequences / max(1, report.sequences)
+        metrics[f"shadow/{name}/weight_correlation"] = stats.correlation
+    return metrics
+
+
+def _length_metrics(report: UpdateReport) -> dict[str, Any]:
+    """Of the answers with at most and with more trained tokens than the median of their minibatch; None where
+    a half is empty (answers of one length are all short)."""
+    short = (report.short_tokens, report.short_sequences)
+    long = (report.tokens - report.short_tokens, report.sequences - report.short_sequences)
+    metrics: dict[str, Any] = {}
+    for name, (tokens, sequences), stats in (
+        ("short", short, report.sums.short),
+        ("long", long, report.sums.long),
+    ):
+        metrics[f"length/{name}_mean"] = tokens / sequences if sequences else None
+        metrics[f"clip_ratio/{name}"] = stats.clipped / tokens if tokens else None
+        metrics[f"ratio/{name}_std"] = stats.std
+    return metrics
 
 
 def _routing_metrics(sums: Sums) -> dict[str, Any]:

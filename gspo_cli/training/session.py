@@ -64,7 +64,7 @@ def run_training(
             "hardware.zero_stage=0"
         )
     trainer: Trainer | None = None
-    status = "failed"
+    status, threads = "failed", torch.get_num_threads()
     try:
         parts = build_parts(config, folder, reporter, reward, world)
         trainer = Trainer(config, parts, folder, reporter, track)
@@ -84,6 +84,7 @@ def run_training(
             f"resume={folder.path}"
         ) from error
     finally:
+        torch.set_num_threads(threads)  # the next run in this process begins as this one did
         summary = summarise(config, folder, trainer, status, reward_object=reward is not None)
         folder.write_summary(summary)
         if trainer is not None:
@@ -147,7 +148,7 @@ def load_for_training(
             policy = load_policy(source, model, hardware, adapter=last)
         else:
             policy = load_policy(source if last is None else str(last), model, hardware)
-        if config.algorithm.beta > 0 and not model.use_lora:
+        if config.keeps_reference:
             policy.keep_reference(load_policy(source, model, hardware).causal_model)
     return policy, strategy(policy, config)
 
@@ -178,8 +179,8 @@ def evaluate_only(
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
     conversations = Conversations(config, task, reward, engine, policy.chat)
-    record, answers = Evaluator(config, conversations).evaluate(problems, progress)
-    return record, [Sample.of(answer, 0) for answer in answers]
+    found = Evaluator(config, conversations).evaluate(problems, progress)
+    return found.record, [Sample.of(answer, 0) for answer in found.greedy]
 
 
 def load_trained(config: RunConfig, source: str, adapter: Path | None) -> Policy:

@@ -24,14 +24,16 @@ from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.clock import Clock
 from gspo_cli.training.conversing import Conversations
-from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.training.metrics import peak_memory_gb, rollout_metrics, update_metrics
+from gspo_cli.training.evaluation import Evaluation, Evaluator
+from gspo_cli.training.metrics import mean, peak_memory_gb, rollout_metrics, update_metrics
 from gspo_cli.training.monitor import Monitor
 from gspo_cli.training.problem_order import ProblemOrder
 from gspo_cli.training.sampler import GroupSampler
 from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.types import Problem
+
+SHOWN = 3  # held-out conversations kept of each evaluation: runs meet the same ones
 
 
 @dataclass
@@ -204,17 +206,20 @@ class Trainer:
         """Evaluate, record, and say whether this is the best so far."""
         state = self.state
         with clock.timing("eval"):
-            record, _ = self.evaluator.evaluate(
+            found = self.evaluator.evaluate(
                 self.parts.heldout_problems,
                 lambda done, total: self.reporter.stage("evaluation", done, total),
             )
+            kl = self._kl_to_initial(found)
         record = {
             "iteration": state.iteration,
-            **record,
+            **found.record,
+            "kl": kl,
             "num_tokens": state.num_tokens,
             "time/eval": clock.total,
         }
         self.folder.append("evals.jsonl", record)
+        self.folder.append("heldout.jsonl", {"iteration": state.iteration, **found.by_problem(SHOWN)})
         self.monitor.evals.append(record)
         self.track({f"eval/{name}": value for name, value in record.items()}, state.iteration)
         self.reporter.evaluation(record)
@@ -227,6 +232,14 @@ class Trainer:
             state.best_eval = record
         return improved
 
+    def _kl_to_initial(self, found: Evaluation) -> float | None:
+        """KL(policy || model before training) in nats per token: mean log ratio of the tokens of each sampled
+        held-out answer, averaged over answers. None where it is not measured."""
+        answers = [t for group in found.sampled for t in group if t.num_actions and t.excluded is None]
+        if not answers or not self.config.measures_kl:
+            return None
+        return mean(self.updater.reward_kl([Sample(answer, [0.0]) for answer in answers]))
+
     def _finish(self, status: str) -> str:
         """Make sure that the last iteration is saved."""
         last = self.checkpoints.last
@@ -236,6 +249,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.wall_seconds = self.wall_seconds
+        self.state.clip_range = self.updater.algorithm.clip_range
         self.checkpoints.save(self.updater, self.state)
 
     @property

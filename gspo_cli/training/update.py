@@ -6,15 +6,18 @@ numerical noise between two layouts is as large as GSPO's clip band."""
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gspo_cli.algorithm.calibration import calibrated, candidates
 from gspo_cli.algorithm.correction import engine_weights, weighted
 from gspo_cli.algorithm.objective import loss_denominator, policy_loss, reward_kl, sequence_log_ratio
+from gspo_cli.algorithm.shadow import Objective, ShadowStats, observe, shadow_objectives
 from gspo_cli.config.choices import OldLogprobs
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
@@ -56,32 +59,41 @@ class MicroBatch:
 class MiniBatch:
     """What one optimizer step learns from: this rank's micro-batches, as many on every rank. `denominator`,
     `tokens` and `sequences` count the trained answers of all ranks, also those that need no compute because
-    their advantage is 0; `computed` those that do need it."""
+    their advantage is 0; so do `median`, of their trained tokens, and `short_tokens` and `short_sequences`,
+    of those that are at most as long. `computed` counts those that do need compute."""
 
     micro_batches: list[MicroBatch]
     denominator: float
     tokens: int
     sequences: int
     computed: int
+    median: float
+    short_tokens: int
+    short_sequences: int
 
 
 class Updater:
     """Turns samples into optimizer steps of a strategy. `steps` counts them since the start of the run;
     `budget` is how many tokens a micro-batch may hold, `rate_factor` what rollbacks left of the learning
-    rate."""
+    rate, `algorithm` the configured one with the clip band in force."""
 
     def __init__(self, policy: Policy, config: RunConfig, strategy: Strategy | None = None) -> None:
         require_routing(policy.routing, config)
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.algorithm = policy, config, config.algorithm
         self.strategy = strategy or OneProcess(policy, config)
         self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
         self.budget = config.hardware.tokens_per_microbatch
+        self.shadows = shadow_objectives(config.algorithm, config.model.presets)
 
     def run(self, samples: Sequence[Sample], order: np.random.Generator, clock: Clock) -> UpdateReport:
         """Split `samples` (the same on every rank) into `updates_per_rollout` minibatches and take one
         optimizer step on each. The report is of all ranks."""
-        report = UpdateReport(with_kl=self.config.algorithm.kl_in_loss)
+        report = UpdateReport(
+            Sums(shadows={name: ShadowStats() for name in self.shadows}),
+            clip_range=self.algorithm.clip_range,
+            with_kl=self.config.algorithm.kl_in_loss,
+        )
         minibatches = self.minibatches(samples, order)
         with clock.timing("score"):
             report.sums += self._fitting(lambda: self._score(minibatches), minibatches, report)
@@ -90,9 +102,19 @@ class Updater:
                 self._step(index, minibatches, report)
                 report.tokens += minibatch.tokens
                 report.sequences += minibatch.sequences
+                report.short_tokens += minibatch.short_tokens
+                report.short_sequences += minibatch.short_sequences
             report.sums = sum(self.strategy.world.gather([report.sums]), start=Sums())
         report.tokens_per_microbatch = self.budget
+        if self.algorithm.is_calibrated:
+            fraction, widths = self.algorithm.clip_fraction, self.algorithm.clip_range
+            self.set_clip_range(calibrated(report.sums.candidates, report.tokens, fraction, widths))
         return report
+
+    def set_clip_range(self, widths: tuple[float | None, float | None]) -> None:
+        """The band from now on, as (left, right)."""
+        left, right = widths
+        self.algorithm = replace(self.algorithm, clip_range_left=left, clip_range_right=right)
 
     def minibatches(self, samples: Sequence[Sample], order: np.random.Generator) -> list[MiniBatch]:
         """Shuffled, equal parts, each cut into micro-batches. A group may be split: advantages are ready by
@@ -113,7 +135,12 @@ class Updater:
             s for s, n in zip(samples, counts, strict=True) if n > 0 and (everything or any(s.advantages))
         ]
         micro = [MicroBatch(self._collate(part)) for part in self._layout(needed)]
-        return MiniBatch(micro, denominator, sum(counts), sum(n > 0 for n in counts), len(needed))
+        trained = [n for n in counts if n > 0]
+        median = statistics.median(trained) if trained else 0.0
+        short = [n for n in trained if n <= median]
+        return MiniBatch(
+            micro, denominator, sum(trained), len(trained), len(needed), median, sum(short), len(short)
+        )
 
     @torch.no_grad()
     def reward_kl(self, samples: Sequence[Sample]) -> list[float]:
@@ -128,26 +155,24 @@ class Updater:
         return [values.get(place, 0.0) for place in range(len(samples))]
 
     def loss(
-        self, micro: MicroBatch, denominator: float, with_entropy: bool = False
+        self, micro: MicroBatch, denominator: float, first: bool = False, median: float = math.inf
     ) -> tuple[Tensor, Sums, Tensor]:
         """A micro-batch's share of the step's loss, what it adds to the report, and its log-probabilities
-        (B, T)."""
-        batch, algorithm = micro.batch, self.config.algorithm
-        logprobs, entropy = self._logprobs(batch, with_entropy)
+        (B, T). `first` and `median` are of its minibatch: the first one of an iteration, and the median of
+        its answers' trained tokens."""
+        batch, algorithm = micro.batch, self.algorithm
+        logprobs, entropy = self._logprobs(batch, first)
         # before the first step the old policy is this one: the ratio is exactly 1
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
         weights, judged = engine_weights(old, batch.sampling_logprobs, batch.action_mask, algorithm)
-        loss, stats = policy_loss(
-            logprobs,
-            old,
-            weighted(batch.advantages, weights, batch.action_mask, algorithm.ratio_level),
-            batch.action_mask,
-            algorithm,
-            denominator,
-            ref_logprobs=micro.ref_logprobs,
-        )
-        sums = Sums(stats, engine=judged)
-        if with_entropy:
+        advantages = weighted(batch.advantages, weights, batch.action_mask, algorithm.ratio_level)
+        scored = (logprobs, old, advantages, batch.action_mask)
+        loss, stats = policy_loss(*scored, algorithm, denominator, ref_logprobs=micro.ref_logprobs)
+        seen = observe(*scored, Objective.of(algorithm), self.shadows, median, compare_weights=not first)
+        sums = Sums(stats, engine=judged, shadows=seen.shadows, short=seen.short, long=seen.long)
+        if algorithm.is_calibrated:
+            sums.candidates = (candidates(*scored, algorithm),)
+        if first:
             sums.entropy_sum = entropy[batch.action_mask].sum().item()
             sums.entropy_tokens = int(batch.action_mask.sum())
         return loss, sums, logprobs.detach()
@@ -212,7 +237,7 @@ class Updater:
         with self.policy.updating():
             for micro in minibatch.micro_batches:
                 with self.policy.routing.watched(micro.experts if replay else None, balance) as routed:
-                    loss, sums, logprobs = self.loss(micro, minibatch.denominator, with_entropy=first)
+                    loss, sums, logprobs = self.loss(micro, minibatch.denominator, first, minibatch.median)
                     if balance and micro.batch.action_mask[:, 1:].any():
                         loss = loss + self._balance_loss(routed, micro.batch, minibatch.computed, sums)
                     self.strategy.backward(loss)

@@ -1,0 +1,90 @@
+"""Clip calibration: the widths of the band that would have clipped a given share of the trained tokens of an
+iteration, from the ratios that its updates met.
+
+Algorithms whose ratios spread differently are so compared at an equal clip fraction, beside the widths of the
+paper. The first iteration takes the configured widths; each later one those that fit the one before it.
+
+Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`; N candidates for a clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gspo_cli.algorithm.objective import clip_sides, sequence_log_ratio, token_log_ratio
+from gspo_cli.config.choices import RatioLevel
+from gspo_cli.config.schema import AlgorithmConfig
+
+NARROWEST = 1e-8  # a width of 0 is none
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a band of no width would clip: `deviation` is ratio - 1, below 0 where it would be from below, and
+    `tokens` how many trained tokens go with it (1 for a token ratio). Both (N,) float32, without an order."""
+
+    deviation: np.ndarray
+    tokens: np.ndarray
+
+
+@torch.no_grad()
+def candidates(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    action_mask: Tensor,
+    algorithm: AlgorithmConfig,
+) -> Candidates:
+    """Three (B, T), advantages (B, 1) or (B, T) as the ratio level takes them -> those of a micro-batch."""
+    log_ratio = token_log_ratio(logprobs.detach(), old_logprobs, action_mask)
+    per_token = algorithm.ratio_level is RatioLevel.token
+    at_level = log_ratio if per_token else sequence_log_ratio(log_ratio, action_mask)
+    deviation = torch.expm1(at_level)  # exact near 0, where the GSPO band lies
+    low, high = clip_sides(deviation, advantages, algorithm.clip_mode, (0.0, 0.0))
+    would_clip = (low | high) & action_mask  # (B, T)
+    if per_token:
+        found = deviation[would_clip]
+        tokens = torch.ones_like(found)
+    else:
+        tokens = would_clip.sum(dim=1).float()
+        found, tokens = deviation[tokens > 0, 0], tokens[tokens > 0]
+    return Candidates(found.float().cpu().numpy(), tokens.cpu().numpy())
+
+
+def calibrated(
+    seen: Sequence[Candidates],
+    trained_tokens: int,
+    fraction: float,
+    widths: tuple[float | None, float | None],
+) -> tuple[float | None, float | None]:
+    """Widths (left, right) for the next iteration, in place of `widths`.
+
+    Each bounded side is to clip its equal part of `fraction` of all `trained_tokens` (those of A = 0 and of
+    the first minibatch included): half from below and half from above, or all on the one side that has a
+    bound. At most that many are clipped: the ratio at the quantile itself is not. A side with fewer
+    candidates than it is to clip takes the smallest deviation among them, at least 1e-8; one without any
+    stays. A side without a bound stays without. The left width is at most 1: a ratio is never below 0."""
+    deviation = np.concatenate([np.empty(0, np.float32), *(part.deviation for part in seen)])
+    tokens = np.concatenate([np.empty(0, np.float32), *(part.tokens for part in seen)])
+    bounded = [width for width in widths if width is not None]
+    to_clip = fraction * trained_tokens / max(1, len(bounded))
+    left, right = (
+        width if width is None else _width(np.abs(deviation[side]), tokens[side], to_clip, width)
+        for side, width in zip((deviation < 0, deviation > 0), widths, strict=True)
+    )
+    return left if left is None else min(1.0, left), right
+
+
+def _width(distances: np.ndarray, tokens: np.ndarray, to_clip: float, present: float) -> float:
+    """The weighted quantile of `distances` (N,) beyond which at most `to_clip` of `tokens` (N,) lie."""
+    total = float(tokens.sum(dtype=np.float64))
+    if total == 0:
+        return present
+    share = max(0.0, 1 - to_clip / total)
+    width = float(np.quantile(distances.astype(np.float64), share, weights=tokens, method="inverted_cdf"))
+    return max(NARROWEST, width) if math.isfinite(width) else present

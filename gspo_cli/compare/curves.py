@@ -1,0 +1,189 @@
+"""The charts of a comparison: interquartile means over seeds with bootstrap intervals. Pure.
+
+Shapes: P points of a curve, n runs of an arm. Curves hold as many points as a figure can show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from gspo_cli.compare.outcomes import Budget, score_curve, seconds_at, tokens_at
+from gspo_cli.compare.result import Chart, Series
+from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.statistics import estimates
+from gspo_cli.run.history import number_of
+
+POINTS = 60
+Arms = Mapping[str, Sequence[StoredRun]]
+SHORTER = "A run that ended before the budget keeps its last score."
+
+# key, title, label of the axis, metric, whether values span decades
+METRICS = (
+    ("reward", "Training reward", "reward", "reward", False),
+    ("clip_token", "Clipped tokens", "share of trained tokens", "clip_ratio/token", True),
+    ("clip_sequence", "Clipped answers", "share of answers", "clip_ratio/sequence", True),
+    ("ratio_std", "Spread of the ratio", "standard deviation", "ratio/std", True),
+    ("grad_norm", "Gradient norm", "norm", "grad_norm", True),
+    ("entropy", "Entropy", "nats per token", "entropy", False),
+    ("length", "Answer length", "tokens", "completions/mean_length", False),
+    ("expert_change", "Expert change", "share of token-layer pairs", "moe/expert_change", False),
+    ("repetition", "Repetition", "share of 4-grams", "completions/repetition", False),
+)
+
+
+def charts(arms: Arms, budget: Budget, level: float) -> list[Chart]:
+    """All charts for which there is data."""
+    iterations, tokens = "iteration", "sampled tokens"
+    found = [
+        _held_out("held_out", "Held-out score", iterations, _over_iterations(arms, budget), level),
+        *(_metric_chart(arms, budget, level, *row) for row in METRICS),
+        _held_out("held_out_tokens", "Held-out score over sampled tokens", tokens,
+                  _over_tokens(arms, budget), level),
+        _held_out("held_out_time", "Held-out score over training time", "seconds",
+                  _over_seconds(arms, budget), level),
+        _over_kl(arms, budget, level),
+    ]  # fmt: skip
+    return [chart for chart in found if chart is not None]
+
+
+Curves = Mapping[str, tuple[Sequence[float], np.ndarray]]  # arm -> x (P,), values (P, n)
+
+
+def _held_out(key: str, title: str, x_label: str, curves: Curves | None, level: float) -> Chart | None:
+    if curves is None:
+        return None
+    series = [_series(name, x, values, level) for name, (x, values) in curves.items()]
+    return Chart(key, title, x_label, "held-out score", series, note=SHORTER)
+
+
+def _series(name: str, x: Sequence[float], values: np.ndarray, level: float) -> Series:
+    points = estimates(values, level)
+    return Series(
+        name,
+        list(map(float, x)),
+        [p.value for p in points],
+        [p.low for p in points],
+        [p.high for p in points],
+    )
+
+
+def _grid(runs: Sequence[StoredRun], end: int) -> list[int]:
+    """Iterations of the evaluations of any of the runs, thinned to POINTS, the ends kept."""
+    places = sorted({place for run in runs for place in score_curve(run, end)[0]})
+    if places[-1] < end:
+        places.append(end)
+    if len(places) <= POINTS:
+        return places
+    return [places[round(i)] for i in np.linspace(0, len(places) - 1, POINTS)]
+
+
+def _scores_at(runs: Sequence[StoredRun], end: int, grid: Sequence[float], position: Sequence) -> np.ndarray:
+    """Scores of each run at `grid`, linear between evaluations, whose places `position` gives. (P, n)"""
+    columns = []
+    for run, at in zip(runs, position, strict=True):
+        places, scores = score_curve(run, end)
+        columns.append(np.interp(grid, [at(place) for place in places], scores))
+    return np.stack(columns, axis=1)
+
+
+def _over_iterations(arms: Arms, budget: Budget) -> Curves:
+    found = {}
+    for name, runs in arms.items():
+        grid, same = _grid(runs, budget.iterations), [lambda place: place] * len(runs)
+        found[name] = grid, _scores_at(runs, budget.iterations, grid, same)
+    return found
+
+
+def _over_tokens(arms: Arms, budget: Budget) -> Curves:
+    def position(run: StoredRun) -> Callable[[int], float]:
+        return lambda place: tokens_at(run, place)
+
+    found = {}
+    for name, runs in arms.items():
+        grid = np.linspace(0, budget.tokens, max(2, len(_grid(runs, budget.iterations))))
+        at = [position(run) for run in runs]
+        found[name] = grid.tolist(), _scores_at(runs, budget.iterations, grid, at)
+    return found
+
+
+def _over_seconds(arms: Arms, budget: Budget) -> Curves | None:
+    """Each arm to the time of its fastest run that used up the budget; None where iterations were not
+    timed."""
+    clocks = {id(run): _clock(run, budget.iterations) for runs in arms.values() for run in runs}
+    if any(clock is None for clock in clocks.values()):
+        return None
+    found = {}
+    for name, runs in arms.items():
+        whole = [run for run in runs if run.iterations >= budget.iterations] or runs
+        end = min(clocks[id(run)][-1] for run in whole)
+        grid = np.linspace(0, end, max(2, len(_grid(runs, budget.iterations))))
+        at = [_reader(clocks[id(run)]) for run in runs]
+        found[name] = grid.tolist(), _scores_at(runs, budget.iterations, grid, at)
+    return found
+
+
+def _clock(run: StoredRun, end: int) -> list[float] | None:
+    """Seconds of training after each iteration, the start included."""
+    if seconds_at(run, end) is None:
+        return None
+    times = [number_of(record, "time/iteration") or 0.0 for record in run.metrics[:end]]
+    return [0.0, *np.cumsum(times).tolist()]
+
+
+def _reader(clock: Sequence[float]) -> Callable[[int], float]:
+    return lambda place: clock[min(place, len(clock) - 1)]
+
+
+def _over_kl(arms: Arms, budget: Budget, level: float) -> Chart | None:
+    """The mean score against the mean KL of the same evaluation, in the order of training."""
+    series = []
+    for name, runs in arms.items():
+        grid = _grid(runs, budget.iterations)
+        kls = [_kl_curve(run, budget.iterations) for run in runs]
+        if any(kl is None for kl in kls):
+            continue
+        x = np.mean([np.interp(grid, places, values) for places, values in kls], axis=0)
+        same = [lambda place: place] * len(runs)
+        series.append(_series(name, x.tolist(), _scores_at(runs, budget.iterations, grid, same), level))
+    if not series:
+        return None
+    note = f"Mean KL over seeds at each evaluation, in the order of training. {SHORTER}"
+    title, x_label = "Held-out score over KL to the initial policy", "nats per token"
+    return Chart("held_out_kl", title, x_label, "held-out score", series, note=note)
+
+
+def _kl_curve(run: StoredRun, end: int) -> tuple[list[int], list[float]] | None:
+    known = [(r["iteration"], kl) for r in run.evals if (kl := number_of(r, "kl")) is not None]
+    inside = [pair for pair in known if pair[0] <= end]
+    return ([place for place, _ in inside], [kl for _, kl in inside]) if len(inside) >= 2 else None
+
+
+def _metric_chart(
+    arms: Arms, budget: Budget, level: float, key: str, title: str, y_label: str, metric: str, log_y: bool
+) -> Chart | None:
+    series = []
+    size = max(1, math.ceil(budget.iterations / POINTS))
+    edges = [*range(0, budget.iterations, size), budget.iterations]
+    middles = [(start + 1 + stop) / 2 for start, stop in pairwise(edges)]
+    for name, runs in arms.items():
+        values = np.stack([_binned(run, metric, edges) for run in runs], axis=1)
+        if np.isfinite(values).any():
+            series.append(_series(name, middles, values, level))
+    if not series:
+        return None
+    note = f"Means of {size} iterations. " if size > 1 else ""
+    ended = any(run.iterations < budget.iterations for runs in arms.values() for run in runs)
+    note += "Over the runs that were still going." if ended else ""
+    return Chart(key, title, "iteration", y_label, series, log_y, note.strip())
+
+
+def _binned(run: StoredRun, metric: str, edges: Sequence[int]) -> np.ndarray:
+    """Mean of the finite values between edges; nan where there is none. (P,)"""
+    found = []
+    for start, stop in pairwise(edges):
+        values = [v for record in run.metrics[start:stop] if (v := number_of(record, metric)) is not None]
+        found.append(sum(values) / len(values) if values else math.nan)
+    return np.array(found)

@@ -1,0 +1,228 @@
+"""What is measured of each run, in one number per outcome. Pure.
+
+Score and length are per held-out problem and per answer; clip shares are of trained tokens or answers. A run
+that stopped early or collapsed keeps its last score to the end of the budget."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from gspo_cli.compare.result import Outcome
+from gspo_cli.compare.runs import StoredRun
+from gspo_cli.run.diagnosis import diagnose
+from gspo_cli.run.history import WINDOW, Record, Severity, number_of
+from gspo_cli.run.rules import SPIKE
+
+PRIMARY = "final_score"
+END = 0.1  # share of the iterations that count as the end of a run, at least
+FEW = 3  # iterations
+RISE = 0.8  # of the way from the first to the mean final score: the threshold where none is given
+
+# outcome -> metric whose mean over iterations it is
+MEANS = {
+    "clip_token": "clip_ratio/token",
+    "clip_sequence": "clip_ratio/sequence",
+    "ratio_std": "ratio/std",
+    "clip_short": "clip_ratio/short",
+    "clip_long": "clip_ratio/long",
+    "ratio_short": "ratio/short_std",
+    "ratio_long": "ratio/long_std",
+    "expert_change": "moe/expert_change",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all runs are compared at: `iterations` (the fewest that a run was given), `tokens` sampled (the
+    fewest of any run that used its budget up), and the held-out `threshold`, None where no run rose."""
+
+    iterations: int
+    tokens: float
+    threshold: float | None
+
+
+def outcomes(budget: Budget, samples: int) -> list[Outcome]:
+    """All outcomes, the primary one first; `samples` is the k of pass@k."""
+    end, half = f"iteration {budget.iterations}", "by trained tokens, within each minibatch"
+    known = budget.threshold is not None
+    threshold = f"{budget.threshold:.3f}" if known else "a threshold (none: no run rose)"
+    rows = [
+        (PRIMARY, "held-out score", "share", "higher", f"problems solved greedily, at {end}"),
+        ("score_at_tokens", "held-out score at equal tokens", "share", "higher",
+         f"at {budget.tokens:,.0f} sampled tokens, linear between evaluations"),
+        ("auc", "mean held-out score", "share", "higher", f"over iterations 0 to {budget.iterations}"),
+        ("best_score", "best held-out score", "share", "higher", "of all evaluations"),
+        ("final_reward", "training reward at the end", "reward", "higher", "last tenth of the iterations"),
+        ("pass_at_k", f"pass@{samples}", "share", "higher", f"held-out, sampled answers, at {end}"),
+        ("steps_to_threshold", "iterations to threshold", "iterations", "lower", f"held-out {threshold}"),
+        ("tokens_to_threshold", "tokens to threshold", "tokens", "lower", f"held-out {threshold}"),
+        ("worst_drop", "worst drop", "share", "lower", "of the held-out score below its best before"),
+        ("collapses", "collapses", "count", "lower", "rollbacks, and whether the run ended collapsed"),
+        ("grad_spikes", "gradient spikes", "count", "lower", f"iterations over {SPIKE:g} times the median"),
+        ("clip_token", "clipped tokens", "share", "none", "of trained tokens, mean over iterations"),
+        ("clip_sequence", "clipped answers", "share", "none", "of answers, mean over iterations"),
+        ("ratio_std", "spread of the ratio", "", "none", "standard deviation at the algorithm's own level"),
+        ("clip_short", "clipped tokens, short answers", "share", "none", f"shorter half {half}"),
+        ("clip_long", "clipped tokens, long answers", "share", "none", f"longer half {half}"),
+        ("ratio_short", "spread of the ratio, short answers", "", "none", f"shorter half {half}"),
+        ("ratio_long", "spread of the ratio, long answers", "", "none", f"longer half {half}"),
+        ("expert_change", "expert change", "share", "none",
+         "token-layer pairs whose experts changed since the rollout"),
+        ("length_final", "answer length at the end", "tokens", "none", "sampled tokens per conversation"),
+        ("length_change", "change of answer length", "tokens", "none", "last tenth minus first tenth"),
+        ("kl_final", "KL to the initial policy", "nats/token", "none", f"held-out answers, at {end}"),
+        ("tokens_per_second", "sampling and training speed", "tokens/s", "none", "without evaluation"),
+        ("wall_seconds", "training time", "s", "none", "without evaluation"),
+        ("num_tokens", "sampled tokens", "tokens", "none", f"up to {end}"),
+    ]  # fmt: skip
+    return [Outcome(*row) for row in rows]
+
+
+def resolutions(problems: int) -> dict[str, float]:
+    """The step in which an outcome is counted; what is not here varies continuously."""
+    scores = (PRIMARY, "score_at_tokens", "auc", "best_score", "worst_drop", "pass_at_k")
+    steps = ("collapses", "grad_spikes", "num_tokens")
+    return dict.fromkeys(scores, 1 / problems) | dict.fromkeys(steps, 1.0)
+
+
+def budget_of(runs: Sequence[StoredRun], threshold: float | None) -> Budget:
+    """The common budget; a `threshold` of None becomes RISE of the way from the first to the mean final
+    score."""
+    iterations = min(run.planned for run in runs)
+    whole = [run for run in runs if run.iterations >= iterations] or list(runs)
+    tokens = min(tokens_at(run, iterations) for run in whole)
+    if threshold is None:
+        ends = [score_curve(run, iterations) for run in runs]
+        first, last = fmean(scores[0] for _, scores in ends), fmean(scores[-1] for _, scores in ends)
+        threshold = first + RISE * (last - first) if last > first else None
+    return Budget(iterations, tokens, threshold)
+
+
+def score_curve(run: StoredRun, until: int) -> tuple[list[int], list[float]]:
+    """Iterations of the evaluations that gave a score, and the scores; at least one, the first, even where
+    it came after `until`."""
+    scored = [(r["iteration"], s) for r in run.evals if (s := number_of(r, "score")) is not None]
+    inside = [pair for pair in scored if pair[0] <= until] or scored[:1]
+    return [place for place, _ in inside], [score for _, score in inside]
+
+
+def last_evaluation(run: StoredRun, until: int) -> Record:
+    """The newest evaluation with a score at or before `until`."""
+    place = score_curve(run, until)[0][-1]
+    return next(record for record in run.evals if record["iteration"] == place)
+
+
+def tokens_at(run: StoredRun, iteration: int) -> float:
+    """Tokens sampled up to `iteration`, or to the end of a shorter run."""
+    if iteration == 0:
+        return 0.0
+    return number_of(run.metrics[min(iteration, run.iterations) - 1], "num_tokens") or 0.0
+
+
+def seconds_at(run: StoredRun, iteration: int) -> float | None:
+    """Seconds of training up to `iteration`; None where iterations were not timed."""
+    times = [number_of(record, "time/iteration") for record in run.metrics[:iteration]]
+    return None if None in times else sum(times)
+
+
+def measure(run: StoredRun, budget: Budget) -> dict[str, float | None]:
+    """Every outcome of one run; None where it was not measured, or not reached."""
+    metrics = run.metrics[: budget.iterations]
+    places, scores = score_curve(run, budget.iterations)
+    last = last_evaluation(run, budget.iterations)
+    lengths = column(metrics, "completions/mean_length")
+    tokens, seconds = tokens_at(run, budget.iterations), seconds_at(run, budget.iterations)
+    return {
+        PRIMARY: scores[-1],
+        "score_at_tokens": float(np.interp(budget.tokens, [tokens_at(run, p) for p in places], scores)),
+        "auc": _mean_over(places, scores, budget.iterations),
+        "best_score": max(scores),
+        "final_reward": _mean(column(metrics, "reward")[-_few(metrics) :]),
+        "pass_at_k": number_of(last, f"pass@{run.config['evaluation']['samples']}"),
+        **_to_threshold(run, budget, places, scores),
+        "worst_drop": max(max(scores[: i + 1]) - score for i, score in enumerate(scores)),
+        "collapses": float(collapses(run, budget)),
+        "grad_spikes": float(spikes(column(metrics, "grad_norm"))),
+        **{key: _mean(column(metrics, metric)) for key, metric in MEANS.items()},
+        "length_final": _mean(lengths[-_few(metrics) :]),
+        "length_change": fmean(lengths[-_few(metrics) :]) - fmean(lengths[: _few(metrics)])
+        if lengths
+        else None,
+        "kl_final": number_of(last, "kl"),
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "wall_seconds": seconds,
+        "num_tokens": tokens,
+    }
+
+
+def column(metrics: Sequence[Record], name: str) -> list[float]:
+    """Finite values of a metric, in order."""
+    return [value for record in metrics if (value := number_of(record, name)) is not None]
+
+
+def collapses(run: StoredRun, budget: Budget) -> int:
+    """Rollbacks within the budget, and one more where the run ended collapsed there."""
+    metrics = run.metrics[: budget.iterations]
+    back = len(column(metrics, "rolled_back_to"))
+    evals = [record for record in run.evals if record["iteration"] <= budget.iterations]
+    found = diagnose(run.config, metrics, evals)
+    stopped = run.status == "collapsed" and run.iterations <= budget.iterations
+    return back + (stopped or any(finding.severity is Severity.collapse for finding in found))
+
+
+def spikes(norms: Sequence[float]) -> int:
+    """Gradient norms over SPIKE times the median of those before, from the WINDOW-th on."""
+    before: list[float] = []
+    count = 0
+    for norm in norms:
+        size = len(before)
+        if size >= WINDOW:
+            usual = (before[(size - 1) // 2] + before[size // 2]) / 2
+            count += norm > SPIKE * usual > 0
+        insort(before, norm)
+    return count
+
+
+def _few(metrics: Sequence[Record]) -> int:
+    return max(FEW, round(END * len(metrics)))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _mean_over(places: Sequence[int], scores: Sequence[float], end: int) -> float:
+    """Trapezoid rule from the first evaluation to `end`, divided by its width."""
+    if places[-1] < end:
+        places, scores = [*places, end], [*scores, scores[-1]]
+    width = places[-1] - places[0]
+    return float(np.trapezoid(scores, places)) / width if width else scores[-1]
+
+
+def _to_threshold(
+    run: StoredRun, budget: Budget, places: Sequence[int], scores: Sequence[float]
+) -> Mapping[str, float | None]:
+    keys = ("steps_to_threshold", "tokens_to_threshold")
+    if budget.threshold is None:
+        return dict.fromkeys(keys)
+    return {
+        key: crossing(xs, scores, budget.threshold)
+        for key, xs in zip(keys, (places, [tokens_at(run, place) for place in places]), strict=True)
+    }
+
+
+def crossing(xs: Sequence[float], scores: Sequence[float], threshold: float) -> float | None:
+    """Where the score first is `threshold`, linear between evaluations; None where it never is."""
+    best = np.maximum.accumulate(scores).tolist()
+    place = bisect_left(best, threshold)
+    if place == len(best):
+        return None
+    if place == 0:
+        return float(xs[0])
+    before, after = scores[place - 1], scores[place]
+    return xs[place - 1] + (xs[place] - xs[place - 1]) * (threshold - before) / (after - before)

@@ -1,0 +1,126 @@
+"""The headline and the methods of a comparison, in sentences. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gspo_cli.compare.outcomes import FEW, PRIMARY, RISE, Budget
+from gspo_cli.compare.result import Arm, Contrast, Estimate, Outcome, Verdict
+from gspo_cli.compare.statistics import MOST_SEEDS, PERMUTATIONS, POWER, RESAMPLES
+from gspo_cli.run.rules import SPIKE
+from gspo_cli.run.words import number, share
+
+FOUND = (Verdict.higher, Verdict.lower)
+
+
+def headline(
+    arms: Sequence[Arm],
+    contrasts: Sequence[Contrast],
+    outcomes: Sequence[Outcome],
+    budget: Budget,
+    voided: Sequence[str],
+    value: Callable[[str, str], Estimate],
+) -> list[str]:
+    """The verdict in sentences: the primary outcome of each arm, then the rest in a line, then clipping and
+    collapses."""
+    said = []
+    if voided:
+        said.append("No verdict: the runs differ in more than algorithm and seed, or did not start alike.")
+    for contrast in contrasts:
+        if contrast.outcome == PRIMARY:
+            said.append(
+                f"Held-out score after {budget.iterations} iterations, {contrast.arm_name} against "
+                f"{contrast.baseline_name} ({share(contrast.arm.value)} and "
+                f"{share(contrast.baseline.value)}): "
+                f"{contrast.sentence}."
+            )
+    if not voided:
+        said += [_rest(arm.name, contrasts, outcomes) for arm in arms[:-1]]
+    clipped = [
+        f"{arm.name} {number(value(arm.name, 'clip_token').value)}"
+        for arm in arms
+        if value(arm.name, "clip_token").value is not None
+    ]
+    if clipped:
+        said.append(f"Share of trained tokens that were clipped: {', '.join(clipped)}.")
+    collapses = {arm.name: sum(run.outcomes["collapses"] or 0 for run in arm.runs) for arm in arms}
+    if any(collapses.values()):
+        listed = ", ".join(f"{arm.name} {collapses[arm.name]:.0f} in {len(arm.runs)} runs" for arm in arms)
+        said.append(f"Collapses: {listed}.")
+    return [sentence for sentence in said if sentence]
+
+
+def _rest(name: str, contrasts: Sequence[Contrast], outcomes: Sequence[Outcome]) -> str:
+    """How the other outcomes that have a better direction came out for one arm."""
+    directed = {o.key: o for o in outcomes if o.better != "none" and o.key != PRIMARY}
+    own = [c for c in contrasts if c.arm_name == name and c.outcome in directed and c.verdict != Verdict.void]
+    if not own:
+        return ""
+    found = [c for c in own if c.verdict in FOUND]
+    if not found:
+        return f"In none of {len(own)} further outcomes is {name} distinguishable."
+    better = [directed[c.outcome].title for c in found if c.verdict.value == directed[c.outcome].better]
+    worse = [directed[c.outcome].title for c in found if c.verdict.value != directed[c.outcome].better]
+    parts = [
+        f"{word} in {len(titles)} ({', '.join(titles)})"
+        for word, titles in (("better", better), ("worse", worse))
+        if titles
+    ]
+    parts.append(f"not distinguishable in {len(own) - len(found)}")
+    return f"Of {len(own)} further outcomes {name} is {', '.join(parts)}."
+
+
+def methods(budget: Budget, level: float, paired: bool, threshold: float | None) -> list[str]:
+    """How each number is made; `threshold` is the one that was given, `paired` whether any contrast is."""
+    return [
+        f"All runs are compared at {budget.iterations} iterations, the fewest that one of them was given; at "
+        f"equal tokens means at {budget.tokens:,.0f} sampled tokens.",
+        "A run that collapsed or stopped early counts: its last held-out score is carried to the end of the "
+        "budget; means over iterations are over those that it made.",
+        _threshold(budget, threshold),
+        f"Training reward at the end: mean of the last tenth of the iterations, {FEW} at least. Gradient "
+        f"spikes: iterations whose norm is over {SPIKE:g} times the median before. Collapses: rollbacks, and "
+        "whether gspo-doctor finds the policy lost at the end.",
+        "Clip shares are of all trained tokens or answers, those with advantage 0 counted as not clipped; "
+        "answers are short or long within their minibatch.",
+        *_statistics(level, paired),
+    ]
+
+
+def _threshold(budget: Budget, given: float | None) -> str:
+    if budget.threshold is None:
+        return "There is no threshold to reach: the held-out score did not rise."
+    where = "was given"
+    if given is None:
+        where = f"is {RISE:.0%} of the way from the mean first to the mean final score"
+    return (
+        f"The threshold of {budget.threshold:.3f} {where}; where it is reached is linear between "
+        "evaluations. A contrast of it is made only where all runs reached it; the value of an arm is of "
+        "those that did."
+    )
+
+
+def _statistics(level: float, paired: bool) -> list[str]:
+    arms = "paired by seed where arms share seeds" if paired else "of arms that share too few seeds to pair"
+    return [
+        "The value of an arm is the interquartile mean over seeds (scipy.stats.trim_mean, a quarter cut from "
+        "each end; under 4 seeds nothing is cut).",
+        f"Its interval is the percentile bootstrap's at level {level:g}: seeds resampled within each arm, "
+        f"{RESAMPLES} times, from a fixed seed. With few seeds such intervals are too narrow; the t "
+        "intervals of differences are not.",
+        f"Differences are means over all seeds of arm minus baseline with their t interval, {arms} "
+        f"(scipy.stats.{'ttest_rel; else Welch, ttest_ind' if paired else 'ttest_ind, Welch'}).",
+        "Spread is not taken to be below that of rounding to the steps in which an outcome is counted (one "
+        "problem, one event). A continuous outcome that differs by the same amount in all n seeds is judged "
+        "by the sign test, p = 2 x 0.5^n.",
+        "The primary outcome, the held-out score at the budget's end, is tested alone at "
+        f"{1 - level:.2g} (adjusted over arms where there are several). The other outcomes of which one "
+        "direction is better are adjusted together, and so are those that only describe (Benjamini and "
+        "Hochberg, scipy.stats.false_discovery_control).",
+        "Seeds needed: how many each arm needs for a difference of the size and spread seen here to be found "
+        f"with {POWER:.0%} power (noncentral t, at the adjusted level; none above {MOST_SEEDS}). It is "
+        "itself an estimate from few seeds.",
+        "Held-out problems: the share of shared seeds that solve each, and a paired permutation test over "
+        f"problems (scipy.stats.permutation_test, {PERMUTATIONS} draws): it is about other problems, not "
+        "about other seeds.",
+    ]

@@ -1,0 +1,142 @@
+"""Which run a folder holds: a fingerprint of what is computed, and how far it is. Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from gspo_cli.config.choices import OnCollapse
+from gspo_cli.config.compose import load_saved
+from gspo_cli.errors import UserError
+from gspo_cli.run.files import write_atomically
+from gspo_cli.run.folder import RunFolder
+
+RESUMABLE = (  # what may change when a run is resumed: nothing of what is computed
+    "training.num_outer_iterations",
+    "training.on_collapse",
+    "evaluation.",
+    "checkpoint.",
+    "logging.",
+    "hardware.threads",
+    "hardware.tokens_per_microbatch",
+    "hardware.processes",
+    "hardware.zero_stage",
+    "hardware.offload",
+    "hardware.nodes",
+    "rollout.batch_size",
+)
+MEASURED = (  # of these a comparison of runs sees the effect: when it ends, what is evaluated, rounding
+    "training.num_outer_iterations",
+    "training.on_collapse",
+    "evaluation.",
+    "hardware.tokens_per_microbatch",
+    "rollout.batch_size",
+)
+
+
+class State(Enum):
+    """What a folder holds of a run: nothing, a part of it (perhaps the configuration alone), or all."""
+
+    new = "new"
+    started = "started"
+    complete = "complete"
+
+
+def matches(key: str, patterns: tuple[str, ...]) -> bool:
+    """Whether `key` is one of `patterns`, or below one that ends with a dot."""
+    return any(key == each or (each.endswith(".") and key.startswith(each)) for each in patterns)
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key. Lists and empty sections are values."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a resolved configuration that make a run what it is, by dotted key: all but where it
+    runs, what it shows and what it saves."""
+    ignored = tuple(key for key in RESUMABLE if key not in MEASURED)
+    values = leaves(config)
+    if values.get("training.on_collapse") == OnCollapse.rollback.value:  # to the checkpoints that there are
+        ignored = tuple(key for key in ignored if key != "checkpoint.")
+    return {key: value for key, value in values.items() if key != "resume" and not matches(key, ignored)}
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """The same for two runs that compute and measure the same: sha256 of `computed`, as canonical JSON."""
+    text = json.dumps(computed(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys of `computed` in which two resolved configurations differ, sorted."""
+    absent = object()
+    first, second = computed(one), computed(other)
+    keys = first.keys() | second.keys()
+    return sorted(key for key in keys if first.get(key, absent) != second.get(key, absent))
+
+
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run folder. Raises UserError where there is none."""
+    return OmegaConf.to_container(load_saved(RunFolder(folder).config), resolve=True)
+
+
+def state_of(folder: Path) -> State:
+    """How far the run in `folder` is. A run that stopped early or collapsed is over. Raises UserError where
+    its files cannot be read."""
+    run = RunFolder(folder)
+    if not run.config.exists():
+        return State.new
+    summary = read_summary(folder)
+    if summary is None:
+        return State.started
+    if summary["status"] in ("stopped_early", "collapsed"):
+        return State.complete
+    total = saved_settings(folder)["training"]["num_outer_iterations"]
+    over = summary["status"] == "completed" and summary["iterations"] >= total
+    return State.complete if over else State.started
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """summary.json of a run folder; None where there is none. Raises UserError where it is not JSON."""
+    path = folder / "summary.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); restore or remove the file") from error
+
+
+def prepare(folder: Path, config_yaml: str) -> State:
+    """Make `folder` ready for the run of a resolved configuration, so that `gspo-train resume=<folder>`
+    starts or continues it. Returns the state it was found in; what is complete is left as it is.
+
+    Raises UserError where it holds another run, or cannot be written."""
+    state = state_of(folder)
+    run = RunFolder(folder)
+    if state is State.new:
+        run.create(config_yaml)
+        return state
+    wanted = OmegaConf.to_container(OmegaConf.create(config_yaml), resolve=True)
+    other = differences(saved_settings(folder), wanted)
+    if other:
+        raise UserError(
+            f"{folder}: holds a run with another configuration ({', '.join(other[:3])}"
+            f"{', ...' if other[3:] else ''}); choose another folder, or give the settings that it began with"
+        )
+    if state is State.started:
+        write_atomically(run.config, config_yaml)
+    return state
