@@ -1,7 +1,7 @@
-"""The launcher `queue` of gspo-cli. Hydra looks for launchers in the namespace hydra_plugins alone, and imports
-this at the start of every program that uses it: what is heavy is imported when a sweep begins.
+"""The launcher `queue` of gspo-cli. Hydra looks for launchers in the namespace hydra_plugins alone, and
+imports this at the start of every program that uses it: what is heavy is imported when a sweep begins.
 
-Annotations are not postponed: Hydra runs a plugin's module before it is one of sys.modules, in which dataclass
+Annotations are not postponed: Hydra runs a plugin's module before it is one of sys.modules, where dataclass
 would look for their names."""
 
 from collections.abc import Sequence

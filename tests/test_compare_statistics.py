@@ -14,7 +14,7 @@ from scipy import stats
 from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.contrasts import contrasts
 from gspo_cli.compare.outcomes import PRIMARY, budget_of, crossing, measure, outcomes, resolutions, spikes
-from gspo_cli.compare.result import Verdict
+from gspo_cli.compare.result import Outcome, Verdict
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.statistics import (
     adjusted,
@@ -168,6 +168,8 @@ def test_pairs_are_tested_by_student_and_others_by_welch():
     exact = stats.ttest_ind(arm, baseline, equal_var=False)
     assert apart.p == exact.pvalue
     assert (apart.low, apart.high) == pytest.approx(tuple(exact.confidence_interval(LEVEL)))
+    two_of_three = mean_difference({0: 1.0, 1: 2.0, 2: 9.0}, {1: 1.5, 2: 8.0, 3: 7.0}, LEVEL)
+    assert (two_of_three.paired, two_of_three.runs, two_of_three.mean) == (True, (2, 2), 0.75)
     one_shared = mean_difference({0: 1.0, 1: 2.0}, {1: 1.5, 2: 1.0}, LEVEL)
     assert (one_shared.paired, one_shared.runs) == (False, (2, 2))
 
@@ -194,6 +196,35 @@ def test_outcomes_are_adjusted_within_their_family_and_the_primary_alone():
         tested = [c for c in others if (better[c.outcome] == "none") == describes]
         assert len(tested) >= 8
         assert [c.p_adjusted for c in tested] == adjusted([c.p for c in tested])
+
+
+def contrasts_with_p(**wanted):
+    """Contrasts of arms against a baseline of 0, over five seeds, each with the p that is wanted of it."""
+    spread = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    error = spread.std(ddof=1) / math.sqrt(5)
+    tables = {
+        name: {seed: {PRIMARY: value} for seed, value in enumerate(spread + stats.t.isf(p / 2, 4) * error)}
+        for name, p in wanted.items()
+    }
+    tables["grpo"] = {seed: {PRIMARY: 0.0} for seed in range(5)}
+    return contrasts(tables, "grpo", [Outcome(PRIMARY, "", "", "higher", "")], {}, LEVEL, resamples=2)
+
+
+@pytest.mark.parametrize(("p", "verdict"), [(0.049, Verdict.higher), (0.051, Verdict.not_distinguishable)])
+def test_a_verdict_is_given_below_the_stated_rate_of_false_alarms_and_not_above(p, verdict):
+    (found,) = contrasts_with_p(gspo=p)
+    assert found.p_adjusted == pytest.approx(p)
+    assert found.verdict is verdict
+
+
+def test_seeds_needed_are_those_of_the_level_that_an_adjusted_p_is_held_to():
+    found, _ = contrasts_with_p(gspo=0.03, cispo=0.9)
+    assert found.p_adjusted == pytest.approx(0.06)
+    differences = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) + found.difference.value
+    test = mean_difference(dict(enumerate(differences)), dict.fromkeys(range(5), 0.0), LEVEL)
+    assert found.seeds_needed == seeds_needed(test, 0.975) > seeds_needed(test, LEVEL)
+    assert found.detectable == pytest.approx(detectable(test, 0.975))
+    assert "adjusted p = 0.06" in found.sentence
 
 
 def test_with_several_arms_the_primary_outcome_is_adjusted_over_them():
@@ -226,6 +257,10 @@ def test_the_problem_test_counts_problems_and_sees_a_difference():
     assert "not about other seeds" in test.sentence
     alike = problems_differ(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0, 0.0]), LEVEL)
     assert alike[1] == 1.0
+    all_better = problems_differ(
+        np.array([0.9, 0.6, 1.0, 0.4, 0.7]), np.array([0.8, 0.3, 0.5, 0.2, 0.1]), LEVEL
+    )
+    assert all_better[1] == pytest.approx(2 / 2**5)  # of all ways to swap a problem's two shares
 
 
 def test_scores_are_compared_at_equal_updates_and_at_equal_tokens():
@@ -252,6 +287,7 @@ def test_the_threshold_is_met_between_evaluations_or_not_at_all():
     assert crossing(places, scores, 0.75) == pytest.approx(20 + 10 * 0.25 / 0.4)
     assert crossing(places, scores, 0.1) == 0
     assert crossing(places, scores, 0.95) is None
+    assert crossing(places, [0.2, 0.9, 0.3, 0.4], 0.55) == pytest.approx(5.0)  # first, though lost later
 
 
 def test_a_threshold_that_some_runs_miss_gets_no_verdict():

@@ -158,6 +158,8 @@ def test_the_noise_is_held_against_the_narrower_side_of_the_band_and_no_band_has
     )
     assert diagnose(settings("algorithm=grpo"), noisy) == []
     assert diagnose(settings("algorithm.clip_mode=none"), noisy) == []
+    calibrated = run_of(4, 1, ratio__first_step_abs_err=2e-4, clip_range__left=9e-4, clip_range__right=8e-4)
+    assert diagnose(settings(), calibrated) == [], "the band in force counts"
 
 
 def test_the_length_curriculum_is_not_taken_for_truncation():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_each_gpu_has_one_job_at_a_time_and_all_gpus_are_used(tmp_path, monkeypa
     assert {gpu for (gpu, _), _ in spans} == {"5", "GPU-ab1", "3"}
     for gpu in ("5", "GPU-ab1", "3"):
         times = sorted((float(a), float(b)) for (name, a), (_, b) in spans if name == gpu)
-        assert all(ended < began for (_, ended), (began, _) in zip(times, times[1:], strict=False))
+        assert all(ended < began for (_, ended), (began, _) in pairwise(times))
 
 
 def test_gpus_are_dealt_out_in_groups_and_too_many_runs_are_refused(monkeypatch):
@@ -93,7 +94,9 @@ def test_without_the_variable_nvidia_smi_says_what_gpus_there_are(tmp_path, monk
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == []
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-a)'\necho '  MIG 1g'\necho 'GPU 1: A (UUID: GPU-b)'\n")
+    tool.write_text(
+        "#!/bin/sh\necho 'GPU 0: A (UUID: GPU-a)'\necho '  MIG 1g'\necho 'GPU 1: A (UUID: GPU-b)'\n"
+    )
     tool.chmod(0o755)
     assert visible_gpus() == ["0", "1"]
 
@@ -134,7 +137,7 @@ HEARS = "signal.signal(signal.{0}, lambda *_: sys.exit(130))"
 
 
 def queue_process(tmp_path: Path, *heard: str) -> subprocess.Popen[str]:
-    """A process with a queue of two slots and three jobs, both running jobs ready. It prints how they ended."""
+    """A process with a queue of two slots and three jobs, two of which run. It prints how they ended."""
     ready = [f"open({str(tmp_path / 'ready')!r} + '{i}', 'w').close()" for i in range(3)]
     jobs = [python(tmp_path, f"job{i}", *heard, ready[i], "time.sleep(60)") for i in range(3)]
     code = (
@@ -180,7 +183,9 @@ def test_a_second_signal_kills(tmp_path):
     assert out.splitlines()[-1] == "ends failed failed not_started"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not end the children of a killed process")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other kernels do not end the children of a killed process"
+)
 def test_a_killed_queue_leaves_no_job_behind(tmp_path):
     process = queue_process(tmp_path, f"open({str(tmp_path)!r} + f'/pid-{{os.getpid()}}', 'w').close()")
     children = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]

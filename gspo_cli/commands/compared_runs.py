@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.config.checks import require
-from gspo_cli.config.compare_schema import CompareConfig
+from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
 from gspo_cli.config.compose import build_config, composed, resolved_yaml
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.run.folder import RunFolder
@@ -24,8 +24,6 @@ from gspo_cli.run.queue import Ended, Job, Status, make_slots, run_queue
 from gspo_cli.run.sweep_table import make_table
 
 OURS = ("algorithm", "seed", "resume", "hydra")  # decided by the comparison
-# (learning rate, clip widths) as multiples of the preset's, in the order in which trials are spent
-CANDIDATES = ((1, 1), (3, 1), (1 / 3, 1), (1, 3), (1, 1 / 3), (3, 3), (1 / 3, 1 / 3), (3, 1 / 3), (1 / 3, 3))
 WIDTHS = ("clip_range_left", "clip_range_right")
 
 

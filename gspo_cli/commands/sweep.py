@@ -131,7 +131,9 @@ def shortened(text: str) -> str:
     """An override without the groups of its key, a long number to four digits."""
     key, _, value = text.partition("=")
     long_number = re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", value) and len(value) > 8
-    return f"{key.rpartition('.')[2]}={float(value):.4g}" if long_number else f"{key.rpartition('.')[2]}={value}"
+    return (
+        f"{key.rpartition('.')[2]}={float(value):.4g}" if long_number else f"{key.rpartition('.')[2]}={value}"
+    )
 
 
 def table(ended: Sequence[Outcome]) -> str:

@@ -66,7 +66,7 @@ def contrasts(
     for outcome, name in pairs:
         test, p = tests[outcome.key, name], p_values.get((outcome.key, name))
         short = _not_reached(outcome.key, {n: tables[n] for n in (name, baseline)})
-        verdict = Verdict.void if voided or short or p is None else _verdict(test, p, level)
+        verdict = Verdict.void if voided or p is None else _verdict(test, p, level)
         strict = level if not p else 1 - (1 - level) * test.p / p  # the level that this p is held to
         needed = seeds_needed(test, strict) if verdict is Verdict.not_distinguishable else None
         found.append(

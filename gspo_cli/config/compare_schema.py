@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 
+# (learning rate, clip widths) as multiples of the preset's, in the order in which trials are spent
+CANDIDATES = ((1, 1), (3, 1), (1 / 3, 1), (1, 3), (1, 1 / 3), (3, 3), (1 / 3, 1 / 3), (3, 1 / 3), (1 / 3, 3))
+
 
 @dataclass
 class TuneConfig:
     """Before the comparison each algorithm gets the same `trials`: learning rates and clip ranges around its
-    preset, `iterations` (null: as many as the compared runs) each, with `seed`, which no compared run uses; the
-    one with the highest training reward at its end is taken."""
+    preset, `iterations` (null: as many as the compared runs) each, with `seed`, which no compared run uses;
+    the one with the highest training reward at its end is taken."""
 
     trials: int = 0
     iterations: int | None = None
@@ -19,6 +22,10 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         require_not_negative("compare.tune", self, "trials", "seed")
+        require(
+            self.trials <= len(CANDIDATES),
+            f"compare.tune.trials={self.trials}: there are {len(CANDIDATES)} candidates; use as many at most",
+        )
         if self.iterations is not None:
             require_positive("compare.tune", self, "iterations")
 

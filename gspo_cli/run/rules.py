@@ -315,10 +315,15 @@ def rolled_back(run: History) -> Finding | None:
 
 
 def _widths(run: History) -> Sequence[float]:
-    """Widths of the clip band on its bounded sides; none where nothing clips."""
+    """Widths of the clip band in force on its bounded sides (a calibrated one moves; older runs log none);
+    none where nothing clips."""
     if run.setting("algorithm.clip_mode") == "none":
         return []
-    sides = (run.setting(f"algorithm.clip_range_{side}") for side in ("left", "right"))
+    newest = run.records[-1] if run.records else {}
+    sides = (
+        newest.get(f"clip_range/{side}", run.setting(f"algorithm.clip_range_{side}"))
+        for side in ("left", "right")
+    )
     return [width for width in sides if width is not None]
 
 
