@@ -40,8 +40,8 @@ def build(out: Path, *what: str) -> Path:
 def check_content(wheel: Path, how: str) -> None:
     """Every configuration file and every module of the checkout is in the wheel."""
     files = [f"gspo_cli/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")]
-    for package in ("gspo_cli", "hydra_plugins"):
-        files += [str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")]
+    for kind in ("*.py", "*.yaml", "*.css"):
+        files += [str(path.relative_to(ROOT)) for path in (ROOT / "gspo_cli").rglob(kind)]
     absent = sorted(set(files) - set(zipfile.ZipFile(wheel).namelist()))
     if absent:
         sys.exit(f"{wheel.name}, {how}: lacks {', '.join(absent)}; see tool.hatch.build in pyproject.toml")

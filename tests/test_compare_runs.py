@@ -62,6 +62,7 @@ def test_what_was_written_is_what_is_read(folder):
 
 def test_neither_the_order_of_paths_nor_a_second_time_changes_anything(folder):
     paths = sorted((folder / "sweep").iterdir())
+    assert find_runs(paths[::-1]) == find_runs(paths)
     first = compare(*find_runs(paths), CompareConfig())
     assert asdict(compare(*find_runs(paths[::-1]), CompareConfig())) == asdict(first)
     runs, out = find_runs([folder])
@@ -251,6 +252,8 @@ def test_a_run_that_stopped_at_its_score_keeps_it():
     found = compare(runs, [], CompareConfig())
     assert found.arms[0].runs[0].outcomes["final_score"] == runs[0].evals[-1]["score"]
     assert found.charts[0].series[0].x[-1] == 20
+    start, end = (record["score"] for record in runs[0].evals)  # of iterations 0 and 10
+    assert found.arms[0].runs[0].outcomes["auc"] == pytest.approx((start + end) / 4 + end / 2)
     assert any("stopped early at their score keep that score (3 of 3 gspo" in each for each in found.cautions)
 
 

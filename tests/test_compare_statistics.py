@@ -344,6 +344,9 @@ def test_shadows_stand_beside_what_was_clipped():
     assert shadow.clip_token_used.value == pytest.approx(contrast_of(found, "clip_token").baseline.value)
     assert shadow.clip_token.value == pytest.approx(shadow.clip_token_used.value * 0.15 / 0.0013)
     assert shadow.weight_correlation.value == pytest.approx(0.4)
+    used = by_arm["gspo", "grpo"]
+    assert used.clip_token_used == contrast_of(found, "clip_token").arm
+    assert used.clip_sequence_used == contrast_of(found, "clip_sequence").arm
 
 
 def test_another_learning_rate_makes_another_arm():

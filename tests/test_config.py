@@ -94,7 +94,8 @@ def test_an_experiment_holds_overrides_of_known_keys_only():
     for name in options("experiment"):
         text = (CONF_DIR / "experiment" / f"{name}.yaml").read_text()
         assert text.startswith("# @package _global_\n")
-        assert built(f"experiment={name}") != built()
+        sweeps = "\n    params:\n" in text  # over what it is about; one run of it may be the default's
+        assert sweeps or built(f"experiment={name}") != built()
 
 
 def test_the_grpo_baseline_differs_from_the_default_by_the_algorithm_alone():

@@ -48,7 +48,8 @@ def test_an_experiment_trains(experiment, tmp_path):
 
 
 def leaves(path: Path) -> dict[str, object]:
-    """Values of a YAML file by dotted key; a defaults list chooses options, `hydra` is of a sweep: neither is a value."""
+    """Values of a YAML file by dotted key, without the choice of options (`defaults`) and what is a sweep's
+    (`hydra`)."""
     found = {}
     pending = [("", OmegaConf.to_container(OmegaConf.load(path)))]
     for prefix, node in pending:

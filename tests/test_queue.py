@@ -133,13 +133,17 @@ def test_the_last_words_are_those_of_this_attempt(tmp_path):
     assert told(job) == ["of the attempt before"]
 
 
-HEARS = "signal.signal(signal.{0}, lambda *_: sys.exit(130))"
+# the first of two jobs leaves its slot while the other one still runs
+HEARS = "signal.signal(signal.{0}, lambda *_: (time.sleep(float('0.6' if {{0}} else '0')), sys.exit(130)))"
 
 
 def queue_process(tmp_path: Path, *heard: str) -> subprocess.Popen[str]:
     """A process with a queue of two slots and three jobs, two of which run. It prints how they ended."""
     ready = [f"open({str(tmp_path / 'ready')!r} + '{i}', 'w').close()" for i in range(3)]
-    jobs = [python(tmp_path, f"job{i}", *heard, ready[i], "time.sleep(60)") for i in range(3)]
+    jobs = [
+        python(tmp_path, f"job{i}", *(line.format(i) for line in heard), ready[i], "time.sleep(60)")
+        for i in range(3)
+    ]
     code = (
         "import sys\nfrom pathlib import Path, PosixPath\n"
         "from gspo_cli.run.queue import Job, Slot, run_queue\n"
@@ -187,7 +191,7 @@ def test_a_second_signal_kills(tmp_path):
     sys.platform != "linux", reason="other kernels do not end the children of a killed process"
 )
 def test_a_killed_queue_leaves_no_job_behind(tmp_path):
-    process = queue_process(tmp_path, f"open({str(tmp_path)!r} + f'/pid-{{os.getpid()}}', 'w').close()")
+    process = queue_process(tmp_path, f"open({str(tmp_path)!r} + f'/pid-{{{{os.getpid()}}}}', 'w').close()")
     children = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
     assert len(children) == 2
     process.kill()

@@ -301,9 +301,8 @@ main()
     ],
 )
 def test_a_missing_plugin_is_one_sentence(tmp_path, option, chosen, extra):
-    plugins = str(ROOT / "hydra_plugins")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, plugins, "-m", f"sweep={option}", "seed=0,1"],
+        [sys.executable, "-c", WITHOUT, str(tmp_path), "-m", f"sweep={option}", "seed=0,1"],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
@@ -311,6 +310,23 @@ def test_a_missing_plugin_is_one_sentence(tmp_path, option, chosen, extra):
     )
     sentence = f"gspo-train: {chosen}: is not installed; pip install 'gspo-cli[{extra}]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+
+
+NO_PLUGIN = (
+    "import sys; sys.modules['hydra_plugins'] = None; from gspo_cli.commands.train import main; main()"
+)
+
+
+def test_the_queue_needs_no_installed_plugin(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_PLUGIN, "-m", "sweep=queue", "seed=0,-1", "hydra.sweep.dir=s"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "gspo-train: job 1 (sweep=queue seed=-1): seed=-1: must be 0 or more\n"
+    assert done.returncode == 2
 
 
 def jobs_in(experiment: str, *arguments: str) -> list[list[str]]:
@@ -385,4 +401,4 @@ def test_resume_of_a_sweep_gives_its_command_again_in_its_folder(tmp_path):
 
 
 def test_the_queue_is_found_as_a_plugin():
-    assert "hydra_plugins.gspo_queue.QueueLauncher" in Plugins.instance().class_name_to_class
+    assert "hydra_plugins.gspo_cli.QueueLauncher" in Plugins.instance().class_name_to_class

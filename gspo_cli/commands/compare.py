@@ -17,13 +17,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.commands.compared_runs import Source, plan, reward_at_end, train_all, trials
-from gspo_cli.commands.doctor import own_overrides
 from gspo_cli.commands.train import run_command
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
 from gspo_cli.config.compose import explain, register
 from gspo_cli.errors import UserError
-from gspo_cli.run.diagnosis import settings_of
 from gspo_cli.run.queue import Status
 from gspo_cli.run.words import number
 
@@ -179,10 +177,7 @@ def report(paths: Sequence[Path], settings: CompareConfig, folder: Path, notes: 
     runs, left_out = find_runs(paths)
     found = compare(runs, left_out, settings)
     again = shlex.join(["gspo-compare", *sys.argv[1:]])
-    first = {arm.name: arm.runs[0].folder for arm in found.arms}
-    commands = [own_overrides(settings_of(Path(run) / "config.yaml")) for run in first.values()]
-    trained = [" ".join(["gspo-train", *command]) for command in commands if command is not None]
-    found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *trained])
+    found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *found.reproduce[1:]])
     folder.mkdir(parents=True, exist_ok=True)
     show(found, write_report(found, folder), Console())
 

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.commands.queue_launcher import offer_queue
 from gspo_cli.commands.sweep import continued, ended_jobs, exit_code, in_sweep, prepared, record_this, table
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from gspo_cli.training.world import World
 
 register()
+offer_queue()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")

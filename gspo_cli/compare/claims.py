@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -174,4 +175,4 @@ def shadows(runs: Mapping[str, Sequence[StoredRun]], budget: Budget, level: floa
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    return fmean(values) if values else float("nan")

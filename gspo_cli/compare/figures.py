@@ -193,9 +193,11 @@ def x_axis(chart: Chart, shown: Sequence[Series], left: float, right: float) -> 
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range that is no point."""
+    """A range that is no point. Where all is 0 it goes up alone: most metrics cannot be negative."""
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
+    if low == 0:
+        return 0.0, 1.0
     half = 0.1 * abs(low) or 0.5
     return low - half, high + half
 

@@ -140,7 +140,7 @@ def _lengths(arms: Arms, budget: Budget) -> list[str]:
     for status, words in (
         (
             "collapsed",
-            "collapsed before the budget's end keep their last score, which may be from before",
+            "collapsed before the budget's end keep their last score",
         ),
         ("stopped_early", "stopped early at their score keep that score"),
     ):

@@ -84,11 +84,11 @@ class Outcome:
 class Contrast:
     """One outcome of one arm against the baseline's.
 
-    `arm` and `baseline` are interquartile means with bootstrap intervals over seeds; `difference` is the mean
-    of arm minus baseline with the t interval that belongs to `p`. `p_adjusted` accounts for all contrasts
-    with that outcome's family. `seeds_needed` is how many seeds each arm would need for a difference like this
-    one to be found with 80% power, None where no number would do or the verdict is settled; `detectable`
-    the smallest difference that the present seeds would find so often."""
+    `arm` and `baseline` are interquartile means with bootstrap intervals over seeds; `difference` is the
+    mean of arm minus baseline with the t interval that belongs to `p`. `p_adjusted` accounts for all
+    contrasts of that outcome's family. `seeds_needed` is how many seeds each arm would need for a difference
+    like this one to be found with 80% power, None where no number would do or the verdict is settled;
+    `detectable` the smallest difference that the present seeds would find so often."""
 
     outcome: str
     arm_name: str
@@ -148,8 +148,8 @@ class Chart:
 
 @dataclass(frozen=True)
 class Shadow:
-    """On the batches of one arm: what the objective `other` would have clipped beside what was clipped, and how
-    its weights per answer correlate with those that were used. Means over iterations, then over seeds."""
+    """On the batches of one arm: what the objective `other` would have clipped beside what was clipped, and
+    how its weights per answer correlate with those that were used. Means over iterations, then over seeds."""
 
     arm_name: str
     other: str
@@ -181,8 +181,8 @@ class Talk:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of a report. `headline` is the verdict in sentences, the first the most important; `voided` says why
-    verdicts are void, nothing where they hold; `cautions` are what a reader must know of how the runs
+    """All of a report. `headline` is the verdict in sentences, the first the most important; `voided` says
+    why verdicts are void, nothing where they hold; `cautions` are what a reader must know of how the runs
     compare."""
 
     title: str

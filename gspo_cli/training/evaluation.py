@@ -25,8 +25,8 @@ def pass_at_k(samples: int, successes: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation came to: the record for evals.jsonl, the greedy answers in the order of the problems,
-    and for each problem its sampled ones (none where `evaluation.samples` is 0)."""
+    """What an evaluation came to: the record for evals.jsonl, the greedy answers in the order of the
+    problems, and for each problem its sampled ones (none where `evaluation.samples` is 0)."""
 
     record: dict[str, Any]
     greedy: list[Trajectory]

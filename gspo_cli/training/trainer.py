@@ -194,7 +194,7 @@ class Trainer:
 
     def _evaluate_and_save(self, rolled_back: bool) -> None:
         iteration = self.state.iteration
-        last = iteration == self.config.training.num_outer_iterations
+        last = self._lost or iteration == self.config.training.num_outer_iterations
         every = self.config.evaluation.every
         improved = False
         if last or (every and iteration % every == 0):
