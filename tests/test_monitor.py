@@ -75,6 +75,7 @@ def test_a_collapse_stops_the_run_with_its_checkpoint(configure, tmp_path, repor
     summary = train(configure, folder, reporter, 9, "training.on_collapse=stop", "checkpoint.every=100")
     assert (summary["status"], summary["iterations"]) == ("collapsed", 4)
     assert reporter.events[-1] == ("end", "collapsed")
+    assert folder.read("evals.jsonl")[-1]["iteration"] == 4, "what is lost is measured"
     assert (folder.checkpoints / "last").resolve().name == "iteration-000004"
     assert describe(summary)[0].startswith("Stopped after 4 of 9 iterations, because the policy collapsed: ")
     commands = [command for command, _ in next_commands(summary)]
