@@ -75,7 +75,7 @@ def test_the_error_of_the_readme_is_the_one_that_is_printed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "group", ["model", "algorithm", "task", "hardware", "rollout", "logging", "experiment"]
+    "group", ["model", "algorithm", "task", "hardware", "rollout", "logging", "experiment", "sweep"]
 )
 def test_the_table_of_groups_lists_every_option(group):
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
