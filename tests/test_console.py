@@ -251,7 +251,7 @@ def test_a_live_session_says_each_warning_once_and_leaves_its_last_frame(live):
     screen = file.getvalue()
     assert screen.count("answers are [bold]clipped[/] at random") == 1
     last_frame = screen[screen.rindex("\x1b[1A") :]  # after the cursor went up for the last time
-    ordered = ["12/100", "the last answer", "Completed 100 of 100 iterations", "gspo-train algorithm=grpo"]
+    ordered = ["12/100", "the last answer", "Completed 100 of 100 iterations", "gspo-compare task="]
     assert [last_frame.index(text) for text in ordered] == sorted(last_frame.index(text) for text in ordered)
     assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l")  # the cursor is back
     assert screen.count("\x1b[?2026h") == screen.count("\x1b[?2026l") > 0  # every drawing is ended

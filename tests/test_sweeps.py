@@ -119,13 +119,13 @@ def test_a_failing_job_ends_no_sweep_and_the_next_one_runs_as_if_alone(sweep, tm
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert sweep("-m", "reward=judges.First,judges.Breaks,judges.Last", "hydra.sweep.dir=s") == 1
     told = capfd.readouterr()
-    rows = [line.split() for line in told.out.splitlines()[-4:-1]]
+    rows = [line.split() for line in told.out.splitlines()[-5:-2]]
     assert [row[:3] for row in rows] == [
         ["0", "reward=judges.First", "completed"],
         ["1", "reward=judges.Breaks", "failed"],
         ["2", "reward=judges.Last", "completed"],
     ]
-    assert told.out.splitlines()[-1] == "3 jobs, 1 failed"
+    assert told.out.splitlines()[-2:] == ["3 jobs, 1 failed", "compare them: gspo-compare s"]
     assert "no such judge" in told.err
     assert "sweep s: if it is cut short, gspo-train -m resume=s" in told.out
     first, broken, last = jobs_of(tmp_path / "s")

@@ -119,9 +119,9 @@ def test_the_commands_after_each_ending():
 
     evaluate, talk = "gspo-eval outputs/run", "gspo-chat outputs/run"
     resume = "gspo-train resume=outputs/run"
-    partner = "gspo-train algorithm=grpo seed=3 task=arithmetic model=tiny"
+    partner = "gspo-compare task=arithmetic model=tiny 'compare.algorithms=[gspo,grpo]'"
     assert commands() == [evaluate, talk, f"{resume} training.num_outer_iterations=200", partner]
-    assert commands(algorithm="grpo")[-1] == "gspo-train algorithm=gspo seed=3 task=arithmetic model=tiny"
+    assert commands(algorithm="grpo")[-1] == partner.replace("[gspo,grpo]", "[grpo,gspo]")
     assert commands(status="interrupted", iterations=40) == [evaluate, talk, resume]
     assert commands(status="failed", iterations=40) == [evaluate, talk, resume]
     assert commands(status="failed", iterations=0) == [resume]

@@ -20,7 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.commands.queue_launcher import offer_queue
-from gspo_cli.commands.sweep import continued, ended_jobs, exit_code, in_sweep, prepared, record_this, table
+from gspo_cli.commands.sweep import (
+    SweepStart,
+    continued,
+    ended_jobs,
+    exit_code,
+    in_sweep,
+    prepared,
+    record_this,
+    table,
+)
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import (
     CONF_DIR,
@@ -79,6 +88,8 @@ def composed_job() -> int:
     finally:
         if ended_jobs():
             print(f"\n{table(ended_jobs())}", flush=True)
+            if sum(ended.code == 0 for ended in ended_jobs()) > 1:
+                print(f"compare them: gspo-compare {shlex.quote(str(SweepStart.folder))}", flush=True)
     return exit_code(ended_jobs())
 
 

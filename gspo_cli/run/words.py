@@ -146,10 +146,10 @@ def _partner(summary: Record) -> list[tuple[str, str]]:
     if summary["status"] not in ("completed", "stopped_early"):
         return []
     other = "gspo" if summary["algorithm"] == "grpo" else "grpo"
-    settings = [("algorithm", other), *((key, str(summary[key])) for key in ("seed", "task", "model"))]
-    command = " ".join(["gspo-train", *(override(key, value) for key, value in settings)])
-    why = f"compare with {other}: repeat other settings; use 3 seeds or more"
-    return [(command, why)]
+    groups = [override(key, str(summary[key])) for key in ("task", "model")]
+    arms = f"compare.algorithms=[{summary['algorithm']},{other}]"
+    why = f"measure it against {other} over 3 seeds each; repeat other settings"
+    return [(" ".join(["gspo-compare", *groups, shlex.quote(arms)]), why)]
 
 
 def _ending(summary: Record) -> str:
