@@ -168,7 +168,13 @@ def test_numbers_are_short_and_say_their_size():
         "1h 00m",
         "2h 05m",
     ]
-    assert [quantity(n) for n in (912, 8123, 2_300_000, 1.5e9)] == ["912", "8.1k", "2.3M", "1.5B"]
+    assert [quantity(n) for n in (912, 8123, -8123, 2_300_000, 1.5e9)] == [
+        "912",
+        "8.1k",
+        "-8.1k",
+        "2.3M",
+        "1.5B",
+    ]
     numbers = (None, 0, 0.036, 12.34, 1e-4, 3.5e-4, 1.25e-7, 8123.0, -0.5)
     assert [number(n) for n in numbers] == [
         "–",

@@ -124,7 +124,7 @@ def check_known(key: str) -> None:
 
 def made(source: Source, settings: CompareConfig) -> int:
     """Train what is missing, then report."""
-    notes: list[str] = []
+    notes = ["Learning rates and clip ranges are those that the configuration gives; none was tuned."]
     planned = plan(source, settings)  # bad input answers before a trial starts
     base = planned[0].folder.parent.parent
     if settings.tune.trials:

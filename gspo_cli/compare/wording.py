@@ -11,6 +11,7 @@ from gspo_cli.run.rules import SPIKE
 from gspo_cli.run.words import number, share
 
 FOUND = (Verdict.higher, Verdict.lower)
+TRIMMED = 4  # runs from which on an interquartile mean is another one than the mean
 
 
 def headline(
@@ -28,11 +29,11 @@ def headline(
         said.append("No verdict: the runs differ in more than algorithm and seed, or did not start alike.")
     for contrast in contrasts:
         if contrast.outcome == PRIMARY:
+            trimmed = "interquartile means " * (max(contrast.arm.n, contrast.baseline.n) >= TRIMMED)
             said.append(
                 f"Held-out score after {budget.iterations} iterations, {contrast.arm_name} against "
-                f"{contrast.baseline_name} ({share(contrast.arm.value)} and "
-                f"{share(contrast.baseline.value)}): "
-                f"{contrast.sentence}."
+                f"{contrast.baseline_name} ({trimmed}{share(contrast.arm.value)} and "
+                f"{share(contrast.baseline.value)}): {contrast.sentence}."
             )
     if not voided:
         said += [_rest(arm.name, contrasts, outcomes) for arm in arms[:-1]]

@@ -32,7 +32,7 @@ def duration(seconds: float) -> str:
 def quantity(value: float) -> str:
     """912, 8.1k, 2.3M, 1.5B."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if abs(value) >= size:
             return f"{value / size:.1f}{letter}"
     return f"{value:.0f}"
 
