@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gspo_cli.commands.compared_runs import Source, reward_at_end
 from tests.stored_runs import write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,40 +58,56 @@ def test_missing_runs_are_made_once_and_more_are_added(tmp_path):
     assert len(later) == 6
 
 
-def test_a_killed_comparison_goes_on(tmp_path):
-    arguments = [*FAST, "training.num_outer_iterations=30", "checkpoint.every=1", "evaluation.every=0",
-                 "compare.seeds=[0]", "compare.algorithms=[gspo,grpo]"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(*arguments), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    logs = tmp_path / "outputs" / "compare" / "arithmetic-tiny" / "runs"
+def begun(process: subprocess.Popen, logs: Path, iteration: int) -> str:
+    """The name of the run in which `iteration` is saved."""
     end = time.monotonic() + 120
-    while time.monotonic() < end and not list(logs.glob("*/checkpoints/iteration-000003")):
+    while time.monotonic() < end:
+        found = list(logs.glob(f"*/checkpoints/iteration-{iteration:06d}"))
+        if found:
+            return found[0].parent.parent.name
         assert process.poll() is None
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    [begun] = [path.parent.name for path in logs.glob("*/metrics.jsonl")]
-    assert runs_in(logs.parent) == {}
+    raise AssertionError("no run began")
+
+
+def test_a_comparison_that_is_stopped_and_then_killed_goes_on(tmp_path):
+    arguments = [*FAST, "training.num_outer_iterations=60", "checkpoint.every=1", "checkpoint.keep=100",
+                 "evaluation.every=0", "compare.seeds=[0]", "compare.algorithms=[gspo,grpo]"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    base = tmp_path / "outputs" / "compare" / "arithmetic-tiny"
+    options = {"cwd": tmp_path, "env": environment, "text": True, "start_new_session": True}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(*arguments), **options, **pipes) as stopped:
+        name = begun(stopped, base / "runs", 2)
+        os.kill(stopped.pid, signal.SIGINT)
+        told = stopped.communicate()[1]
+    assert (stopped.returncode, told) == (
+        130,
+        "gspo-compare: stopped; the same command goes on where it stands\n",
+    )
+    reached = json.loads((base / "runs" / name / "summary.json").read_text())["iterations"]
+    assert 2 <= reached < 60
+    with subprocess.Popen(command(*arguments), **options, **pipes) as killed:
+        assert begun(killed, base / "runs", reached + 1) == name
+        os.kill(killed.pid, signal.SIGKILL)
     done = compare(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert begun in runs_in(logs.parent)
-    lines = (logs / begun / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == list(range(1, 31))
+    lines = (base / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == list(range(1, 61))
     assert "one seed" in done.stdout
 
 
 def test_each_algorithm_is_tuned_by_the_same_budget_with_a_seed_of_its_own(tmp_path):
     done = compare(
-        tmp_path, *FAST, "training.num_outer_iterations=2", "compare.seeds=[0]", "compare.folder=here",
+        tmp_path, *FAST, "training.num_outer_iterations=2", "compare.seeds=[0]",
+        "compare.folder=my runs (a,b)",
         "compare.tune.trials=2", "compare.tune.iterations=1", "compare.parallel=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    made = runs_in(tmp_path / "here")
-    assert sum("-s1000-" in name for name in made) == 4
-    assert sum("-s0-" in name for name in made) == 2
-    methods = " ".join(json.loads((tmp_path / "here" / "report.json").read_text())["methods"])
+    base = tmp_path / "my runs (a,b)"
+    assert len(runs_in(base)) == 2
+    assert sum("-s1000-" in path.parent.name for path in base.glob("trials/*/summary.json")) == 4
+    methods = " ".join(json.loads((base / "report.json").read_text())["methods"])
     for algorithm in ("gspo", "grpo"):
         assert f"{algorithm} was tuned with 2 trials, seed 1000" in methods
     assert "algorithm.learning_rate=0.0003" in methods
@@ -152,6 +169,13 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
         (["compare.tune.trals=1"], "did you mean tune.trials?"),
         (["compare.seeds=[0,0]"], "compare.seeds=[0, 0]: has a seed twice"),
         (["compare.seeds=[0"], "compare.seeds=[0: cannot be read"),
+        (["compare.algorithms=[gspo]"], "there is nothing to compare it with"),
+        (
+            ['compare.algorithms=[grpo,"grpo algorithm.beta=0.0"]'],
+            "grpo and grpo algorithm.beta=0.0 are one configuration",
+        ),
+        (["compare.baseline=grp0"], "compare.baseline=grp0: must be one of the arms gspo; grpo"),
+        (["compare.folder=/dev/null/x"], "compare.folder=/dev/null/x: cannot be made a folder"),
         (["compare.level=2"], "compare.level=2.0: must be"),
         (["compare.tune.trials=99"], "compare.tune.trials=99: there are 9 candidates"),
         (["compare.tune.trials=2", "compare.seeds=[1000]"], "compare.tune.seed=1000: is also compared"),
@@ -169,6 +193,31 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, arguments, s
 
 def test_folders_take_no_settings_of_runs(tmp_path):
     write_run(tmp_path / "run")
-    done = compare(tmp_path, "run", "task=arithmetic")
-    assert done.returncode == 2
-    assert "task=arithmetic: runs in folders are compared as they are" in done.stderr
+    for text, reason in (
+        ("task=arithmetic", "runs in folders are compared as they are"),
+        ("compare.seeds=[0]", "decides what is trained, and folders are given"),
+        ("compare.tune.trials=3", "decides what is trained, and folders are given"),
+    ):
+        done = compare(tmp_path, "run", text)
+        assert done.returncode == 2
+        assert f"{text}: {reason}" in done.stderr
+
+
+def test_runs_from_before_a_change_of_the_users_code_or_data_are_other_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    code, data = tmp_path / "judged.py", tmp_path / "mine.jsonl"
+    code.write_text("from gspo_cli import RewardFunction\nclass Mine(RewardFunction): pass\n")
+    data.write_text('{"prompt": "1+1", "answer": "2"}\n' * 20)
+    source = Source(["task=jsonl", f"task.path={data}", "reward=judged.Mine"])
+    names = [source.run("gspo", 0, None).folder.name]
+    code.write_text(code.read_text() + "# better\n")
+    names.append(source.run("gspo", 0, None).folder.name)
+    data.write_text(data.read_text() * 2)
+    names.append(source.run("gspo", 0, None).folder.name)
+    assert len(set(names)) == 3
+    assert source.run("gspo", 0, None).folder.name == names[-1]
+
+
+def test_a_trial_that_did_not_end_has_no_reward(tmp_path):
+    assert reward_at_end(write_run(tmp_path / "a")) is not None
+    assert reward_at_end(write_run(tmp_path / "b", status="interrupted", ends=20)) is None

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.training.session import run_training
 
 SMALL = [
     "model.cold_start.steps=3",
@@ -208,3 +210,13 @@ def test_a_folder_that_is_no_run_is_said_in_one_line(tmp_path):
     done = resume(tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "is not a run folder" in done.stderr
+
+
+def test_two_processes_never_train_in_one_folder(configure, tmp_path, reporter):
+    config, yaml = configure()
+    folder = RunFolder(tmp_path / "run")
+    folder.create(yaml)
+    with folder.held(), pytest.raises(UserError, match="another process trains in this folder"):
+        run_training(config, RunFolder(tmp_path / "run"), reporter)
+    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
+    assert run_training(config, folder, reporter)["status"] == "completed"

@@ -22,7 +22,9 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
 from gspo_cli.config.compose import explain, register
 from gspo_cli.errors import UserError
-from gspo_cli.run.queue import Status
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.launch import INTERRUPTED
+from gspo_cli.run.queue import Ended, Status
 from gspo_cli.run.words import number
 
 DESCRIPTION = """gspo-compare reports what GSPO changes against GRPO, or any algorithms against each other:
@@ -43,13 +45,16 @@ settings (compare.<name>=<value>):
   algorithms, seeds   what is run: [gspo,grpo] and [0,1,2]
   baseline            what the others are held against: grpo where it is there
   level               of intervals and verdicts: 0.95
-  threshold           held-out score of "steps to threshold": 80% of the way to the mean final score
-  allow               settings beside algorithm and seed that may differ: [training.updates_per_rollout]
+  threshold           held-out score of "steps to threshold": 80% of the way to the lowest mean final score
+  allow               settings beside algorithm and seed that may differ: none; e.g. [rollout.temperature]
   tune.trials, tune.iterations, tune.seed
                       runs that tune each algorithm before: 0, as many as compared, 1000
   parallel            runs at once: one for each visible GPU, or one
   folder              where runs and report go: outputs/compare/<task>-<model>
 """
+
+# what is trained: nothing of it where folders are given
+OF_TRAINING = tuple(f"compare.{name}" for name in ("algorithms=", "seeds=", "parallel=", "tune."))
 
 
 def main() -> None:
@@ -72,7 +77,17 @@ def compare_command() -> int:
     settings = compare_settings([text for text in overrides if text.startswith(("compare.", "compare="))])
     shared = [text for text in overrides if not text.startswith(("compare.", "compare="))]
     if not folders:
-        return made(Source(shared, arguments.config_dir), settings)
+        try:
+            return made(Source(shared, arguments.config_dir), settings)
+        except KeyboardInterrupt:
+            print("gspo-compare: stopped; the same command goes on where it stands", file=sys.stderr)
+            return INTERRUPTED
+    for text in overrides:
+        require(
+            not text.startswith(OF_TRAINING),
+            f"{text}: decides what is trained, and folders are given; leave it out, or give the folders of "
+            "the runs that are wanted",
+        )
     if shared:
         raise UserError(
             f"{shared[0]}: runs in folders are compared as they are; leave it out, or leave the folders out "
@@ -125,20 +140,23 @@ def check_known(key: str) -> None:
 def made(source: Source, settings: CompareConfig) -> int:
     """Train what is missing, then report."""
     notes = ["Learning rates and clip ranges are those that the configuration gives; none was tuned."]
-    planned = plan(source, settings)  # bad input answers before a trial starts
+    planned, ended = plan(source, settings), []  # bad input answers before a trial starts
     base = planned[0].folder.parent.parent
-    if settings.tune.trials:
-        settings, notes = tuned(source, settings)
-        planned = plan(source, settings)
-    ended = train_all(planned, settings)
-    report([run.folder for run in planned], settings, base, notes)
+    make_folder(base)
+    with RunFolder(base).held():
+        if settings.tune.trials:
+            settings, notes, ended = tuned(source, settings)
+            planned = plan(source, settings)
+        ended += train_all(planned, settings)
+        report([run.folder for run in planned], settings, base, notes)
     return 1 if any(end.status is Status.failed for end in ended) else 0
 
 
-def tuned(source: Source, settings: CompareConfig) -> tuple[CompareConfig, list[str]]:
-    """The settings with each algorithm's best trial in its place, and what was tried, in sentences."""
+def tuned(source: Source, settings: CompareConfig) -> tuple[CompareConfig, list[str], list[Ended]]:
+    """The settings with each algorithm's best trial in its place, what was tried, in sentences, and how the
+    trials ended."""
     spent = {entry: trials(source, settings, entry) for entry in settings.algorithms}
-    train_all([run for runs in spent.values() for run in runs], settings)
+    ended = train_all([run for runs in spent.values() for run in runs], settings)
     chosen, notes = [], []
     for entry, runs in spent.items():
         rewards = {run.entry: reward_at_end(run.folder) for run in runs}
@@ -147,12 +165,14 @@ def tuned(source: Source, settings: CompareConfig) -> tuple[CompareConfig, list[
             raise UserError(f"compare.tune: all trials of {entry} failed; see {runs[0].folder}.log")
         best = max(whole, key=lambda tried: whole[tried])
         chosen.append(best)
-        listed = "; ".join(f"{tried}: {number(reward)}" for tried, reward in rewards.items())
+        listed = "; ".join(
+            f"{tried}: {'failed' if reward is None else number(reward)}" for tried, reward in rewards.items()
+        )
         notes.append(
             f"{entry} was tuned with {len(runs)} trials, seed {settings.tune.seed}, by the training reward "
             f"at their end: {listed}. Taken: {best}."
         )
-    return replace(settings, algorithms=chosen), notes
+    return replace(settings, algorithms=chosen), notes, ended
 
 
 def report_folder(settings: CompareConfig, paths: Sequence[Path]) -> Path:
@@ -163,6 +183,16 @@ def report_folder(settings: CompareConfig, paths: Sequence[Path]) -> Path:
         return paths[0]
     names = "\n".join(sorted(str(path.resolve()) for path in paths))
     return Path("outputs", "compare", hashlib.sha256(names.encode()).hexdigest()[:8])
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a report. Raises UserError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"compare.folder={folder}: cannot be made a folder ({error.strerror}); give another one"
+        ) from error
 
 
 def report(paths: Sequence[Path], settings: CompareConfig, folder: Path, notes: Sequence[str] = ()) -> None:
@@ -178,7 +208,7 @@ def report(paths: Sequence[Path], settings: CompareConfig, folder: Path, notes: 
     found = compare(runs, left_out, settings)
     again = shlex.join(["gspo-compare", *sys.argv[1:]])
     found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *found.reproduce[1:]])
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     show(found, write_report(found, folder), Console())
 
 

@@ -5,23 +5,28 @@ was trained before is found again, by this comparison or the next."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from gspo_cli.compare.naming import arms_of, baseline_of
+from gspo_cli.compare.runs import StoredRun
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
 from gspo_cli.config.compose import build_config, composed, resolved_yaml
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.identity import State, fingerprint, prepare
+from gspo_cli.run.identity import State, fingerprint, prepare, state_of
 from gspo_cli.run.queue import Ended, Job, Status, make_slots, run_queue
 from gspo_cli.run.sweep_table import make_table
+from gspo_cli.run.words import override
 
 OURS = ("algorithm", "seed", "resume", "hydra")  # decided by the comparison
 WIDTHS = ("clip_range_left", "clip_range_right")
@@ -59,8 +64,9 @@ class Source:
                 f"{text}: is decided by the comparison; use compare.algorithms and compare.seeds",
             )
 
-    def run(self, entry: str, seed: int, base: Path | None, *more: str) -> Planned:
-        """The run of `entry`, an option of the group algorithm with overrides after it. Raises UserError."""
+    def run(self, entry: str, seed: int, base: Path | None, *more: str, place: str = "runs") -> Planned:
+        """The run of `entry`, an option of the group algorithm with overrides after it, in the folder `place`
+        of the comparison. Raises UserError."""
         option, *own = shlex.split(entry)
         node = composed(
             [*self.overrides, f"algorithm={option}", *own, *more, f"seed={seed}"], self.directories
@@ -76,15 +82,48 @@ class Source:
             "hardware.nodes: gspo-compare starts runs on this machine; train on many nodes first, then "
             "compare the run folders",
         )
-        mark = fingerprint(OmegaConf.to_container(node, resolve=True, enum_to_str=True))[:8]
+        settings = as_saved(node)
+        mark = hashlib.sha256(f"{fingerprint(settings)} {sources(settings)}".encode()).hexdigest()[:8]
         base = base or Path("outputs", "compare", f"{config.task.name}-{config.model.label}")
-        return Planned(entry, seed, node, config, base / "runs" / f"{config.algorithm.name}-s{seed}-{mark}")
+        return Planned(entry, seed, node, config, base / place / f"{config.algorithm.name}-s{seed}-{mark}")
 
 
 def plan(source: Source, settings: CompareConfig) -> list[Planned]:
     """All runs of a comparison, checked, seeds of one after the other so that a cut comparison has pairs."""
+    require(
+        len(settings.algorithms) > 1,
+        f"compare.algorithms={settings.algorithms}: there is nothing to compare it with; give two or more",
+    )
     base = None if settings.folder is None else Path(settings.folder)
-    return [source.run(entry, seed, base) for seed in settings.seeds for entry in settings.algorithms]
+    found = [source.run(entry, seed, base) for seed in settings.seeds for entry in settings.algorithms]
+    seen: dict[Path, Planned] = {}
+    for run in found:
+        same = seen.setdefault(run.folder, run)
+        require(
+            same is run,
+            f"compare.algorithms: {same.entry} and {run.entry} are one configuration; leave one of them out",
+        )
+    stored = [StoredRun(str(run.folder), as_saved(run.node), (), (), (), {}) for run in found]
+    baseline_of(arms_of(stored, settings.algorithms), settings.baseline)  # before hours of training
+    return found
+
+
+def as_saved(node: DictConfig) -> dict[str, Any]:
+    """A configuration as config.yaml holds it."""
+    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+
+
+def sources(settings: Mapping[str, Any]) -> str:
+    """What a run reads beside its settings, as a digest: files that the task names, and modules of the user's
+    own. Runs from before a change of theirs are other runs."""
+    files = [value for value in settings["task"].values() if isinstance(value, str) and Path(value).is_file()]
+    for target in (settings["task"].get("_target_"), settings["reward"]):
+        module = target.rpartition(".")[0] if target else ""
+        if module and not module.startswith("gspo_cli."):
+            spec = importlib.util.find_spec(module)
+            files += [spec.origin] if spec is not None and spec.origin else []
+    digests = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+    return " ".join(digests)
 
 
 def trials(source: Source, settings: CompareConfig, entry: str) -> list[Planned]:
@@ -99,8 +138,8 @@ def trials(source: Source, settings: CompareConfig, entry: str) -> list[Planned]
     for rate, width in CANDIDATES[: tune.trials]:
         changes = scaled(own, rate, width)
         added = " ".join([entry, *changes])
-        found.append(source.run(added, tune.seed, base, *shared))
-    return found
+        found.append(source.run(added, tune.seed, base, *shared, place="trials"))
+    return list({run.folder: run for run in found}.values())  # a width that is not there cannot be scaled
 
 
 def scaled(algorithm: DictConfig, rate: float, width: float) -> list[str]:
@@ -116,7 +155,9 @@ def scaled(algorithm: DictConfig, rate: float, width: float) -> list[str]:
 
 def reward_at_end(folder: Path) -> float | None:
     """Mean training reward of the last tenth of a run, of three iterations at least. None where a reward is
-    missing."""
+    missing, or the run did not come to its end."""
+    if state_of(folder) is not State.complete:
+        return None
     rewards: list[Any] = [line["reward"] for line in RunFolder(folder).read("metrics.jsonl")]
     last = rewards[-max(3, len(rewards) // 10) :]
     return None if not last or None in last else sum(last) / len(last)
@@ -124,13 +165,16 @@ def reward_at_end(folder: Path) -> float | None:
 
 def train_all(planned: Sequence[Planned], settings: CompareConfig) -> list[Ended]:
     """Train those of `planned` that are not complete, each in a process of its own; returns how each of them
-    ended. Raises KeyboardInterrupt after Ctrl-C, when all have saved a checkpoint."""
+    ended. Raises KeyboardInterrupt after Ctrl-C, when those that ran have saved a checkpoint."""
     jobs = []
     for run in planned:
         if prepare(run.folder, resolved_yaml(run.node)) is not State.complete:
-            command = [sys.executable, "-m", "gspo_cli.commands.train", f"resume={run.folder}"]
+            command = [sys.executable, "-m", "gspo_cli.commands.train"]
+            command += shlex.split(override("resume", str(run.folder)))
             log = run.folder.with_name(f"{run.folder.name}.log")
             jobs.append(Job(run.name, command, log, run.folder, run.config.training.num_outer_iterations))
+    if len(jobs) < len(planned):
+        print(f"{len(planned) - len(jobs)} of {len(planned)} runs are there already", flush=True)
     if not jobs:
         return []
     hardware = planned[0].config.hardware

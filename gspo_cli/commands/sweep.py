@@ -48,7 +48,7 @@ class Outcome:
 
 class SweepStart(Callback):
     """Called by Hydra (conf/train.yaml) at the start of a sweep: keeps its command, and says how to continue
-    it."""
+    it. A command that is already there gives way to this one only when a job of this one is good."""
 
     folder: ClassVar[Path | None] = None  # of the sweep that this process runs
 
@@ -57,9 +57,15 @@ class SweepStart(Callback):
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         SweepStart.folder = folder
-        write_json(folder / COMMAND, {"arguments": sys.argv[1:]})
+        if not (folder / COMMAND).exists():
+            keep_command(folder)
         (folder / JOBS).unlink(missing_ok=True)
         print(f"sweep {folder}: if it is cut short, gspo-train -m {override('resume', str(folder))}")
+
+
+def keep_command(folder: Path) -> None:
+    """Write down what this sweep was started with."""
+    write_json(folder / COMMAND, {"arguments": sys.argv[1:]})
 
 
 def in_sweep() -> bool:
@@ -70,6 +76,8 @@ def in_sweep() -> bool:
 def prepared(folder: Path, config_yaml: str) -> State:
     """`prepare` the folder of a sweep's job, and say where it is not new."""
     state = prepare(folder, config_yaml)
+    if SweepStart.folder is not None:
+        keep_command(SweepStart.folder)
     if state is not State.new:
         print(f"{folder}: {'is complete already' if state is State.complete else 'continues'}", flush=True)
     return state

@@ -44,6 +44,7 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import RESUMABLE, State, matches
 from gspo_cli.run.launch import INTERRUPTED, launch, require_deepspeed
+from gspo_cli.run.words import override
 
 if TYPE_CHECKING:
     from gspo_cli.run.folder import RunFolder
@@ -88,7 +89,9 @@ def composed_job() -> int:
     finally:
         if ended_jobs():
             print(f"\n{table(ended_jobs())}", flush=True)
-            if sum(ended.code == 0 for ended in ended_jobs()) > 1:
+            if exit_code(ended_jobs()) == INTERRUPTED:
+                print(f"go on: gspo-train -m {override('resume', str(SweepStart.folder))}", flush=True)
+            elif sum(ended.code == 0 for ended in ended_jobs()) > 1:
                 print(f"compare them: gspo-compare {shlex.quote(str(SweepStart.folder))}", flush=True)
     return exit_code(ended_jobs())
 
@@ -160,7 +163,8 @@ def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
     ended = launch(worker, processes, run.logs)
     summary = run.path / "summary.json"
     if ended.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):
-        run.write_summary(summarise(config, run, None, "failed", reward_object=False))  # no rank could
+        with suppress(UserError), run.held():  # no rank could; or another process trains in the folder
+            run.write_summary(summarise(config, run, None, "failed", reward_object=False))
     if ended.message:
         if sys.stdout.isatty():
             print("\x1b[?25h", end="")  # a live view that was killed leaves no cursor

@@ -5,9 +5,12 @@ each held-out problem), checkpoints/, initial_model/ (where the model was made h
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,29 @@ class RunFolder:
     def initial_model(self) -> Path:
         """The model before training, where it was built or cold-started by the run."""
         return self.path / "initial_model"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The length of a block in which no other process trains in the folder. Raises UserError where one
+        does."""
+        descriptor = os.open(self.path, os.O_RDONLY) if self.writes else None
+        try:
+            if descriptor is not None:
+                self._hold(descriptor)
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _hold(self, descriptor: int) -> None:
+        # a disk that knows no locks (some network ones) says so by another error, and holds nobody up
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self.path}: another process trains in this folder; wait for its end, or end it first"
+                ) from error
 
     def create(self, config_yaml: str) -> None:
         """Make the folder for a new run. Raises UserError where one is there already or nothing can be

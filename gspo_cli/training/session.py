@@ -57,12 +57,26 @@ def run_training(
     """Train `config` in `folder`, which holds its config.yaml; continues where a checkpoint is found.
 
     `reward` None takes the one that `config` names; `world` None is this process alone. Returns the summary,
-    which is also written. A failure is recorded in it and raised."""
+    which is also written. A failure is recorded in it and raised. Raises UserError where another process
+    trains in the folder."""
     if world is None and config.hardware.zero_stage > 0:
         raise UserError(
             "hardware.zero_stage: the processes of ZeRO are started by the command gspo-train; use that, or "
             "hardware.zero_stage=0"
         )
+    with folder.held():
+        return _run_in(config, folder, reporter, track, reward, world)
+
+
+def _run_in(
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: Reporter,
+    track: Callable[[dict[str, Any], int], None],
+    reward: RewardFunction | None,
+    world: World | None,
+) -> dict[str, Any]:
+    """`run_training` in a folder that this process alone trains in."""
     trainer: Trainer | None = None
     status, threads = "failed", torch.get_num_threads()
     try:
