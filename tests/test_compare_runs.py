@@ -248,12 +248,13 @@ def test_a_collapsed_run_counts_with_its_last_score():
 
 
 def test_a_run_that_stopped_at_its_score_keeps_it():
-    runs = pair(*SEEDS, gspo={"status": "stopped_early", "ends": 10})
+    runs = pair(*SEEDS, gspo={"status": "stopped_early", "ends": 10}, every=5)
     found = compare(runs, [], CompareConfig())
     assert found.arms[0].runs[0].outcomes["final_score"] == runs[0].evals[-1]["score"]
     assert found.charts[0].series[0].x[-1] == 20
-    start, end = (record["score"] for record in runs[0].evals)  # of iterations 0 and 10
-    assert found.arms[0].runs[0].outcomes["auc"] == pytest.approx((start + end) / 4 + end / 2)
+    start, middle, end = (record["score"] for record in runs[0].evals)  # of iterations 0, 5 and 10
+    mean = (start / 2 + middle + end / 2) / 4 + end / 2
+    assert found.arms[0].runs[0].outcomes["auc"] == pytest.approx(mean)
     assert any("stopped early at their score keep that score (3 of 3 gspo" in each for each in found.cautions)
 
 

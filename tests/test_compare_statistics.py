@@ -36,9 +36,9 @@ def contrast_of(comparison, key):
     return next(contrast for contrast in comparison.contrasts if contrast.outcome == key)
 
 
-def pair(seeds, iterations=20, gspo=None, grpo=None, **planned):
+def pair(seeds, iterations=20, gspo=None, grpo=None, every=4, **planned):
     return [
-        stored_run(name, seed, iterations, **planned, **(own or {}))
+        stored_run(name, seed, iterations, every=every, **planned, **(own or {}))
         for name, own in (("gspo", gspo), ("grpo", grpo))
         for seed in range(seeds)
     ]
@@ -79,7 +79,7 @@ def null_comparison(number, seeds=5):
     """Contrasts of two arms whose runs come of one distribution."""
     tables = {
         name: [
-            stored_run(name, 1000 * number + seed, 9, every=3, problems=25, samples=0, noise=0.03)
+            stored_run(name, 1000 * number + seed, 9, every=2, problems=25, samples=0, noise=0.03)
             for seed in range(seeds)
         ]
         for name in ("gspo", "gspo_token")
@@ -87,7 +87,7 @@ def null_comparison(number, seeds=5):
     everything = [run for runs in tables.values() for run in runs]
     budget = budget_of(everything, 0.35)
     measured = {name: {run.seed: measure(run, budget) for run in runs} for name, runs in tables.items()}
-    return contrasts(measured, "gspo_token", outcomes(budget, 4), resolutions(25), LEVEL, resamples=2)
+    return contrasts(measured, "gspo_token", outcomes(budget), resolutions(25), LEVEL, resamples=2)
 
 
 def test_false_alarms_stay_at_the_stated_level_over_200_comparisons():
@@ -95,7 +95,7 @@ def test_false_alarms_stay_at_the_stated_level_over_200_comparisons():
     everything = [null_comparison(number) for number in range(made)]
     low, high = (stats.binom.ppf(q, made, 1 - LEVEL) for q in (0.005, 0.995))
     alarms = {"primary": 0, "directed": 0, "descriptive": 0}
-    better = {o.key: o.better for o in outcomes(budget_of([stored_run()], None), 4)}
+    better = {o.key: o.better for o in outcomes(budget_of([stored_run()], None))}
     for found in everything:
         hits = {c.outcome for c in found if c.verdict in FOUND}
         alarms["primary"] += PRIMARY in hits
@@ -168,8 +168,10 @@ def test_pairs_are_tested_by_student_and_others_by_welch():
     exact = stats.ttest_ind(arm, baseline, equal_var=False)
     assert apart.p == exact.pvalue
     assert (apart.low, apart.high) == pytest.approx(tuple(exact.confidence_interval(LEVEL)))
-    two_of_three = mean_difference({0: 1.0, 1: 2.0, 2: 9.0}, {1: 1.5, 2: 8.0, 3: 7.0}, LEVEL)
+    two_of_three = mean_difference({0: 1.0, 1: 2.0, 2: 9.0}, {1: 1.5, 2: 8.0}, LEVEL)
     assert (two_of_three.paired, two_of_three.runs, two_of_three.mean) == (True, (2, 2), 0.75)
+    not_all_shared = mean_difference({0: 1.0, 1: 2.0, 2: 9.0}, {1: 1.5, 2: 8.0, 3: 7.0}, LEVEL)
+    assert (not_all_shared.paired, not_all_shared.runs, not_all_shared.mean) == (False, (3, 3), -1.5)
     one_shared = mean_difference({0: 1.0, 1: 2.0}, {1: 1.5, 2: 1.0}, LEVEL)
     assert (one_shared.paired, one_shared.runs) == (False, (2, 2))
 
@@ -254,7 +256,8 @@ def test_the_problem_test_counts_problems_and_sees_a_difference():
     assert test.both + test.only_arm + test.only_baseline + test.neither == pytest.approx(test.problems)
     assert (test.only_arm - test.only_baseline) / test.problems == pytest.approx(test.difference.value)
     assert test.p < 0.01
-    assert "not about other seeds" in test.sentence
+    assert test.sentence.startswith("the 5 runs of gspo solve more held-out problems than the 5 of grpo, by")
+    assert test.sentence.endswith("other seeds may turn it, the headline's test is about that")
     alike = problems_differ(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0, 0.0]), LEVEL)
     assert alike[1] == 1.0
     all_better = problems_differ(
@@ -264,20 +267,20 @@ def test_the_problem_test_counts_problems_and_sees_a_difference():
 
 
 def test_scores_are_compared_at_equal_updates_and_at_equal_tokens():
-    run = stored_run("gspo", 0, 20)
-    evals = [record | {"score": score} for record, score in zip(run.evals, (0.2, 0.4, 0.8), strict=True)]
+    run, scores = stored_run("gspo", 0, 20, every=5), (0.2, 0.3, 0.4, 0.6, 0.8)
+    evals = [record | {"score": score} for record, score in zip(run.evals, scores, strict=True)]
     run, tokens = replace(run, evals=evals), run.metrics[19]["num_tokens"]
     half = replace(
-        stored_run("grpo", 0, 20),
+        stored_run("grpo", 0, 20, every=5),
         metrics=[record | {"num_tokens": tokens * record["iteration"] // 40} for record in run.metrics],
     )
     budget = budget_of([run, half], None)
     assert budget.tokens == tokens // 2
     values = measure(run, budget)
     assert values[PRIMARY] == 0.8
-    at = [0, run.metrics[9]["num_tokens"], tokens]
-    assert values["score_at_tokens"] == pytest.approx(np.interp(tokens // 2, at, (0.2, 0.4, 0.8)))
-    assert values["auc"] == pytest.approx((0.3 * 10 + 0.6 * 10) / 20)
+    at = [0, *(run.metrics[place]["num_tokens"] for place in (4, 9, 14)), tokens]
+    assert values["score_at_tokens"] == pytest.approx(np.interp(tokens // 2, at, scores))
+    assert values["auc"] == pytest.approx((0.25 + 0.35 + 0.5 + 0.7) * 5 / 20)
     assert values["best_score"] == 0.8
 
 
@@ -296,7 +299,7 @@ def test_a_threshold_that_some_runs_miss_gets_no_verdict():
     )
     steps = contrast_of(found, "steps_to_threshold")
     assert steps.verdict is Verdict.void
-    assert steps.sentence == "no verdict: 3 of 3 grpo runs did not reach the threshold"
+    assert steps.sentence == "no verdict: only 0 of 3 grpo runs reached the threshold"
     assert steps.p_adjusted is None
     assert steps.arm.n == 3
 

@@ -72,8 +72,12 @@ def cases(tmp_path_factory, folders, configure):
 
 
 def near(record: dict, tolerance: float = 1e-5) -> dict:
+    """`record` within rounding. A correlation divides rounding of 1e-7 by the spread of the weights, which
+    after one small step is about 1e-4."""
     return {
-        key: pytest.approx(value, rel=0, abs=tolerance) if isinstance(value, float) else value
+        key: pytest.approx(value, rel=0, abs=1e-3 if key.endswith("weight_correlation") else tolerance)
+        if isinstance(value, float)
+        else value
         for key, value in record.items()
     }
 

@@ -89,14 +89,16 @@ def estimate_words(estimate: Estimate) -> str:
 def _speed(names: Sequence[str], budget: Budget, value: Found, contrasts: Sequence[Contrast]) -> str:
     scores = f"mean held-out score over {budget.iterations} iterations: {each(names, 'auc', value)}"
     if budget.threshold is None:
-        return f"{scores}; no run rose"
+        return f"{scores}; no threshold: the lowest arm's score did not rise"
     steps = [
         f"{name} {number(value(name, 'steps_to_threshold').value)} iterations and "
         f"{quantity(value(name, 'tokens_to_threshold').value or 0)} tokens"
         for name in names
         if value(name, "steps_to_threshold").value is not None
     ]
-    reached = f"to a held-out score of {budget.threshold:.3f}: {'; '.join(steps) or 'not reached'}"
+    short = {name: found for name in names if (found := value(name, "steps_to_threshold")).of is not None}
+    steps += [f"{name} reached by {found.n} of {found.of} runs" for name, found in short.items()]
+    reached = f"to a held-out score of {budget.threshold:.3f}: {'; '.join(steps) or NOT_HERE}"
     said = [c.sentence for c in contrasts if c.outcome == "steps_to_threshold"]
     return "; ".join([scores, reached, *said])
 

@@ -7,11 +7,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from gspo_cli.compare.claims import claims, shadows
-from gspo_cli.compare.contrasts import arm_estimates, contrasts, last_heldout, problem_test
+from gspo_cli.compare.contrasts import arm_estimates, contrasts
 from gspo_cli.compare.curves import charts
 from gspo_cli.compare.naming import arms_of, baseline_of, objective, overrides
 from gspo_cli.compare.outcomes import Budget, budget_of, measure, outcomes, resolutions
-from gspo_cli.compare.pairing import cautions, differences, refuse_one_update, why_void
+from gspo_cli.compare.pairing import cautions, differences, nothing_learned, refuse_one_update, why_void
+from gspo_cli.compare.problems import last_heldout, problem_tests
 from gspo_cli.compare.result import (
     Arm,
     Comparison,
@@ -40,9 +41,10 @@ def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: Co
     baseline, level = baseline_of(arms, settings.baseline), settings.level
     arms = {name: arms[name] for name in (*(name for name in arms if name != baseline), baseline)}
     budget = budget_of(runs, settings.threshold)
-    listed = outcomes(budget, min(run.config["evaluation"]["samples"] for run in runs))
+    listed = outcomes(budget)
     tables = {name: {run.seed: measure(run, budget) for run in own} for name, own in arms.items()}
     differing = differences(arms, settings.allow)
+    idle, why_idle = nothing_learned(arms, budget)
     voided = why_void(arms, differing, budget)
     resolution = resolutions(max(_problems(run) for run in runs))
     found = contrasts(tables, baseline, listed, resolution, level, bool(voided))
@@ -53,32 +55,27 @@ def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: Co
         return middle[name][outcome]
 
     task, model, _ = min(run.subject for run in runs)
-    tests = [
-        problem_test(name, baseline, arms[name], arms[baseline], budget.iterations, level, bool(voided))
-        for name in arms
-        if name != baseline
-    ]
     return Comparison(
         title=f"{_and(list(arms))} on {task}, model {model}",
         task=task,
         model=model,
         baseline=baseline,
         level=level,
-        headline=headline(facts, found, listed, budget, voided, value),
+        headline=headline(facts, found, listed, budget, voided, value, idle),
         voided=voided,
-        cautions=cautions(arms, budget),
+        cautions=[*([why_idle] if idle else []), *cautions(arms, budget)],
         arms=facts,
         left_out=sorted(left_out, key=lambda each: each.folder),
         outcomes=listed,
         contrasts=found,
-        problem_tests=[test for test in tests if test is not None],
+        problem_tests=problem_tests(arms, baseline, budget.iterations, level, bool(voided)),
         charts=charts(arms, budget, level),
         shadows=shadows(arms, budget, level),
         claims=claims(facts, arms, budget, value, found),
         talks=talks(arms, budget),
         differences=differing,
         reproduce=reproduce(arms, facts, settings),
-        methods=methods(budget, level, any(contrast.paired for contrast in found), settings.threshold),
+        methods=methods(budget, level, settings.threshold),
     )
 
 

@@ -37,14 +37,15 @@ METRICS = (
 def charts(arms: Arms, budget: Budget, level: float) -> list[Chart]:
     """All charts for which there is data."""
     iterations, tokens = "iteration", "sampled tokens"
+    kept = SHORTER if _some_ended(arms, budget) else ""
     found = [
-        _held_out("held_out", "Held-out score", iterations, _over_iterations(arms, budget), level),
+        _held_out("held_out", "Held-out score", iterations, _over_iterations(arms, budget), level, kept),
         *(_metric_chart(arms, budget, level, *row) for row in METRICS),
         _held_out("held_out_tokens", "Held-out score over sampled tokens", tokens,
-                  _over_tokens(arms, budget), level),
+                  _over_tokens(arms, budget), level, kept),
         _held_out("held_out_time", "Held-out score over training time", "seconds",
-                  _over_seconds(arms, budget), level),
-        _over_kl(arms, budget, level),
+                  _over_seconds(arms, budget), level, kept),
+        _over_kl(arms, budget, level, kept),
     ]  # fmt: skip
     return [chart for chart in found if chart is not None]
 
@@ -52,11 +53,18 @@ def charts(arms: Arms, budget: Budget, level: float) -> list[Chart]:
 Curves = Mapping[str, tuple[Sequence[float], np.ndarray]]  # arm -> x (P,), values (P, n)
 
 
-def _held_out(key: str, title: str, x_label: str, curves: Curves | None, level: float) -> Chart | None:
+def _some_ended(arms: Arms, budget: Budget) -> bool:
+    """Whether a run ended before the budget."""
+    return any(run.iterations < budget.iterations for runs in arms.values() for run in runs)
+
+
+def _held_out(
+    key: str, title: str, x_label: str, curves: Curves | None, level: float, note: str
+) -> Chart | None:
     if curves is None:
         return None
     series = [_series(name, x, values, level) for name, (x, values) in curves.items()]
-    return Chart(key, title, x_label, "held-out score", series, note=SHORTER)
+    return Chart(key, title, x_label, "held-out score", series, note=note)
 
 
 def _series(name: str, x: Sequence[float], values: np.ndarray, level: float) -> Series:
@@ -137,7 +145,7 @@ def _reader(clock: Sequence[float]) -> Callable[[int], float]:
     return lambda place: clock[min(place, len(clock) - 1)]
 
 
-def _over_kl(arms: Arms, budget: Budget, level: float) -> Chart | None:
+def _over_kl(arms: Arms, budget: Budget, level: float, kept: str) -> Chart | None:
     """The mean score against the mean KL of the same evaluation, in the order of training."""
     series = []
     for name, runs in arms.items():
@@ -150,7 +158,7 @@ def _over_kl(arms: Arms, budget: Budget, level: float) -> Chart | None:
         series.append(_series(name, x.tolist(), _scores_at(runs, budget.iterations, grid, same), level))
     if not series:
         return None
-    note = f"Mean KL over seeds at each evaluation, in the order of training. {SHORTER}"
+    note = f"Mean KL over seeds at each evaluation, in the order of training. {kept}".strip()
     title, x_label = "Held-out score over KL to the initial policy", "nats per token"
     return Chart("held_out_kl", title, x_label, "held-out score", series, note=note)
 
@@ -175,8 +183,7 @@ def _metric_chart(
     if not series:
         return None
     note = f"Means of {size} iterations. " if size > 1 else ""
-    ended = any(run.iterations < budget.iterations for runs in arms.values() for run in runs)
-    note += "Over the runs that were still going." if ended else ""
+    note += "Over the runs that were still going." if _some_ended(arms, budget) else ""
     return Chart(key, title, "iteration", y_label, series, log_y, note.strip())
 
 

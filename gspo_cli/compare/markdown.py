@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gspo_cli.compare.conversations import printable, shared_start
 from gspo_cli.compare.figures import notes
-from gspo_cli.compare.result import Comparison, Contrast, Estimate, Outcome, Verdict
+from gspo_cli.compare.result import Comparison, Contrast, Estimate, Outcome, ProblemTest, Verdict
 from gspo_cli.run.words import MISSING, clean, duration, number, share
 
 MAIN = (  # outcomes on the first screen, beside the primary one
@@ -30,10 +30,10 @@ UNMEASURED, NO_VERDICT = "not measured", "no verdict"
 UNIFORM = "The arms differ in nothing but their algorithm and seeds."
 READING = (  # of the numbers in the tables of outcomes
     "Arms: interquartile means over seeds with bootstrap intervals. Differences: of means, with t intervals. "
-    "In brackets after p: adjusted for the number of outcomes."
+    "In brackets after p: adjusted for the number of outcomes; intervals are not, so that one may exclude 0 "
+    'beside "not distinguishable".'
 )
 PLAIN = {"s", "share", "count"}  # units that the numbers themselves show
-JOINERS = "\n\t\u200d"  # beside what can be printed: lines, tabs and the joiner of emoji
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,9 @@ def estimate_words(estimate: Estimate, unit: str = "") -> str:
 
 def verdict_words(outcome: Outcome, contrast: Contrast) -> str:
     """The verdict, and whether it is for the better."""
+    sides = (contrast.arm, contrast.baseline)
+    if any(side.of is not None for side in sides):
+        return f"{NO_VERDICT}: {' and '.join(map(_reached, sides))} reached"
     if contrast.arm.value is None and contrast.baseline.value is None:
         return UNMEASURED
     if contrast.verdict is Verdict.void:
@@ -76,9 +79,13 @@ def verdict_words(outcome: Outcome, contrast: Contrast) -> str:
     return f"{contrast.verdict.value}: {'better' if good else 'worse'}"
 
 
-def p_words(contrast: Contrast) -> str:
+def _reached(side: Estimate) -> str:
+    return f"{side.n} of {side.n if side.of is None else side.of}"
+
+
+def p_words(tested: Contrast | ProblemTest) -> str:
     """p, and in brackets the adjusted one where it is another."""
-    p, adjusted = (value_words(p) if p is None else number(p, 2) for p in (contrast.p, contrast.p_adjusted))
+    p, adjusted = (value_words(p) if p is None else number(p, 2) for p in (tested.p, tested.p_adjusted))
     return p if adjusted in (p, MISSING) else f"{p} ({adjusted})"
 
 
@@ -107,11 +114,16 @@ def main_pairs(comparison: Comparison) -> list[tuple[Outcome, Contrast]]:
     """The primary outcome and the most important others: as many as fit a screen, two at least."""
     pairs = paired_off(comparison)
     arms = {contrast.arm_name for _, contrast in pairs}
-    measured = {outcome.key for outcome, contrast in pairs if contrast.arm.value is not None}
+    measured = {outcome.key for outcome, contrast in pairs if _has_result(contrast)}
     primary = [outcome.key for outcome in comparison.outcomes[:1]]
     others = [key for key in MAIN if key in measured and key not in primary]
     chosen = [*primary, *others][: max(2, MAIN_ROWS // max(1, len(arms)))]
     return [(outcome, contrast) for key in chosen for outcome, contrast in pairs if outcome.key == key]
+
+
+def _has_result(contrast: Contrast) -> bool:
+    sides = (contrast.arm, contrast.baseline)
+    return contrast.arm.value is not None or any(side.of is not None for side in sides)
 
 
 def main_table(comparison: Comparison) -> Table:
@@ -166,12 +178,13 @@ def problem_table(comparison: Comparison) -> Table:
                 for v in (test.problems, test.both, test.only_arm, test.only_baseline, test.neither)
             ),
             estimate_words(test.difference),
-            number(test.p, 2),
+            p_words(test),
             test.sentence,
         ]
         for test in comparison.problem_tests
     ]
-    head = ["Arms", "Problems", "Both", "Only arm", "Only baseline", "Neither", "Difference", "p", "In words"]
+    head = ["Arms", "Problems", "Both", "Only arm", "Only baseline", "Neither", "Difference"]
+    head += ["p (adjusted)", "In words"]
     return Table("Held-out problems", head, "tnnnnnnnw", rows)
 
 
@@ -267,15 +280,6 @@ def left_out_table(comparison: Comparison) -> Table:
     return Table("Left out", ["Folder", "Why"], "cw", rows)
 
 
-def printable(text: str) -> str:
-    """Text of many lines with nothing in it that a page or a terminal would obey, and that UTF-8 can hold."""
-    shown = text.replace("\r\n", "\n")
-    return "".join(
-        c if c.isprintable() or c in JOINERS else " " if unicodedata.category(c) == "Zs" else "�"
-        for c in shown
-    )
-
-
 def judged(sample: Mapping[str, Any]) -> str:
     """How a conversation was judged, in a line."""
     parts = [f"reward {value_words(sample['reward'])}"]
@@ -283,14 +287,6 @@ def judged(sample: Mapping[str, Any]) -> str:
     parts += [f"expected {sample['expected']}"] if sample["expected"] else []
     parts += ["cut at its length limit"] if sample["finish_reason"] == "length" else []
     return clean(", ".join([*parts, *([sample["excluded"]] if sample["excluded"] else [])]))
-
-
-def shared_start(conversations: Sequence[Sequence[Mapping[str, str]]]) -> int:
-    """How many messages all conversations begin with alike, before any arm has its say."""
-    for place, messages in enumerate(zip(*conversations, strict=False)):
-        if any(message != messages[0] or message["role"] == "assistant" for message in messages):
-            return place
-    return min((len(messages) for messages in conversations), default=0)
 
 
 def text(comparison: Comparison) -> str:

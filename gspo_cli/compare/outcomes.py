@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
 
 from gspo_cli.compare.result import Outcome
-from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.runs import StoredRun, arm_key
 from gspo_cli.run.diagnosis import diagnose
 from gspo_cli.run.history import WINDOW, Record, Severity, number_of
 from gspo_cli.run.rules import SPIKE
@@ -21,7 +21,10 @@ from gspo_cli.run.rules import SPIKE
 PRIMARY = "final_score"
 END = 0.1  # share of the iterations that count as the end of a run, at least
 FEW = 3  # iterations
-RISE = 0.8  # of the way from the first to the mean final score: the threshold where none is given
+RISE = 0.8  # of the way from the first score to the lowest arm's final one: the threshold where none is given
+EVALUATIONS = 5  # of each run: what is read off between fewer is the line drawn through them, not the run
+TO_THRESHOLD = ("steps_to_threshold", "tokens_to_threshold")
+BETWEEN = ("score_at_tokens", "auc", *TO_THRESHOLD)  # outcomes that are read off between evaluations
 
 # outcome -> metric whose mean over iterations it is
 MEANS = {
@@ -39,18 +42,21 @@ MEANS = {
 @dataclass(frozen=True)
 class Budget:
     """What all runs are compared at: `iterations` (the fewest that a run was given), `tokens` sampled (the
-    fewest of any run that used its budget up), and the held-out `threshold`, None where no run rose."""
+    fewest of any run that used its budget up), and the held-out `threshold`, None where not every arm rose.
+    `evaluations` and `samples` are the fewest of any run: the k of pass@k."""
 
     iterations: int
     tokens: float
     threshold: float | None
+    evaluations: int
+    samples: int
 
 
-def outcomes(budget: Budget, samples: int) -> list[Outcome]:
-    """All outcomes, the primary one first; `samples` is the k of pass@k."""
+def outcomes(budget: Budget) -> list[Outcome]:
+    """All outcomes, the primary one first; without pass@k where a run drew no samples."""
     end, half = f"iteration {budget.iterations}", "by trained tokens, within each minibatch"
     known = budget.threshold is not None
-    threshold = f"{budget.threshold:.3f}" if known else "a threshold (none: no run rose)"
+    threshold = f"{budget.threshold:.3f}, where all runs of an arm reach it" if known else "score"
     rows = [
         (PRIMARY, "held-out score", "share", "higher", f"problems solved greedily, at {end}"),
         ("score_at_tokens", "held-out score at equal tokens", "share", "higher",
@@ -58,7 +64,7 @@ def outcomes(budget: Budget, samples: int) -> list[Outcome]:
         ("auc", "mean held-out score", "share", "higher", f"over iterations 0 to {budget.iterations}"),
         ("best_score", "best held-out score", "share", "higher", "of all evaluations"),
         ("final_reward", "training reward at the end", "reward", "higher", "last tenth of the iterations"),
-        ("pass_at_k", f"pass@{samples}", "share", "higher", f"held-out, sampled answers, at {end}"),
+        ("pass_at_k", f"pass@{budget.samples}", "share", "higher", f"held-out, sampled answers, at {end}"),
         ("steps_to_threshold", "iterations to threshold", "iterations", "lower", f"held-out {threshold}"),
         ("tokens_to_threshold", "tokens to threshold", "tokens", "lower", f"held-out {threshold}"),
         ("worst_drop", "worst drop", "share", "lower", "of the held-out score below its best before"),
@@ -80,7 +86,26 @@ def outcomes(budget: Budget, samples: int) -> list[Outcome]:
         ("wall_seconds", "training time", "s", "none", "without evaluation"),
         ("num_tokens", "sampled tokens", "tokens", "none", f"up to {end}"),
     ]  # fmt: skip
-    return [Outcome(*row) for row in rows]
+    drawn = [Outcome(*row) for row in rows if budget.samples or row[0] != "pass_at_k"]
+    missing = unmeasured(budget)
+    return [
+        replace(o, what=f"{o.what}; not measured: {missing[o.key]}", missing=missing[o.key])
+        if o.key in missing
+        else o
+        for o in drawn
+    ]
+
+
+def unmeasured(budget: Budget) -> dict[str, str]:
+    """Outcomes that the budget does not allow to be measured, each with the reason."""
+    none = {}
+    if budget.threshold is None:
+        why = "no threshold, for the lowest arm's held-out score did not rise; give compare.threshold"
+        none |= dict.fromkeys(TO_THRESHOLD, why)
+    if budget.evaluations < EVALUATIONS:
+        why = f"fewer than {EVALUATIONS} evaluations; use a smaller evaluation.every"
+        none |= dict.fromkeys(BETWEEN, why)
+    return none
 
 
 def resolutions(problems: int) -> dict[str, float]:
@@ -91,16 +116,29 @@ def resolutions(problems: int) -> dict[str, float]:
 
 
 def budget_of(runs: Sequence[StoredRun], threshold: float | None) -> Budget:
-    """The common budget; a `threshold` of None becomes RISE of the way from the first to the mean final
-    score."""
+    """The common budget; a `threshold` of None becomes RISE of the way from the mean first score to the mean
+    final score of the lowest arm, so that arms of any strength can reach it."""
     iterations = min(run.planned for run in runs)
     whole = [run for run in runs if run.iterations >= iterations] or list(runs)
     tokens = min(tokens_at(run, iterations) for run in whole)
     if threshold is None:
-        ends = [score_curve(run, iterations) for run in runs]
-        first, last = fmean(scores[0] for _, scores in ends), fmean(scores[-1] for _, scores in ends)
+        ends: dict[str, list[float]] = {}
+        for run in runs:
+            ends.setdefault(arm_key(run), []).append(score_curve(run, iterations)[1][-1])
+        first = fmean(score_curve(run, iterations)[1][0] for run in runs)
+        last = min(map(fmean, ends.values()))
         threshold = first + RISE * (last - first) if last > first else None
-    return Budget(iterations, tokens, threshold)
+    evaluations = min(evaluations_to(run, iterations) for run in runs)
+    samples = min(run.config["evaluation"]["samples"] for run in runs)
+    return Budget(iterations, tokens, threshold, evaluations, samples)
+
+
+def evaluations_to(run: StoredRun, until: int) -> int:
+    """Evaluations with a score up to `until`. After the end of a run its last one stands for those that it
+    would have had."""
+    every = run.config["evaluation"]["every"]
+    carried = until // every - min(run.iterations, until) // every if every else 0
+    return len(score_curve(run, until)[0]) + carried
 
 
 def score_curve(run: StoredRun, until: int) -> tuple[list[int], list[float]]:
@@ -137,13 +175,13 @@ def measure(run: StoredRun, budget: Budget) -> dict[str, float | None]:
     last = last_evaluation(run, budget.iterations)
     lengths = column(metrics, "completions/mean_length")
     tokens, seconds = tokens_at(run, budget.iterations), seconds_at(run, budget.iterations)
-    return {
+    values = {
         PRIMARY: scores[-1],
         "score_at_tokens": float(np.interp(budget.tokens, [tokens_at(run, p) for p in places], scores)),
         "auc": _mean_over(places, scores, budget.iterations),
         "best_score": max(scores),
         "final_reward": _mean(column(metrics, "reward")[-_few(metrics) :]),
-        "pass_at_k": number_of(last, f"pass@{run.config['evaluation']['samples']}"),
+        "pass_at_k": number_of(last, f"pass@{budget.samples}"),
         **_to_threshold(run, budget, places, scores),
         "worst_drop": max(max(scores[: i + 1]) - score for i, score in enumerate(scores)),
         "collapses": float(collapses(run, budget)),
@@ -158,6 +196,7 @@ def measure(run: StoredRun, budget: Budget) -> dict[str, float | None]:
         "wall_seconds": seconds,
         "num_tokens": tokens,
     }
+    return values | dict.fromkeys(unmeasured(budget))
 
 
 def column(metrics: Sequence[Record], name: str) -> list[float]:
@@ -207,12 +246,11 @@ def _mean_over(places: Sequence[int], scores: Sequence[float], end: int) -> floa
 def _to_threshold(
     run: StoredRun, budget: Budget, places: Sequence[int], scores: Sequence[float]
 ) -> Mapping[str, float | None]:
-    keys = ("steps_to_threshold", "tokens_to_threshold")
     if budget.threshold is None:
-        return dict.fromkeys(keys)
+        return dict.fromkeys(TO_THRESHOLD)
     return {
         key: crossing(xs, scores, budget.threshold)
-        for key, xs in zip(keys, (places, [tokens_at(run, place) for place in places]), strict=True)
+        for key, xs in zip(TO_THRESHOLD, (places, [tokens_at(run, place) for place in places]), strict=True)
     }
 
 

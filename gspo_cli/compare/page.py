@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.compare import markdown as words
+from gspo_cli.compare.conversations import printable, shared_start
 from gspo_cli.compare.figures import line_chart, notes, palette, swatch
-from gspo_cli.compare.markdown import Table, judged, printable, shared_start
+from gspo_cli.compare.markdown import Table, judged
 from gspo_cli.compare.result import Chart, Comparison, Talk
 from gspo_cli.run.words import clean
 
@@ -193,7 +194,8 @@ def _look(cell: str) -> str:
     """Classes of a verdict."""
     if cell.endswith((": better", ": worse")):
         return " good" if cell.endswith("better") else " bad"
-    return " none" if cell in (words.UNMEASURED, words.NO_VERDICT, "not distinguishable") else ""
+    none = (words.UNMEASURED, words.NO_VERDICT, "not distinguishable")
+    return " none" if cell.startswith(none) else ""
 
 
 def _number(cell: str) -> str:

@@ -8,9 +8,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gspo_cli.compare.contrasts import last_heldout
-from gspo_cli.compare.outcomes import Budget, last_evaluation
+from gspo_cli.compare.outcomes import Budget, last_evaluation, score_curve
+from gspo_cli.compare.problems import last_heldout
 from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.statistics import seeds_to_pair
 from gspo_cli.errors import UserError
 from gspo_cli.run.history import Record, number_of
 from gspo_cli.run.identity import computed
@@ -90,6 +91,43 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
     return reasons
 
 
+def nothing_learned(arms: Arms, budget: Budget) -> tuple[str, str]:
+    """That the runs cannot tell algorithms apart, for all of them solve everything or none learned, as a
+    verdict and as a caution; nothing where one did, or was not evaluated before training."""
+    runs = [run for each in arms.values() for run in each]
+    ends = {score_curve(run, budget.iterations)[1][-1] for run in runs}
+    if ends == {1.0}:
+        return (
+            "All runs solve everything: the score at the end says nothing about the algorithms.",
+            "All runs end at a held-out score of 1: take harder problems.",
+        )
+    if not any(_learned(run, budget.iterations) for run in runs):
+        return (
+            "No run learned: this says nothing about the algorithms.",
+            f"No held-out score rose by more than {CERTAIN:g} standard errors over the one before training: "
+            "train longer, or on problems that the model solves now and then.",
+        )
+    if ends == {0.0}:
+        return (
+            "All runs end at 0: the score at the end says nothing about the algorithms.",
+            "All runs end at a held-out score of 0, after they had risen: see collapses and the curves.",
+        )
+    return "", ""
+
+
+def _learned(run: StoredRun, end: int) -> bool:
+    """Whether the held-out score rose above the one before training by more than chance; taken to be so where
+    that one is not known."""
+    first, *later = [r for r in run.evals if r["iteration"] <= end and number_of(r, "score") is not None] or [
+        run.evals[0]
+    ]
+    if first["iteration"] > 0:
+        return True
+    best = max(later, key=lambda record: record["score"], default=first)
+    error = math.hypot(_error(first), _error(best))
+    return best["score"] - first["score"] > CERTAIN * error
+
+
 def cautions(arms: Arms, budget: Budget) -> list[str]:
     """What a reader must know of how the runs compare, in sentences."""
     found = [*_seeds(arms), *_lengths(arms, budget)]
@@ -127,8 +165,19 @@ def _seeds(arms: Arms) -> list[str]:
     ]
     if len({tuple(own) for own in seeds.values()}) > 1:
         listed = "; ".join(f"{name}: {', '.join(map(str, own))}" for name, own in seeds.items())
-        found.append(f"The arms do not have the same seeds ({listed}): only shared ones can be paired.")
+        found.append(f"The arms do not have the same seeds ({listed}): {_how_paired(seeds)}.")
     return found
+
+
+def _how_paired(seeds: Mapping[str, Sequence[int]]) -> str:
+    """Over which seeds the differences between the baseline, the last arm, and each other one are."""
+    *others, baseline = seeds
+    how = []
+    for name in others:
+        shared = seeds_to_pair(seeds[name], seeds[baseline])
+        over = f"over the shared seeds {', '.join(map(str, shared))}" if shared else "of all runs, unpaired"
+        how.append(f"differences between {name} and {baseline} are {over}")
+    return "; ".join(how)
 
 
 def _lengths(arms: Arms, budget: Budget) -> list[str]:

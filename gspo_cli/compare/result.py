@@ -22,12 +22,14 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval at the comparison's level. `n` is how many runs it rests on."""
+    """A value with its interval at the comparison's level. `n` is how many runs it rests on. Where only `n`
+    of an arm's `of` runs reached a threshold there is no value: that of those alone would flatter."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
     n: int = 0
+    of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,15 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is measured of each run, in one number. `better` is higher, lower, or none where neither is."""
+    """What is measured of each run, in one number. `better` is higher, lower, or none where neither is.
+    `missing` says why no run has it, nothing where runs may."""
 
     key: str
     title: str
     unit: str
     better: str
     what: str
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class Contrast:
 @dataclass(frozen=True)
 class ProblemTest:
     """Held-out problems solved by both, one or none of two arms after training, over all paired seeds, and
-    the paired test on the difference of the share of seeds that solve each problem."""
+    the paired test on the difference of the share of seeds that solve each problem. `p_adjusted` accounts for
+    the other arms."""
 
     arm_name: str
     baseline_name: str
@@ -120,6 +125,7 @@ class ProblemTest:
     difference: Estimate
     p: float | None
     sentence: str
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from gspo_cli.errors import UserError
 from gspo_cli.run.diagnosis import settings_of
 from gspo_cli.run.history import Record, number_of
 
-MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # any of them makes a folder a run's
+SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
+MARKS = (SETTINGS, *LOGS)
+TOLD = {"problem_id", "messages", "expected", "reward", "components", "finish_reason", "excluded"}
+# beside `iteration`: what is read of a line, and the kind that it must be; all else may be missing
+NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "metrics.jsonl": {"num_tokens": int},
+    "heldout.jsonl": {"problems": list, "solved": list, "conversations": list},
+}
 ENDED = ("completed", "stopped_early", "collapsed")
 
 
@@ -101,12 +108,27 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
     return sorted(found.values(), key=str)
 
 
-def _below(path: Path) -> Iterator[Path]:
-    for folder, inner, files in os.walk(path):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        if any(mark in files for mark in MARKS):
+def _below(path: Path) -> list[Path]:
+    """Run folders in `path`, links followed, each real folder once. A folder that holds a part of a run alone
+    is one (a damaged or a new one) only where no run is inside it."""
+    whole, parts = [], []
+    seen: set[Path] = set()
+    for name, inner, files in os.walk(path, followlinks=True):
+        folder, real = Path(name), Path(name).resolve()
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        tuning = {"trials"} if "runs" in inner else set()  # of a comparison: made to choose settings by
+        inner[:] = sorted(each for each in set(inner) - tuning if not each.startswith("."))
+        if SETTINGS in files and any(log in files for log in LOGS):
             inner.clear()  # nothing inside a run is another run
-            yield Path(folder)
+            whole.append(folder)
+        elif any(mark in files for mark in MARKS):
+            parts.append(folder)
+    above = {parent for folder in whole for parent in folder.parents}
+    above |= {parent for folder in parts for parent in folder.parents}
+    return [*whole, *(folder for folder in parts if folder not in above)]
 
 
 def read_run(folder: Path) -> StoredRun:
@@ -114,9 +136,12 @@ def read_run(folder: Path) -> StoredRun:
     config = settings_of(folder / "config.yaml")
     if not isinstance(config.get("seed"), int):
         raise UserError("config.yaml has no seed; restore the file")
+    if not any((folder / log).exists() for log in LOGS):
+        raise UserError(f"was prepared, and never started; start it with gspo-train resume={folder}")
     summary = _summary(folder)
     metrics, evals = lines(folder / "metrics.jsonl"), lines(folder / "evals.jsonl")
     heldout = lines(folder / "heldout.jsonl") if (folder / "heldout.jsonl").exists() else []
+    _check_heldout(heldout)
     run = StoredRun(str(folder), config, metrics, evals, heldout, summary)
     _check_whole(run)
     return run
@@ -140,8 +165,20 @@ def lines(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"line {place} of {path.name} is damaged; restore the file, or repeat") from error
         if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
             raise UserError(f"line {place} of {path.name} names no iteration; restore the file, or repeat")
+        for key, kind in NEEDED.get(path.name, {}).items():
+            if not isinstance(record.get(key), kind):
+                raise UserError(f"line {place} of {path.name} has no {key}; restore the file, or repeat")
         records.append(record)
     return records
+
+
+def _check_heldout(heldout: Sequence[Record]) -> None:
+    """Raise UserError where a line says of other than its problems whether they were solved, or holds a
+    conversation that cannot be shown."""
+    for place, line in enumerate(heldout, start=1):
+        told = line["conversations"]
+        if len(line["solved"]) != len(line["problems"]) or any(TOLD - set(talk) for talk in told):
+            raise UserError(f"line {place} of heldout.jsonl is not whole; restore the file, or repeat")
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,20 +93,28 @@ def mean_difference(
 ) -> Tested | None:
     """Test of the difference between two arms, values by seed; None where one of them has none.
 
-    Paired by seed where at least half of the smaller arm's seeds are shared (and two), else Welch's.
+    Paired by seed, over the shared ones, where `seeds_to_pair` finds some, else Welch's on all runs.
     `resolution` is the step in which values are counted (0: none): no spread is taken to be below that of
     rounding to it."""
     if not arm or not baseline:
         return None
-    shared = sorted(set(arm) & set(baseline))
-    enough = len(shared) >= 2 and 2 * len(shared) >= min(len(arm), len(baseline))
-    if enough or len(shared) == len(arm) == len(baseline):
+    shared = seeds_to_pair(arm, baseline)
+    if shared:
         return _paired(
             np.array([arm[seed] for seed in shared]), np.array([baseline[seed] for seed in shared]),
             level, resolution,
         )  # fmt: skip
     here, there = (np.array([side[seed] for seed in sorted(side)]) for side in (arm, baseline))
     return _welch(here, there, level, resolution)
+
+
+def seeds_to_pair(arm: Iterable[int], baseline: Iterable[int]) -> list[int]:
+    """The shared seeds where all of the smaller arm's are, two at least unless the arms have the same one:
+    otherwise pairing would cost more runs than it gains. None where arms cannot be paired."""
+    here, there = set(arm), set(baseline)
+    shared = here & there
+    pairs = len(shared) == min(len(here), len(there)) and (len(shared) >= 2 or here == there)
+    return sorted(shared) if pairs else []
 
 
 def _paired(arm: np.ndarray, baseline: np.ndarray, level: float, resolution: float) -> Tested:

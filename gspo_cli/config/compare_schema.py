@@ -37,9 +37,10 @@ class CompareConfig:
     Each of `algorithms` is an option of the group, followed by overrides where wanted: "grpo
     algorithm.routing_replay=true". `baseline` is what the others are held against (null: grpo where it is
     there, else the first). `threshold` is the held-out score of "steps to threshold" (null: 80% of the way
-    from the first to the mean final score). `allow` lists settings beside algorithm and seed that may
-    differ. `level` is the level of intervals, 1 - `level` the rate of false alarms. `parallel` is how many
-    runs go at once (null: one for each visible GPU, or one). `folder` is where runs and report go."""
+    from the first to the lowest arm's mean final score). `allow` lists settings beside algorithm and seed
+    that may differ. `level` is the level of intervals, 1 - `level` the rate of false alarms. `parallel` is
+    how many runs go at once (null: one for each visible GPU, or one). `folder` is where runs and report
+    go."""
 
     algorithms: list[str] = field(default_factory=lambda: ["gspo", "grpo"])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -62,6 +63,11 @@ class CompareConfig:
             f"compare.algorithms={self.algorithms}: must be different ones, and at least one",
         )
         require(0.5 <= self.level < 1, f"compare.level={self.level}: must be 0.5 or more, and below 1")
+        if self.threshold is not None:
+            require(
+                0 < self.threshold <= 1,  # nan is refused as well
+                f"compare.threshold={self.threshold}: must be a held-out score above 0, and 1 at most",
+            )
         if self.parallel is not None:
             require_positive("compare", self, "parallel")
         require(
