@@ -53,7 +53,8 @@ def test_a_planted_difference_of_four_standard_deviations_is_found(final, verdic
     assert primary.paired
     word = f"gspo is {verdict.value} by 0.0"
     assert primary.sentence.startswith(word)
-    assert word in found.headline[0]
+    assert found.headline[0] == f"gspo has a {verdict.value} held-out score than grpo after 20 iterations."
+    assert word in found.headline[1]
     assert contrast_of(found, "score_at_tokens").verdict is verdict
     assert contrast_of(found, "auc").verdict is verdict
 

@@ -23,21 +23,22 @@ def headline(
     value: Callable[[str, str], Estimate],
     idle: str,
 ) -> list[str]:
-    """The verdict in sentences: the primary outcome of each arm, `idle` (why runs tell nothing apart, if so),
-    then the rest in a line, then clipping and collapses."""
-    said = []
+    """The verdict in a sentence for each arm, `idle` (why runs tell nothing apart, if so), the numbers of the
+    primary outcome, then the rest in a line, then clipping and collapses."""
+    primary = [contrast for contrast in contrasts if contrast.outcome == PRIMARY]
+    numbers = []
+    for contrast in primary:
+        trimmed = "interquartile means " * (max(contrast.arm.n, contrast.baseline.n) >= TRIMMED)
+        numbers.append(
+            f"Held-out score after {budget.iterations} iterations, {contrast.arm_name} against "
+            f"{contrast.baseline_name} ({trimmed}{share(contrast.arm.value)} and "
+            f"{share(contrast.baseline.value)}): {contrast.sentence}."
+        )
     if voided:
-        said.append("No verdict: the runs differ in more than algorithm and seed, or did not start alike.")
-    for contrast in contrasts:
-        if contrast.outcome == PRIMARY:
-            trimmed = "interquartile means " * (max(contrast.arm.n, contrast.baseline.n) >= TRIMMED)
-            said.append(
-                f"Held-out score after {budget.iterations} iterations, {contrast.arm_name} against "
-                f"{contrast.baseline_name} ({trimmed}{share(contrast.arm.value)} and "
-                f"{share(contrast.baseline.value)}): {contrast.sentence}."
-            )
-    said.append(idle)
-    if not voided:
+        why = "the runs differ in more than algorithm and seed, or did not start alike"
+        said = [f"No verdict: {why}.", *numbers, idle]
+    else:
+        said = [" ".join(_verdict(contrast, budget) for contrast in primary), idle, *numbers]
         said += [_rest(arm.name, contrasts, outcomes) for arm in arms[:-1]]
     clipped = [
         f"{arm.name} {number(value(arm.name, 'clip_token').value)}"
@@ -51,6 +52,22 @@ def headline(
         listed = ", ".join(f"{arm.name} {collapses[arm.name]:.0f} in {len(arm.runs)} runs" for arm in arms)
         said.append(f"Collapses: {listed}.")
     return [sentence for sentence in said if sentence]
+
+
+def _verdict(contrast: Contrast, budget: Budget) -> str:
+    """The primary outcome without a number."""
+    arm, baseline = contrast.arm_name, contrast.baseline_name
+    if contrast.verdict is Verdict.void:
+        return f"No verdict on {arm} against {baseline}."
+    if contrast.verdict is Verdict.not_distinguishable:
+        return (
+            f"{arm} and {baseline} are not distinguishable by held-out score after {budget.iterations} "
+            "iterations."
+        )
+    return (
+        f"{arm} has a {contrast.verdict.value} held-out score than {baseline} after {budget.iterations} "
+        "iterations."
+    )
 
 
 def _rest(name: str, contrasts: Sequence[Contrast], outcomes: Sequence[Outcome]) -> str:
