@@ -22,6 +22,7 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
 from gspo_cli.config.compose import explain, register
 from gspo_cli.errors import UserError
+from gspo_cli.run.files import make_folder
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.launch import INTERRUPTED
 from gspo_cli.run.queue import Ended, Status
@@ -142,7 +143,7 @@ def made(source: Source, settings: CompareConfig) -> int:
     notes = ["Learning rates and clip ranges are those that the configuration gives; none was tuned."]
     planned, ended = plan(source, settings), []  # bad input answers before a trial starts
     base = planned[0].folder.parent.parent
-    make_folder(base)
+    make_folder(base, "compare.folder")
     with RunFolder(base).held():
         if settings.tune.trials:
             settings, notes, ended = tuned(source, settings)
@@ -185,16 +186,6 @@ def report_folder(settings: CompareConfig, paths: Sequence[Path]) -> Path:
     return Path("outputs", "compare", hashlib.sha256(names.encode()).hexdigest()[:8])
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of a report. Raises UserError where it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"compare.folder={folder}: cannot be made a folder ({error.strerror}); give another one"
-        ) from error
-
-
 def report(paths: Sequence[Path], settings: CompareConfig, folder: Path, notes: Sequence[str] = ()) -> None:
     """Compare the runs in `paths`, write the report to `folder`, and show its first page."""
     from rich.console import Console
@@ -208,7 +199,6 @@ def report(paths: Sequence[Path], settings: CompareConfig, folder: Path, notes: 
     found = compare(runs, left_out, settings)
     again = shlex.join(["gspo-compare", *sys.argv[1:]])
     found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *found.reproduce[1:]])
-    make_folder(folder)
     show(found, write_report(found, folder), Console())
 
 

@@ -13,8 +13,7 @@ from typing import Any
 from gspo_cli.compare import markdown, page
 from gspo_cli.compare.figures import line_chart
 from gspo_cli.compare.result import Comparison
-from gspo_cli.errors import UserError
-from gspo_cli.run.files import write_atomically
+from gspo_cli.run.files import make_folder, write_atomically
 
 FIGURE = "held_out.svg"
 
@@ -30,12 +29,7 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     }
     if comparison.charts:
         texts[FIGURE] = line_chart(comparison.charts[0], arms, alone=True) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"compare.folder={folder}: cannot be created ({error.strerror}); choose another"
-        ) from error
+    make_folder(folder, "compare.folder")
     for name, text in texts.items():
         write_atomically(folder / name, text)
     if FIGURE not in texts:

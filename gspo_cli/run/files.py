@@ -34,6 +34,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def make_folder(folder: Path, key: str) -> None:
+    """Make a folder where there is none. Raises UserError that names the setting `key` where it cannot be
+    made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be created ({error.strerror}); choose another") from error
+
+
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder` if the block ends well, and vanishes if it does not."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
-from gspo_cli.run.files import write_atomically, write_json
+from gspo_cli.run.files import make_folder, write_atomically, write_json
 
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
 
@@ -79,12 +79,7 @@ class RunFolder:
                 f"{self.path}: holds a run already; continue it with resume={self.path}, or choose "
                 "another hydra.run.dir"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"hydra.run.dir={self.path}: cannot be created ({error.strerror}); choose another"
-            ) from error
+        make_folder(self.path, "hydra.run.dir")
         write_atomically(self.config, config_yaml)
 
     def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> tuple[str, Path | None]:
