@@ -56,6 +56,8 @@ class Source:
     directories: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
+        for directory in self.directories:
+            require(directory.is_dir(), f"-cd {directory}: is not a folder; give one with options of your own")
         for text in self.overrides:
             key = text.lstrip("+~").partition("=")[0]
             group = key.partition("/")[0].partition(".")[0]
