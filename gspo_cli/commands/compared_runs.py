@@ -57,7 +57,7 @@ class Source:
 
     def __post_init__(self) -> None:
         for directory in self.directories:
-            require(directory.is_dir(), f"-cd {directory}: is not a folder; give one with options of your own")
+            require(directory.is_dir(), f"-cd {directory}: is not a folder; give one with your own options")
         for text in self.overrides:
             key = text.lstrip("+~").partition("=")[0]
             group = key.partition("/")[0].partition(".")[0]
