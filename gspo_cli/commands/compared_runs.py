@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,8 @@ from gspo_cli.config.compose import build_config, composed, resolved_yaml
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, fingerprint, prepare, state_of
-from gspo_cli.run.queue import Ended, Job, Status, make_slots, run_queue
+from gspo_cli.run.queue import Ended, Status, make_slots, run_queue, training_job
 from gspo_cli.run.sweep_table import make_table
-from gspo_cli.run.words import override
 
 OURS = ("algorithm", "seed", "resume", "hydra")  # decided by the comparison
 WIDTHS = ("clip_range_left", "clip_range_right")
@@ -171,10 +169,9 @@ def train_all(planned: Sequence[Planned], settings: CompareConfig) -> list[Ended
     jobs = []
     for run in planned:
         if prepare(run.folder, resolved_yaml(run.node)) is not State.complete:
-            command = [sys.executable, "-m", "gspo_cli.commands.train"]
-            command += shlex.split(override("resume", str(run.folder)))
             log = run.folder.with_name(f"{run.folder.name}.log")
-            jobs.append(Job(run.name, command, log, run.folder, run.config.training.num_outer_iterations))
+            iterations = run.config.training.num_outer_iterations
+            jobs.append(training_job(run.name, run.folder, log, iterations))
     if len(jobs) < len(planned):
         print(f"{len(planned) - len(jobs)} of {len(planned)} runs are there already", flush=True)
     if not jobs:

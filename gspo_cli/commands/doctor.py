@@ -24,6 +24,7 @@ from gspo_cli.run.diagnosis import diagnose, settings_of
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.guide import Answer, guide
 from gspo_cli.run.history import Finding, History, Record, Severity, number_of
+from gspo_cli.run.identity import leaves
 from gspo_cli.run.words import clean, number, override
 
 STYLES = {Severity.collapse: "bold red", Severity.warning: "yellow", Severity.note: "cyan"}
@@ -174,10 +175,10 @@ def own_overrides(settings: Mapping[str, Any]) -> list[str] | None:
     groups = [override(group, option) for group, option in chosen.items()]
     try:
         # through the same reading as the saved settings, so that only real differences differ
-        preset = flat(OmegaConf.to_container(composed(groups), resolve=True, enum_to_str=True))
+        preset = leaves(OmegaConf.to_container(composed(groups), resolve=True, enum_to_str=True))
     except (UserError, OmegaConfBaseException):
         return None
-    own = flat(OmegaConf.to_container(OmegaConf.create(literal(settings)), resolve=True))
+    own = leaves(OmegaConf.to_container(OmegaConf.create(literal(settings)), resolve=True))
     changed = {
         key: value for key, value in own.items() if key in preset and preset[key] != value and key != "resume"
     }
@@ -185,15 +186,6 @@ def own_overrides(settings: Mapping[str, Any]) -> list[str] | None:
         return None
     usual = {"hardware=cpu", "logging=none", "algorithm=gspo"}
     return [*(text for text in groups if text not in usual), *map(typed, changed, changed.values())]
-
-
-def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{above}{name}"
-        found |= flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
-    return found
 
 
 def typed(key: str, value: Any) -> str:

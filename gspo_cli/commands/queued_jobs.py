@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +21,8 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import State
 from gspo_cli.run.launch import INTERRUPTED
-from gspo_cli.run.queue import Ended, Job, Slot, Status, make_slots, run_queue
+from gspo_cli.run.queue import Ended, Job, Slot, Status, make_slots, run_queue, training_job
 from gspo_cli.run.sweep_table import make_table
-from gspo_cli.run.words import override
 
 
 @dataclass(frozen=True)
@@ -118,10 +116,8 @@ def slots_for(configs: Sequence[RunConfig], parallel: int | None) -> list[Slot]:
 
 def queued(each: Planned, name: str) -> Job:
     """The command that starts or continues a job in its folder."""
-    command = [sys.executable, "-m", "gspo_cli.commands.train"]
-    command += shlex.split(override("resume", str(each.folder)))
-    log, iterations = each.folder / "log.txt", each.config.training.num_outer_iterations
-    return Job(name or str(each.number), command, log, each.folder, iterations)
+    iterations = each.config.training.num_outer_iterations
+    return training_job(name or str(each.number), each.folder, each.folder / "log.txt", iterations)
 
 
 def shell_code(ended: Ended) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from typing import Protocol
 from gspo_cli.config.choices import Device
 from gspo_cli.errors import UserError
 from gspo_cli.run.launch import INTERRUPTED, POLL, how_it_ended
-from gspo_cli.run.words import clean
+from gspo_cli.run.words import clean, override
 
 LAST = 1 << 16  # bytes at the end of a log in which its last line is looked for
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -41,6 +42,12 @@ class Job:
     log: Path
     folder: Path | None = None
     iterations: int | None = None
+
+
+def training_job(name: str, folder: Path, log: Path, iterations: int) -> Job:
+    """The job that starts or continues the run of a prepared folder."""
+    resume = shlex.split(override("resume", str(folder)))
+    return Job(name, [sys.executable, "-m", "gspo_cli.commands.train", *resume], log, folder, iterations)
 
 
 @dataclass(frozen=True)
