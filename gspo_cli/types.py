@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from gspo_cli.tool_calls import Tool
-
 
 @dataclass(frozen=True)
 class Message:
@@ -27,18 +25,6 @@ class Message:
 
     role: str
     content: str
-
-
-@dataclass(frozen=True)
-class Briefing:
-    """What stands before every conversation of a task. Tools are announced by the model's own chat template,
-    or as lines of the system prompt where it has no place for them."""
-
-    system_prompt: str = ""
-    tools: tuple[Tool, ...] = ()
-
-
-NO_BRIEFING = Briefing()
 
 
 @dataclass(frozen=True)
@@ -100,7 +86,7 @@ class Trajectory:
 
     `action_mask[t]` is true where the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0
     and is -1 elsewhere. `turn_rewards` has one entry per agent turn; once scored they add up to `reward`.
-    `standings` has one entry per agent turn: the environment's `Step.standing` after it. `reward` is None
+    `progress` has one entry per agent turn: the environment's `Step.progress` after it. `reward` is None
     until it is scored, and stays None with `excluded` set to the reason where a grader failed and the setting
     says to leave the sample out.
     """
@@ -113,7 +99,7 @@ class Trajectory:
     messages: list[Message]
     finish_reason: FinishReason
     turn_rewards: list[float] = field(default_factory=list)
-    standings: list[Mapping[str, float]] = field(default_factory=list)
+    progress: list[Mapping[str, float]] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
     reward: float | None = None
     solved: bool = False

@@ -17,8 +17,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gspo_cli.environments.shop import oracle
-from gspo_cli.tasks.customer_service import CustomerService
+from gspo_cli.tasks.customer_service import oracle
+from gspo_cli.tasks.customer_service.task import CustomerService
 from gspo_cli.types import Message, Problem
 
 

@@ -249,7 +249,7 @@ def task_section() -> str:
     ]
     for path, cls in tasks.items():
         own = [s for s in settings(cls, "task.") if s.name not in {c.name for c in common}]
-        pieces += [f"### task={path.stem}", f"`{cls.__module__}.{cls.__name__}`"]
+        pieces += [f"### task={path.stem}", f"`{parsed(path)['_target_']}`"]
         pieces.append(key_table(own, given_by("task")[path.stem]))
     return "\n\n".join(pieces)
 

@@ -13,16 +13,16 @@ from gspo_cli.config.compose import build_config, load_saved, register
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.training.clock import Clock
 from gspo_cli.training.metrics import update_metrics
+from gspo_cli.training.process_group import ProcessGroup, join, leave
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.training.update import Updater
-from gspo_cli.training.world import World, join, leave
 from tests.test_update import samples_of
 
 
-def steps(config, model: Path, folder: Path, world: World | None, rounds: int = 2) -> list[dict]:
+def steps(config, model: Path, folder: Path, ranks: ProcessGroup | None, rounds: int = 2) -> list[dict]:
     """Metrics of `rounds` iterations over random samples; the model and AdamW's state are left in
     `folder`."""
-    if world is None:
+    if ranks is None:
         policy = load_policy(str(model), config.model, config.hardware)
         if config.algorithm.beta > 0 and not config.model.use_lora:
             policy.keep_reference(load_policy(str(model), config.model, config.hardware).causal_model)
@@ -34,14 +34,14 @@ def steps(config, model: Path, folder: Path, world: World | None, rounds: int = 
             policy = load_policy(str(model), config.model, config.hardware)
             if config.algorithm.beta > 0 and not config.model.use_lora:
                 policy.keep_reference(load_policy(str(model), config.model, config.hardware).causal_model)
-        strategy = ZeroStrategy(policy, config, world)
+        strategy = ZeroStrategy(policy, config, ranks)
     updater = Updater(policy, config, strategy)
     found = [update(updater, seed) for seed in range(rounds)]
     optimizer = strategy.save(folder)
-    if strategy.world.is_first:
+    if strategy.ranks.is_first:
         torch.save(optimizer, folder / "optimizer.pt")
-    strategy.world.wait()
-    if world is not None:  # ranks take a wrong way and return to what was saved, one process goes on
+    strategy.ranks.wait()
+    if ranks is not None:  # ranks take a wrong way and return to what was saved, one process goes on
         update(updater, seed=9)
         strategy.restore_weights(folder)
         strategy.restore_optimizer(torch.load(folder / "optimizer.pt"))
@@ -61,14 +61,14 @@ def update(updater: Updater, seed: int) -> dict:
 def main() -> None:
     """Cases are folders with a config.yaml; the model of each is at `model.name`."""
     register()
-    world = None
+    ranks = None
     for case in map(Path, sys.argv[1:]):
         config = build_config(load_saved(case / "config.yaml"))
-        world = world or join(config.hardware)
-        found = steps(config, Path(config.model.name), case, world)
-        if world.is_first:
+        ranks = ranks or join(config.hardware)
+        found = steps(config, Path(config.model.name), case, ranks)
+        if ranks.is_first:
             (case / "metrics.json").write_text(json.dumps(found))
-    leave(world)
+    leave(ranks)
 
 
 if __name__ == "__main__":

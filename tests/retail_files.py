@@ -7,7 +7,7 @@ import json
 from omegaconf import OmegaConf
 
 from gspo_cli.config.compose import CONF_DIR, build_task
-from gspo_cli.tasks.retail_files import Case, retail_problem
+from gspo_cli.tasks.tau.files import Case, retail_problem
 
 ADDRESS = {
     "address1": "1 A Road",

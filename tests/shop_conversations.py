@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gspo_cli.environments.shop.environment import Shop
-from gspo_cli.environments.shop.scenario import Action, Order, Request, Scenario, to_json
+from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.scenario import Action, Order, Request, Scenario, to_json
 from gspo_cli.types import FinishReason, Message, Problem, Trajectory
 
 MIA, LEO = "mia27@mail.com", "leo31@mail.com"
@@ -34,18 +34,18 @@ def opened(*requests):
 
 def play(problem, agent, seed=0, turns=14):
     """A whole conversation of `agent`, messages -> text, as a judge gets it."""
-    shop, standings = Shop(), []
+    shop, progress = Shop(), []
     messages = list(shop.reset(problem, seed))
     for _ in range(turns):
         messages.append(Message("assistant", agent(messages)))
         step = shop.step(messages[-1].content)
-        standings.append(step.standing)
+        progress.append(step.progress)
         messages.extend(step.messages)
         if step.done:
             break
     return Trajectory(
         *(problem, [], [], [], [], messages, FinishReason.stop),
-        turn_rewards=[0.0] * len(standings),
-        standings=standings,
+        turn_rewards=[0.0] * len(progress),
+        progress=progress,
         outcome=shop.finish(),
     )

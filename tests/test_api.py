@@ -26,9 +26,9 @@ from gspo_cli import (
     train_with_gspo,
     train_with_gspo_token,
 )
+from gspo_cli.console.words import next_commands
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.words import next_commands
 from gspo_cli.types import Message
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
-from gspo_cli.tool_calls import Parameter, Tool
+from gspo_cli.tasks.tools import Parameter, Tool
 from gspo_cli.types import Message
 
 USER = Message("user", "12+30=")

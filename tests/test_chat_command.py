@@ -18,9 +18,9 @@ from talking_runs import trained, use_cache
 
 from gspo_cli.commands.chat import Narrated, Person, chat_command, main, shower
 from gspo_cli.commands.evaluate import resolve
-from gspo_cli.environments.base import SingleTurn, Step
-from gspo_cli.environments.shop import oracle
-from gspo_cli.environments.shop.environment import Shop
+from gspo_cli.tasks.base import SingleTurn, Step
+from gspo_cli.tasks.customer_service import oracle
+from gspo_cli.tasks.customer_service.environment import Shop
 from gspo_cli.types import Message
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gspo_cli.commands.compared_runs import Source, reward_at_end
+from gspo_cli.compare.missing_runs import Source, reward_at_end
 from tests.stored_runs import write_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,8 +22,8 @@ from gspo_cli.compare.result import Estimate, Verdict
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.statistics import adjusted, mean_difference
 from gspo_cli.config.compare_schema import CompareConfig
+from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
-from gspo_cli.run.words import number
 from tests.stored_runs import changed, stored_run, write_run
 
 LEVEL = 0.95

@@ -12,9 +12,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from gspo_cli.run.console import LiveConsole, PlainConsole, Progress, exchange, make_console, samples_table
-from gspo_cli.run.reporting import Sample
-from gspo_cli.run.words import clean, sparkline, tail
+from gspo_cli.console.live import LiveConsole, PlainConsole, Progress, exchange, make_console, samples_table
+from gspo_cli.console.reporting import Sample
+from gspo_cli.console.words import clean, sparkline, tail
 
 NASTY = [
     "[red]seven[/red] [/] [/nope] :smile: [link=file:///x]7[/link]",
@@ -344,7 +344,7 @@ def test_lines_say_each_warning_once_and_end_with_what_to_type_next(plain):
 
 def test_a_pipe_gets_lines_and_a_terminal_the_live_view():
     assert isinstance(make_console(), PlainConsole)  # pytest holds stdout
-    command = "from gspo_cli.run.console import make_console; print(type(make_console()).__name__)"
+    command = "from gspo_cli.console.live import make_console; print(type(make_console()).__name__)"
     coloured = {**os.environ, "FORCE_COLOR": "1"}
     piped = subprocess.run([sys.executable, "-c", command], capture_output=True, env=coloured, timeout=60)
     assert piped.stdout == b"PlainConsole\n"
@@ -352,14 +352,14 @@ def test_a_pipe_gets_lines_and_a_terminal_the_live_view():
 
 
 def test_a_run_that_dies_gives_the_terminal_its_cursor_back():
-    command = "from gspo_cli.run.console import make_console; make_console().stage('loading', 0, 1); 1 / 0"
+    command = "from gspo_cli.console.live import make_console; make_console().stage('loading', 0, 1); 1 / 0"
     shown = terminal_output(command)
     assert "ZeroDivisionError" in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
 def test_a_character_that_stdout_cannot_encode_is_replaced():
-    command = "from gspo_cli.run.console import make_console; make_console().warn('± –')"
+    command = "from gspo_cli.console.live import make_console; make_console().warn('± –')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, "-c", command], capture_output=True, env=environment, check=True, timeout=60
@@ -368,7 +368,7 @@ def test_a_character_that_stdout_cannot_encode_is_replaced():
 
 
 def test_the_terminal_needs_no_torch():
-    command = "import sys, gspo_cli.run.console, gspo_cli.run.trackers; print('torch' in sys.modules)"
+    command = "import sys, gspo_cli.console.live, gspo_cli.run.trackers; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True, timeout=60)
     assert done.stdout == b"False\n"
 

@@ -13,7 +13,7 @@ from gspo_cli.rewards.base import RewardError, score
 from gspo_cli.rewards.conversation import (
     MANNER_WEIGHT,
     WEIGHTS,
-    StandingReward,
+    ProgressReward,
     conversation_reward,
     create_customer_service_reward,
 )
@@ -29,7 +29,7 @@ def talk(*texts):
     ]
 
 
-def trajectory(messages, standings=(), solved=None, **metadata):
+def trajectory(messages, progress=(), solved=None, **metadata):
     turns = sum(message.role == "assistant" for message in messages)
     return Trajectory(
         Problem("p", (), metadata=metadata),
@@ -40,7 +40,7 @@ def trajectory(messages, standings=(), solved=None, **metadata):
         messages,
         FinishReason.stop,
         turn_rewards=[0.0] * turns,
-        standings=list(standings),
+        progress=list(progress),
         outcome=Outcome(solved=solved),
     )
 
@@ -64,7 +64,7 @@ STANDINGS = (
 
 def test_the_last_standing_is_weighed_and_turns_earn_its_changes():
     result = judged(
-        StandingReward({"outcome": 0.6, "facts": 0.3, "policy": 0.2}), trajectory(talk(*GOOD), STANDINGS)
+        ProgressReward({"outcome": 0.6, "facts": 0.3, "policy": 0.2}), trajectory(talk(*GOOD), STANDINGS)
     )
     assert result.total_reward == pytest.approx(0.6 + 0.3 * 0.5 - 0.2 * 0.5)
     assert result.turn_rewards == pytest.approx([-0.1, 0.75])
@@ -101,15 +101,15 @@ def test_what_was_reached_outweighs_the_best_manner():
 
 
 def test_without_standings_manner_still_judges():
-    for standings in ([], [{}, {}]):
-        result = judged(conversation_reward(), trajectory(talk(*GOOD), standings))
+    for progress in ([], [{}, {}]):
+        result = judged(conversation_reward(), trajectory(talk(*GOOD), progress))
         assert result.component_rewards["standing"] == 0.0
         assert result.total_reward == pytest.approx(MANNER_WEIGHT * result.component_rewards["manner"])
         assert result.total_reward > 0.09
 
 
 def test_a_turn_that_reports_nothing_changes_nothing():
-    reward = StandingReward({"goal": 1.0})
+    reward = ProgressReward({"goal": 1.0})
     result = judged(reward, trajectory(talk(*GOOD), [{"goal": 0.5}, {}]))
     assert (result.total_reward, result.turn_rewards) == (0.5, [0.5, 0.0])
 
@@ -118,9 +118,9 @@ def test_a_weight_for_what_is_not_reported_is_an_error():
     with pytest.raises(
         RewardError, match="weighs outcom, which the environment does not report; it reports outcome"
     ):
-        judged(StandingReward({"outcom": 1.0}), trajectory(talk(*GOOD), STANDINGS))
+        judged(ProgressReward({"outcom": 1.0}), trajectory(talk(*GOOD), STANDINGS))
     with pytest.raises(UserError, match=r"weights\.outcome=nan"):
-        StandingReward({"outcome": float("nan")})
+        ProgressReward({"outcome": float("nan")})
 
 
 # Manner: what a good answer is, and what is not

@@ -18,13 +18,13 @@ from talking_runs import configured, trained, use_cache
 from test_resume import assert_same_run
 
 from gspo_cli.config.choices import RewardErrors
-from gspo_cli.environments.base import Step
-from gspo_cli.environments.shop import oracle
-from gspo_cli.environments.shop.environment import Shop
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.scoring import score_all
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.tasks.customer_service import CustomerService
+from gspo_cli.tasks.base import Step
+from gspo_cli.tasks.customer_service import oracle
+from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.task import CustomerService
 from gspo_cli.training.clock import Clock
 from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.problem_order import ProblemOrder
@@ -113,7 +113,7 @@ def test_every_turn_is_one_trained_span_that_says_what_the_agent_said(setting, g
         said = [message.content for message in t.messages if message.role == "assistant"]
         assert [turn for turn, _ in spans(t)] == list(range(t.num_turns))
         assert [chat.text([t.token_ids[i] for i in places]) for _, places in spans(t)] == said
-        assert len(t.standings) == len(t.turn_rewards) == len(said)
+        assert len(t.progress) == len(t.turn_rewards) == len(said)
 
 
 def test_what_the_agent_hears_is_masked(setting, groups):
@@ -231,8 +231,8 @@ STEPS = {
     "step returns one message": lambda step: replace(step, messages=Message("user", "hello")),
     "step rewards nan": lambda step: replace(step, reward=float("nan")),
     "step rewards words": lambda step: replace(step, reward="much"),
-    "step stands at infinity": lambda step: replace(step, standing={"outcome": float("inf")}),
-    "step stands nowhere": lambda step: replace(step, standing=None),
+    "step stands at infinity": lambda step: replace(step, progress={"outcome": float("inf")}),
+    "step stands nowhere": lambda step: replace(step, progress=None),
 }
 FINISHES = {
     "finish raises": crash,

@@ -13,15 +13,15 @@ from omegaconf import OmegaConf
 from shop_conversations import CANCEL, MOVE, REFUND, STATUS, play, problem_of
 
 from gspo_cli.config.compose import CONF_DIR, locate
-from gspo_cli.environments.llm_user import LlmUser
-from gspo_cli.environments.shop import oracle
-from gspo_cli.environments.shop.environment import Shop
-from gspo_cli.environments.shop.scenario import from_json, to_json
-from gspo_cli.environments.shop.tools import TOOLS
-from gspo_cli.environments.tickets import says_done
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.customer_service import CustomerService
-from gspo_cli.tool_calls import ToolCall
+from gspo_cli.tasks.customer_service import oracle
+from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.scenario import from_json, to_json
+from gspo_cli.tasks.customer_service.task import CustomerService
+from gspo_cli.tasks.customer_service.tools import TOOLS
+from gspo_cli.tasks.llm_user import LlmUser
+from gspo_cli.tasks.tau.tickets import says_done
+from gspo_cli.tasks.tools import ToolCall
 from gspo_cli.types import Message
 
 
@@ -87,14 +87,14 @@ def test_the_oracle_solves_every_problem_within_the_shortest_number_of_turns(dif
     for seed, problem in enumerate(getattr(task, side)()):
         trajectory = play(problem, oracle.answer, seed, 2 + 3 * difficulty)
         assert trajectory.outcome.solved, trajectory.messages
-        assert trajectory.standings[-1] == {"outcome": 1, "facts": 1, "policy": 0}
+        assert trajectory.progress[-1] == {"outcome": 1, "facts": 1, "policy": 0}
         assert trajectory.outcome.counts["tool_errors"] == trajectory.outcome.counts["clarifications"] == 0
         assert reward(trajectory) > 0.95
 
 
 @pytest.mark.parametrize(("request_", "turns"), [(STATUS, 3), (CANCEL, 5), (REFUND, 5), (MOVE, 5)])
 def test_conversations_are_short(request_, turns):
-    assert len(play(problem_of(request_), oracle.answer).standings) == turns
+    assert len(play(problem_of(request_), oracle.answer).progress) == turns
 
 
 @pytest.mark.parametrize("agent", [silent, refuser, hasty, confirmer, lister, liar, guesser])
@@ -114,7 +114,7 @@ def test_shortcuts_solve_nothing_and_earn_less(agent):
 def test_doing_nothing_reaches_nothing(agent, difficulty):
     for problem in TASKS[difficulty].train_problems():
         trajectory = play(problem, agent)
-        assert trajectory.standings[-1] == {"outcome": 0, "facts": 0, "policy": 0}
+        assert trajectory.progress[-1] == {"outcome": 0, "facts": 0, "policy": 0}
         assert trajectory.outcome.solved is False
 
 
@@ -195,12 +195,12 @@ def test_careless_demonstrations_are_of_mixed_quality_and_the_same_every_time():
 
 
 def test_the_briefing_has_policy_and_tools_unless_they_are_known_already():
-    briefing = task_of().briefing()
-    assert "email" in briefing.system_prompt
-    assert [tool.name for tool in briefing.tools] == list(TOOLS)
-    assert task_of(system_prompt="Be brief.").briefing().system_prompt == "Be brief."
-    bare = task_of(instructions=False).briefing()
-    assert (bare.system_prompt, bare.tools) == ("", ())
+    system = task_of().system_prompt_and_tools()
+    assert "email" in system.text
+    assert [tool.name for tool in system.tools] == list(TOOLS)
+    assert task_of(system_prompt="Be brief.").system_prompt_and_tools().text == "Be brief."
+    bare = task_of(instructions=False).system_prompt_and_tools()
+    assert (bare.text, bare.tools) == ("", ())
 
 
 def test_the_yaml_lists_every_setting():

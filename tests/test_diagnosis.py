@@ -9,9 +9,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from gspo_cli.diagnosis.diagnosis import CONSEQUENCES, RULES, diagnose, settings_of
+from gspo_cli.diagnosis.history import Severity
 from gspo_cli.errors import UserError
-from gspo_cli.run.diagnosis import CONSEQUENCES, RULES, diagnose, settings_of
-from gspo_cli.run.history import Severity
 from tests.diagnosed_runs import only, run_of, settings
 
 

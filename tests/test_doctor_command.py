@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from gspo_cli.commands.doctor import commands, examine, lines, own_overrides, show
+from gspo_cli.diagnosis.diagnosis import diagnose
+from gspo_cli.diagnosis.guide import estimated_parts, guide
+from gspo_cli.diagnosis.history import History
 from gspo_cli.errors import UserError
-from gspo_cli.run.diagnosis import diagnose
-from gspo_cli.run.guide import estimated_parts, guide
-from gspo_cli.run.history import History
 from tests.diagnosed_runs import run_of, settings
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gspo_cli.run.launch import Ending, launch
+from gspo_cli.launching.processes import Ending, launch
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +81,7 @@ def test_signals_reach_the_first_rank_alone(tmp_path, number):
         "while not os.path.exists(f'{sys.argv[1]}/heard-0'): time.sleep(0.05)",
     )
     parent = (
-        "import sys; from pathlib import Path; from gspo_cli.run.launch import launch\n"
+        "import sys; from pathlib import Path; from gspo_cli.launching.processes import launch\n"
         f"print(launch({[*worker, str(tmp_path)]!r}, 2, Path({str(tmp_path)!r})))"
     )
     process = subprocess.Popen(

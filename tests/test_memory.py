@@ -10,8 +10,8 @@ from gspo_cli.config.model_schema import Shape
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.rollout.kv_cache import GrowingLayer, new_cache
-from gspo_cli.run import memory
-from gspo_cli.run.memory import cache_room, dimensions, memory_line, plan
+from gspo_cli.training import memory_plan as memory
+from gspo_cli.training.memory_plan import cache_room, dimensions, memory_line, plan
 
 ROWS, LENGTH = 3, 40
 # no two widths alike: a formula that takes one for another is off

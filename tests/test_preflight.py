@@ -12,10 +12,11 @@ from torch import nn
 from gspo_cli.config.choices import Precision
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.tasks.base import NO_SYSTEM_PROMPT
 from gspo_cli.training.preflight import NoiseFloor, described, noise_floor, noise_limit, noise_warnings
 from gspo_cli.training.session import run_training
 from gspo_cli.training.strategy import OneProcess
-from gspo_cli.types import NO_BRIEFING, Message, Problem
+from gspo_cli.types import Message, Problem
 
 PROBLEMS = [Problem(str(n), (Message("user", f"{n}+{n * n * n}="),)) for n in (1, 7, 15, 120, 9999)]
 BF16 = HardwareConfig(precision=Precision.bf16)
@@ -27,7 +28,7 @@ def measured(configure):
 
     def measure(policy, *overrides):
         config, _ = configure(*overrides)
-        return noise_floor(config, policy, OneProcess(policy, config), PROBLEMS, NO_BRIEFING), config
+        return noise_floor(config, policy, OneProcess(policy, config), PROBLEMS, NO_SYSTEM_PROMPT), config
 
     return measure
 

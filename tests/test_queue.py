@@ -17,9 +17,9 @@ from rich.console import Console
 
 from gspo_cli.config.choices import Device
 from gspo_cli.errors import UserError
-from gspo_cli.run import queue
-from gspo_cli.run.queue import Ended, Job, Place, Slot, Status, make_slots, run_queue, visible_gpus
-from gspo_cli.run.sweep_table import LiveTable, PlainTable, Tail
+from gspo_cli.launching import queue
+from gspo_cli.launching.queue import Ended, Job, Place, Slot, Status, make_slots, run_queue, visible_gpus
+from gspo_cli.launching.queue_table import LiveTable, PlainTable, Tail
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Slot("CPU", {})
@@ -146,8 +146,8 @@ def queue_process(tmp_path: Path, *heard: str) -> subprocess.Popen[str]:
     ]
     code = (
         "import sys\nfrom pathlib import Path, PosixPath\n"
-        "from gspo_cli.run.queue import Job, Slot, run_queue\n"
-        "from gspo_cli.run.sweep_table import make_table\n"
+        "from gspo_cli.launching.queue import Job, Slot, run_queue\n"
+        "from gspo_cli.launching.queue_table import make_table\n"
         f"ends = run_queue({jobs!r}, [Slot('CPU', {{}})] * 2, make_table(stays=False))\n"
         "print('ends', *(ended.status.name for ended in ends))\n"
     )
@@ -322,7 +322,9 @@ def test_lines_are_printed_where_something_changed(tmp_path):
 
 
 def test_the_queue_does_not_import_torch():
-    code = "import sys, gspo_cli.run.queue, gspo_cli.run.sweep_table; print('torch' in sys.modules)"
+    code = (
+        "import sys, gspo_cli.launching.queue, gspo_cli.launching.queue_table; print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -28,7 +28,7 @@ from gspo_cli.compare.figures import (
 )
 from gspo_cli.compare.report import write_report
 from gspo_cli.compare.result import Chart, Estimate, Series, Talk
-from gspo_cli.run.words import number
+from gspo_cli.console.words import number
 
 FOUR = ("gspo", "gspo_token", BASELINE, LONG)
 EMPTY = ("charts", "talks", "shadows", "claims", "problem_tests", "left_out", "methods", "reproduce")

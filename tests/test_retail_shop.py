@@ -18,11 +18,11 @@ from retail_files import (
     write_folder,
 )
 
-from gspo_cli.environments.retail.database import Book
-from gspo_cli.environments.retail.environment import tells
-from gspo_cli.environments.retail.tools import ALL_TOOLS, perform
 from gspo_cli.randomness import generator
-from gspo_cli.tool_calls import ToolCall
+from gspo_cli.tasks.tau.database import Book
+from gspo_cli.tasks.tau.environment import tells
+from gspo_cli.tasks.tau.tools import ALL_TOOLS, perform
+from gspo_cli.tasks.tools import ToolCall
 
 HOSTILE = [
     "",
@@ -66,13 +66,13 @@ def task(tmp_path):
 
 def test_changes_without_a_yes_and_data_of_strangers_are_violations(task):
     environment = opened(task, synthetic_tasks()[0])
-    assert environment.step("/get_order_details #W0").standing["policy"] == -0.25
+    assert environment.step("/get_order_details #W0").progress["policy"] == -0.25
     environment.step("/find_user_id_by_email ANN0@example.com")
-    assert environment.step("/get_order_details #W0").standing["policy"] == -0.25
-    assert environment.step("/get_order_details #W2").standing["policy"] == -0.5  # another user's
-    assert environment.step("/cancel_pending_order #W0 whim").standing["policy"] == -0.5  # changes nothing
+    assert environment.step("/get_order_details #W0").progress["policy"] == -0.25
+    assert environment.step("/get_order_details #W2").progress["policy"] == -0.5  # another user's
+    assert environment.step("/cancel_pending_order #W0 whim").progress["policy"] == -0.5  # changes nothing
     step = environment.step("/cancel_pending_order #W0 'no longer needed'")
-    assert step.standing == {"outcome": 1.0, "facts": 1.0, "policy": -0.75}
+    assert step.progress == {"outcome": 1.0, "facts": 1.0, "policy": -0.75}
     outcome = environment.finish()
     assert outcome.solved  # as the benchmark has it
     assert outcome.details["violations"][-1] == "cancel_pending_order: the user had not said yes"
@@ -84,10 +84,10 @@ def test_the_outcome_counts_differing_records_and_damage(task):
     environment = opened(task, row)
     assert environment.gold_changes == 2
     step = environment.step("/modify_user_address user_1 a b c d e f")
-    assert step.standing["outcome"] == -0.5  # three differ
+    assert step.progress["outcome"] == -0.5  # three differ
     for n in range(2, 6):
         step = environment.step(f"/modify_user_address user_{n} a b c d e f")
-    assert step.standing == {"outcome": -1.0, "facts": 0.0, "policy": -1.0}
+    assert step.progress == {"outcome": -1.0, "facts": 0.0, "policy": -1.0}
     assert set(environment.finish().details["differences"]) >= {"orders/#W0", "users/user_1"}
 
 
@@ -95,12 +95,12 @@ def test_where_nothing_is_to_be_changed_telling_is_the_outcome(folder):
     task = built(folder, user="ticket")
     row = wish(0, "How much are 2 chairs, and 3?", outputs=["1,060", "ninety"])
     environment = opened(task, row)
-    assert environment.step("It is $1060.00.").standing["outcome"] == 0
-    assert environment.step("It is $1,060.").standing == {"outcome": 0.5, "facts": 0.5, "policy": 0.0}
-    assert environment.step("And Ninety.").standing["outcome"] == 1
+    assert environment.step("It is $1060.00.").progress["outcome"] == 0
+    assert environment.step("It is $1,060.").progress == {"outcome": 0.5, "facts": 0.5, "policy": 0.0}
+    assert environment.step("And Ninety.").progress["outcome"] == 1
     assert environment.finish().solved
     environment.step("/modify_user_address user_0 a b c d e f")
-    assert environment.standing()["outcome"] == -1
+    assert environment.progress()["outcome"] == -1
     assert not environment.finish().solved
 
 
@@ -239,7 +239,7 @@ def test_random_agents_never_break_the_shop_or_each_other(task):
         random, environment = generator(seed, "fuzz"), opened(task, synthetic_tasks()[seed % 4], seed)
         for _ in range(12):
             step = environment.step(random_turn(random, task.shop))
-            assert all(-1 <= value <= 1 for value in step.standing.values())
+            assert all(-1 <= value <= 1 for value in step.progress.values())
         check_invariants(environment.book)
         seen.update(table for table, _ in environment.book.changed())
         assert json.dumps(environment.finish().details)

@@ -21,12 +21,12 @@ from retail_files import (
 )
 
 from gspo_cli.chat_endpoint import ChatEndpoint, EndpointError
-from gspo_cli.environments.llm_user import STOP, LlmUser
-from gspo_cli.environments.retail.environment import RetailEnvironment
-from gspo_cli.environments.retail.instructions import read_scenario
-from gspo_cli.environments.retail.tools import TAU_TOOLS
-from gspo_cli.environments.retail.users import GIVES_UP, ScriptedUser
-from gspo_cli.tool_calls import ToolCall
+from gspo_cli.tasks.llm_user import STOP, LlmUser
+from gspo_cli.tasks.tau.environment import RetailEnvironment
+from gspo_cli.tasks.tau.tools import TAU_TOOLS
+from gspo_cli.tasks.tau_retail.instructions import read_scenario
+from gspo_cli.tasks.tau_retail.scripted_user import GIVES_UP, ScriptedUser
+from gspo_cli.tasks.tools import ToolCall
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import torch
 
 from gspo_cli.config.choices import Precision
 from gspo_cli.config.schema import HardwareConfig
-from gspo_cli.environments.base import SingleTurn, Step
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import Request, Sampling
 from gspo_cli.rollout.sampling import draw
 from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.tasks.base import SingleTurn, Step
 from gspo_cli.types import FinishReason, Message, Outcome, Problem
 
 NAMES = ["qwen3", "qwen3_moe", "gpt2"]
@@ -152,8 +152,8 @@ class Echo:
     def step(self, text):
         self.left -= 1
         heard = Message("user", f"you said {text[:3]!r}, again" + "!" * self.left)
-        standing = {"said": 1 - self.left / self.turns}
-        return Step((heard,), done=self.left == 0, reward=float(self.left), standing=standing)
+        progress = {"said": 1 - self.left / self.turns}
+        return Step((heard,), done=self.left == 0, reward=float(self.left), progress=progress)
 
     def finish(self):
         return Outcome(self.left == 0, {"left": self.left}, {"turns": self.turns})

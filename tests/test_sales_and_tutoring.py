@@ -8,16 +8,16 @@ import re
 
 import pytest
 
-from gspo_cli.environments.scenarios.customer import DOUBTS, FEATURES, Product, scenario
-from gspo_cli.environments.scenarios.environment import ScenarioEnvironment
-from gspo_cli.environments.scenarios.pupil import BY_NAME, MISCONCEPTIONS, spoken, suits, wrong_sum
-from gspo_cli.environments.support.environment import Mode
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.base import score
-from gspo_cli.tasks.sales import Sales
-from gspo_cli.tasks.talking import converse
-from gspo_cli.tasks.technical_support import TechnicalSupport
-from gspo_cli.tasks.tutoring import Tutoring
+from gspo_cli.tasks.sales.customer import DOUBTS, FEATURES, Product, scenario
+from gspo_cli.tasks.sales.task import Sales
+from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
+from gspo_cli.tasks.scripted import converse
+from gspo_cli.tasks.technical_support.environment import Mode
+from gspo_cli.tasks.technical_support.task import TechnicalSupport
+from gspo_cli.tasks.tutoring.pupil import BY_NAME, MISCONCEPTIONS, spoken, suits, wrong_sum
+from gspo_cli.tasks.tutoring.task import Tutoring
 from gspo_cli.types import FinishReason, Message, Problem, Trajectory
 
 BEST = {"outcome": 1.0, "facts": 1.0, "policy": 0.0}
@@ -61,18 +61,18 @@ def support(**settings):
 
 def reward(task, problem, agent):
     """The task's own reward of the conversation that `agent` has."""
-    environment, standings = task.environment(), []
+    environment, progress = task.environment(), []
     messages = list(environment.reset(problem, 0))
     for _ in range(task.max_turns):
         text = agent(messages)
         step = environment.step(text)
-        standings.append(step.standing)
+        progress.append(step.progress)
         messages.append(Message("assistant", text))
         if step.done:
             break
         messages += step.messages
-    trajectory = Trajectory(problem, [], [], [], [], messages, FinishReason.stop, standings=standings)
-    trajectory.turn_rewards = [0.0] * len(standings)
+    trajectory = Trajectory(problem, [], [], [], [], messages, FinishReason.stop, progress=progress)
+    trajectory.turn_rewards = [0.0] * len(progress)
     trajectory.outcome = environment.finish()
     return asyncio.run(score(task.reward(), trajectory))
 
@@ -85,7 +85,7 @@ def heard(talk):
 def test_the_oracle_solves_every_problem_of_both_sides(task):
     for seed, problem in enumerate([*task.train_problems(), *task.heldout_problems()]):
         talk = converse(task.environment(), problem, task.agent, seed, task.max_turns)
-        assert (talk.outcome.solved, talk.standing) == (True, BEST), talk.messages
+        assert (talk.outcome.solved, talk.progress) == (True, BEST), talk.messages
 
 
 @pytest.mark.parametrize("task", [sales, tutoring])
@@ -145,7 +145,7 @@ def test_doing_nothing_nonsense_and_keyword_lists_solve_nothing(task, turns):
     for problem in task.train_problems():
         talk = talk_to(problem.metadata["scenario"], *(turns * 9)[:8])
         assert not talk.outcome.solved
-        assert talk.standing["outcome"] < 1
+        assert talk.progress["outcome"] < 1
 
 
 def customers():
@@ -161,20 +161,20 @@ def test_recommending_what_is_too_dear_or_lacks_the_feature_is_a_violation():
         for name, reason in ((dear, "over the budget"), (lacking, "without")):
             talk = talk_to(row, "what do you need?", f"i recommend the {name}.", f"i recommend the {fit}.")
             assert heard(talk)[2] == "that does not fit me."
-            assert (talk.standing["outcome"], talk.standing["policy"]) == (0.5, -0.25)
+            assert (talk.progress["outcome"], talk.progress["policy"]) == (0.5, -0.25)
             assert reason in talk.outcome.details["violations"][0]
 
 
 def test_advising_against_a_product_is_no_recommendation():
     for row, fit, dear, _ in customers():
         talk = talk_to(row, "what do you need?", f"i do not recommend the {dear}, i recommend the {fit}.")
-        assert (talk.standing["outcome"], talk.standing["policy"]) == (0.5, 0)
+        assert (talk.progress["outcome"], talk.progress["policy"]) == (0.5, 0)
 
 
 def test_recommending_two_products_is_none():
     for row, fit, dear, _ in customers():
         talk = talk_to(row, "what do you need?", f"i recommend the {fit}. i recommend the {dear}.")
-        assert talk.standing["outcome"] == 0.25
+        assert talk.progress["outcome"] == 0.25
         assert talk.outcome.counts["violations"] == 1
 
 
@@ -184,7 +184,7 @@ def test_a_false_answer_to_the_doubt_is_a_violation_and_reaches_nothing():
         turns = ("what do you need?", f"i recommend the {fit}.", f"{lie[0]}.")
         talk = talk_to(row, *turns)
         assert talk.outcome.details["violations"][0].startswith("told a wrong")
-        assert (talk.standing["outcome"], talk.standing["facts"]) == (0.5, 0)
+        assert (talk.progress["outcome"], talk.progress["facts"]) == (0.5, 0)
 
 
 def test_a_customer_is_asked_before_anything_is_recommended():
@@ -208,7 +208,7 @@ def test_telling_the_answer_teaches_nothing():
             assert talk.outcome.details["violations"] == ["told the answer"]
             assert not talk.outcome.solved
             assert heard(talk)[2] == f"ok, i write {total}."
-            assert talk.standing["outcome"] <= 2 / 3
+            assert talk.progress["outcome"] <= 2 / 3
 
 
 def test_a_wrong_hint_shows_in_the_second_sum():
@@ -222,14 +222,14 @@ def test_a_wrong_hint_shows_in_the_second_sum():
             assert heard(talk)[3] == f"oh, now i get {total}."
             third, fourth, said = map(int, re.findall(r"\d+", heard(talk)[4]))
             assert third + fourth != said
-            assert (talk.outcome.solved, talk.standing["outcome"]) == (False, 2 / 3)
+            assert (talk.outcome.solved, talk.progress["outcome"]) == (False, 2 / 3)
 
 
 def test_calling_a_wrong_sum_right_is_a_violation_and_saying_it_is_not_right_is_none():
     row = next(pupils())[0]
-    assert talk_to(row, "that is right, well done!").standing["policy"] == -0.25
-    assert talk_to(row, "that is not right. how did you do it?").standing["policy"] == 0
-    assert talk_to(row, "is that right? how did you do it?").standing["policy"] == 0
+    assert talk_to(row, "that is right, well done!").progress["policy"] == -0.25
+    assert talk_to(row, "that is not right. how did you do it?").progress["policy"] == 0
+    assert talk_to(row, "is that right? how did you do it?").progress["policy"] == 0
 
 
 def test_every_misconception_gives_a_wrong_sum_that_is_no_negative_number():
@@ -278,16 +278,16 @@ def test_random_agents_break_nothing(task):
         talk = converse(
             task.environment(), problems[seed % 50], lambda _, lines=lines: next(lines), seed, len(turns)
         )
-        assert -1 <= talk.standing["outcome"] <= 1
-        assert 0 <= talk.standing["facts"] <= 1
-        assert -1 <= talk.standing["policy"] <= 0
+        assert -1 <= talk.progress["outcome"] <= 1
+        assert 0 <= talk.progress["facts"] <= 1
+        assert -1 <= talk.progress["policy"] <= 0
         assert json.loads(json.dumps(talk.outcome.details)) == talk.outcome.details
 
 
 def test_a_fact_listed_with_all_others_before_there_is_a_doubt_is_not_told():
     for row, *_ in customers():
         numbers = [text for part in ("facts", "violations") for text in row[part][-1]["when"]["any"]]
-        assert talk_to(row, f"{', '.join(numbers)}.").standing["facts"] == 0
+        assert talk_to(row, f"{', '.join(numbers)}.").progress["facts"] == 0
 
 
 def test_another_entry_in_the_same_breath_is_no_lie():
@@ -301,7 +301,7 @@ def test_another_entry_in_the_same_breath_is_no_lie():
     turns = ("what do you need?", "the nova fits your needs.", "a 2 year warranty and delivery in 3 days.")
     talk = talk_to(row, *turns)
     assert talk.outcome.details["violations"] == []
-    assert talk.standing["facts"] == 1
+    assert talk.progress["facts"] == 1
 
 
 @pytest.mark.parametrize(

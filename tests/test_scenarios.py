@@ -10,15 +10,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from gspo_cli.config.compose import CONF_DIR, build_task, locate
-from gspo_cli.environments.scenarios.environment import ScenarioEnvironment
-from gspo_cli.environments.scenarios.patterns import Pattern, clauses, plain
-from gspo_cli.environments.scenarios.reading import read_scenario
-from gspo_cli.environments.scenarios.scenario import __doc__ as FORMAT
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.sales import Sales
-from gspo_cli.tasks.scenarios import Scenarios
-from gspo_cli.tasks.talking import converse
-from gspo_cli.tasks.tutoring import Tutoring
+from gspo_cli.tasks.sales.task import Sales
+from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
+from gspo_cli.tasks.scenarios.patterns import Pattern, clauses, plain
+from gspo_cli.tasks.scenarios.reading import read_scenario
+from gspo_cli.tasks.scenarios.scenario import __doc__ as FORMAT
+from gspo_cli.tasks.scenarios.task import Scenarios
+from gspo_cli.tasks.scripted import converse
+from gspo_cli.tasks.tutoring.task import Tutoring
 from gspo_cli.types import Message, Problem
 
 BEST = {"outcome": 1.0, "facts": 1.0, "policy": 0.0}
@@ -65,19 +65,19 @@ def test_phrases_are_whole_words_of_one_clause():
 def test_the_documented_scenario_is_read_and_solved_by_its_example():
     talk = talk_to(ROW, *ROW["example"])
     assert heard(talk) == ["my card is gone.", "ann lee.", "thank you."]
-    assert (talk.outcome.solved, talk.standing) == (True, BEST)
+    assert (talk.outcome.solved, talk.progress) == (True, BEST)
 
 
 def test_goals_are_reached_in_their_order_and_one_a_turn():
     early = talk_to(ROW, "i block the card.")
-    assert (heard(early)[1], early.standing["outcome"]) == ("not so fast, please.", 0)
+    assert (heard(early)[1], early.progress["outcome"]) == ("not so fast, please.", 0)
     crowded = talk_to(ROW, "may i have your name? i block the card.")
-    assert (heard(crowded)[1], crowded.standing["outcome"]) == ("one thing at a time, please.", 0)
+    assert (heard(crowded)[1], crowded.progress["outcome"]) == ("one thing at a time, please.", 0)
 
 
 def test_facts_and_violations_count_whenever_they_are_said():
     talk = talk_to(ROW, "a new card comes in a week.", "what is your pin?", "your pin please")
-    assert talk.standing == {"outcome": 0, "facts": 1, "policy": -0.5}
+    assert talk.progress == {"outcome": 0, "facts": 1, "policy": -0.5}
     assert talk.outcome.details["violations"] == ["asked for the pin"] * 2
     assert talk.outcome.counts["clarifications"] == 3
 
@@ -100,7 +100,7 @@ def test_free_form_says_its_lines_and_leaves_the_judgement_to_the_reward():
     talk = talk_to(FREE, "hello", "i refund it", "goodbye", "never said")
     assert heard(talk) == ["hi", "charged", "ok"]
     assert talk.turns == 3
-    assert talk.standing == {"outcome": 0, "facts": 0, "policy": 0}
+    assert talk.progress == {"outcome": 0, "facts": 0, "policy": 0}
     assert talk.outcome.solved is None
     assert talk.outcome.details["context"] == "charged twice"
 
@@ -109,7 +109,7 @@ def test_a_file_of_scenarios_is_a_task(tmp_path):
     task = own(tmp_path, *variants(), FREE, heldout=2)
     assert (len(task.train_problems()), len(task.heldout_problems())) == (3, 2)
     assert {p.id for p in task.train_problems()}.isdisjoint(p.id for p in task.heldout_problems())
-    assert [tool.name for tool in task.briefing().tools] == ["find_card"]
+    assert [tool.name for tool in task.system_prompt_and_tools().tools] == ["find_card"]
     for demonstration in task.demonstrations():
         assert [m.content for m in demonstration.messages if m.role == "assistant"] == ROW["example"]
         assert demonstration.messages[-1].role == "assistant"
@@ -190,8 +190,11 @@ def test_the_yaml_lists_every_setting_of_its_task(name, tmp_path):
     if name == "scenarios":
         settings |= {"path": str(tmp_path / "mine.json")}
     made = build_task(OmegaConf.merge(node, settings))
-    assert made.briefing().system_prompt
-    assert build_task(OmegaConf.merge(node, settings, {"instructions": False})).briefing().tools == ()
+    assert made.system_prompt_and_tools().text
+    assert (
+        build_task(OmegaConf.merge(node, settings, {"instructions": False})).system_prompt_and_tools().tools
+        == ()
+    )
 
 
 def test_a_scenario_is_plain_data():

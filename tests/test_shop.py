@@ -8,14 +8,14 @@ import sqlite3
 import pytest
 from shop_conversations import CANCEL, LEO, MIA, MOVE, STATUS, opened, scenario
 
-from gspo_cli.environments.shop import oracle
-from gspo_cli.environments.shop.database import open_shop, read_orders
-from gspo_cli.environments.shop.environment import Shop
-from gspo_cli.environments.shop.scenario import CITIES, STATUSES, from_json
-from gspo_cli.environments.shop.tools import LONGEST_OBSERVATION, TOOLS
 from gspo_cli.randomness import generator
-from gspo_cli.tasks.customer_service import CustomerService
-from gspo_cli.tool_calls import write_line
+from gspo_cli.tasks.customer_service import oracle
+from gspo_cli.tasks.customer_service.database import open_shop, read_orders
+from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.scenario import CITIES, STATUSES, from_json
+from gspo_cli.tasks.customer_service.task import CustomerService
+from gspo_cli.tasks.customer_service.tools import LONGEST_OBSERVATION, TOOLS
+from gspo_cli.tasks.tools import write_line
 from gspo_cli.types import Message
 
 MIA_FOUND = "mia27: 482 lamp pending, 517 mug delivered, 603 desk shipped"
@@ -80,34 +80,34 @@ FOUND, ASK = f"/find_customer {MIA}", "shall i cancel order 482?"
 )
 def test_every_call_that_breaks_a_rule_is_a_violation(texts, violations):
     shop = opened(CANCEL)
-    standing = [shop.step(text) for text in texts][-1].standing
+    progress = [shop.step(text) for text in texts][-1].progress
     found = shop.finish().details["violations"]
     assert len(found) == len(violations)
     assert all(text.startswith(start) for text, start in zip(found, violations, strict=True))
-    assert standing["policy"] == -0.5 * len(violations)
+    assert progress["policy"] == -0.5 * len(violations)
 
 
 def test_consent_to_move_is_for_one_city():
     shop = opened(MOVE)
     for text in (FOUND, "shall i move order 482 to paris?", "/change_address 482 oslo"):
         step = shop.step(text)
-    assert step.standing == {"outcome": 0, "facts": 0, "policy": -0.5}
+    assert step.progress == {"outcome": 0, "facts": 0, "policy": -0.5}
     shop.finish()
 
 
 def test_damage_counts_against_what_is_reached():
     asks = opened(CANCEL)  # one of one order right, then one wrong, then two
-    standings = [asks.step(text).standing["outcome"] for text in (FOUND, ASK, "/cancel_order 482")]
-    standings += [
-        asks.step(f"/{text}").standing["outcome"] for text in ("cancel_order 700", "refund_order 517")
+    progress = [asks.step(text).progress["outcome"] for text in (FOUND, ASK, "/cancel_order 482")]
+    progress += [
+        asks.step(f"/{text}").progress["outcome"] for text in ("cancel_order 700", "refund_order 517")
     ]
-    assert standings == [0, 0, 1, 0, -1]
+    assert progress == [0, 0, 1, 0, -1]
     assert asks.finish().details["missing"] == [
         "order 517: refunded 15 -> 0",
         "order 700: status cancelled -> pending, refunded 40 -> 0",
     ]
     idle = opened(STATUS)  # nothing has to change
-    assert [idle.step(text).standing["outcome"] for text in ("", "/cancel_order 700")] == [0, -1]
+    assert [idle.step(text).progress["outcome"] for text in ("", "/cancel_order 700")] == [0, -1]
     idle.finish()
 
 
@@ -117,7 +117,7 @@ def test_nothing_happens_after_the_customer_has_left():
         step = shop.step(text)
     assert step.done
     after = shop.step("/cancel_order 482")
-    assert (after.done, after.messages, after.standing) == (True, (), step.standing)
+    assert (after.done, after.messages, after.progress) == (True, (), step.progress)
     assert shop.finish().solved
 
 
@@ -140,7 +140,7 @@ def test_an_error_that_repeats_the_agents_words_shows_no_order(call):
     assert observation.startswith("error: no ")
     assert "603" in observation
     shop.found = True  # as if the customer had been looked up, and had no orders
-    assert shop.step("your order 603 is shipped.").standing["facts"] == 0
+    assert shop.step("your order 603 is shipped.").progress["facts"] == 0
     assert not shop.finish().solved
 
 
@@ -232,8 +232,8 @@ def check_reaction(step):
         assert 0 < len(message.content) <= LONGEST_OBSERVATION
         assert message.content.isprintable()
         assert not set("<>|[]") & set(message.content)
-    assert set(step.standing) == {"outcome", "facts", "policy"}
-    assert all(-1 <= value <= 1 for value in step.standing.values())
+    assert set(step.progress) == {"outcome", "facts", "policy"}
+    assert all(-1 <= value <= 1 for value in step.progress.values())
 
 
 def random_turn(random, messages, world):

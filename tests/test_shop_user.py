@@ -19,11 +19,11 @@ from shop_conversations import (
     scenario,
 )
 
-from gspo_cli.environments.shop.database import read_orders
-from gspo_cli.environments.shop.environment import goal_orders
-from gspo_cli.environments.shop.listening import listen
-from gspo_cli.environments.shop.scenario import Action
-from gspo_cli.environments.shop.user import (
+from gspo_cli.tasks.customer_service.database import read_orders
+from gspo_cli.tasks.customer_service.environment import goal_orders
+from gspo_cli.tasks.customer_service.listening import listen
+from gspo_cli.tasks.customer_service.scenario import Action
+from gspo_cli.tasks.customer_service.user import (
     GIVES_UP,
     PATIENCE,
     PUZZLED,
@@ -32,7 +32,7 @@ from gspo_cli.environments.shop.user import (
     is_true_answer,
     reply,
 )
-from gspo_cli.environments.shop.wording import HELDOUT_REQUESTS, REQUESTS, draw_wording
+from gspo_cli.tasks.customer_service.wording import HELDOUT_REQUESTS, REQUESTS, draw_wording
 
 
 def react(request, text, mood=None):
@@ -366,6 +366,6 @@ def test_an_answer_counts_only_once_the_tools_have_shown_the_order_and_the_chang
         shop = opened(request)
         told = next(text for asked, text in TRUE if asked == request)
         step = [shop.step(text) for text in [*before, told]][-1]
-        assert (step.done, step.standing["facts"]) == (True, counts)
+        assert (step.done, step.progress["facts"]) == (True, counts)
         assert read_orders(shop.connection) == shop.orders
         assert shop.finish().solved is bool(counts)

@@ -9,12 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from gspo_cli.config.compose import CONF_DIR, build_task, locate
-from gspo_cli.environments.support.device import VALUES, Device, right_value
-from gspo_cli.environments.support.environment import Mode, SupportEnvironment
-from gspo_cli.environments.support.speech import order, understand
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.talking import converse
-from gspo_cli.tasks.technical_support import TechnicalSupport
+from gspo_cli.tasks.scripted import converse
+from gspo_cli.tasks.technical_support.device import VALUES, Device, right_value
+from gspo_cli.tasks.technical_support.environment import Mode, SupportEnvironment
+from gspo_cli.tasks.technical_support.speech import order, understand
+from gspo_cli.tasks.technical_support.task import TechnicalSupport
 from gspo_cli.types import Message, Problem
 
 BEST = {"outcome": 1.0, "facts": 1.0, "policy": 0.0}
@@ -56,9 +56,9 @@ def problem(*faults, abroad=False):
 
 
 def say(environment, *turns):
-    """The answers to `turns`, and the last standing."""
+    """The answers to `turns`, and the last progress."""
     steps = [environment.step(turn) for turn in turns]
-    return [step.messages[0].content for step in steps], steps[-1].standing
+    return [step.messages[0].content for step in steps], steps[-1].progress
 
 
 def scripted(*lines):
@@ -73,7 +73,7 @@ def test_the_oracle_solves_every_problem_of_both_sides(mode, faults):
     problems = [*made.train_problems(), *made.heldout_problems()]
     for seed, each in enumerate(problems):
         talk = converse(made.environment(), each, made.agent, seed, made.max_turns)
-        assert (talk.outcome.solved, talk.standing) == (True, BEST), talk.messages
+        assert (talk.outcome.solved, talk.progress) == (True, BEST), talk.messages
     assert len(problems) > 40
 
 
@@ -151,7 +151,7 @@ def test_a_repair_that_is_explained_solves(faults, turns):
     talk = converse(
         SupportEnvironment(Mode.solo), problem(*faults, abroad="roaming" in faults), scripted(*turns), 0, 3
     )
-    assert (talk.outcome.solved, talk.standing) == (True, BEST)
+    assert (talk.outcome.solved, talk.progress) == (True, BEST)
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -187,21 +187,21 @@ def test_doing_nothing_guessing_and_trying_everything_solve_nothing(mode, turns)
 @pytest.mark.parametrize("mode", Mode)
 def test_words_alone_leave_the_outcome_at_nothing(mode):
     environment = phone("vpn", mode=mode)
-    _, standing = say(environment, "i fixed it.", "all is well.", "the problem was vpn.")
-    assert standing["outcome"] == 0
+    _, progress = say(environment, "i fixed it.", "all is well.", "the problem was vpn.")
+    assert progress["outcome"] == 0
 
 
 def test_breaking_more_than_was_broken_is_worse_than_nothing():
-    _, standing = say(phone("picture_permission"), "/set airplane_mode on")
-    assert standing["outcome"] == -1
-    assert standing["policy"] == -0.25
+    _, progress = say(phone("picture_permission"), "/set airplane_mode on")
+    assert progress["outcome"] == -1
+    assert progress["policy"] == -0.25
 
 
 def test_erasing_the_phone_is_damage_although_everything_works():
     environment = phone("vpn", "apn")
-    _, standing = say(environment, "/factory_reset")
+    _, progress = say(environment, "/factory_reset")
     assert environment.device.broken() == 0
-    assert (standing["outcome"], standing["policy"]) == (-1, -0.25)
+    assert (progress["outcome"], progress["policy"]) == (-1, -0.25)
 
 
 def test_two_changes_without_effect_are_free_and_the_third_is_a_violation():
@@ -212,8 +212,8 @@ def test_two_changes_without_effect_are_free_and_the_third_is_a_violation():
 
 def test_naming_a_fault_that_there_was_not_cannot_be_taken_back():
     environment = phone("vpn")
-    _, standing = say(environment, "the problem was wifi.", "/set vpn off", "the problem was vpn.")
-    assert (standing["outcome"], standing["facts"]) == (1, 0)
+    _, progress = say(environment, "the problem was wifi.", "/set vpn off", "the problem was vpn.")
+    assert (progress["outcome"], progress["facts"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -285,11 +285,11 @@ def test_the_user_leaves_after_three_turns_that_lead_nowhere():
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_gets_an_answer_and_no_echo(mode, text):
     environment = phone("vpn", "airplane_mode", mode=mode)
-    answers, standing = say(environment, text, text)
+    answers, progress = say(environment, text, text)
     assert all(0 < len(answer) <= 400 for answer in answers)
     assert not any(text[:201] in answer for answer in answers if len(text) > 200)
     assert not any(sign in answer for answer in answers for sign in ("<|", "\x1b", "\x00"))
-    assert standing["outcome"] <= 0
+    assert progress["outcome"] <= 0
     assert not environment.finish().solved
 
 
@@ -304,11 +304,11 @@ def test_demonstrations_are_conversations_of_training_problems_that_end_with_the
 
 
 def test_a_tiny_model_gets_neither_policy_nor_tools():
-    assert task(instructions=False).briefing().tools == ()
-    assert task(instructions=False).briefing().system_prompt == ""
-    assert {tool.name for tool in task().briefing().tools} >= {"get_status", "set", "reboot"}
-    assert task(Mode.scripted).briefing().tools == ()
-    assert "a user who holds the phone" in task(Mode.scripted).briefing().system_prompt
+    assert task(instructions=False).system_prompt_and_tools().tools == ()
+    assert task(instructions=False).system_prompt_and_tools().text == ""
+    assert {tool.name for tool in task().system_prompt_and_tools().tools} >= {"get_status", "set", "reboot"}
+    assert task(Mode.scripted).system_prompt_and_tools().tools == ()
+    assert "a user who holds the phone" in task(Mode.scripted).system_prompt_and_tools().text
 
 
 def test_the_yaml_lists_every_setting_and_modes_are_given_by_name():

@@ -21,8 +21,8 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.commands import train
-from gspo_cli.commands.sweep import SweepStart, continued, told_apart
 from gspo_cli.config.compose import CONF_DIR, composed, resolved_yaml
+from gspo_cli.launching.sweep import SweepStart, continued, told_apart
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, differences, fingerprint, prepare, saved_settings, state_of
 from gspo_cli.training.session import run_training

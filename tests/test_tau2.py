@@ -15,10 +15,10 @@ from tau2_files import (
 )
 
 from gspo_cli.config.compose import CONF_DIR
-from gspo_cli.environments.telecom.scenario import FAULTS
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.tau2 import Tau2
-from gspo_cli.tasks.telecom_files import telecom_turns
+from gspo_cli.tasks.tau2.files import telecom_turns
+from gspo_cli.tasks.tau2.scenario import FAULTS
+from gspo_cli.tasks.tau2.task import Tau2
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "tau2_bench" / "domains"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="tau2-bench's files are not beside this")
@@ -56,11 +56,11 @@ def test_gold_is_accepted_and_doing_nothing_is_not(domains, domain, split):
         outcome, steps = outcome_of(task.environment(), problem, gold)
         assert outcome.solved, (problem.id, outcome)
         assert outcome.counts["violations"] == outcome.counts["tool_errors"] == 0
-        assert steps[-1].standing == {"outcome": 1.0, "facts": 1.0, "policy": 0.0}
+        assert steps[-1].progress == {"outcome": 1.0, "facts": 1.0, "policy": 0.0}
         outcome, steps = outcome_of(task.environment(), problem, ["Hello?", "done"])
         assert not outcome.solved
         assert [step.done for step in steps] == [False, True]
-        assert steps[-1].standing == {"outcome": 0.0, "facts": 0.0, "policy": 0.0}
+        assert steps[-1].progress == {"outcome": 0.0, "facts": 0.0, "policy": 0.0}
 
 
 @needs_published
@@ -103,10 +103,10 @@ def test_splits_with_test_tasks_are_benchmarks_and_sides_are_disjoint(folder):
 
 @pytest.mark.parametrize(("domain", "policy", "count"), [("retail", "Retail.", 16), ("telecom", "Main.", 44)])
 def test_instructions_are_the_policy_and_the_tools(folder, domain, policy, count):
-    briefing = built(folder, domain).briefing()
-    assert briefing.system_prompt.startswith(policy)
-    assert len(briefing.tools) == count
-    assert built(folder, domain, instructions=False).briefing().tools == ()
+    system = built(folder, domain).system_prompt_and_tools()
+    assert system.text.startswith(policy)
+    assert len(system.tools) == count
+    assert built(folder, domain, instructions=False).system_prompt_and_tools().tools == ()
 
 
 def test_demonstrations_are_gold_in_the_line_form(folder):

@@ -19,13 +19,13 @@ from retail_files import (
 )
 
 from gspo_cli.config.compose import CONF_DIR
-from gspo_cli.environments.retail.database import Book
-from gspo_cli.environments.retail.oracle import play, service
-from gspo_cli.environments.retail.tools import replay
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import score
-from gspo_cli.tasks.retail_files import read_cases, retail_problem
-from gspo_cli.tasks.tau_retail import TauRetail
+from gspo_cli.tasks.tau.database import Book
+from gspo_cli.tasks.tau.files import read_cases, retail_problem
+from gspo_cli.tasks.tau.oracle import play, service
+from gspo_cli.tasks.tau.tools import replay
+from gspo_cli.tasks.tau_retail.task import TauRetail
 from gspo_cli.types import FinishReason, Message, Trajectory
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "tau_bench_retail"
@@ -48,14 +48,14 @@ def task(request, tmp_path):
 
 def judged(task, problem, turns):
     """Reward of a conversation in which the agent says `turns`."""
-    environment, standings = task.environment(), []
+    environment, progress = task.environment(), []
     messages = [*environment.reset(problem, 0)]
     for turn in turns:
         step = environment.step(turn)
-        standings.append(step.standing)
+        progress.append(step.progress)
         messages += [Message("assistant", turn), *step.messages]
     trajectory = Trajectory(
-        problem, [], [], [], [], messages, FinishReason.stop, [0.0] * len(standings), standings,
+        problem, [], [], [], [], messages, FinishReason.stop, [0.0] * len(progress), progress,
         environment.finish(),
     )  # fmt: skip
     return asyncio.run(score(task.reward(), trajectory))
@@ -73,11 +73,11 @@ def test_gold_reaches_the_goal_by_way_of_the_user_and_doing_nothing_does_not(tas
         play(environment, problem, seed, service(task.shop, environment, problem))
         outcome = environment.finish()
         assert outcome.solved, (problem, outcome)
-        assert environment.standing() == {"outcome": 1.0, "facts": 1.0, "policy": 0.0}
+        assert environment.progress() == {"outcome": 1.0, "facts": 1.0, "policy": 0.0}
         assert outcome.counts["clarifications"] == outcome.counts["tool_errors"] == 0
         environment.reset(problem, seed)
         assert not environment.finish().solved
-        assert environment.standing() == {"outcome": 0.0, "facts": 0.0, "policy": 0.0}
+        assert environment.progress() == {"outcome": 0.0, "facts": 0.0, "policy": 0.0}
 
 
 @pytest.mark.parametrize("task", SOURCES, indirect=True)
@@ -223,11 +223,11 @@ def test_a_setting_out_of_range_is_an_error_that_names_it(folder, settings, reas
 
 
 def test_instructions_are_the_policy_and_the_sixteen_tools(folder):
-    briefing = built(folder).briefing()
-    assert (briefing.system_prompt, len(briefing.tools)) == ("The policy.", 16)
-    assert built(folder, system_prompt="Mine.").briefing().system_prompt == "Mine."
-    silent = built(folder, instructions=False).briefing()
-    assert (silent.system_prompt, silent.tools) == ("", ())
+    system = built(folder).system_prompt_and_tools()
+    assert (system.text, len(system.tools)) == ("The policy.", 16)
+    assert built(folder, system_prompt="Mine.").system_prompt_and_tools().text == "Mine."
+    silent = built(folder, instructions=False).system_prompt_and_tools()
+    assert (silent.text, silent.tools) == ("", ())
 
 
 def test_the_reward_prefers_gold_to_nothing_and_nothing_to_damage(task):

@@ -13,9 +13,9 @@ from tau2_files import (
     write_domains,
 )
 
-from gspo_cli.environments.telecom.tools import TOOLS
-from gspo_cli.environments.tickets import TICKET_ANSWER, says_done
 from gspo_cli.randomness import generator
+from gspo_cli.tasks.tau.tickets import TICKET_ANSWER, says_done
+from gspo_cli.tasks.tau2.tools import TOOLS
 
 TRANSFER = "/transfer_to_human_agents 'I cannot fix it'"
 
@@ -27,34 +27,34 @@ def folder(tmp_path):
 
 def test_a_repair_that_waits_for_a_reboot_shows_only_after_it(folder):
     environment = opened(folder, "apn")
-    assert environment.step("/reset_apn_settings").standing["outcome"] == 0
+    assert environment.step("/reset_apn_settings").progress["outcome"] == 0
     assert "no service" in environment.step("/check_status_bar").messages[0].content
-    assert environment.step("/reboot_device").standing["outcome"] == 1
+    assert environment.step("/reboot_device").progress["outcome"] == 1
     assert "signal good" in environment.step("/check_status_bar").messages[0].content
 
 
 def test_damage_counts_against_the_outcome(folder):
     environment = opened(folder, "airplane")
     environment.step("/toggle_airplane_mode")
-    assert environment.step("/toggle_airplane_mode").standing["outcome"] == 0
+    assert environment.step("/toggle_airplane_mode").progress["outcome"] == 0
     locked = opened(folder, "lock")
-    assert locked.step(TRANSFER).standing["outcome"] == 1
+    assert locked.step(TRANSFER).progress["outcome"] == 1
     used_up = opened(folder, "data")
-    assert used_up.step("/toggle_data").standing["outcome"] == 1
-    assert used_up.step("/toggle_airplane_mode").standing["outcome"] == 0
+    assert used_up.step("/toggle_data").progress["outcome"] == 1
+    assert used_up.step("/toggle_airplane_mode").progress["outcome"] == 0
 
 
 def test_lifting_a_suspension_before_payment_or_after_the_contract_breaks_the_policy(folder):
     unpaid = opened(folder, "bill")
-    assert unpaid.step("/resume_line C1 L1").standing["policy"] == -0.25
-    assert unpaid.step("/send_payment_request C1 B9").standing["policy"] == -0.25
-    assert unpaid.step("/make_payment").standing["policy"] == -0.25  # allowed by the ticket
+    assert unpaid.step("/resume_line C1 L1").progress["policy"] == -0.25
+    assert unpaid.step("/send_payment_request C1 B9").progress["policy"] == -0.25
+    assert unpaid.step("/make_payment").progress["policy"] == -0.25  # allowed by the ticket
     ended = opened(folder, "ended")
     ended.step("/send_payment_request C1 B9")
     ended.step("/make_payment")
     ended.step("/resume_line C1 L1")
     assert ended.finish().details["violations"] == ["resume_line: the contract of the line is over"]
-    assert opened(folder, "data").step("/send_payment_request C1 B1").standing["policy"] == -0.25
+    assert opened(folder, "data").step("/send_payment_request C1 B1").progress["policy"] == -0.25
 
 
 def test_the_required_action_must_be_called_with_the_arguments_that_are_compared(folder):
@@ -96,7 +96,7 @@ def test_hostile_text_gets_an_answer_and_is_not_repeated(folder, text):
     environment = opened(folder, "airplane")
     for _ in range(3):
         step = environment.step(text)
-        assert (step.standing["outcome"], step.done) == (0, False)
+        assert (step.progress["outcome"], step.done) == (0, False)
         (message,) = step.messages
         assert message.content.startswith("error: ") or message.content == TICKET_ANSWER
         assert len(message.content) < 1500
@@ -132,7 +132,7 @@ def test_random_agents_never_break_the_world_or_each_other(folder):
             tool = TOOLS[str(random.choice(list(TOOLS)))]
             values = {p.name: pool[int(random.integers(len(pool)))] for p in tool.parameters}
             step = environment.step(json.dumps({"name": tool.name, "arguments": values}))
-            assert all(-1 <= value <= 1 for value in step.standing.values())
+            assert all(-1 <= value <= 1 for value in step.progress.values())
         world = environment.world
         succeeded += len(world.calls)
         assert all(line["data_refueling_gb"] >= 0 for line in world.tables["lines"].values())

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from gspo_cli.tool_calls import (
+from gspo_cli.tasks.tools import (
     BadCall,
     Kind,
     Parameter,

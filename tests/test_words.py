@@ -7,7 +7,7 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from gspo_cli.run.words import describe, duration, next_commands, number, quantity
+from gspo_cli.console.words import describe, duration, next_commands, number, quantity
 
 
 def evaluation(iteration, score, problems=200, **more):

@@ -9,10 +9,10 @@ from shop_conversations import CANCEL, opened
 from tau2_files import opened as telecom
 from tau2_files import write_domains
 
-from gspo_cli.environments.base import SingleTurn, World
-from gspo_cli.environments.changes import LONGEST, differences
-from gspo_cli.environments.scenarios.environment import ScenarioEnvironment
-from gspo_cli.environments.support.environment import Mode, SupportEnvironment
+from gspo_cli.tasks.base import SingleTurn, ToolEnvironment
+from gspo_cli.tasks.changes import LONGEST, differences
+from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
+from gspo_cli.tasks.technical_support.environment import Mode, SupportEnvironment
 from gspo_cli.types import Message, Problem
 
 CARD = {
@@ -80,12 +80,12 @@ WRITES = {
 @pytest.mark.parametrize("open_world", [*LOOKS, open_scripted])
 def test_every_conversational_environment_is_a_world_and_nothing_has_changed_at_first(open_world, tmp_path):
     world = open_world(tmp_path)
-    assert isinstance(world, World)
+    assert isinstance(world, ToolEnvironment)
     assert world.changes() == []
 
 
 def test_a_single_answer_has_no_world():
-    assert not isinstance(SingleTurn(), World)
+    assert not isinstance(SingleTurn(), ToolEnvironment)
 
 
 @pytest.mark.parametrize("open_world", LOOKS)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gspo_cli.launching.processes import Ending, launch
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.launch import Ending, launch
 from tests.rank_steps import steps
 from tests.test_resume import SMALL
 
@@ -87,7 +87,7 @@ def test_two_ranks_take_the_steps_of_one_process(cases, case, tmp_path):
     # 12 conversations in 4 minibatches; the second time a single one has work, and a rank is idle; the third
     # time after a return to what was saved
     config, folder = cases[case]
-    expected = steps(config, Path(config.model.name), tmp_path, world=None)
+    expected = steps(config, Path(config.model.name), tmp_path, ranks=None)
     for one, two in zip(expected, json.loads((folder / "metrics.json").read_text()), strict=True):
         assert two == near(one)
         assert one["grad_norm"] > 1e-3
@@ -216,7 +216,10 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
 def test_a_worker_that_starts_after_its_launcher_is_gone_ends(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    script = "import time; from gspo_cli.training import world; world._end_with_parent(); time.sleep(60)"
+    script = (
+        "import time; from gspo_cli.training.process_group import _end_with_parent; "
+        "_end_with_parent(); time.sleep(60)"
+    )
     worker = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,

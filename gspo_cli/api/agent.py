@@ -19,7 +19,8 @@ from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.conversations import ROLES, opening
 from gspo_cli.rollout.engine import Request, Sampling
 from gspo_cli.rollout.transformers_engine import TransformersEngine
-from gspo_cli.types import Briefing, Message
+from gspo_cli.tasks.base import SystemPrompt
+from gspo_cli.types import Message
 
 
 @dataclass
@@ -49,7 +50,7 @@ class MultiTurnAgent:
 
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
-        self.briefing = Briefing(config.system_prompt)
+        self.system = SystemPrompt(config.system_prompt)
         self.policy: Policy | None = None
         self.summary: Mapping[str, Any] = {}
         self.run_folder: Path | None = None
@@ -96,7 +97,7 @@ class MultiTurnAgent:
     def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
         """Ids up to where the agent speaks, put together as in training."""
         chat = self.policy.chat
-        messages = opening(messages, self.briefing.system_prompt)
+        messages = opening(messages, self.system.text)
         ids: list[int] = []
         heard: list[Message] = []
         for message in messages:
@@ -109,7 +110,7 @@ class MultiTurnAgent:
         return ids + (chat.suffix_ids(tuple(heard), ids[-1]) if ids else self._opening(heard))
 
     def _opening(self, heard: Sequence[Message]) -> list[int]:
-        return self.policy.chat.prompt_ids(tuple(heard), self.briefing.tools)
+        return self.policy.chat.prompt_ids(tuple(heard), self.system.tools)
 
 
 def conversation(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:

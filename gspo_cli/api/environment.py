@@ -13,10 +13,9 @@ from omegaconf import DictConfig
 from gspo_cli.api.config import write_setting
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import build_task, composed
-from gspo_cli.environments.base import Environment
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
-from gspo_cli.tasks.base import Task
+from gspo_cli.tasks.base import Environment, Task
 
 # keyword arguments of ConversationEnvironment, as the guide passes them
 CONVERSATION_CONFIGS: dict[str, dict[str, Any]] = {
@@ -31,7 +30,7 @@ HELD_SHARE = 5  # one scenario of so many is held out
 class ConversationEnvironment:
     """What an agent is trained in: the task named `task` (an option of conf/task), with other settings than
     the option's where given, e.g. `ConversationEnvironment(task="customer_service", difficulty=3)`; or
-    `scenarios` of one's own, as `gspo_cli.environments.scenarios.scenario` describes them, of which one in
+    `scenarios` of one's own, as `gspo_cli.tasks.scenarios.scenario` describes them, of which one in
     five is held out.
 
     It gives problems to train on, problems held out, and a fresh conversation for each answer."""

@@ -12,10 +12,10 @@ from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import OBJECT, build_config, composed, resolved_yaml
+from gspo_cli.console.live import make_console
+from gspo_cli.console.reporting import Reporter
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.run.console import make_console
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.reporting import Reporter
 from gspo_cli.run.trackers import make_tracker
 from gspo_cli.training.session import load_trained, run_training
 
@@ -80,7 +80,7 @@ def _train(
     finally:
         tracker.finish(status)
     agent.policy = load_trained(config, *folder.checkpoint_model("last", config.model))
-    agent.briefing, agent.run_folder = config.task.briefing(), folder.path
+    agent.system, agent.run_folder = config.task.system_prompt_and_tools(), folder.path
     return agent
 
 

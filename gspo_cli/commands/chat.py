@@ -17,7 +17,7 @@ from gspo_cli.commands.evaluate import resolve
 from gspo_cli.commands.train import INTERRUPTED, run_command
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import OBJECT, load_saved
-from gspo_cli.environments.base import Environment, SingleTurn, Step, World
+from gspo_cli.tasks.base import Environment, SingleTurn, Step, ToolEnvironment
 from gspo_cli.types import FinishReason, Message, Outcome, Problem
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def rewarded_by_object(folder: Path) -> bool:
 def talk(held: Dialogues, problem: Problem, show: Show, free: bool) -> None:
     """A conversation with a person, until they end their input or write /quit."""
     environment = SingleTurn() if free else held.config.task.environment()
-    world = environment if isinstance(environment, World) else None
+    world = environment if isinstance(environment, ToolEnvironment) else None
     if world is None:
         show("about", "Words only, no tools to act with. End with /quit.")
     else:
@@ -190,7 +190,9 @@ class Person:
 
     single_turn = False
 
-    def __init__(self, world: World | None, ask: Callable[[], str], show: Show, first: str = "") -> None:
+    def __init__(
+        self, world: ToolEnvironment | None, ask: Callable[[], str], show: Show, first: str = ""
+    ) -> None:
         self.world, self.ask, self.show, self.first = world, ask, show, first
         self.left = False
         self._known: list[str] = []
@@ -230,7 +232,7 @@ class Person:
 
 def show_changes(environment: Environment, known: list[str], show: Show) -> list[str]:
     """Show what is new of an environment's changes, where it knows any; returns all of them."""
-    changes = environment.changes() if isinstance(environment, World) else []
+    changes = environment.changes() if isinstance(environment, ToolEnvironment) else []
     for change in changes:
         if change not in known:
             show("change", change)
@@ -241,7 +243,7 @@ def shower(console: Console) -> Show:
     """Shows who says what. What a model wrote is shown, never obeyed."""
     from rich.text import Text
 
-    from gspo_cli.run.words import clean
+    from gspo_cli.console.words import clean
 
     def show(role: str, text: str) -> None:
         lines = [clean(line) for line in text.split("\n")]

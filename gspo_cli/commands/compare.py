@@ -16,17 +16,17 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.commands.compared_runs import Source, plan, reward_at_end, train_all, trials
 from gspo_cli.commands.train import run_command
+from gspo_cli.compare.missing_runs import Source, plan, reward_at_end, train_all, trials
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
 from gspo_cli.config.compose import explain, register
+from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
+from gspo_cli.launching.processes import INTERRUPTED
+from gspo_cli.launching.queue import Ended, Status
 from gspo_cli.run.files import make_folder
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.launch import INTERRUPTED
-from gspo_cli.run.queue import Ended, Status
-from gspo_cli.run.words import number
 
 DESCRIPTION = """gspo-compare reports what GSPO changes against GRPO, or any algorithms against each other:
 verdicts with intervals over seeds, curves, clip fractions, stability, conversations side by side. It compares

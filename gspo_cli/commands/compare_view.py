@@ -22,7 +22,7 @@ from gspo_cli.compare.markdown import (
     verdict_words,
 )
 from gspo_cli.compare.result import Comparison
-from gspo_cli.run.words import clean
+from gspo_cli.console.words import clean
 
 FEW = 3  # of the folders that were left out
 SHORT = 11  # terminal cells of a name that heads a column of numbers

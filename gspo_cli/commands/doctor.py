@@ -19,13 +19,13 @@ from rich.text import Text
 
 from gspo_cli.commands.train import RESUMABLE, run_command
 from gspo_cli.config.compose import OBJECT, composed, literal
+from gspo_cli.console.words import clean, number, override
+from gspo_cli.diagnosis.diagnosis import diagnose, settings_of
+from gspo_cli.diagnosis.guide import Answer, guide
+from gspo_cli.diagnosis.history import Finding, History, Record, Severity, number_of
 from gspo_cli.errors import UserError
-from gspo_cli.run.diagnosis import diagnose, settings_of
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.guide import Answer, guide
-from gspo_cli.run.history import Finding, History, Record, Severity, number_of
 from gspo_cli.run.identity import leaves
-from gspo_cli.run.words import clean, number, override
 
 STYLES = {Severity.collapse: "bold red", Severity.warning: "yellow", Severity.note: "cyan"}
 WIDTH = 9  # of the column that says how grave a finding is

@@ -19,17 +19,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.commands.queue_launcher import offer_queue
-from gspo_cli.commands.sweep import (
-    SweepStart,
-    continued,
-    ended_jobs,
-    exit_code,
-    in_sweep,
-    prepared,
-    record_this,
-    table,
-)
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import (
     CONF_DIR,
@@ -41,14 +30,25 @@ from gspo_cli.config.compose import (
     with_overrides,
 )
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.console.words import override
 from gspo_cli.errors import UserError
+from gspo_cli.launching.processes import INTERRUPTED, launch, require_deepspeed
+from gspo_cli.launching.queue_launcher import offer_queue
+from gspo_cli.launching.sweep import (
+    SweepStart,
+    continued,
+    ended_jobs,
+    exit_code,
+    in_sweep,
+    prepared,
+    record_this,
+    table,
+)
 from gspo_cli.run.identity import RESUMABLE, State, matches
-from gspo_cli.run.launch import INTERRUPTED, launch, require_deepspeed
-from gspo_cli.run.words import override
 
 if TYPE_CHECKING:
     from gspo_cli.run.folder import RunFolder
-    from gspo_cli.training.world import World
+    from gspo_cli.training.process_group import ProcessGroup
 
 register()
 offer_queue()
@@ -134,9 +134,9 @@ def train(node: DictConfig) -> int:
     return train_in_workers(config, run, processes)
 
 
-def train_here(config: RunConfig, node: DictConfig, run: RunFolder, world: World | None = None) -> int:
-    """Train in this process, alone or as one of `world`; returns the exit code."""
-    from gspo_cli.run.console import make_console
+def train_here(config: RunConfig, node: DictConfig, run: RunFolder, ranks: ProcessGroup | None = None) -> int:
+    """Train in this process, alone or as one of `ranks`; returns the exit code."""
+    from gspo_cli.console.live import make_console
     from gspo_cli.run.trackers import NoTracker, make_tracker
     from gspo_cli.training.session import run_training
 
@@ -147,7 +147,7 @@ def train_here(config: RunConfig, node: DictConfig, run: RunFolder, world: World
         tracker = make_tracker(config.logging, run.path, settings, console.warn)
     status = "failed"
     try:
-        status = run_training(config, run, console, tracker.log, world=world)["status"]
+        status = run_training(config, run, console, tracker.log, ranks=ranks)["status"]
     finally:
         tracker.finish(status)
         console.close()
@@ -188,7 +188,7 @@ def how_many(config: RunConfig) -> int:
             "hardware.processes: has no value; say how many processes "
             + ("share this CPU" if hardware.device is Device.cpu else "run on each node")
         )
-    from gspo_cli.training.world import visible_gpus
+    from gspo_cli.training.process_group import visible_gpus
 
     found = visible_gpus()
     if found == 0:

@@ -17,8 +17,8 @@ from typing import NoReturn
 from gspo_cli.commands.train import run_command, train_here
 from gspo_cli.config.compose import build_config, load_saved, register
 from gspo_cli.errors import UserError
+from gspo_cli.launching.processes import log_file
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.launch import log_file
 
 
 def work(folder: Path) -> NoReturn:
@@ -27,10 +27,13 @@ def work(folder: Path) -> NoReturn:
     node = load_saved(folder / "config.yaml")
     config = build_config(node)
 
-    from gspo_cli.training.world import join, leave
+    from gspo_cli.training.process_group import join, leave
 
-    world = join(config.hardware)
-    leave(world, train_here(config, node, RunFolder(folder, writes=world.is_first), world))
+    ranks = join(config.hardware)
+    leave(
+        ranks,
+        train_here(config, node, RunFolder(folder, writes=ranks.is_first), ranks),
+    )
 
 
 def guarded(folder: Path) -> int:

@@ -11,8 +11,8 @@ from gspo_cli.compare.outcomes import Budget, column
 from gspo_cli.compare.result import Arm, Claim, Contrast, Estimate, Shadow
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import estimates, interquartile_mean
-from gspo_cli.run.history import number_of
-from gspo_cli.run.words import number, quantity
+from gspo_cli.console.words import number, quantity
+from gspo_cli.diagnosis.history import number_of
 
 NOT_HERE = "not measured here"
 PAPER = "GSPO paper, arXiv:2507.18071v2"

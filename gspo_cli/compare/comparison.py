@@ -24,8 +24,8 @@ from gspo_cli.compare.result import (
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.wording import headline, methods
 from gspo_cli.config.compare_schema import CompareConfig
+from gspo_cli.diagnosis.history import number_of
 from gspo_cli.errors import UserError
-from gspo_cli.run.history import number_of
 
 TALKS = 3  # problems of which both conversations are shown
 Runs = Mapping[str, Sequence[StoredRun]]  # by arm

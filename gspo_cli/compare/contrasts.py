@@ -20,7 +20,7 @@ from gspo_cli.compare.statistics import (
     mean_difference,
     seeds_needed,
 )
-from gspo_cli.run.words import number
+from gspo_cli.console.words import number
 
 Table = Mapping[int, Mapping[str, float | None]]  # seed -> outcome -> value, of one arm
 

@@ -14,7 +14,7 @@ from gspo_cli.compare.outcomes import Budget, score_curve, seconds_at, tokens_at
 from gspo_cli.compare.result import Chart, Series
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import estimates
-from gspo_cli.run.history import number_of
+from gspo_cli.diagnosis.history import number_of
 
 POINTS = 60
 Arms = Mapping[str, Sequence[StoredRun]]

@@ -14,7 +14,7 @@ from html import escape
 from itertools import pairwise
 
 from gspo_cli.compare.result import Chart, Series
-from gspo_cli.run.words import clean, number
+from gspo_cli.console.words import clean, number
 
 WIDTH, PLOT_HEIGHT = 400.0, 214.0
 TOP, BOTTOM, RIGHT = 28.0, 40.0, 12.0

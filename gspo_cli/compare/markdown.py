@@ -14,7 +14,7 @@ from typing import Any
 from gspo_cli.compare.conversations import printable, shared_start
 from gspo_cli.compare.figures import notes
 from gspo_cli.compare.result import Comparison, Contrast, Estimate, Outcome, ProblemTest, Verdict
-from gspo_cli.run.words import MISSING, clean, duration, number, share
+from gspo_cli.console.words import MISSING, clean, duration, number, share
 
 MAIN = (  # outcomes on the first screen, beside the primary one
     "auc",

@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.compare.runs import StoredRun, arm_key
 from gspo_cli.config.compose import composed
 from gspo_cli.config.schema import AlgorithmConfig
+from gspo_cli.console.words import number, override
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import leaves
-from gspo_cli.run.words import number, override
 
 RATIOS = {"token": "w_t", "sequence": "s", "sequence_token": "s_t"}
 NOT_GIVEN = ("seed", "resume", "logging.run_name")

@@ -14,9 +14,9 @@ import numpy as np
 
 from gspo_cli.compare.result import Outcome
 from gspo_cli.compare.runs import StoredRun, arm_key
-from gspo_cli.run.diagnosis import diagnose
-from gspo_cli.run.history import WINDOW, Record, Severity, number_of
-from gspo_cli.run.rules import SPIKE
+from gspo_cli.diagnosis.diagnosis import diagnose
+from gspo_cli.diagnosis.history import WINDOW, Record, Severity, number_of
+from gspo_cli.diagnosis.rules import SPIKE
 
 PRIMARY = "final_score"
 END = 0.1  # share of the iterations that count as the end of a run, at least

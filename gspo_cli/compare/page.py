@@ -15,7 +15,7 @@ from gspo_cli.compare.conversations import printable, shared_start
 from gspo_cli.compare.figures import line_chart, notes, palette, swatch
 from gspo_cli.compare.markdown import Table, judged
 from gspo_cli.compare.result import Chart, Comparison, Talk
-from gspo_cli.run.words import clean
+from gspo_cli.console.words import clean
 
 STYLE = Path(__file__).with_name("page.css")
 ROLES = ("system", "user", "assistant", "tool")

@@ -12,10 +12,10 @@ from gspo_cli.compare.outcomes import Budget, last_evaluation, score_curve
 from gspo_cli.compare.problems import last_heldout
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import seeds_to_pair
+from gspo_cli.console.words import number
+from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
-from gspo_cli.run.history import Record, number_of
 from gspo_cli.run.identity import computed
-from gspo_cli.run.words import number
 
 Arms = Mapping[str, Sequence[StoredRun]]
 APART = ("algorithm", "seed")  # what arms and their runs are meant to differ in

@@ -13,7 +13,7 @@ from gspo_cli.compare.contrasts import interval_words, p_words
 from gspo_cli.compare.result import ProblemTest
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import adjusted, problems_differ
-from gspo_cli.run.history import Record
+from gspo_cli.diagnosis.history import Record
 
 
 def problem_tests(

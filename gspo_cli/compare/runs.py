@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.compare.result import LeftOut
+from gspo_cli.diagnosis.diagnosis import settings_of
+from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
-from gspo_cli.run.diagnosis import settings_of
-from gspo_cli.run.history import Record, number_of
 
 SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
 MARKS = (SETTINGS, *LOGS)

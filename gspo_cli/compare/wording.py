@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from gspo_cli.compare.outcomes import EVALUATIONS, FEW, PRIMARY, RISE, Budget
 from gspo_cli.compare.result import Arm, Contrast, Estimate, Outcome, Verdict
 from gspo_cli.compare.statistics import MOST_SEEDS, PERMUTATIONS, POWER, RESAMPLES
-from gspo_cli.run.rules import SPIKE
-from gspo_cli.run.words import number, share
+from gspo_cli.console.words import number, share
+from gspo_cli.diagnosis.rules import SPIKE
 
 FOUND = (Verdict.higher, Verdict.lower)
 TRIMMED = 4  # runs from which on an interquartile mean is another one than the mean

@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gspo_cli.errors import UserError
-from gspo_cli.tool_calls import Tool, line_guide
+from gspo_cli.tasks.tools import Tool, line_guide
 from gspo_cli.types import Message
 
 # for tokenizers without a template, e.g. gpt2's: a line with the speaker, then what is said

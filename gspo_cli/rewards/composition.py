@@ -97,8 +97,8 @@ class WeightedReward(RewardFunction):
     def _bounded_turns(self, by_turn: Sequence[float]) -> list[float]:
         """What each turn earns of a total that never leaves the bounds: else the turns after a damage would
         be paid what the lower bound forgives."""
-        standing = [0.0, *(self._bounded(earned) for earned in accumulate(by_turn))]
-        return [after - before for before, after in pairwise(standing)]
+        progress = [0.0, *(self._bounded(earned) for earned in accumulate(by_turn))]
+        return [after - before for before, after in pairwise(progress)]
 
 
 def _named(results: Mapping[str, RewardResult]) -> dict[str, float]:

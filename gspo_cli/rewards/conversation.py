@@ -17,10 +17,10 @@ WEIGHTS = {"outcome": 0.6, "facts": 0.3, "policy": 0.5}
 MANNER_WEIGHT = 0.1
 
 
-class StandingReward(RewardFunction):
-    """The environment's last standing, weighted by `weights`; each turn earns what changed with it.
+class ProgressReward(RewardFunction):
+    """The environment's last progress, weighted by `weights`; each turn earns what changed with it.
 
-    Solved where the environment's outcome says so. 0 where an environment reports no standing at all; one
+    Solved where the environment's outcome says so. 0 where an environment reports no progress at all; one
     that lacks a weighted name is an error. Raises UserError on weights that are not finite numbers."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
@@ -33,23 +33,23 @@ class StandingReward(RewardFunction):
     ) -> RewardResult:
         """The weighted sum; the standing's values are the components."""
         solved = trajectory.outcome.solved
-        if not any(trajectory.standings):
+        if not any(trajectory.progress):
             return RewardResult(0.0, solved=solved)
-        value, last, changes = 0.0, trajectory.standings[0], []
-        for standing in trajectory.standings:
-            before, last = value, standing or last  # a turn without report changes nothing
+        value, last, changes = 0.0, trajectory.progress[0], []
+        for progress in trajectory.progress:
+            before, last = value, progress or last  # a turn without report changes nothing
             value = self._value(last) if last else 0.0
             changes.append(value - before)
         return RewardResult(value, last, turn_rewards=changes, solved=solved)
 
-    def _value(self, standing: Mapping[str, float]) -> float:
-        missing = [name for name in self.weights if name not in standing]
+    def _value(self, progress: Mapping[str, float]) -> float:
+        missing = [name for name in self.weights if name not in progress]
         if missing:
             raise RewardError(
-                f"StandingReward weighs {missing[0]}, which the environment does not report; it reports "
-                f"{', '.join(standing) or 'nothing'}"
+                f"ProgressReward weighs {missing[0]}, which the environment does not report; it reports "
+                f"{', '.join(progress) or 'nothing'}"
             )
-        return math.fsum(weight * standing[name] for name, weight in self.weights.items())
+        return math.fsum(weight * progress[name] for name, weight in self.weights.items())
 
 
 def conversation_reward(
@@ -58,7 +58,7 @@ def conversation_reward(
     """Standing and manner as one reward in [0, 1]. Weights mean what they say: let those of what can be
     reached add up to 1 with `manner_weight`. Solved is what the environment says, whatever the manner."""
     return WeightedReward(
-        {"standing": (1.0, StandingReward(weights)), "manner": (manner_weight, MannerReward())}
+        {"standing": (1.0, ProgressReward(weights)), "manner": (manner_weight, MannerReward())}
     )
 
 

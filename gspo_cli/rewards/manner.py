@@ -15,7 +15,7 @@ from typing import Any
 from gspo_cli.config.checks import require
 from gspo_cli.rewards import manner_words as lists
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.tool_calls import Speech, read_turn
+from gspo_cli.tasks.tools import Speech, read_turn
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 WEIGHTS = {"empathy": 0.15, "action": 0.3, "professionalism": 0.25, "length": 0.1, "similarity": 0.2}

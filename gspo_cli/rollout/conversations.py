@@ -13,11 +13,11 @@ from typing import Any
 
 from gspo_cli.concurrency import gather
 from gspo_cli.config.schema import RolloutConfig
-from gspo_cli.environments.base import Environment, Step
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
-from gspo_cli.types import NO_BRIEFING, Briefing, FinishReason, Message, Outcome, Problem, Trajectory
+from gspo_cli.tasks.base import NO_SYSTEM_PROMPT, Environment, Step, SystemPrompt
+from gspo_cli.types import FinishReason, Message, Outcome, Problem, Trajectory
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -86,10 +86,10 @@ def roll_out(
     sampling: Sampling,
     limits: Limits,
     seed: int,
-    briefing: Briefing = NO_BRIEFING,
+    system: SystemPrompt = NO_SYSTEM_PROMPT,
 ) -> Rollout:
     """Hold all conversations to their end. `seed` is the run's; engines keep caches between turns."""
-    conversations = [_open(start, environment(), chat, briefing, limits) for start in starts]
+    conversations = [_open(start, environment(), chat, system, limits) for start in starts]
     turn = 0
     while live := [(i, c) for i, c in enumerate(conversations) if not c.done]:
         requests = [
@@ -118,7 +118,7 @@ def opening(problem_messages: tuple[Message, ...], system_prompt: str) -> tuple[
 
 
 def _open(
-    start: Start, environment: Environment, chat: ChatFormat, briefing: Briefing, limits: Limits
+    start: Start, environment: Environment, chat: ChatFormat, system: SystemPrompt, limits: Limits
 ) -> _Conversation:
     trajectory = Trajectory(start.problem, [], [], [], [], [], FinishReason.stop)
     conversation = _Conversation(start, environment, trajectory)
@@ -131,9 +131,9 @@ def _open(
     except Exception as error:  # code we did not write
         conversation.fail(error)
         return conversation
-    messages = opening(messages, briefing.system_prompt)
+    messages = opening(messages, system.text)
     trajectory.messages = list(messages)
-    _append_heard(trajectory, chat.prompt_ids(messages, briefing.tools))
+    _append_heard(trajectory, chat.prompt_ids(messages, system.tools))
     if len(trajectory.token_ids) > limits.max_prompt_length:
         trajectory.excluded = (
             f"prompt of {len(trajectory.token_ids)} tokens is over rollout.max_prompt_length"
@@ -179,7 +179,7 @@ def _hear(
         conversation.fail(error)
         return
     trajectory.turn_rewards.append(step.reward)
-    trajectory.standings.append(step.standing)
+    trajectory.progress.append(step.progress)
     trajectory.messages.extend(step.messages)
     if step.done:
         conversation.done = True
@@ -215,7 +215,7 @@ def _checked_step(step: Any) -> Step:
         raise TypeError(f"its step returned {type(step).__name__}, not Step")
     messages = _checked_messages(step.messages, "step")
     reward = _finite({"reward": step.reward}, "step")["reward"]
-    return Step(messages, bool(step.done), reward, _finite(step.standing, "step"))
+    return Step(messages, bool(step.done), reward, _finite(step.progress, "step"))
 
 
 def _checked_outcome(outcome: Any) -> Outcome:

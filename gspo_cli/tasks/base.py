@@ -1,15 +1,93 @@
 """What a task is: problems to train on, problems held out, an environment and a reward.
 
-A task is a dataclass named by `task._target_`; its fields are the settings of conf/task/<name>.yaml."""
+A task is a dataclass named by `task._target_`; its fields are the settings of conf/task/<name>.yaml. An
+environment is what the agent talks to: it is stepped with the agent's words and answers with the next
+messages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
-from gspo_cli.environments.base import Environment, SingleTurn
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.types import Briefing, Demonstration, Problem
+from gspo_cli.tasks.tools import Tool
+from gspo_cli.types import Demonstration, Message, Outcome, Problem
+
+
+@dataclass(frozen=True)
+class SystemPrompt:
+    """What comes before every conversation of a task. Tools are announced by the model's own chat template,
+    or as lines of the system prompt where the template has no place for them."""
+
+    text: str = ""
+    tools: tuple[Tool, ...] = ()
+
+
+NO_SYSTEM_PROMPT = SystemPrompt()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What follows an agent's turn: `messages` that the agent reads next, and the turn's own reward.
+
+    `progress` has the goals by name, each 0 before the first turn and 1 at best: a reward weighs the last
+    progress of a conversation, and turn-level credit its changes from turn to turn. When `done`, `messages`
+    are for people: the agent no longer reads them."""
+
+    messages: tuple[Message, ...] = ()
+    done: bool = False
+    reward: float = 0.0
+    progress: Mapping[str, float] = field(default_factory=dict)
+
+
+class Environment(Protocol):
+    """One conversation. A fresh instance per conversation; all answers of a group share the seed.
+
+    `single_turn` promises that the first step is the last: engines then keep no cache for a next one. An
+    agent's words, whatever they are, never make it raise; what does raise is a fault of the environment, and
+    leaves the conversation out of training."""
+
+    single_turn: bool
+
+    def reset(self, problem: Problem, seed: int) -> tuple[Message, ...]:
+        """Start over and return the first messages the agent sees."""
+
+    def step(self, text: str) -> Step | Awaitable[Step]:
+        """React to one turn of the agent; `text` is the turn without its end token. May be a coroutine."""
+
+    def finish(self) -> Outcome:
+        """The conversation is over, by the environment's word or a limit: report its outcome and free what
+        it held. Called once after every `reset` that returned."""
+
+
+@runtime_checkable
+class ToolEnvironment(Environment, Protocol):
+    """An environment whose tools can be used without its user: a person may take the user's place."""
+
+    def observe(self, text: str) -> str | None:
+        """What the tools answer to an agent's turn; None where it is words for the user."""
+
+    def changes(self) -> list[str]:
+        """What the conversation has changed so far, in words; empty while nothing has."""
+
+
+class SingleTurn:
+    """The problem's messages, one answer, done."""
+
+    single_turn = True
+
+    def reset(self, problem: Problem, seed: int) -> tuple[Message, ...]:
+        """The problem's own messages; nothing here is random."""
+        return problem.messages
+
+    def step(self, text: str) -> Step:
+        """The conversation ends after one turn; the reward function scores it."""
+        return Step(done=True)
+
+    def finish(self) -> Outcome:
+        """Nothing is known but what was said."""
+        return Outcome()
 
 
 @dataclass
@@ -39,9 +117,9 @@ class Task:
         """Solved training problems for the cold start; empty where the task has none."""
         return []
 
-    def briefing(self) -> Briefing:
+    def system_prompt_and_tools(self) -> SystemPrompt:
         """What the agent reads before every conversation: the system prompt, and the tools it may call."""
-        return Briefing(self.system_prompt)
+        return SystemPrompt(self.system_prompt)
 
     def notes(self) -> Sequence[str]:
         """What a user should know of the problems before a run, such as how many are left out."""

@@ -65,12 +65,12 @@ class Checkpoints:
         the first one writes.
 
         Raises UserError where it cannot be written; the earlier ones are then untouched."""
-        world = updater.strategy.world
-        if world.is_first:
+        ranks = updater.strategy.ranks
+        if ranks.is_first:
             self._write(updater, state)
         else:
             updater.strategy.save(self.folder)
-        world.wait()
+        ranks.wait()
 
     def _write(self, updater: Updater, state: TrainerState) -> None:
         target = self.folder / f"iteration-{state.iteration:06d}"
@@ -94,7 +94,7 @@ class Checkpoints:
         updater.steps = saved["steps"]
         state = TrainerState(**saved["state"])
         _return_clip_range(state, updater)
-        if updater.strategy.world.is_first:
+        if updater.strategy.ranks.is_first:
             self._link(checkpoint, state)  # a kill may have come between the checkpoint and its links
         return state
 

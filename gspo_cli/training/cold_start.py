@@ -30,12 +30,12 @@ from gspo_cli.randomness import generator
 from gspo_cli.rollout.conversations import opening
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.files import folder_written_whole
-from gspo_cli.tasks.base import Task
+from gspo_cli.tasks.base import NO_SYSTEM_PROMPT, SystemPrompt, Task
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.types import NO_BRIEFING, Briefing, Demonstration, FinishReason, Problem, Trajectory
+from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
 
 Progress = Callable[[str, int, int, str], None]
 MAX_GRAD_NORM = 1.0
@@ -76,10 +76,10 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
 
 
 def encode_demonstration(
-    chat: ChatFormat, demonstration: Demonstration, briefing: Briefing = NO_BRIEFING
+    chat: ChatFormat, demonstration: Demonstration, system: SystemPrompt = NO_SYSTEM_PROMPT
 ) -> Trajectory:
     """A demonstration as the trajectory that the policy would have produced by saying the same."""
-    messages = list(opening(demonstration.messages, briefing.system_prompt))
+    messages = list(opening(demonstration.messages, system.text))
     ids: list[int] = []
     mask: list[bool] = []
     start = 0
@@ -87,7 +87,7 @@ def encode_demonstration(
         if message.role != "assistant":
             continue
         heard = tuple(messages[start:end])
-        context = chat.suffix_ids(heard, ids[-1]) if ids else chat.prompt_ids(heard, briefing.tools)
+        context = chat.suffix_ids(heard, ids[-1]) if ids else chat.prompt_ids(heard, system.tools)
         spoken = chat.answer_ids(message.content)
         ids += context + spoken
         mask += [False] * len(context) + [True] * len(spoken)
@@ -150,7 +150,9 @@ def _cold_start(
     # in full precision whatever training takes: the adapter is merged
     model = config.model.whole() if config.model.is_embedded else config.model.unquantised()
     policy = load_policy(str(folder) if model.is_embedded else model.name, model, config.hardware)
-    trajectories = [encode_demonstration(policy.chat, d, task.briefing()) for d in demonstrations]
+    trajectories = [
+        encode_demonstration(policy.chat, d, task.system_prompt_and_tools()) for d in demonstrations
+    ]
     fitting = [t for t in trajectories if len(t.token_ids) <= policy.max_positions]
     if not fitting:
         raise UserError(

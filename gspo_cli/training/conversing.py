@@ -14,13 +14,13 @@ from gspo_cli.rollout.conversations import Limits, Rollout, Start, roll_out
 from gspo_cli.rollout.engine import RolloutEngine, Sampling
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.clock import Clock
-from gspo_cli.training.world import World
+from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.types import Trajectory
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """What holding conversations takes but their starts. `world`: each rank holds its share of the groups;
+    """What holding conversations takes but their starts. `ranks`: each rank holds its share of the groups;
     `generating` makes the weights whole for that long."""
 
     config: RunConfig
@@ -28,7 +28,7 @@ class Conversations:
     reward: RewardFunction
     engine: RolloutEngine
     chat: ChatFormat
-    world: World = field(default_factory=World)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
     generating: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def hold(
@@ -38,7 +38,7 @@ class Conversations:
 
         -> all trajectories in the order of their starts, on every rank."""
         clock = clock or Clock()
-        starts = [start for group in self.world.share(groups) for start in group]
+        starts = [start for group in self.ranks.share(groups) for start in group]
         with clock.timing("rollout"), self.generating():
             limits = Limits.of(self.config.rollout, self.engine)
             result = roll_out(
@@ -49,14 +49,14 @@ class Conversations:
                 sampling,
                 limits,
                 seed,
-                self.task.briefing(),
+                self.task.system_prompt_and_tools(),
             )
         with clock.timing("reward"):
             self.judge(result.trajectories)
-        if self.world.size == 1:
+        if self.ranks.size == 1:
             return result
         with clock.timing("rollout"):  # waiting for the slowest rank counts
-            together = self.world.gather([result])
+            together = self.ranks.gather([result])
         trajectories = [t for part in together for t in part.trajectories]
         turns = [sum(t.num_turns for t in part.trajectories) for part in together]
         mass = sum(part.truncated_mass * count for part, count in zip(together, turns, strict=True))

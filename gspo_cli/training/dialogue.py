@@ -8,11 +8,11 @@ from pathlib import Path
 
 from gspo_cli.config.choices import RewardErrors
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.environments.base import Environment
 from gspo_cli.rewards.scoring import score_all
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import Sampling
 from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.tasks.base import Environment
 from gspo_cli.training.evaluation import EVALUATION_SEED
 from gspo_cli.training.session import build_reward, load_trained, set_threads
 from gspo_cli.types import Problem, Trajectory
@@ -44,11 +44,11 @@ class Dialogues:
             longest = limits.max_positions - self.sampling.max_new_tokens
             limits = replace(limits, max_turns=max_turns, max_prompt_length=longest)
         start = Start(problem, (0,), EVALUATION_SEED)
-        briefing = self.config.task.briefing()
+        system = self.config.task.system_prompt_and_tools()
         if not tools:
-            briefing = replace(briefing, tools=())
+            system = replace(system, tools=())
         rollout = roll_out(
-            self.engine, self.policy.chat, environment, [start], self.sampling, limits, 0, briefing
+            self.engine, self.policy.chat, environment, [start], self.sampling, limits, 0, system
         )
         return rollout.trajectories[0]
 

@@ -8,10 +8,10 @@ from math import comb
 from typing import Any
 
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.console.reporting import Sample
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.conversations import Start
 from gspo_cli.rollout.engine import Sampling
-from gspo_cli.run.reporting import Sample
 from gspo_cli.training.conversing import Conversations
 from gspo_cli.types import FinishReason, Problem, Trajectory
 

@@ -1,13 +1,13 @@
-"""The collapse monitor: after each iteration the rules of `gspo_cli.run.diagnosis` look at the run so far."""
+"""The collapse monitor: after each iteration the rules of `gspo_cli.diagnosis` look at the run so far."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gspo_cli.diagnosis.diagnosis import diagnose
+from gspo_cli.diagnosis.history import Finding, Record, Severity, lineage, number_of, valid_states
 from gspo_cli.errors import UserError
-from gspo_cli.run.diagnosis import diagnose
-from gspo_cli.run.history import Finding, Record, Severity, lineage, number_of, valid_states
 
 MAX_SKIPPED = 8  # updates in a row with a gradient that is not finite, after which going on is pointless
 

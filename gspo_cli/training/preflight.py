@@ -15,12 +15,13 @@ from torch import Tensor
 from gspo_cli.algorithm.objective import sequence_log_ratio
 from gspo_cli.config.choices import ClipMode, OldLogprobs
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.diagnosis.rules import NOISE_SHARE
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
 from gspo_cli.rollout.conversations import opening
-from gspo_cli.run.rules import NOISE_SHARE
+from gspo_cli.tasks.base import SystemPrompt
 from gspo_cli.training.strategy import Strategy
-from gspo_cli.types import Briefing, Problem
+from gspo_cli.types import Problem
 
 ROWS, TOKENS = 8, 32  # prompts, and random tokens after each, which stand for an answer
 PADDING = 8  # columns beside a row that has no others with it
@@ -36,12 +37,12 @@ class NoiseFloor:
 
 
 def noise_floor(
-    config: RunConfig, policy: Policy, strategy: Strategy, problems: Sequence[Problem], briefing: Briefing
+    config: RunConfig, policy: Policy, strategy: Strategy, problems: Sequence[Problem], system: SystemPrompt
 ) -> NoiseFloor:
     """Measure on prompts of `problems`, with random tokens as answers. No weight or gradient changes.
 
     Every rank makes the same calls on the same tokens."""
-    rows = _sequences(config, policy, problems, briefing)
+    rows = _sequences(config, policy, problems, system)
     answered = min(TOKENS, config.rollout.max_completion_length)
     width = max(map(len, rows)) + (PADDING if len(rows) == 1 else 0)
     token_ids, mask = _batch(rows, answered, width, policy)
@@ -96,7 +97,7 @@ def noise_warnings(config: RunConfig, floor: NoiseFloor) -> list[str]:
 
 
 def _sequences(
-    config: RunConfig, policy: Policy, problems: Sequence[Problem], briefing: Briefing
+    config: RunConfig, policy: Policy, problems: Sequence[Problem], system: SystemPrompt
 ) -> list[list[int]]:
     """Prompts with random tokens after them, shortest first, as many as fit into a micro-batch."""
     draw = generator(config.seed, "preflight")
@@ -104,9 +105,9 @@ def _sequences(
     vocabulary = policy.causal_model.config.get_text_config().vocab_size
     rows = []
     for problem in problems[:ROWS]:
-        messages = opening(problem.messages, briefing.system_prompt)
+        messages = opening(problem.messages, system.text)
         answer = draw.integers(vocabulary, size=count).tolist()
-        rows.append(policy.chat.prompt_ids(messages, briefing.tools) + answer)
+        rows.append(policy.chat.prompt_ids(messages, system.tools) + answer)
     rows.sort(key=len)
     budget = config.hardware.tokens_per_microbatch
     fitting = [row for place, row in enumerate(rows, start=1) if place * len(row) <= budget]

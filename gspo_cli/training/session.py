@@ -18,6 +18,7 @@ import torch
 
 from gspo_cli.config.choices import Engine
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.console.reporting import Reporter, Sample
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
@@ -27,20 +28,19 @@ from gspo_cli.rollout.conversations import opening
 from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
-from gspo_cli.run.card import objective_card
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.reporting import Reporter, Sample
-from gspo_cli.tasks.base import Task
+from gspo_cli.tasks.base import SystemPrompt, Task
+from gspo_cli.training.card import objective_card
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.conversing import Conversations
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.preflight import described, noise_floor, noise_warnings
+from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
-from gspo_cli.training.world import World
 from gspo_cli.training.zero import ZeroStrategy, divided_loading
-from gspo_cli.types import Briefing, Problem
+from gspo_cli.types import Problem
 
 ASKED = 256  # problems of each split whose prompts are measured for the card
 PACKAGES = ("gspo-cli", "torch", "transformers", "peft", "hydra-core")
@@ -52,20 +52,20 @@ def run_training(
     reporter: Reporter,
     track: Callable[[dict[str, Any], int], None] = lambda values, step: None,
     reward: RewardFunction | None = None,
-    world: World | None = None,
+    ranks: ProcessGroup | None = None,
 ) -> dict[str, Any]:
     """Train `config` in `folder`, which holds its config.yaml; continues where a checkpoint is found.
 
-    `reward` None takes the one that `config` names; `world` None is this process alone. Returns the summary,
+    `reward` None takes the one that `config` names; `ranks` None is this process alone. Returns the summary,
     which is also written. A failure is recorded in it and raised. Raises UserError where another process
     trains in the folder."""
-    if world is None and config.hardware.zero_stage > 0:
+    if ranks is None and config.hardware.zero_stage > 0:
         raise UserError(
             "hardware.zero_stage: the processes of ZeRO are started by the command gspo-train; use that, or "
             "hardware.zero_stage=0"
         )
     with folder.held():
-        return _run_in(config, folder, reporter, track, reward, world)
+        return _run_in(config, folder, reporter, track, reward, ranks)
 
 
 def _run_in(
@@ -74,13 +74,13 @@ def _run_in(
     reporter: Reporter,
     track: Callable[[dict[str, Any], int], None],
     reward: RewardFunction | None,
-    world: World | None,
+    ranks: ProcessGroup | None,
 ) -> dict[str, Any]:
     """`run_training` in a folder that this process alone trains in."""
     trainer: Trainer | None = None
     status, threads = "failed", torch.get_num_threads()
     try:
-        parts = build_parts(config, folder, reporter, reward, world)
+        parts = build_parts(config, folder, reporter, reward, ranks)
         trainer = Trainer(config, parts, folder, reporter, track)
         trainer.resume()
         card = measured_card(config, parts, reporter)
@@ -109,13 +109,13 @@ def _run_in(
 def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> str:
     """The objective card with the noise floor, of which it warns."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
-    briefing, heldout = parts.task.briefing(), parts.heldout_problems
-    floor = noise_floor(config, policy, strategy, problems, briefing)
+    system, heldout = parts.task.system_prompt_and_tools(), parts.heldout_problems
+    floor = noise_floor(config, policy, strategy, problems, system)
     asked = (*problems[:ASKED], *heldout[:ASKED])
-    longest = max(_prompt_length(problem, policy.chat, briefing) for problem in asked)
+    longest = max(_prompt_length(problem, policy.chat, system) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
-    size, noise = strategy.world.size, described(config, floor)
+    size, noise = strategy.ranks.size, described(config, floor)
     return objective_card(config, policy, len(problems), len(heldout), longest, noise, size)
 
 
@@ -124,7 +124,7 @@ def build_parts(
     folder: RunFolder,
     reporter: Reporter,
     reward: RewardFunction | None = None,
-    world: World | None = None,
+    ranks: ProcessGroup | None = None,
 ) -> Parts:
     """Task, reward, policy (of the last checkpoint where there is one), engine, and the problems that fit."""
     set_threads(config)
@@ -135,28 +135,28 @@ def build_parts(
     train, heldout = task.train_problems(), task.heldout_problems()
     for note in task.notes():
         reporter.warn(note)
-    world = world or World()
-    source = world.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
-    policy, strategy = load_for_training(config, source, folder, world)
+    ranks = ranks or ProcessGroup()
+    source = ranks.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
+    policy, strategy = load_for_training(config, source, folder, ranks)
     check_positions(config, policy.max_positions)
-    cap, briefing = config.rollout.max_prompt_length, task.briefing()
-    train = fitting(train, policy.chat, cap, briefing, "training", reporter.warn)
-    heldout = fitting(heldout, policy.chat, cap, briefing, "held-out", reporter.warn)
+    cap, system = config.rollout.max_prompt_length, task.system_prompt_and_tools()
+    train = fitting(train, policy.chat, cap, system, "training", reporter.warn)
+    heldout = fitting(heldout, policy.chat, cap, system, "held-out", reporter.warn)
     engine = build_engine(config, policy, source)
     check_positions(config, engine.max_positions)
     return Parts(policy, strategy, task, reward, engine, train, heldout[: config.evaluation.problems])
 
 
 def load_for_training(
-    config: RunConfig, source: str, folder: RunFolder, world: World
+    config: RunConfig, source: str, folder: RunFolder, ranks: ProcessGroup
 ) -> tuple[Policy, Strategy]:
     """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it."""
-    last = world.agreed(Checkpoints(folder.checkpoints, config.checkpoint).last)
+    last = ranks.agreed(Checkpoints(folder.checkpoints, config.checkpoint).last)
     model, hardware = config.model, config.hardware
     if hardware.zero_stage == 0:
         loading, strategy = nullcontext(), OneProcess
     else:
-        loading, strategy = divided_loading(config), partial(ZeroStrategy, world=world)
+        loading, strategy = divided_loading(config), partial(ZeroStrategy, ranks=ranks)
     with loading:
         if model.use_lora:
             policy = load_policy(source, model, hardware, adapter=last)
@@ -189,7 +189,7 @@ def evaluate_only(
     policy = load_trained(config, source, adapter)
     check_positions(config, policy.max_positions)
     cap = config.rollout.max_prompt_length
-    heldout = fitting(heldout, policy.chat, cap, task.briefing(), "held-out", warn)
+    heldout = fitting(heldout, policy.chat, cap, task.system_prompt_and_tools(), "held-out", warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
     conversations = Conversations(config, task, reward, engine, policy.chat)
@@ -234,12 +234,12 @@ def fitting(
     problems: Sequence[Problem],
     chat: ChatFormat,
     cap: int,
-    briefing: Briefing,
+    system: SystemPrompt,
     split: str,
     warn: Callable[[str], None],
 ) -> list[Problem]:
     """Problems whose prompt is within the cap. Says how many are not; raises UserError where none is."""
-    kept = [p for p in problems if _prompt_length(p, chat, briefing) <= cap]
+    kept = [p for p in problems if _prompt_length(p, chat, system) <= cap]
     if not kept:
         raise UserError(
             f"rollout.max_prompt_length={cap}: all {len(problems)} {split} problems are longer; raise it"
@@ -255,8 +255,8 @@ def fitting(
     return kept
 
 
-def _prompt_length(problem: Problem, chat: ChatFormat, briefing: Briefing) -> int:
-    return len(chat.prompt_ids(opening(problem.messages, briefing.system_prompt), briefing.tools))
+def _prompt_length(problem: Problem, chat: ChatFormat, system: SystemPrompt) -> int:
+    return len(chat.prompt_ids(opening(problem.messages, system.text), system.tools))
 
 
 @contextmanager

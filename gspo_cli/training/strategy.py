@@ -13,15 +13,15 @@ from torch import Tensor
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
-from gspo_cli.training.world import World
+from gspo_cli.training.process_group import ProcessGroup
 
 OptimizerState = dict[str, Any]  # of torch's AdamW over `policy.trainable()`, whole, whatever the strategy
 
 
 class Strategy(Protocol):
-    """Owns the optimizer. All calls but `world` are made by all ranks in the same order."""
+    """Owns the optimizer. All calls but `ranks` are made by all ranks in the same order."""
 
-    world: World
+    ranks: ProcessGroup
     collective: bool  # a step takes a backward on every rank, and none can leave one in the middle
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class OneProcess:
     collective = False
 
     def __init__(self, policy: Policy, config: RunConfig) -> None:
-        self.policy, self.world = policy, World()
+        self.policy, self.ranks = policy, ProcessGroup()
         self.max_grad_norm = config.training.max_grad_norm
         self.optimizer = make_optimizer(policy.trainable(), config)
 

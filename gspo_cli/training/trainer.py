@@ -9,16 +9,16 @@ from typing import Any
 
 from gspo_cli.config.choices import OnCollapse
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.console.reporting import Reporter
+from gspo_cli.console.reporting import Sample as ShownSample
+from gspo_cli.diagnosis.diagnosis import settings_of
+from gspo_cli.diagnosis.history import Finding
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rollout.engine import RolloutEngine
-from gspo_cli.run.diagnosis import settings_of
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.history import Finding
-from gspo_cli.run.reporting import Reporter
-from gspo_cli.run.reporting import Sample as ShownSample
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
@@ -62,7 +62,7 @@ class Trainer:
     ) -> None:
         self.config, self.parts, self.folder = config, parts, folder
         self.reporter, self.track = reporter, track
-        self.world = parts.strategy.world
+        self.ranks = parts.strategy.ranks
         self.updater = Updater(parts.policy, config, parts.strategy)
         conversations = Conversations(
             config,
@@ -70,7 +70,7 @@ class Trainer:
             parts.reward,
             parts.engine,
             parts.policy.chat,
-            self.world,
+            self.ranks,
             parts.strategy.generating,
         )
         self.sampler = GroupSampler(config, conversations, ProblemOrder(parts.train_problems, config.seed))
@@ -104,7 +104,7 @@ class Trainer:
         while self.state.iteration < total:
             if self._good_enough():
                 return self._finish("stopped_early")
-            if self.world.any(self.stop_requested):
+            if self.ranks.any(self.stop_requested):
                 return self._finish("interrupted")
             self._iterate()
             if self._lost:
@@ -152,7 +152,7 @@ class Trainer:
             "tokens_per_second": tokens / clock.total,
             **{f"time/{stage}": seconds for stage, seconds in clock.seconds.items()},
             "time/iteration": clock.total,
-            "memory/peak_gb": max(self.world.gather([peak_memory_gb()])),
+            "memory/peak_gb": max(self.ranks.gather([peak_memory_gb()])),
         }
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ class Trainer:
             self._lost = True
             return {}
         kept = [self.checkpoints.iteration(checkpoint) for checkpoint in self.checkpoints.all]
-        target = self.world.agreed(self.monitor.choose(kept, collapse.since))
+        target = self.ranks.agreed(self.monitor.choose(kept, collapse.since))
         self.checkpoints.roll_back(target, self.updater)
         self.parts.engine.refresh()
         self.state.rollbacks += 1
@@ -243,7 +243,7 @@ class Trainer:
     def _finish(self, status: str) -> str:
         """Make sure that the last iteration is saved."""
         last = self.checkpoints.last
-        if self.world.agreed(last is None or self.checkpoints.iteration(last) != self.state.iteration):
+        if self.ranks.agreed(last is None or self.checkpoints.iteration(last) != self.state.iteration):
             self._save()
         return status
 

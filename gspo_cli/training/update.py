@@ -104,7 +104,7 @@ class Updater:
                 report.sequences += minibatch.sequences
                 report.short_tokens += minibatch.short_tokens
                 report.short_sequences += minibatch.short_sequences
-            report.sums = sum(self.strategy.world.gather([report.sums]), start=Sums())
+            report.sums = sum(self.strategy.ranks.gather([report.sums]), start=Sums())
         report.tokens_per_microbatch = self.budget
         if self.algorithm.is_calibrated:
             fraction, widths = self.algorithm.clip_fraction, self.algorithm.clip_range
@@ -151,7 +151,7 @@ class Updater:
             batch = self._collate(part)
             kl = reward_kl(self._logprobs(batch)[0], self._reference(batch), batch.action_mask).tolist()
             mine += [(places[id(sample)], value) for sample, value in zip(part, kl, strict=False)]
-        values = dict(self.strategy.world.gather(mine))
+        values = dict(self.strategy.ranks.gather(mine))
         return [values.get(place, 0.0) for place in range(len(samples))]
 
     def loss(
@@ -180,11 +180,11 @@ class Updater:
     def _layout(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """This rank's micro-batches. All ranks have as many, some of them empty at the end: collective
         operations stay in step."""
-        world = self.strategy.world
+        ranks = self.strategy.ranks
         dealt = sorted(samples, key=lambda s: -s.length)  # so that every rank gets as many tokens
-        layouts = [split_by_tokens(dealt[rank :: world.size], self.budget) for rank in range(world.size)]
+        layouts = [split_by_tokens(dealt[rank :: ranks.size], self.budget) for rank in range(ranks.size)]
         count = max(int(self.strategy.collective), *(len(layout) for layout in layouts))
-        mine = layouts[world.rank]
+        mine = layouts[ranks.rank]
         return mine + [[] for _ in range(count - len(mine))]
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:

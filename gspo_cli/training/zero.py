@@ -21,13 +21,13 @@ from torch import Tensor
 
 from gspo_cli.config.choices import Device, Precision
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.launching.processes import require_deepspeed
 from gspo_cli.policy.divided import dividing, whole
 from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
-from gspo_cli.run.launch import require_deepspeed
 from gspo_cli.training.batch import idle
+from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OptimizerState
-from gspo_cli.training.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -37,8 +37,8 @@ class ZeroStrategy:
 
     collective = True
 
-    def __init__(self, policy: Policy, config: RunConfig, world: World) -> None:
-        self.policy, self.world = policy, world
+    def __init__(self, policy: Policy, config: RunConfig, ranks: ProcessGroup) -> None:
+        self.policy, self.ranks = policy, ranks
         self.divides_weights = config.hardware.zero_stage == 3
         self._parameters = policy.trainable()
         deepspeed = imported(config.hardware.device)
@@ -60,7 +60,7 @@ class ZeroStrategy:
 
     def backward(self, loss: Tensor) -> None:
         """See `Strategy`."""
-        self.engine.backward(loss * self.world.size)
+        self.engine.backward(loss * self.ranks.size)
 
     def drop_gradient(self) -> None:
         """Raises NotImplementedError: no rank can leave a collective operation alone."""
@@ -97,9 +97,9 @@ class ZeroStrategy:
         """See `Strategy`."""
         needed = self._parameters if self.policy.has_adapter else self.policy.model.parameters()
         with whole(needed):
-            if self.world.is_first:
+            if self.ranks.is_first:
                 self.policy.save(folder)
-        self.world.wait()  # the first rank writes for long; DeepSpeed's own groups have less patience
+        self.ranks.wait()  # the first rank writes for long; DeepSpeed's own groups have less patience
         return self._optimizer_state()
 
     def restore_optimizer(self, state: OptimizerState) -> None:
@@ -143,7 +143,7 @@ class ZeroStrategy:
                 moment: self._deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
                 for moment in MOMENTS
             }
-            if self.world.is_first:
+            if self.ranks.is_first:
                 state[index] = {
                     "step": steps[0].clone(),
                     **{name: value.to("cpu") for name, value in moments.items()},

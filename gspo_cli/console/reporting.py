@@ -1,0 +1,65 @@
+"""What a run tells people while it goes, free of torch. `gspo_cli.console.live` shows it; trackers mirror the
+numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gspo_cli.types import Trajectory
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation to show: what was asked, what the agent said, how it was judged."""
+
+    iteration: int
+    problem_id: str
+    messages: Sequence[Mapping[str, str]]
+    expected: str
+    reward: float | None
+    components: Mapping[str, float] = field(default_factory=dict)
+    finish_reason: str = "stop"
+    advantage: float | None = None
+    excluded: str | None = None
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, iteration: int, advantage: float | None = None) -> Sample:
+        """What is shown of `trajectory`."""
+        return cls(
+            iteration=iteration,
+            problem_id=trajectory.problem.id,
+            messages=[{"role": m.role, "content": m.content} for m in trajectory.messages],
+            expected=trajectory.problem.answer,
+            reward=trajectory.reward,
+            components=dict(trajectory.components),
+            finish_reason=trajectory.finish_reason.value,
+            advantage=advantage,
+            excluded=trajectory.excluded,
+        )
+
+
+class Reporter(Protocol):
+    """Receives the events of a run in order. Every number it shows is also in the run folder's files."""
+
+    def begin(self, title: str, card: str, iterations: int, start: int) -> None:
+        """The run starts (or resumes) at iteration `start`; `card` is the objective card as text."""
+
+    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Progress inside something long: cold start, evaluation, loading."""
+
+    def iteration(self, metrics: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """One line of evals.jsonl."""
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Conversations of the iteration that just ended."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know, one sentence."""
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """The run is over; `summary` is what summary.json holds."""

@@ -1,0 +1,170 @@
+"""The rules about what the policy says, and about memory: see `rules` for those about rewards and updates.
+
+What is a collapse is held against the reward: a policy that becomes certain, long or far from its reference
+while it earns more is learning. Where no absolute number means anything, the first iteration is the measure:
+its answers are the untrained model's."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from gspo_cli.console.words import number
+from gspo_cli.diagnosis.history import LASTING, WINDOW, Finding, History, Record, Severity, number_of, slower
+
+ENTROPY_LEFT = 0.1  # of the first iteration's
+ENTROPY_GONE = 0.05  # nats a token: nearly every token is certain
+LONGER = 2.0  # times the first iteration's mean length
+TRUNCATED = 0.5  # share of answers that were cut: most rewards are then about the cap
+REPEATED = 0.5  # share of 4-grams; prose has under 0.1
+KL_FAR = 1.0  # nats a token: the reference gives a sampled token a third of its probability
+KL_GROWTH = 10.0  # times the mean of the window before
+KL_SEEN = 0.1  # nats a token, under which growth is the way from 0
+
+
+def entropy_gone(run: History) -> Finding | None:
+    """The policy is certain of every token and has not learned: nothing new will be tried."""
+    first = run.first("entropy")
+    if first is None or run.reward_rises:
+        return None
+    bound = min(ENTROPY_GONE, ENTROPY_LEFT * first)
+    since = run.since(lambda record: (value := number_of(record, "entropy")) is not None and value < bound)
+    if since is None:
+        return None
+    return Finding(
+        "entropy_gone",
+        Severity.collapse,
+        f"entropy fell from {number(first)} to {number(run.last('entropy'))} nats a token and the reward "
+        "does not rise",
+        f"use {slower(run)}; algorithm.beta=0.01 holds the policy near its reference",
+        since,
+        (slower(run), "algorithm.beta=0.01") if run.setting("algorithm.beta") == 0 else (slower(run),),
+    )
+
+
+def length_runaway(run: History) -> Finding | None:
+    """Answers twice as long as at first, most of them cut, for no more reward."""
+    first = run.first("completions/mean_length")
+    if first is None or run.reward_rises or _cap_grows(run):
+        return None
+
+    def runs_away(record: Record) -> bool:
+        length = number_of(record, "completions/mean_length") or 0.0
+        return length >= LONGER * first and (_cut(record) or 0.0) > TRUNCATED
+
+    since = run.since(runs_away)
+    if since is None:
+        return None
+    length, cut = run.last("completions/mean_length"), run.last("completions/clipped_ratio") or 0.0
+    settings = (slower(run), "algorithm.truncated_completions=penalise")
+    return Finding(
+        "length_runaway",
+        Severity.collapse,
+        f"the mean length went from {number(first)} to {number(length)} tokens, {cut:.0%} of answers are cut "
+        "and the reward does not rise",
+        f"use {' and '.join(settings)}",
+        since,
+        settings,
+    )
+
+
+def truncation(run: History) -> Finding | None:
+    """Most answers do not come to their end."""
+    since = run.above("completions/clipped_ratio", TRUNCATED)
+    if since is None or _cap_grows(run) or length_runaway(run):
+        return None
+    cap = run.setting("rollout.max_completion_length")
+    longer = f"rollout.max_completion_length={2 * cap}"
+    return Finding(
+        "truncation",
+        Severity.warning,
+        f"{run.last('completions/clipped_ratio') or 0.0:.0%} of answers are cut at {cap} tokens: they are "
+        "judged before their end",
+        f"use {longer}, or algorithm.truncated_completions=mask",
+        since,
+        (longer,),
+    )
+
+
+def repetition(run: History) -> Finding | None:
+    """Answers say the same over and over."""
+    first = run.first("completions/repetition")
+    if first is None:
+        return None
+    since = run.above("completions/repetition", max(REPEATED, 2 * first))
+    if since is None:
+        return None
+    return Finding(
+        "repetition",
+        Severity.warning if run.reward_rises else Severity.collapse,
+        f"{run.last('completions/repetition') or 0.0:.0%} of the 4-grams in answers are repeated, "
+        f"{first:.0%} at first",
+        f"use {slower(run)}, or a reward that does not pay for repeating",
+        since,
+        (slower(run),),
+    )
+
+
+def kl_far(run: History) -> Finding | None:
+    """The policy is far from its reference, or leaves it in a jump. The KL is only logged with a penalty."""
+    values = run.values("kl")
+    since = run.above("kl", KL_FAR)
+    before, newest = values[-WINDOW - LASTING : -LASTING], values[-LASTING:]
+    jumps = len(before) == WINDOW and min(newest) > max(KL_SEEN, KL_GROWTH * fmean(before))
+    if since is None and not jumps:
+        return None
+    beta = f"algorithm.beta={10 * run.setting('algorithm.beta'):.3g}"
+    lost = since is not None and not run.reward_rises
+    return Finding(
+        "kl_far",
+        Severity.collapse if lost else Severity.warning,
+        f"the KL to the reference is {number(values[-1])} nats a token"
+        + (f", {number(fmean(before))} shortly before" if jumps else ""),
+        f"use {beta} or {slower(run)}",
+        run.iteration - LASTING + 1 if since is None else since,
+        (beta,),
+    )
+
+
+def excluded(run: History) -> Finding | None:
+    """Answers without a reward."""
+    left_out = [record for record in run.records if number_of(record, "excluded")]
+    if not left_out:
+        return None
+    count = round(sum(number_of(record, "excluded") or 0.0 for record in left_out))
+    return Finding(
+        "excluded",
+        Severity.warning,
+        f"some answers were left out of training ({count} in {len(left_out)} iterations)",
+        "see `excluded` in samples.jsonl for the reason, and mend the reward or the environment",
+        left_out[0]["iteration"],
+    )
+
+
+def out_of_memory(run: History) -> Finding | None:
+    """Micro-batches had to be halved on the way."""
+    short = [record for record in run.everything if number_of(record, "oom_events")]
+    if not short:
+        return None
+    count = round(sum(number_of(record, "oom_events") or 0.0 for record in short))
+    asked = run.setting("hardware.tokens_per_microbatch")
+    left = number_of(short[-1], "tokens_per_microbatch") or asked / 2**count
+    setting = f"hardware.tokens_per_microbatch={max(1, int(left))}"
+    return Finding(
+        "out_of_memory",
+        Severity.warning,
+        f"memory ran out {count} time{'s' * (count > 1)} in updates: micro-batches are down from {asked} to "
+        f"{left:.0f} tokens",
+        f"use {setting} from the start",
+        short[0]["iteration"],
+        (setting,),
+    )
+
+
+def _cut(record: Record) -> float | None:
+    return number_of(record, "completions/clipped_ratio")
+
+
+def _cap_grows(run: History) -> bool:
+    """Whether the length curriculum is still under way: its answers are meant to be cut."""
+    start = run.setting("training.length_curriculum_start")
+    return start is not None and run.iteration <= run.setting("training.length_curriculum_iterations")

@@ -1,0 +1,332 @@
+"""The rules about rewards and updates: each looks at a run's own numbers for one thing that goes wrong. Pure;
+a rule returns its finding or None. `answer_rules` has those about what the policy says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from gspo_cli.console.words import number
+from gspo_cli.diagnosis.history import (
+    LASTING,
+    WINDOW,
+    Finding,
+    History,
+    Record,
+    Severity,
+    mean_of,
+    number_of,
+    slower,
+)
+
+NOISE_SHARE = 1 / 3  # of the band's narrower side: with more noise than this the clip acts at random
+EQUAL_GROUPS = 0.9  # share of groups without an advantage, where a batch teaches a tenth of what it costs
+SOLVED = 0.9  # share of solved answers, where groups are equal because nothing is left to learn
+SATURATED = 0.8  # of the answers that could clip; runs that learn well have 0.3 to 0.75
+SPIKE = 10.0  # times the median gradient norm before
+FALL = 0.5  # of the best running mean of the reward
+FALL_ERRORS = 4.0  # standard errors: the best of many means is partly luck
+MANY_DROPPED = 4  # updates in a row: more than one bad batch
+LARGE_REWARD = 100.0  # where nothing divides by its spread, the gradient is as large
+
+
+def learning_rate_zero(run: History) -> Finding | None:
+    """Nothing is learned."""
+    since = run.since(lambda record: number_of(record, "learning_rate") == 0, 1)
+    if since is None:
+        return None
+    return Finding(
+        "learning_rate_zero",
+        Severity.warning,
+        "the learning rate is 0: no update changes a weight",
+        "use training.schedule=constant, or more training.num_outer_iterations for the schedule to end later",
+        since,
+        ("training.schedule=constant",),
+    )
+
+
+def zero_reward(run: History) -> Finding | None:
+    """No answer earns anything, so that no answer is better than another."""
+    if len(run.records) < LASTING or any(run.values("reward")) or any(run.values("reward_std")):
+        return None
+    return Finding(
+        "zero_reward",
+        Severity.warning,
+        f"all rewards of {len(run.records)} iterations are 0: no answer is better than another",
+        "start from a model that sometimes succeeds (a cold start with model.cold_start.demonstrations and "
+        "more model.cold_start.steps), take an easier task, or mend the reward",
+        run.records[0]["iteration"],
+    )
+
+
+def constant_reward(run: History) -> Finding | None:
+    """A reward that does not look at the answer."""
+    rewards = run.values("reward")
+    if len(rewards) < LASTING or any(run.values("reward_std")) or len(set(rewards)) > 1 or rewards[0] == 0:
+        return None
+    return Finding(
+        "constant_reward",
+        Severity.warning,
+        f"every answer of {len(rewards)} iterations has reward {number(rewards[0])}: nothing to compare",
+        "give a reward that tells answers apart (reward=<module.Name>)",
+        run.records[0]["iteration"],
+    )
+
+
+def reward_scale(run: History) -> Finding | None:
+    """Rewards in the hundreds, not divided by their spread."""
+    if run.setting("algorithm.advantage_scale") != "none":
+        return None
+    since = run.since(lambda record: abs(number_of(record, "reward") or 0.0) > LARGE_REWARD)
+    if since is None:
+        return None
+    return Finding(
+        "reward_scale",
+        Severity.warning,
+        f"the mean reward is {number(run.last('reward'))} and algorithm.advantage_scale=none: advantages "
+        "are as large",
+        "use algorithm.advantage_scale=group_std, or bring the reward to [0, 1]",
+        since,
+        ("algorithm.advantage_scale=group_std",),
+    )
+
+
+def equal_groups(run: History) -> Finding | None:
+    """Nearly all groups without an advantage."""
+    since = run.above("frac_reward_zero_std", EQUAL_GROUPS - 1e-9)
+    if since is None or zero_reward(run) or constant_reward(run):
+        return None
+    share, solved = run.last("frac_reward_zero_std") or 0.0, run.last("solved") or 0.0
+    if solved >= SOLVED:
+        return Finding(
+            "equal_groups",
+            Severity.note,
+            f"{share:.0%} of groups scored equal and {solved:.0%} of answers are solved: little is left to "
+            "learn",
+            "take harder problems, or stop here: evaluation.stop_at_score=0.95",
+            since,
+            ("evaluation.stop_at_score=0.95",),
+        )
+    answers, generated = (
+        run.setting(f"training.{name}") for name in ("num_generations", "generations_per_iteration")
+    )
+    more = [f"training.num_generations={2 * answers}"]
+    if generated % (2 * answers):
+        more.append(f"training.generations_per_iteration={2 * generated}")
+    wide = run.setting("rollout.temperature") >= 1
+    settings = ("algorithm.dynamic_sampling=true", *more, *([] if wide else ["rollout.temperature=1.0"]))
+    return Finding(
+        "equal_groups",
+        Severity.warning,
+        f"in {share:.0%} of groups all answers scored equal: they teach nothing",
+        f"use {', '.join(settings)}, or problems that are solved now and then",
+        since,
+        settings,
+    )
+
+
+def reward_fell(run: History) -> Finding | None:
+    """Less than half of the best running mean is left, and not by chance."""
+    scored = [record for record in run.records if number_of(record, "reward") is not None]
+    windows = [scored[max(0, end - WINDOW) : end] for end in range(1, len(scored) - LASTING + 1)]
+    if not windows:
+        return None
+    best = max(windows, key=lambda window: mean_of(window, "reward"))
+    after = [record for record in scored if record["iteration"] > best[-1]["iteration"]]
+    newest = after[-WINDOW:]
+    high, low = mean_of(best, "reward"), mean_of(newest, "reward")
+    chance = FALL_ERRORS * math.hypot(run.reward_error(best), run.reward_error(newest))
+    lost = max(FALL * abs(high), chance)
+    since = run.since(lambda record: (number_of(record, "reward") or 0.0) < high - lost)
+    if since is None or low >= high - lost:
+        return None
+    place = best[-1]["iteration"]
+    return Finding(
+        "reward_fell",
+        Severity.collapse,
+        f"the reward fell from {number(high)} (mean to iteration {place}) to {number(low)}",
+        f"use {slower(run)}",
+        since,
+        (slower(run),),
+    )
+
+
+def clip_saturation(run: History) -> Finding | None:
+    """Most answers that an update after the first could learn from are clipped away.
+
+    A sequence ratio clips answers, a token ratio tokens; the first update of a batch has ratio 1."""
+    updates = run.setting("training.updates_per_rollout")
+    per_token = run.setting("algorithm.ratio_level") == "token"
+    what, metric = ("tokens", "clip_ratio/token") if per_token else ("answers", "clip_ratio/sequence")
+
+    def possible(record: Record) -> float:
+        return (1 - 1 / updates) * (1 - (number_of(record, "frac_reward_zero_std") or 0.0))
+
+    def clipped(record: Record) -> float:
+        return (number_of(record, metric) or 0.0) / possible(record) if possible(record) > 0 else 0.0
+
+    since = run.since(lambda record: clipped(record) > SATURATED, WINDOW)
+    if since is None or run.reward_rises:
+        return None
+    return Finding(
+        "clip_saturation",
+        Severity.warning,
+        f"{clipped(run.records[-1]):.0%} of the {what} that could clip are clipped and the reward does not "
+        "rise: later updates of a batch learn little",
+        f"use {slower(run)}, or a wider algorithm.clip_range_left and clip_range_right",
+        since,
+        (slower(run),),
+    )
+
+
+def nothing_clips(run: History) -> Finding | None:
+    """Updates so small that the clip band plays no part, and the reward stands still."""
+    bounded = run.setting("algorithm.clip_mode") != "none"
+    several = run.setting("training.updates_per_rollout") > 1
+    clipped = run.values("clip_ratio/token")
+    if not (bounded and several and len(clipped) >= WINDOW) or any(clipped) or run.reward_rises:
+        return None
+    if not any(run.values("grad_norm")):
+        return None
+    spread = run.last("ratio/std")
+    rate = f"algorithm.learning_rate={run.rate * 3:.3g}"
+    return Finding(
+        "nothing_clips",
+        Severity.note,
+        f"nothing was ever clipped and the reward does not rise: the ratio's spread is {number(spread)}, the "
+        f"band {number(min(_widths(run), default=None))} wide",
+        f"use {rate}",
+        run.records[0]["iteration"],
+        (rate,),
+    )
+
+
+def one_update(run: History) -> Finding | None:
+    """Why the clip share is 0."""
+    if run.setting("training.updates_per_rollout") > 1 or not run.records:
+        return None
+    return Finding(
+        "one_update",
+        Severity.note,
+        "training.updates_per_rollout=1: the ratio is always 1, so that nothing can clip and the loss is "
+        "0 in value",
+        "use training.updates_per_rollout=4 for what the clip is made for",
+        run.records[0]["iteration"],
+        ("training.updates_per_rollout=4",),
+    )
+
+
+def noise(run: History) -> Finding | None:
+    """Log-probabilities differ by a good part of the clip band before any step was taken."""
+    bound = NOISE_SHARE * min(_widths(run), default=math.inf)
+    noisy = [record for record in run.records if (number_of(record, "ratio/first_step_abs_err") or 0) > bound]
+    if not noisy:
+        return None
+    most = max(number_of(record, "ratio/first_step_abs_err") or 0.0 for record in noisy)
+    return Finding(
+        "noise",
+        Severity.warning,
+        f"numerical noise of the ratio is {most:.1e}, over a third of the clip width "
+        f"{min(_widths(run)):.1e}: answers are clipped at random",
+        "use hardware.precision=fp32 or a wider algorithm.clip_range",
+        noisy[0]["iteration"],
+        ("hardware.precision=fp32",),
+    )
+
+
+def not_finite(run: History) -> Finding | None:
+    """Updates that were dropped because their gradient was no number."""
+    dropped = [record for record in run.records if number_of(record, "updates_skipped")]
+    if not dropped:
+        return None
+    count = round(sum(number_of(record, "updates_skipped") or 0.0 for record in dropped))
+    all_dropped = run.since(
+        lambda record: 0 < (number_of(record, "updates") or 0) == number_of(record, "updates_skipped"), 1
+    )
+    if all_dropped is not None:
+        in_a_row = [record for record in dropped if record["iteration"] >= all_dropped]
+        if sum(number_of(record, "updates_skipped") or 0 for record in in_a_row) < MANY_DROPPED:
+            all_dropped = None
+    return Finding(
+        "not_finite",
+        Severity.warning if all_dropped is None else Severity.collapse,
+        f"a gradient was not finite in {count} updates: they were dropped and the weights kept",
+        f"use {slower(run)} and hardware.precision=fp32",
+        dropped[0]["iteration"] if all_dropped is None else all_dropped,
+        (slower(run), "hardware.precision=fp32"),
+    )
+
+
+def gradient_spike(run: History) -> Finding | None:
+    """A gradient norm far over what it was, for several iterations."""
+    norms = [(r["iteration"], n) for r in run.records if (n := number_of(r, "grad_norm")) is not None]
+    for place in range(WINDOW, len(norms) - LASTING + 1):
+        usual = median(norm for _, norm in norms[:place])
+        row = [norm for _, norm in norms[place : place + LASTING]]
+        if 0 < SPIKE * usual < min(row):
+            return Finding(
+                "gradient_spike",
+                Severity.warning,
+                f"the gradient norm was {number(max(row))}, {max(row) / usual:.0f} times its median of "
+                f"{number(usual)} before",
+                f"use {slower(run)}, or a lower training.max_grad_norm",
+                norms[place][0],
+                (slower(run),),
+            )
+    return None
+
+
+def held_out_fell(run: History) -> Finding | None:
+    """The held-out score is below an earlier one by more than chance."""
+    scored = [record for record in run.evals if number_of(record, "score") is not None]
+    if len(scored) < 2:
+        return None
+    best, last = max(scored, key=lambda record: record["score"]), scored[-1]
+    error = math.hypot(*(_binomial_error(record) for record in (best, last)))
+    if best["score"] - last["score"] <= FALL_ERRORS * error:
+        return None
+    return Finding(
+        "held_out_fell",
+        Severity.warning,
+        f"the held-out score fell from {best['score']:.3f} at iteration {best['iteration']} to "
+        f"{last['score']:.3f}",
+        f"take the checkpoint `best`, and use {slower(run)} in the next run",
+        last["iteration"],
+        (slower(run),),
+    )
+
+
+def rolled_back(run: History) -> Finding | None:
+    """Weights were taken back on the way."""
+    back = [record for record in run.everything if number_of(record, "rolled_back_to") is not None]
+    if not back:
+        return None
+    times, last = len(back), back[-1]
+    return Finding(
+        "rolled_back",
+        Severity.warning,
+        f"weights were rolled back {times} time{'s' * (times > 1)}, at iteration {last['iteration']} to "
+        f"those of iteration {last['rolled_back_to']}",
+        f"use {slower(run)} from the start",
+        last["iteration"],
+        (slower(run),),
+    )
+
+
+def _widths(run: History) -> Sequence[float]:
+    """Widths of the clip band in force on its bounded sides (a calibrated one moves; older runs log none);
+    none where nothing clips."""
+    if run.setting("algorithm.clip_mode") == "none":
+        return []
+    newest = run.records[-1] if run.records else {}
+    sides = (
+        newest.get(f"clip_range/{side}", run.setting(f"algorithm.clip_range_{side}"))
+        for side in ("left", "right")
+    )
+    return [width for width in sides if width is not None]
+
+
+def _binomial_error(record: Record) -> float:
+    share = min(1.0, max(0.0, record["score"]))
+    return math.sqrt(share * (1 - share) / max(1.0, number_of(record, "num_problems") or 1.0))

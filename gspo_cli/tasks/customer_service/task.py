@@ -1,0 +1,112 @@
+"""Customer service in a small shop: a scripted customer, tools over a real database, and a policy to keep.
+
+Generated; nothing is downloaded. Held-out problems have customers and phrases that training never sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from gspo_cli.config.checks import require, require_fraction, require_positive
+from gspo_cli.randomness import generator
+from gspo_cli.tasks.customer_service import oracle
+from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.policy import POLICY
+from gspo_cli.tasks.customer_service.scenario import draw_scenario, to_json
+from gspo_cli.tasks.customer_service.tools import TOOLS
+from gspo_cli.tasks.customer_service.wording import draw_wording
+from gspo_cli.tasks.scripted import Agent, ScriptedTask
+from gspo_cli.tasks.tools import Tool
+from gspo_cli.types import Message, Problem
+
+MOST_PROBLEMS = 10_000  # opening words differ between problems, and there are not many more
+
+
+@dataclass
+class CustomerService(ScriptedTask):
+    """Customers of a small shop want orders cancelled, refunded, moved to another city, or found: 1 to
+    `difficulty` requests in a conversation, and sometimes what they want is not allowed.
+
+    Demonstrations are as good as `careless` lets them: the chance of each bad habit of the agent that gives
+    them (see `oracle.Habit`); 0 shows good conversations only."""
+
+    answer_length: int = 24
+    max_turns: int = 14
+    heldout: int = 200
+    difficulty: int = 2
+    problems: int = 2000
+    careless: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.difficulty <= 4, f"task.difficulty={self.difficulty}: must lie between 1 and 4")
+        require_positive("task", self, "problems")
+        require_fraction("task", self, "careless")
+        for name in ("problems", "heldout"):
+            count = getattr(self, name)
+            require(
+                count <= MOST_PROBLEMS,
+                f"task.{name}={count}: there are no more than {MOST_PROBLEMS}; ask for fewer",
+            )
+        turns = 2 + 3 * self.difficulty
+        require(
+            self.max_turns >= turns,
+            f"task.max_turns={self.max_turns}: too few for task.difficulty={self.difficulty}, whose "
+            f"conversations take up to {turns} turns of the agent; give at least {turns}",
+        )
+
+    def train_problems(self) -> Sequence[Problem]:
+        """`problems` conversations to be held, the same for every seed of a run."""
+        return self._train
+
+    def heldout_problems(self) -> Sequence[Problem]:
+        """`heldout` conversations with other customers, who use other phrases."""
+        return self._heldout
+
+    def environment(self) -> Shop:
+        """A shop of the conversation's own."""
+        return Shop()
+
+    def policy(self) -> str:
+        """What the shop allows its agents."""
+        return POLICY
+
+    def tools(self) -> tuple[Tool, ...]:
+        """Find a customer, look at an order, cancel, refund or move it."""
+        return tuple(TOOLS.values())
+
+    def agent(self, messages: Sequence[Message]) -> str:
+        """The oracle of the shop."""
+        return oracle.answer(messages)
+
+    def demonstrator(self, seed: int) -> Agent:
+        """The oracle of the shop, with habits drawn by `seed`."""
+        drawn = generator(seed, "habits").random(len(oracle.Habit))
+        habits = [habit for habit, chance in zip(oracle.Habit, drawn, strict=True) if chance < self.careless]
+        return partial(oracle.answer, habits=frozenset(habits))
+
+    @cached_property
+    def _train(self) -> list[Problem]:
+        return self._draw("train", self.problems)
+
+    @cached_property
+    def _heldout(self) -> list[Problem]:
+        return self._draw("heldout", self.heldout)
+
+    def _draw(self, side: str, count: int) -> list[Problem]:
+        random = generator(0, f"customer service, {side}", self.difficulty)
+        found: dict[str, Problem] = {}  # by opening words: none is asked twice
+        while len(found) < count:
+            requests = int(random.integers(1, self.difficulty + 1))
+            scenario = draw_scenario(random, requests, heldout=side == "heldout")
+            opening = draw_wording(scenario, seed=0).opening
+            if opening not in found:
+                found[opening] = Problem(
+                    id=f"{side}-{len(found)}",
+                    messages=(Message("user", opening),),
+                    answer=scenario.goal(),
+                    metadata=to_json(scenario),
+                    about=f"Your email is {scenario.customer}.",
+                )
+        return list(found.values())

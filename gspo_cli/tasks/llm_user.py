@@ -1,0 +1,68 @@
+"""A user played by a language model behind any OpenAI-compatible URL."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gspo_cli.chat_endpoint import ChatEndpoint
+from gspo_cli.tasks.tools import ToolCall
+
+STOP = "###STOP###"
+LONGEST_REPLY = 2000  # characters
+YES = re.compile(r"\byes\b", re.IGNORECASE)
+RULES = (
+    "You are a customer who writes to a shop's support agent. Play the person described below, one short "
+    "message at a time. Say only what the last message calls for, do not give all of it away at once, and "
+    "invent nothing. Before the agent changes anything it asks you to confirm: answer yes if it is what you "
+    f"want. When your wishes are fulfilled, or cannot be, write {STOP} and nothing else."
+)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a user answers; `done` where the user leaves with it."""
+
+    text: str
+    done: bool = False
+
+
+class LlmUser:
+    """Plays `scenario`. To the endpoint the user is the assistant, and the agent is the user.
+
+    Raises EndpointError where the endpoint gives no answer: the conversation is then left out, not judged."""
+
+    def __init__(self, endpoint: ChatEndpoint, scenario: str, greeting: str) -> None:
+        self.endpoint = endpoint
+        self.greeting = greeting
+        self.history = [
+            {"role": "system", "content": f"{RULES}\n\n{scenario}"},
+            {"role": "user", "content": "Hello, how can I help you?"},  # many templates start with a user
+            {"role": "assistant", "content": greeting},
+        ]
+        self.clarifications = 0
+        self.consents = False  # whether the last answer is a yes that no change has used up
+
+    def opening(self) -> str:
+        """A fixed greeting: the model speaks from the second message on."""
+        return self.greeting
+
+    async def hear(self, text: str) -> Reply:
+        """What the model answers."""
+        self.consents = False
+        self.history.append({"role": "user", "content": text or "(says nothing)"})
+        answer = await self.endpoint.complete(self.history)
+        words, stop, _ = answer.partition(STOP)
+        words = words.strip()[:LONGEST_REPLY]
+        self.history.append({"role": "assistant", "content": words})
+        self.consents = YES.search(words) is not None
+        done = stop != ""
+        return Reply(words if words or done else "...", done)
+
+    def agrees(self, call: ToolCall) -> bool:
+        """Whether the last thing the user said is a yes, and nothing was changed since."""
+        return self.consents
+
+    def notice(self, call: ToolCall) -> None:
+        """One yes is for one change. The model learns of the change from the agent only."""
+        self.consents = False

@@ -1,0 +1,107 @@
+"""Sales to a customer who needs a phone: the agent asks the need, looks products up, recommends the one that
+fits need and budget, answers a doubt truthfully, and asks for the order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from gspo_cli.randomness import generator
+from gspo_cli.tasks.sales.customer import DOUBTS, FEATURES, GET, LIST, products, scenario
+from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
+from gspo_cli.tasks.scripted import ScriptedTask
+from gspo_cli.tasks.tools import Tool, write_line
+from gspo_cli.types import Message, Problem
+
+POLICY = (
+    "you sell phones. first ask what the customer needs. look the products up; never guess. recommend "
+    "exactly one product, by its name, that has what the customer needs and costs no more than they can "
+    "pay. answer questions with what the product's entry says. then ask whether the customer wants to order. "
+    "one step a turn, one short sentence."
+)
+CLUES = {"warranty": ("breaks", "warranty"), "delivery": ("soon", "delivery"), "weight": ("heavy", "light")}
+
+
+def solve(messages: Sequence[Message]) -> str:
+    """The agent who knows how, step by step."""
+    heard = messages[-1].content
+    said_before = [message.content for message in messages if message.role == "assistant"]
+    if not said_before:
+        return "what do you need?"
+    users = [message.content for message in messages if message.role == "user"]
+    feature = next(name for name in FEATURES if re.search(rf"\b{name}\b", users[1]))
+    budget = int(re.findall(r"\d+", users[1])[0])
+    if messages[-1].role == "tool":
+        return _look_on(heard, messages, feature, budget)
+    if len(users) == 2:
+        return write_line(LIST.name)
+    if len(users) == 3:
+        return _answer(users[2], messages)
+    return "do you want to order it?"
+
+
+def _look_on(heard: str, messages: Sequence[Message], feature: str, budget: int) -> str:
+    """Recommend the product just looked up where it fits; else look up the next one that can be paid."""
+    if " costs " in heard and feature in heard.split(", "):
+        return f"i recommend the {heard.split()[0]}. it has a good {feature}."
+    prices = next(m.content for m in messages if m.role == "tool").split(", ")
+    affordable = [name for name, price in map(str.split, prices) if int(price) <= budget]
+    asked = {message.content for message in messages if message.role == "assistant"}
+    return next(call for name in affordable if (call := write_line(GET.name, name)) not in asked)
+
+
+def _answer(question: str, messages: Sequence[Message]) -> str:
+    """What the recommended product's entry says about the objection."""
+    entry = next(message.content for message in reversed(messages) if message.role == "tool")
+    name = next(key for key, clues in CLUES.items() if any(clue in question for clue in clues))
+    doubt = next(doubt for doubt in DOUBTS if doubt.entry == name)
+    value = next(part.split()[1] for part in entry.split(", ") if part.startswith(name))
+    return f"the {name} is {value} {doubt.units[1]}."
+
+
+@dataclass
+class Sales(ScriptedTask):
+    """Customers with a need, a budget and a doubt. Held out are tables of products and words."""
+
+    problems: int = 1500
+
+    def policy(self) -> str:
+        """How to sell, in words."""
+        return POLICY
+
+    def tools(self) -> tuple[Tool, ...]:
+        """The product table, in two views."""
+        return (LIST, GET)
+
+    def agent(self, messages: Sequence[Message]) -> str:
+        """See `solve`."""
+        return solve(messages)
+
+    def environment(self) -> ScenarioEnvironment:
+        """A customer."""
+        return ScenarioEnvironment()
+
+    def train_problems(self) -> Sequence[Problem]:
+        """`problems` customers."""
+        return self._sides[0]
+
+    def heldout_problems(self) -> Sequence[Problem]:
+        """`heldout` customers with tables, openings and words that are never trained on."""
+        return self._sides[1]
+
+    @cached_property
+    def _sides(self) -> tuple[list[Problem], list[Problem]]:
+        train = [self._problem(True, place) for place in range(self.problems)]
+        return train, [self._problem(False, place) for place in range(self.heldout)]
+
+    def _problem(self, trained: bool, place: int) -> Problem:
+        random = generator(0, "sales", int(trained), place)
+        feature = FEATURES[place % len(FEATURES)]
+        doubt = DOUBTS[place // len(FEATURES) % len(DOUBTS)]
+        budget = 10 * int(random.integers(12, 30))
+        table = products(random, feature, budget)
+        row = scenario(feature, budget, table, doubt, trained, int(random.integers(1000)))
+        side = "train" if trained else "heldout"
+        return Problem(f"{side}-{place}", (Message("user", row["opening"]),), metadata={"scenario": row})

@@ -1,0 +1,5 @@
+"""Scenarios of the user's own: goals, facts and violations in a JSON file, with a scripted user."""
+
+from gspo_cli.tasks.scenarios.task import Scenarios
+
+__all__ = ["Scenarios"]

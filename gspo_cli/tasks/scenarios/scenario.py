@@ -1,0 +1,104 @@
+"""What a scenario is: plain data that says how a user opens, reacts and is content.
+
+    {"id": "lost-card", "opening": "my card is gone.",
+     "goals": ["identified", "blocked"],
+     "beats": [{"when": {"any": ["name", "who"], "question": true}, "say": "ann lee.", "reach": "identified"},
+               {"when": {"all": ["block", ["card", "it"]]}, "say": "thank you.", "reach": "blocked",
+                "end": true}],
+     "facts": [{"name": "new card", "when": {"all": ["new card", ["week", "seven days"]]}}],
+     "violations": [{"name": "asked for the pin", "when": {"any": ["pin"]}}],
+     "tools": [{"name": "find_card", "description": "Find a card.", "parameter": "name",
+                "answers": {"ann lee": "card 12"}, "otherwise": "no such name"}],
+     "example": ["may i have your name?", "i block the card. a new card comes in a week."]}
+
+`when` holds where one clause (the words between two punctuation marks) has all of `all` (a list in it: one of
+these), one of `any`, and none of `none`; `question` asks for a question, or none. Goals are reached in their
+order and one a turn. `after` and `unless` of a beat, a violation or a fact name goals, notes (`note` of a
+beat) and violations that have or have not been met. `say` and `opening` may be lists: the seed picks. A turn
+that matches nothing is answered by `otherwise`, one that comes before its goal's turn by `early`, one that
+would reach two goals by `crowded`; after `patience` of these the user leaves. `example` is what an agent says
+that solves the scenario. `topic`, `context` and `wants` are for people. A scenario of `id` and
+`user_responses` is said line by line, whatever the agent says, and has no goals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gspo_cli.tasks.scenarios.patterns import Pattern
+from gspo_cli.tasks.tools import Parameter, Tool
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Names that must have been met before, or must not."""
+
+    after: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+
+    def hold(self, met: set[str]) -> bool:
+        """Whether they hold where the names `met` have been met."""
+        return met.issuperset(self.after) and met.isdisjoint(self.unless)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The user's answer to words that match: one of `say`. It may reach a goal, leave a note, or end the
+    conversation."""
+
+    when: Pattern
+    say: tuple[str, ...]
+    conditions: Conditions = Conditions()
+    reach: str = ""
+    note: str = ""
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A fact that has to be told, or a violation: named, and met where its words are said."""
+
+    name: str
+    when: Pattern
+    conditions: Conditions = Conditions()
+
+    def met(self, heard: list[Any], names: set[str]) -> bool:
+        """Whether a turn of these clauses meets it, after `names`."""
+        return self.conditions.hold(names) and self.when.holds(heard)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A tool that only looks something up. Without parameter, `otherwise` is its answer."""
+
+    tool: Tool
+    answers: Mapping[str, str]
+    otherwise: str
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One user. `script`, where given, is all they say. After `patience` turns that were not understood they
+    leave."""
+
+    id: str
+    openings: tuple[str, ...]
+    goals: tuple[str, ...] = ()
+    beats: tuple[Beat, ...] = ()
+    facts: tuple[Rule, ...] = ()
+    violations: tuple[Rule, ...] = ()
+    lookups: tuple[Lookup, ...] = ()
+    script: tuple[str, ...] = ()
+    example: tuple[str, ...] = ()
+    otherwise: tuple[str, ...] = ("sorry, what do you mean?",)
+    early: tuple[str, ...] = ("not so fast, please.",)
+    crowded: tuple[str, ...] = ("one thing at a time, please.",)
+    patience: int = 3
+    about: Mapping[str, str] = field(default_factory=dict)
+
+
+def lookup_tool(name: str, description: str, parameter: str) -> Tool:
+    """A tool with one text parameter, or none where `parameter` is empty."""
+    places = (Parameter(parameter, f"the {parameter}"),) if parameter else ()
+    return Tool(name, description, places)

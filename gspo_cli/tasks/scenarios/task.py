@@ -1,0 +1,128 @@
+"""Scenarios of the user's own, from a JSON file: a list of objects. Their format is described in
+`gspo_cli.tasks.scenarios.scenario`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from gspo_cli.config.checks import require
+from gspo_cli.errors import UserError
+from gspo_cli.tasks.files import Split, split
+from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
+from gspo_cli.tasks.scenarios.reading import read_scenario
+from gspo_cli.tasks.scripted import ScriptedTask, Transcript, converse
+from gspo_cli.tasks.tools import Tool
+from gspo_cli.types import Demonstration, Message, Problem
+
+POLICY = "you talk to a user. find out what they want and help them, one step a turn, in short sentences."
+
+
+def read_rows(path: str, key: str) -> list[Any]:
+    """The entries of a file with a JSON list. Raises UserError naming `key` where it is none."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            rows = json.load(file)
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror}); give an existing file") from error
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8
+        raise UserError(f"{key}={path}: is not JSON ({error}); correct the file") from error
+    require(isinstance(rows, list) and rows != [], f"{key}={path}: has to be a list of scenarios, [{{...}}]")
+    return rows
+
+
+def replay(problem: Problem, example: Sequence[str]) -> Transcript:
+    """The conversation in which the agent says the scenario's example, line by line."""
+    lines = iter(example)
+    return converse(ScenarioEnvironment(), problem, lambda messages: next(lines), 0, len(example))
+
+
+@dataclass
+class Scenarios(ScriptedTask):
+    """Scenarios of `path`; `heldout` of them, or those of `heldout_path`, are held out. Demonstrations are
+    the examples that scenarios carry."""
+
+    path: str | None = None
+    heldout_path: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.path is not None, "task.path: is needed; give a JSON file with task.path=<file>")
+
+    def policy(self) -> str:
+        """A general one; `system_prompt` says more."""
+        return POLICY
+
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools of all scenarios."""
+        return tuple(self._tools.values())
+
+    def environment(self) -> ScenarioEnvironment:
+        """The user of a scenario."""
+        return ScenarioEnvironment()
+
+    def train_problems(self) -> Sequence[Problem]:
+        """Scenarios of `path` that are not held out. Raises UserError, with file and place, on a bad one."""
+        return self._split.train
+
+    def heldout_problems(self) -> Sequence[Problem]:
+        """Scenarios of `heldout_path`, or those taken out of `path`."""
+        return self._split.heldout
+
+    def notes(self) -> Sequence[str]:
+        """How many training scenarios are left out."""
+        dropped = self._split.dropped
+        return [f"{dropped} training scenarios are left out: their ids are held out, too"] if dropped else []
+
+    def demonstrations(self) -> Sequence[Demonstration]:
+        """The examples of training scenarios, as conversations."""
+        shown = [problem for problem in self.train_problems() if problem.metadata["scenario"].get("example")]
+        return [self._shown(problem) for problem in shown[: self.demonstrations_count]]
+
+    @cached_property
+    def _split(self) -> Split:
+        held: int | list[Problem] = self.heldout
+        if self.heldout_path is not None:
+            held = self._read(self.heldout_path, "task.heldout_path")
+        return split(self._read(str(self.path), "task.path"), held, lambda problem: problem.id)
+
+    @cached_property
+    def _tools(self) -> dict[str, Tool]:
+        tools: dict[str, Tool] = {}
+        for problem in (*self.train_problems(), *self.heldout_problems()):
+            for lookup in read_scenario(problem.metadata["scenario"], problem.id).lookups:
+                tool = tools.setdefault(lookup.tool.name, lookup.tool)
+                require(
+                    asdict(tool) == asdict(lookup.tool),
+                    f'{problem.id}: describes the tool "{tool.name}" unlike another scenario; rename it',
+                )
+        return tools
+
+    def _read(self, path: str, key: str) -> list[Problem]:
+        problems: dict[str, Problem] = {}
+        for number, row in enumerate(read_rows(path, key), 1):
+            where = f"{path}: scenario {number}"
+            problem = self._problem(row, where)
+            require(problem.id not in problems, f'{where}: the id "{problem.id}" is there already; change it')
+            problems[problem.id] = problem
+        return list(problems.values())
+
+    def _problem(self, row: Any, where: str) -> Problem:
+        scenario = read_scenario(row, where)
+        opening = (Message("user", scenario.openings[0]),)
+        problem = Problem(scenario.id, opening, metadata={"scenario": row, **scenario.about})
+        if scenario.example and scenario.goals:
+            outcome = replay(problem, scenario.example).outcome
+            wanting = {key: outcome.details[key] for key in ("goals missed", "facts missed", "violations")}
+            found = "; ".join(f"{key}: {', '.join(names)}" for key, names in wanting.items() if names)
+            require(bool(outcome.solved), f'{where}: its "example" does not solve it ({found}); correct one')
+        return problem
+
+    def _shown(self, problem: Problem) -> Demonstration:
+        example = problem.metadata["scenario"]["example"]
+        talk = replay(problem, [example] if isinstance(example, str) else example)
+        last = max(i for i, message in enumerate(talk.messages) if message.role == "assistant")
+        return Demonstration(talk.messages[: last + 1])

@@ -1,0 +1,112 @@
+"""A user of the retail shop who follows a script read from the published instructions."""
+
+from __future__ import annotations
+
+import re
+
+from gspo_cli.randomness import generator
+from gspo_cli.tasks.llm_user import Reply
+from gspo_cli.tasks.tau_retail.instructions import Request, Scenario
+from gspo_cli.tasks.tools import ToolCall
+
+CLARIFICATIONS = 3  # at most; the next unclear message ends the conversation
+CONFIRMS = re.compile(r"\?|\b(?:confirm|proceed|go ahead|correct|yes)\b")
+IDENTIFIES = re.compile(r"\b(?:e-?mail|zip|name|identity|identify|verify|who you are|authenticate)\b")
+# "which items of #W1?" wants an answer, not a yes
+OPEN = re.compile(r"\b(?:what|which|why|where|when|who)\b[^.?!\n]*\?")
+AGREED = re.compile(r"\b(?:confirm|proceed|go ahead|correct|yes|shall i|should i|may i|would you like me)\b")
+ASKS = re.compile(r"\?|\b(?:help|assist|what|how|which|tell me|request|next|else|anything|wish|do for you)\b")
+REFUSES = re.compile(r"\b(?:cannot|can't|can not|unable|not possible|impossible)\b")
+ORDER_IDS = re.compile(r"#?\bw\d{1,12}\b")
+
+GREETINGS = ("Hello, I need help with my orders.", "Hi! I have a question about an order.", "Good day.")
+AGREEMENTS = ("Yes, please.", "Yes, go ahead.", "Yes, that is right.")
+UNCLEAR = ("Sorry, I do not understand.", "I am not sure what you mean.", "Could you say that again?")
+FAREWELLS = ("That is all, thank you.", "Thank you, nothing else.", "No, that was everything. Bye!")
+GIVES_UP = "I will try again another time."
+
+
+class ScriptedUser:
+    """States the requests of a scenario one by one; the wording varies with the seed.
+
+    Gives name and zip code, or email, when asked. States the next request when asked or when the one before
+    is done or refused, and says yes to a question that names the order of the stated one."""
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.scenario = scenario
+        self.style = int(generator(seed, "retail user").integers(3))
+        self.waiting = list(scenario.requests)
+        self.stated: Request | None = None
+        self.confirmed: Request | None = None
+        self.identified = False
+        self.clarifications = 0
+
+    def opening(self) -> str:
+        """A greeting that gives nothing away."""
+        return GREETINGS[self.style]
+
+    def hear(self, text: str) -> Reply:
+        """The answer to the agent's words; decided by the order in which the cases stand here."""
+        words = text.lower()
+        if self.stated is not None and _asks_for_a_yes(words) and self._names_the_order(words):
+            self.confirmed = self.stated
+            return Reply(AGREEMENTS[self.style])
+        if not self.identified and IDENTIFIES.search(words):
+            self.identified = True
+            return Reply(self._identity())
+        if self.stated is None:
+            return self._state_next() if self._is_next(words) else self._unclear()
+        if REFUSES.search(words):
+            self.stated = None
+            return self._state_next()
+        if IDENTIFIES.search(words):
+            return self._unclear(self._identity())
+        return self._unclear(self.stated.words if ASKS.search(words) else "")
+
+    def agrees(self, call: ToolCall) -> bool:
+        """Whether the user said yes to what this call does."""
+        return self.confirmed is not None and _fulfils(call, self.confirmed)
+
+    def notice(self, call: ToolCall) -> None:
+        """A request is done once its tool was used on its order, with or without a yes."""
+        if self.stated is not None and _fulfils(call, self.stated):
+            self.stated = self.confirmed = None
+            return
+        self.waiting = [request for request in self.waiting if not _fulfils(call, request)]
+
+    def _names_the_order(self, words: str) -> bool:
+        wanted = self.stated.order_id.lower().lstrip("#")
+        return wanted in {found.lstrip("#") for found in ORDER_IDS.findall(words)}
+
+    def _is_next(self, words: str) -> bool:
+        started = len(self.waiting) < len(self.scenario.requests)
+        return started or ASKS.search(words) is not None
+
+    def _identity(self) -> str:
+        who = f"I am {self.scenario.first_name} {self.scenario.last_name}"
+        if self.scenario.email is not None:
+            return f"{who}, my email is {self.scenario.email}."
+        return f"{who}, my zip code is {self.scenario.zip}."
+
+    def _state_next(self) -> Reply:
+        if not self.waiting:
+            return Reply(FAREWELLS[self.style], done=True)
+        self.stated = self.waiting.pop(0)
+        return Reply(self.stated.words)
+
+    def _unclear(self, instead: str = "") -> Reply:
+        """Say it again, or that it is not understood; thrice at most."""
+        if self.clarifications == CLARIFICATIONS:
+            return Reply(GIVES_UP, done=True)
+        self.clarifications += 1
+        return Reply(instead or UNCLEAR[self.style])
+
+
+def _asks_for_a_yes(words: str) -> bool:
+    return CONFIRMS.search(words) is not None and (
+        OPEN.search(words) is None or AGREED.search(words) is not None
+    )
+
+
+def _fulfils(call: ToolCall, request: Request) -> bool:
+    return call.name == request.tool and call.arguments.get("order_id") == request.order_id

@@ -1,0 +1,110 @@
+"""Technical support for phones, generated: faults that combine, a complaint, and a device that is checked.
+
+Held out are combinations of faults, and the words of the complaint; single faults are all trained on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+from gspo_cli.config.checks import require
+from gspo_cli.tasks.scripted import ScriptedTask
+from gspo_cli.tasks.technical_support import oracle
+from gspo_cli.tasks.technical_support.device import VALUES, Device
+from gspo_cli.tasks.technical_support.environment import TOOLS, Mode, SupportEnvironment
+from gspo_cli.tasks.technical_support.wording import COMPLAINTS
+from gspo_cli.tasks.tools import Tool
+from gspo_cli.types import Message, Problem
+
+HELD_SHARE = 5  # one of so many combinations is held out
+FLOW = (
+    "look at the status bar first, then at the network settings, then at the message settings, and put right "
+    "what is wrong. airplane mode, wifi (its network has no internet), vpn and data saver must be off; "
+    "mobile data and picture permission on; the sim card in; the apn default, which needs a reboot; network "
+    "mode 5g; roaming on abroad and off at home. change nothing that is right. never erase the phone. "
+    "when everything works, tell the user what was wrong, for example: the problem was vpn."
+)
+POLICY = {
+    Mode.solo: f"you repair a user's phone with your tools. {FLOW}",
+    Mode.scripted: (
+        f"you help a user who holds the phone; ask what a screen says, and ask for one change a turn, for "
+        f"example: please turn off vpn. {FLOW}"
+    ),
+}
+
+
+@dataclass
+class TechnicalSupport(ScriptedTask):
+    """Phones with 1 to `faults` faults. `mode` says who holds the phone: the agent by tools (solo), or a user
+    (scripted)."""
+
+    mode: Mode = Mode.solo
+    faults: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.faults <= 3, f"task.faults={self.faults}: must lie between 1 and 3")
+
+    def policy(self) -> str:
+        """How to find what is wrong, in words."""
+        return POLICY[self.mode]
+
+    def tools(self) -> tuple[Tool, ...]:
+        """The device, where the agent holds it."""
+        return TOOLS if self.mode is Mode.solo else ()
+
+    def agent(self, messages: Sequence[Message]) -> str:
+        """See `oracle.solve`."""
+        return oracle.solve(messages, self.mode)
+
+    def environment(self) -> SupportEnvironment:
+        """A phone and its user."""
+        return SupportEnvironment(self.mode)
+
+    def train_problems(self) -> Sequence[Problem]:
+        """Every combination of faults that is not held out, with every complaint to train on."""
+        return self._sides[0]
+
+    def heldout_problems(self) -> Sequence[Problem]:
+        """At most `heldout` phones with combinations and complaints that are never trained on."""
+        return self._sides[1][: self.heldout]
+
+    @cached_property
+    def _sides(self) -> tuple[list[Problem], list[Problem]]:
+        cases = list(_cases(self.faults))
+        train = [p for case in cases if not _is_held(*case) for p in _problems(*case, trained=True)]
+        held = [p for case in cases if _is_held(*case) for p in _problems(*case, trained=False)]
+        return sorted(train, key=_order), sorted(held, key=_order)
+
+
+def _cases(most: int) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Sets of faults, at home and abroad. At home, roaming is no fault that anybody notices."""
+    for abroad in (False, True):
+        settings = [name for name in VALUES if abroad or name != "roaming"]
+        for count in range(1, most + 1):
+            yield from ((faults, abroad) for faults in combinations(settings, count))
+
+
+def _is_held(faults: tuple[str, ...], abroad: bool) -> bool:
+    """A single fault is trained on in one place at least: at home, or abroad for roaming."""
+    only = len(faults) == 1 and (not abroad or faults == ("roaming",))
+    return not only and zlib.crc32(repr((faults, abroad)).encode()) % HELD_SHARE == 0
+
+
+def _problems(faults: tuple[str, ...], abroad: bool, trained: bool) -> Iterator[Problem]:
+    complaints = COMPLAINTS[Device(faults, abroad).symptom()][trained]
+    place = "abroad" if abroad else "home"
+    for number, complaint in enumerate(complaints):
+        yield Problem(
+            f"{'+'.join(faults)} {place} {'train' if trained else 'heldout'}-{number}",
+            (Message("user", complaint),),
+            metadata={"faults": list(faults), "abroad": abroad},
+        )
+
+
+def _order(problem: Problem) -> int:
+    """Mixed, the same in every process."""
+    return zlib.crc32(problem.id.encode())
