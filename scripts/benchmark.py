@@ -85,11 +85,12 @@ def run_ours(folder: Path, threads: int, iterations: int) -> tuple[list[Record],
     from gspo_cli.policy.loading import load_policy
     from gspo_cli.randomness import generator
     from gspo_cli.rewards.base import RewardFunction
+    from gspo_cli.rollout.prompts import Prompts
     from gspo_cli.rollout.transformers_engine import TransformersEngine
     from gspo_cli.training.clock import Clock
-    from gspo_cli.training.conversing import Conversations
+    from gspo_cli.training.collecting import Collector, ConversationRunner
+    from gspo_cli.training.credit import trainable, with_advantages
     from gspo_cli.training.problem_order import ProblemOrder
-    from gspo_cli.training.sampler import GroupSampler
     from gspo_cli.training.update import Updater
     from gspo_cli.types import Message, Problem, RewardResult
 
@@ -109,18 +110,19 @@ def run_ours(folder: Path, threads: int, iterations: int) -> tuple[list[Record],
     ]
     engine = TransformersEngine(policy, config.rollout.batch_size)
     order = ProblemOrder(problems, config.seed)
-    conversations = Conversations(config, config.task, TokenSum(), engine, policy.chat)
-    sampler = GroupSampler(config, conversations, order)
+    runner = ConversationRunner(config, TokenSum(), engine, Prompts(policy.chat))
+    collector = Collector(config, runner, order)
     updater = Updater(policy, config)
     records, cursor = [], 0
     for iteration in range(iterations):
         clock, started = Clock(), time.process_time()
-        sampled = sampler.sample(iteration, cursor, clock)
-        samples = sampler.samples(sampled.groups, updater)
+        sampled = collector.collect(iteration, cursor, clock)
+        samples = trainable(sampled.groups, config.algorithm)
+        samples = with_advantages(samples, sampled.groups, config.algorithm)
         updater.run(samples, generator(config.seed, "minibatches", iteration), clock)
         cursor += sampled.problems_drawn
         records.append(
-            record(clock.seconds, clock.total, started, [t.num_actions for t in sampled.everything])
+            record(clock.seconds, clock.total, started, [t.num_actions for t in sampled.trajectories])
             | {"groups_skipped": sampled.metrics["frac_reward_zero_std"]}
         )
     return records, imported

@@ -139,7 +139,7 @@ def samples(count: int, vocabulary: int) -> list[Any]:
     ids = [[rng.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
     problem, logprobs = Problem("", ()), [0.0] * length
     told = [Trajectory(problem, row, mask, logprobs, [], [], FinishReason.stop) for row in ids]
-    return [Sample(trajectory, [rng.gauss(0, 1)]) for trajectory in told]
+    return [Sample.of(trajectory, [rng.gauss(0, 1)]) for trajectory in told]
 
 
 def requests(vocabulary: int) -> list[Any]:

@@ -26,9 +26,9 @@ from gspo_cli.tasks.customer_service import oracle
 from gspo_cli.tasks.customer_service.environment import Shop
 from gspo_cli.tasks.customer_service.task import CustomerService
 from gspo_cli.training.clock import Clock
-from gspo_cli.training.conversing import Conversations
+from gspo_cli.training.collecting import Collector, ConversationRunner
+from gspo_cli.training.credit import trainable, with_advantages
 from gspo_cli.training.problem_order import ProblemOrder
-from gspo_cli.training.sampler import GroupSampler
 from gspo_cli.training.session import build_parts, run_training
 from gspo_cli.types import Message, Outcome
 
@@ -51,16 +51,19 @@ class Setting:
     config: object
     parts: object
 
-    def sampler(self, config=None, **changes):
+    def collector(self, config=None, **changes):
         parts = self.parts
         config = config or replace(self.config, **changes)
         parts.engine.batch_size = config.rollout.batch_size
         order = ProblemOrder(parts.train_problems, config.seed)
-        conversations = Conversations(config, config.task, parts.reward, parts.engine, parts.policy.chat)
-        return GroupSampler(config, conversations, order)
+        return Collector(config, ConversationRunner(config, parts.reward, parts.engine, parts.prompts), order)
+
+    def samples(self, groups):
+        algorithm = self.config.algorithm
+        return with_advantages(trainable(groups, algorithm), groups, algorithm)
 
     def sample(self, **changes):
-        return self.sampler(**changes).sample(0, 0, Clock()).groups
+        return self.collector(**changes).collect(0, 0, Clock()).groups
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +161,7 @@ def test_answers_of_a_group_hear_the_same_opening(groups):
 
 
 def test_a_turns_tokens_share_their_advantage_and_what_is_heard_has_none(setting, groups):
-    samples = setting.sampler().samples(groups, updater=None)
+    samples = setting.samples(groups)
     by_turn = []
     for sample in samples:
         t = sample.trajectory
@@ -271,15 +274,14 @@ def faulty(fault, every=1):
 @pytest.mark.parametrize("fault", [*RESETS, *STEPS, *FINISHES])
 def test_an_environment_at_fault_leaves_its_conversation_out(setting, fault):
     config, _ = configured(*FLUENT, *TURNS, *faulty(fault))
-    sampler = setting.sampler(config)
-    groups = sampler.sample(0, 0, Clock()).groups
+    groups = setting.collector(config).collect(0, 0, Clock()).groups
     excluded = [t for t in flat(groups) if t.excluded is not None]
     assert excluded
     assert all(t.excluded.startswith("environment raised ") and t.reward is None for t in excluded)
     assert all(len(t.excluded) < 200 for t in excluded)
-    for sample in sampler.samples(groups, updater=None):
+    for sample in setting.samples(groups):
         if sample.trajectory.excluded is not None:
-            assert sample.trajectory.num_actions == 0
+            assert sample.num_actions == 0
 
 
 @pytest.mark.parametrize("fault", ["reset raises", "step raises", "finish raises"])
@@ -294,7 +296,7 @@ def test_a_run_goes_on_without_them_and_counts_them(tmp_path, reporter, fault):
 
 
 def test_a_run_whose_every_conversation_fails_ends_and_has_no_score_of_0(tmp_path, reporter):
-    sentence = "every conversation was left out, the first because environment raised LookupError"
+    sentence = "every conversation was excluded, the first because environment raised LookupError"
     with pytest.raises(UserError, match=sentence):
         trained(tmp_path / "run", reporter, *faulty("step raises", every=1), *TURNS)
     [record] = RunFolder(tmp_path / "run").read("evals.jsonl")
@@ -307,7 +309,7 @@ def test_a_failing_turn_has_no_advantage_of_its_own(setting, groups):
     # all others end after one turn, and one conversation fails in its second
     cut = [replace(t, turn_rewards=[t.reward], turn_ids=[min(i, 0) for i in t.turn_ids]) for t in groups[0]]
     failed = replace(groups[0][0], reward=None, excluded="environment raised x", turn_rewards=[0.0])
-    samples = setting.sampler().samples([[failed, *cut[1:]]], updater=None)
+    samples = setting.samples([[failed, *cut[1:]]])
     assert len(samples[0].advantages) == len(failed.token_ids)
 
 
@@ -341,7 +343,7 @@ class HangingService(CustomerService):
 
 def test_an_environment_that_is_awaited_is_the_same_conversation(setting, groups):
     config, _ = configured(*FLUENT, *TURNS, f"task._target_={__name__}.WaitingService")
-    awaited = setting.sampler(config).sample(0, 0, Clock()).groups
+    awaited = setting.collector(config).collect(0, 0, Clock()).groups
     assert [t.messages for t in flat(awaited)] == [t.messages for t in flat(groups)]
     assert [t.reward for t in flat(awaited)] == [t.reward for t in flat(groups)]
 
@@ -349,7 +351,7 @@ def test_an_environment_that_is_awaited_is_the_same_conversation(setting, groups
 def test_an_environment_that_never_answers_has_its_time(setting):
     limits = ["rollout.environment_timeout=0.05", f"task._target_={__name__}.HangingService"]
     config, _ = configured(*FLUENT, *TURNS, *limits)
-    found = flat(setting.sampler(config).sample(0, 0, Clock()).groups)
+    found = flat(setting.collector(config).collect(0, 0, Clock()).groups)
     reason = "environment raised TookTooLong: took longer than 0.05 s"
     assert [t.excluded for t in found] == [reason] * len(found)
 

@@ -221,7 +221,7 @@ def test_old_logprobs_of_the_engine_cost_no_scoring_pass(load, configure):
         updater = Counting(load("qwen3"), config)
         updater.run(samples, np.random.default_rng(0), Clock())
         passes[source] = updater.passes
-    first, *later = Updater(policy, config).minibatches(samples, np.random.default_rng(0))
+    first, *later = Updater(policy, config).collator.minibatches(samples, np.random.default_rng(0))
     scored = sum(len(minibatch.micro_batches) for minibatch in later)
     assert passes["engine"] == len(first.micro_batches) + scored  # those of the gradient
     assert passes["recompute"] == passes["engine"] + scored + 1  # and a probe of the first minibatch

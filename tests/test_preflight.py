@@ -11,8 +11,8 @@ from torch import nn
 
 from gspo_cli.config.choices import Precision
 from gspo_cli.config.schema import HardwareConfig
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.tasks.base import NO_SYSTEM_PROMPT
 from gspo_cli.training.preflight import NoiseFloor, described, noise_floor, noise_limit, noise_warnings
 from gspo_cli.training.session import run_training
 from gspo_cli.training.strategy import OneProcess
@@ -28,7 +28,7 @@ def measured(configure):
 
     def measure(policy, *overrides):
         config, _ = configure(*overrides)
-        return noise_floor(config, policy, OneProcess(policy, config), PROBLEMS, NO_SYSTEM_PROMPT), config
+        return noise_floor(config, policy, OneProcess(policy, config), PROBLEMS, Prompts(policy.chat)), config
 
     return measure
 

@@ -11,6 +11,7 @@ from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import Request, Sampling
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.sampling import draw
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.tasks.base import SingleTurn, Step
@@ -176,7 +177,7 @@ def test_turns_resume_their_cache_and_say_the_same(load, name):
     policy = load(name)
     engines = [TransformersEngine(policy, 4), Forgetful(policy, 4)]
     results = [
-        roll_out(e, policy.chat, Echo, starts(), sampling(policy.chat, 8), LIMITS, seed=3).trajectories
+        roll_out(e, Prompts(policy.chat), Echo, starts(), sampling(policy.chat, 8), LIMITS, seed=3)[0]
         for e in engines
     ]
     assert [t.token_ids for t in results[0]] == [t.token_ids for t in results[1]]
@@ -187,8 +188,14 @@ def test_turns_resume_their_cache_and_say_the_same(load, name):
 def test_k_turns_have_exactly_k_trained_spans_and_the_ids_scored_are_the_ids_sampled(load, name):
     policy = load(name)
     found = roll_out(
-        TransformersEngine(policy, 256), policy.chat, Echo, starts(), sampling(policy.chat, 8), LIMITS, seed=3
-    ).trajectories
+        TransformersEngine(policy, 256),
+        Prompts(policy.chat),
+        Echo,
+        starts(),
+        sampling(policy.chat, 8),
+        LIMITS,
+        seed=3,
+    )[0]
     for t in found:
         assert len(t.token_ids) == len(t.action_mask) == len(t.sampling_logprobs) == len(t.turn_ids)
         assert t.num_turns == 3
@@ -214,7 +221,13 @@ def test_single_turn_environments_keep_no_cache(load):
     policy = load("qwen3")
     for environment in (SingleTurn, Echo):
         roll_out(
-            Watched(policy, 8), policy.chat, environment, starts(2), sampling(policy.chat, 4), LIMITS, seed=0
+            Watched(policy, 8),
+            Prompts(policy.chat),
+            environment,
+            starts(2),
+            sampling(policy.chat, 4),
+            LIMITS,
+            seed=0,
         )
     assert kept == [False, True, True, True]
 
@@ -229,13 +242,13 @@ def test_a_crashing_environment_is_data(load):
     policy = load("qwen3")
     found = roll_out(
         TransformersEngine(policy, 256),
-        policy.chat,
+        Prompts(policy.chat),
         Crashing,
         starts(2),
         sampling(policy.chat, 4),
         LIMITS,
         seed=0,
-    ).trajectories
+    )[0]
     assert {t.excluded for t in found} == {"environment raised RuntimeError: lost connection"}
     assert all(t.reward is None for t in found)
 
@@ -245,13 +258,13 @@ def test_a_prompt_over_its_cap_is_left_out_with_the_reason(load):
     limits = Limits(1, 8, 512)
     found = roll_out(
         TransformersEngine(policy, 4),
-        policy.chat,
+        Prompts(policy.chat),
         Echo,
         starts(8, 1),
         sampling(policy.chat, 4),
         limits,
         seed=0,
-    ).trajectories
+    )[0]
     excluded = [t.excluded for t in found if t.excluded]
     assert 0 < len(excluded) < len(found)
     assert "rollout.max_prompt_length" in excluded[0]
@@ -262,11 +275,11 @@ def test_conversations_end_where_the_model_has_no_room_for_a_turn(load):
     limits = Limits(max_turns=50, max_prompt_length=100, max_positions=60)
     found = roll_out(
         TransformersEngine(policy, 4),
-        policy.chat,
+        Prompts(policy.chat),
         lambda: Echo(50),
         starts(2),
         sampling(policy.chat, 8),
         limits,
         0,
-    ).trajectories
+    )[0]
     assert all(len(t.token_ids) <= 60 and t.finish_reason is FinishReason.length for t in found)

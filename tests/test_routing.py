@@ -219,7 +219,7 @@ def test_the_update_counts_changes_from_the_second_step_on(load, configure):
     found = report.sums.routing
     policy = load("qwen3_moe")
     config, _ = configure("model=tiny_moe")
-    minibatches = Updater(policy, config).minibatches(samples_of(policy), np.random.default_rng(0))
+    minibatches = Updater(policy, config).collator.minibatches(samples_of(policy), np.random.default_rng(0))
     assert found.pairs == LAYERS * sum(minibatch.tokens for minibatch in minibatches[1:])
     assert found.choices == CHOSEN * found.pairs
     assert report.sums.last_routing.pairs == LAYERS * minibatches[-1].tokens
@@ -302,15 +302,15 @@ def test_the_auxiliary_loss_is_the_librarys_in_the_mean_over_sequences(load, con
         report = updater.run(samples, np.random.default_rng(0), Clock())
         gradients[weight] = strategy.gradients[0]
         losses[weight] = update_metrics(report).get("moe/aux_loss")
-    (minibatch,) = updater.minibatches(samples, np.random.default_rng(0))
+    (minibatch,) = updater.collator.minibatches(samples, np.random.default_rng(0))
     assert len(minibatch.micro_batches) > 2
     policy.causal_model.train()
     total = 0.0
     for micro in minibatch.micro_batches:  # 12 sequences have an advantage; padding is out of the mask
-        mask = micro.batch.action_mask
+        mask = micro.action_mask
         last = torch.where(predicting(mask), torch.arange(mask.shape[1]), -1).amax(dim=1, keepdim=True)
         real = (torch.arange(mask.shape[1]) <= last).long()
-        output = policy.causal_model(micro.batch.token_ids, attention_mask=real, output_router_logits=True)
+        output = policy.causal_model(micro.token_ids, attention_mask=real, output_router_logits=True)
         total = total + output.aux_loss * len(mask) / 12
     names, parameters = zip(*policy.model.named_parameters(), strict=True)
     expected = torch.autograd.grad(total, parameters, allow_unused=True)

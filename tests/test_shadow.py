@@ -244,7 +244,9 @@ def test_halves_count_all_trained_answers_of_each_minibatch(load, configure):
     config = configure("algorithm=grpo")[0]
     policy = load("qwen3")
     short, long = [], []
-    for minibatch in Updater(policy, config).minibatches(half_without(policy), np.random.default_rng(0)):
+    for minibatch in Updater(policy, config).collator.minibatches(
+        half_without(policy), np.random.default_rng(0)
+    ):
         assert (minibatch.sequences, minibatch.computed) != (4, 4)
     order = np.random.default_rng(0).permutation(16).reshape(4, 4)
     counts = np.array([s.trajectory.num_actions for s in half_without(policy)])

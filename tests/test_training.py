@@ -13,7 +13,7 @@ import torch
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardError, RewardFunction, score
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.training.sampler import GroupSampler
+from gspo_cli.training.credit import trainable, with_advantages
 from gspo_cli.training.session import run_training
 from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
 
@@ -254,12 +254,12 @@ def test_answers_cut_by_the_cap_are_kept_masked_or_penalised(configure, tmp_path
 
 def test_the_penalty_lowers_cut_answers_against_their_group(configure, load):
     config, _ = configure("algorithm.truncated_completions=penalise", "algorithm.truncation_penalty=0.5")
-    sampler = GroupSampler(config, None, None)
     group = [
         Trajectory(Problem("p", ()), [1, 2], [False, True], [0.0] * 2, [-1, 0], [], reason, reward=1.0)
         for reason in (FinishReason.stop, FinishReason.length)
     ]
-    one, other = sampler.samples([group], updater=None)
+    samples = trainable([group], config.algorithm)
+    one, other = with_advantages(samples, [group], config.algorithm)
     assert one.advantages == [pytest.approx(0.5**0.5)]
     assert other.advantages == [pytest.approx(-(0.5**0.5))]
 

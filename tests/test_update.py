@@ -13,7 +13,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.clock import Clock
 from gspo_cli.training.metrics import update_metrics
-from gspo_cli.training.update import MicroBatch, Updater
+from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
 
@@ -30,7 +30,7 @@ def samples_of(policy, count=16, seed=0, advantages=None):
             FinishReason.stop, turn_rewards=[0.0], reward=0.0,
         )  # fmt: skip
         value = float(random.normal()) if advantages is None else advantages[index]
-        found.append(Sample(trajectory, [value]))
+        found.append(Sample.of(trajectory, [value]))
     return found
 
 
@@ -38,13 +38,13 @@ def gradient(policy, config, samples, shift=0.02):
     """Loss and flat gradient of one step over `samples`; old log-probabilities are the policy's, shifted by
     row."""
     updater = Updater(policy, config)
-    minibatch = updater.minibatch(samples)
+    minibatch = updater.collator.minibatch(samples)
     total = 0.0
     with policy.updating():
         for micro in minibatch.micro_batches:
             with torch.no_grad():
-                now = policy(micro.batch.token_ids, micro.batch.action_mask, 1.0)[0]
-            sign = micro.batch.token_ids % 3 - 1
+                now = policy(micro.token_ids, micro.action_mask, 1.0)[0]
+            sign = micro.token_ids % 3 - 1
             micro.old_logprobs = now + shift * sign
             loss = updater.loss(micro, minibatch.denominator)[0]
             loss.backward()
@@ -120,7 +120,7 @@ def test_groups_without_advantage_cost_nothing_and_change_nothing(load, configur
     # the same step, with every sequence computed
     updater = Updater(computing, config)
     batch = collate(samples, computing.chat.pad_id, computing.device)
-    updater.loss(MicroBatch(batch), 16.0)[0].backward()
+    updater.loss(batch, 16.0)[0].backward()
     updater.strategy.step(0.01)
     torch.testing.assert_close(weights(skipping), weights(computing), rtol=0, atol=1e-6)
 
@@ -186,16 +186,16 @@ def test_a_group_split_over_minibatches_keeps_the_advantages_it_was_given(load, 
     config, _ = configure("algorithm=gspo")
     policy = load("qwen3")
     samples = samples_of(policy)
-    minibatches = Updater(policy, config).minibatches(samples, np.random.default_rng(1))
+    minibatches = Updater(policy, config).collator.minibatches(samples, np.random.default_rng(1))
     assert [m.sequences for m in minibatches] == [4, 4, 4, 4]
     found = {
         tuple(ids[: int(length)].tolist()): advantage.item()
         for minibatch in minibatches
         for micro in minibatch.micro_batches
         for ids, length, advantage in zip(
-            micro.batch.token_ids,
-            micro.batch.action_mask.long().cumsum(dim=1).argmax(dim=1) + 1,
-            micro.batch.advantages[:, 0],
+            micro.token_ids,
+            micro.action_mask.long().cumsum(dim=1).argmax(dim=1) + 1,
+            micro.advantages[:, 0],
             strict=True,
         )
     }
@@ -254,7 +254,7 @@ def test_an_update_for_which_memory_runs_out_is_made_again_with_half_the_budget(
     expected = Updater(wide, config).run(samples_of(wide), np.random.default_rng(0), Clock())
     report = updater.run(samples_of(narrow), np.random.default_rng(0), Clock())
     assert small.refused == report.oom_events >= 1
-    assert report.tokens_per_microbatch == updater.budget <= 40
+    assert report.tokens_per_microbatch == updater.collator.budget <= 40
     assert update_metrics(report)["oom_events"] == report.oom_events
     torch.testing.assert_close(weights(narrow), weights(wide), rtol=0, atol=1e-6)
     # nothing is counted twice

@@ -16,8 +16,9 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import derived_seed
-from gspo_cli.rollout.conversations import ROLES, opening
+from gspo_cli.rollout.conversations import ROLES
 from gspo_cli.rollout.engine import Request, Sampling
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.tasks.base import SystemPrompt
 from gspo_cli.types import Message
@@ -97,7 +98,7 @@ class MultiTurnAgent:
     def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
         """Ids up to where the agent speaks, put together as in training."""
         chat = self.policy.chat
-        messages = opening(messages, self.system.text)
+        messages = Prompts(chat, self.system).messages(messages)
         ids: list[int] = []
         heard: list[Message] = []
         for message in messages:

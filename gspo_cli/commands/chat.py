@@ -110,7 +110,7 @@ def talk(held: Dialogues, problem: Problem, show: Show, free: bool) -> None:
     if first is None:
         return
     person.first = first
-    trajectory = held.hold(problem, lambda: person, max_turns=LONGEST_CHAT, tools=world is not None)
+    trajectory = held.run(problem, lambda: person, max_turns=LONGEST_CHAT, tools=world is not None)
     if not person.left:
         show("about", trajectory.excluded or ENDS.get(trajectory.finish_reason, ""))
 
@@ -118,8 +118,8 @@ def talk(held: Dialogues, problem: Problem, show: Show, free: bool) -> None:
 def watch(held: Dialogues, problem: Problem, show: Show) -> None:
     """One conversation with the task's own user, and how it was judged."""
     show("about", about(problem))
-    trajectory = held.hold(problem, lambda: Narrated(held.config.task.environment(), show))
-    held.judge(trajectory)
+    trajectory = held.run(problem, lambda: Narrated(held.config.task.environment(), show))
+    held.score(trajectory)
     if trajectory.excluded is not None:
         show("about", f"left out: {trajectory.excluded}\n")
         return

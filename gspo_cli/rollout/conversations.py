@@ -1,7 +1,7 @@
 """Conversations between the policy and environments, all turns in step; a single-turn task is done after one.
 
-An environment that crashes, or answers with something that is no answer, is data: its conversation ends,
-`excluded` holds the reason, and it leaves its group's baseline."""
+An environment that crashes, or returns something of a wrong type, is data: its conversation ends, `excluded`
+holds the reason, and it leaves its group's baseline."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 from gspo_cli.concurrency import gather
 from gspo_cli.config.schema import RolloutConfig
-from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
-from gspo_cli.tasks.base import NO_SYSTEM_PROMPT, Environment, Step, SystemPrompt
+from gspo_cli.rollout.prompts import Prompts
+from gspo_cli.tasks.base import Environment, Step
 from gspo_cli.types import FinishReason, Message, Outcome, Problem, Trajectory
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -24,7 +24,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Start:
-    """One conversation to hold. `where` places it, e.g. (iteration, prompt, sample): it fixes what is
+    """One conversation to run. `where` is its place, e.g. (iteration, prompt, sample): it fixes what is
     sampled; `environment_seed` is shared by all answers of a group."""
 
     problem: Problem
@@ -64,76 +64,60 @@ class _Conversation:
     done: bool = False
 
     def fail(self, error: Exception) -> None:
-        """Leave the conversation out: its environment is at fault."""
+        """Exclude the conversation: its environment is at fault."""
         reason = f"environment raised {type(error).__name__}: {error}"
         self.trajectory.excluded = self.trajectory.excluded or reason
         self.done = True
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Finished conversations, in the order of their starts, and what top_p and top_k left out on average."""
-
-    trajectories: list[Trajectory]
-    truncated_mass: float
-
-
 def roll_out(
     engine: RolloutEngine,
-    chat: ChatFormat,
+    prompts: Prompts,
     environment: Callable[[], Environment],
     starts: Sequence[Start],
     sampling: Sampling,
     limits: Limits,
     seed: int,
-    system: SystemPrompt = NO_SYSTEM_PROMPT,
-) -> Rollout:
-    """Hold all conversations to their end. `seed` is the run's; engines keep caches between turns."""
-    conversations = [_open(start, environment(), chat, system, limits) for start in starts]
+) -> tuple[list[Trajectory], float]:
+    """Run all conversations to their end; `seed` is the run's. Engines keep caches between turns.
+
+    -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
+    out, averaged over turns."""
+    conversations = [_open(start, environment(), prompts, limits) for start in starts]
     turn = 0
     while live := [(i, c) for i, c in enumerate(conversations) if not c.done]:
         requests = [
             Request(c.trajectory.token_ids, derived_seed(seed, "sample", *c.start.where, turn), i)
             for i, c in live
         ]
-        goes_on = turn + 1 < limits.max_turns and not all(c.environment.single_turn for _, c in live)
-        completions = engine.generate(requests, sampling, keep_cache=goes_on)
-        spoken = [_speak(c, completion, chat) for (_, c), completion in zip(live, completions, strict=True)]
-        for (_, conversation), step in zip(live, _react(live, spoken, limits), strict=True):
-            _hear(conversation, step, chat, sampling, limits)
+        continues = turn + 1 < limits.max_turns and not all(c.environment.single_turn for _, c in live)
+        completions = engine.generate(requests, sampling, keep_cache=continues)
+        acting = [conversation for _, conversation in live]
+        texts = [_act(c, completion, prompts) for c, completion in zip(acting, completions, strict=True)]
+        for conversation, step in zip(acting, _step(acting, texts, limits), strict=True):
+            _observe(conversation, step, prompts, sampling, limits)
         turn += 1
     engine.forget()
     for conversation in conversations:
         _finish(conversation)
     masses = [mass for c in conversations for mass in c.truncated_mass]
-    return Rollout([c.trajectory for c in conversations], sum(masses) / max(1, len(masses)))
+    return [c.trajectory for c in conversations], sum(masses) / max(1, len(masses))
 
 
-def opening(problem_messages: tuple[Message, ...], system_prompt: str) -> tuple[Message, ...]:
-    """What the agent first sees: the task's system prompt, unless the problem brings its own, and the
-    messages."""
-    if not system_prompt or problem_messages[0].role == "system":
-        return problem_messages
-    return (Message("system", system_prompt), *problem_messages)
-
-
-def _open(
-    start: Start, environment: Environment, chat: ChatFormat, system: SystemPrompt, limits: Limits
-) -> _Conversation:
+def _open(start: Start, environment: Environment, prompts: Prompts, limits: Limits) -> _Conversation:
     trajectory = Trajectory(start.problem, [], [], [], [], [], FinishReason.stop)
     conversation = _Conversation(start, environment, trajectory)
     try:
-        messages = environment.reset(start.problem, start.environment_seed)
+        opening = environment.reset(start.problem, start.environment_seed)
         conversation.opened = True
-        messages = _checked_messages(messages, "reset")
-        if not messages:
-            raise ValueError("its reset returned no message: somebody has to speak first")
+        opening = _checked_messages(opening, "reset")
+        if not opening:
+            raise ValueError("its reset returned no message: the user has to speak first")
     except Exception as error:  # code we did not write
         conversation.fail(error)
         return conversation
-    messages = opening(messages, system.text)
-    trajectory.messages = list(messages)
-    _append_heard(trajectory, chat.prompt_ids(messages, system.tools))
+    trajectory.messages = list(prompts.messages(opening))
+    _record(trajectory, prompts.ids(opening))
     if len(trajectory.token_ids) > limits.max_prompt_length:
         trajectory.excluded = (
             f"prompt of {len(trajectory.token_ids)} tokens is over rollout.max_prompt_length"
@@ -142,21 +126,21 @@ def _open(
     return conversation
 
 
-def _speak(conversation: _Conversation, completion: Completion, chat: ChatFormat) -> str:
-    """Take down the agent's turn; returns what it says."""
+def _act(conversation: _Conversation, completion: Completion, prompts: Prompts) -> str:
+    """Record the agent's turn; returns its text."""
     trajectory = conversation.trajectory
-    _append_spoken(trajectory, completion)
+    _record(trajectory, completion.token_ids, completion.logprobs, trajectory.num_turns)
     conversation.truncated_mass.append(completion.truncated_mass)
-    text = chat.text(completion.token_ids)
+    text = prompts.chat.text(completion.token_ids)
     trajectory.messages.append(Message("assistant", text))
     trajectory.finish_reason = completion.finish_reason
     return text
 
 
-def _react(live: Sequence[tuple[int, _Conversation]], spoken: Sequence[str], limits: Limits) -> list[Any]:
-    """Each environment's step, or the exception that it raised; those that wait do so side by side."""
+def _step(acting: Sequence[_Conversation], texts: Sequence[str], limits: Limits) -> list[Any]:
+    """Each environment's step, or the exception that it raised; those that wait do so concurrently."""
     steps: list[Any] = []
-    for (_, conversation), text in zip(live, spoken, strict=True):
+    for conversation, text in zip(acting, texts, strict=True):
         try:
             steps.append(conversation.environment.step(text))
         except Exception as error:  # code we did not write
@@ -168,10 +152,10 @@ def _react(live: Sequence[tuple[int, _Conversation]], spoken: Sequence[str], lim
     return steps
 
 
-def _hear(
-    conversation: _Conversation, step: Any, chat: ChatFormat, sampling: Sampling, limits: Limits
+def _observe(
+    conversation: _Conversation, step: Any, prompts: Prompts, sampling: Sampling, limits: Limits
 ) -> None:
-    """Append what the agent hears next, or end the conversation."""
+    """Record what the agent reads next, or end the conversation."""
     trajectory = conversation.trajectory
     try:
         step = _checked_step(step)
@@ -184,13 +168,13 @@ def _hear(
     if step.done:
         conversation.done = True
         return
-    heard = chat.suffix_ids(step.messages, trajectory.token_ids[-1])
+    ids = prompts.chat.suffix_ids(step.messages, trajectory.token_ids[-1])
     if trajectory.num_turns >= limits.max_turns:
         trajectory.finish_reason = FinishReason.turns
-    elif len(trajectory.token_ids) + len(heard) + sampling.max_new_tokens > limits.max_positions:
+    elif len(trajectory.token_ids) + len(ids) + sampling.max_new_tokens > limits.max_positions:
         trajectory.finish_reason = FinishReason.length
     else:
-        _append_heard(trajectory, heard)
+        _record(trajectory, ids)
         return
     conversation.done = True
 
@@ -199,7 +183,10 @@ def _finish(conversation: _Conversation) -> None:
     if not conversation.opened:
         return
     try:
-        outcome = _checked_outcome(conversation.environment.finish())
+        outcome = conversation.environment.finish()
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"its finish returned {type(outcome).__name__}, not Outcome")
+        outcome = replace(outcome, counts=_finite(outcome.counts, "finish"))
     except Exception as error:  # code we did not write
         conversation.fail(error)
         return
@@ -207,8 +194,18 @@ def _finish(conversation: _Conversation) -> None:
         conversation.trajectory.outcome = outcome
 
 
+def _record(
+    trajectory: Trajectory, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1
+) -> None:
+    """Append tokens: those that the policy sampled, with their log-probabilities, or those that it reads."""
+    trajectory.token_ids.extend(ids)
+    trajectory.action_mask.extend([logprobs is not None] * len(ids))
+    trajectory.sampling_logprobs.extend([0.0] * len(ids) if logprobs is None else logprobs)
+    trajectory.turn_ids.extend([turn] * len(ids))
+
+
 def _checked_step(step: Any) -> Step:
-    """What an environment's step came to, with plain finite numbers; raises where it is no Step."""
+    """An environment's step with plain finite numbers; raises what it raised, or where it is not a Step."""
     if isinstance(step, Exception):
         raise step
     if not isinstance(step, Step):
@@ -218,20 +215,14 @@ def _checked_step(step: Any) -> Step:
     return Step(messages, bool(step.done), reward, _finite(step.progress, "step"))
 
 
-def _checked_outcome(outcome: Any) -> Outcome:
-    if not isinstance(outcome, Outcome):
-        raise TypeError(f"its finish returned {type(outcome).__name__}, not Outcome")
-    return replace(outcome, counts=_finite(outcome.counts, "finish"))
-
-
 def _checked_messages(messages: Any, source: str) -> tuple[Message, ...]:
     if inspect.iscoroutine(messages):
         messages.close()
     if not isinstance(messages, tuple | list):
         raise TypeError(f"its {source} returned {type(messages).__name__} in place of messages")
     for message in messages:
-        said = isinstance(message, Message) and isinstance(message.content, str)
-        if not (said and message.role in ROLES):
+        is_text = isinstance(message, Message) and isinstance(message.content, str)
+        if not (is_text and message.role in ROLES):
             raise TypeError(f"its {source} returned {str(message)[:80]!r} in place of a message")
     return tuple(messages)
 
@@ -242,18 +233,3 @@ def _finite(values: Mapping[str, Any], source: str) -> dict[str, float]:
     if broken:
         raise ValueError(f"its {source} returned a {broken[0]} that is not finite")
     return numbers
-
-
-def _append_heard(trajectory: Trajectory, ids: list[int]) -> None:
-    trajectory.token_ids.extend(ids)
-    trajectory.action_mask.extend([False] * len(ids))
-    trajectory.sampling_logprobs.extend([0.0] * len(ids))
-    trajectory.turn_ids.extend([-1] * len(ids))
-
-
-def _append_spoken(trajectory: Trajectory, completion: Completion) -> None:
-    count = len(completion.token_ids)
-    trajectory.token_ids.extend(completion.token_ids)
-    trajectory.action_mask.extend([True] * count)
-    trajectory.sampling_logprobs.extend(completion.logprobs)
-    trajectory.turn_ids.extend([trajectory.num_turns] * count)

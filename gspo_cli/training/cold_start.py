@@ -21,19 +21,18 @@ import torch
 from gspo_cli.config.model_schema import ColdStart
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
-from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.quantisation import merged
 from gspo_cli.randomness import generator
-from gspo_cli.rollout.conversations import opening
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.files import folder_written_whole
-from gspo_cli.tasks.base import NO_SYSTEM_PROMPT, SystemPrompt, Task
+from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
-from gspo_cli.training.conversing import Conversations
+from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
 
@@ -75,22 +74,20 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     return str(initial_model)
 
 
-def encode_demonstration(
-    chat: ChatFormat, demonstration: Demonstration, system: SystemPrompt = NO_SYSTEM_PROMPT
-) -> Trajectory:
+def encode_demonstration(prompts: Prompts, demonstration: Demonstration) -> Trajectory:
     """A demonstration as the trajectory that the policy would have produced by saying the same."""
-    messages = list(opening(demonstration.messages, system.text))
+    chat, messages = prompts.chat, list(prompts.messages(demonstration.messages))
     ids: list[int] = []
     mask: list[bool] = []
     start = 0
     for end, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        heard = tuple(messages[start:end])
-        context = chat.suffix_ids(heard, ids[-1]) if ids else chat.prompt_ids(heard, system.tools)
-        spoken = chat.answer_ids(message.content)
-        ids += context + spoken
-        mask += [False] * len(context) + [True] * len(spoken)
+        read = tuple(messages[start:end])
+        context = chat.suffix_ids(read, ids[-1]) if ids else chat.prompt_ids(read, prompts.system.tools)
+        answer = chat.answer_ids(message.content)
+        ids += context + answer
+        mask += [False] * len(context) + [True] * len(answer)
         start = end + 1
     turns = [0 if trained else -1 for trained in mask]
     problem = Problem("demonstration", tuple(messages))
@@ -115,8 +112,8 @@ def fine_tune(
     trained, due = 0, 0  # tokens since the last measurement, and before the next
     for step in range(cold.steps):
         chosen = generator(cold.seed, "cold start", step).integers(len(trajectories), size=rows)
-        samples = [Sample(trajectories[i], [0.0]) for i in chosen]
-        tokens = sum(s.trajectory.num_actions for s in samples)
+        samples = [Sample.of(trajectories[i]) for i in chosen]
+        tokens = sum(s.num_actions for s in samples)
         total = 0.0
         with policy.updating():
             for part in split_by_tokens(samples, token_budget):
@@ -150,9 +147,8 @@ def _cold_start(
     # in full precision whatever training takes: the adapter is merged
     model = config.model.whole() if config.model.is_embedded else config.model.unquantised()
     policy = load_policy(str(folder) if model.is_embedded else model.name, model, config.hardware)
-    trajectories = [
-        encode_demonstration(policy.chat, d, task.system_prompt_and_tools()) for d in demonstrations
-    ]
+    prompts = Prompts(policy.chat, task.system_prompt_and_tools())
+    trajectories = [encode_demonstration(prompts, demonstration) for demonstration in demonstrations]
     fitting = [t for t in trajectories if len(t.token_ids) <= policy.max_positions]
     if not fitting:
         raise UserError(
@@ -160,7 +156,7 @@ def _cold_start(
         )
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = task.train_problems()[:SCORE_PROBLEMS]
-    evaluator = Evaluator(config, Conversations(config, task, task.reward(), engine, policy.chat))
+    evaluator = Evaluator(config, ConversationRunner(config, task.reward(), engine, prompts))
 
     def score() -> tuple[float, int]:
         return evaluator.sampled_score(problems)

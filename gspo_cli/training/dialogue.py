@@ -11,6 +11,7 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.rewards.scoring import score_all
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import Sampling
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.tasks.base import Environment
 from gspo_cli.training.evaluation import EVALUATION_SEED
@@ -29,7 +30,7 @@ class Dialogues:
         longest = config.rollout.max_completion_length
         self.sampling = Sampling(temperature, 1.0, 0, longest, self.policy.chat.stop_ids)
 
-    def hold(
+    def run(
         self,
         problem: Problem,
         environment: Callable[[], Environment],
@@ -45,14 +46,11 @@ class Dialogues:
             limits = replace(limits, max_turns=max_turns, max_prompt_length=longest)
         start = Start(problem, (0,), EVALUATION_SEED)
         system = self.config.task.system_prompt_and_tools()
-        if not tools:
-            system = replace(system, tools=())
-        rollout = roll_out(
-            self.engine, self.policy.chat, environment, [start], self.sampling, limits, 0, system
-        )
-        return rollout.trajectories[0]
+        prompts = Prompts(self.policy.chat, system if tools else replace(system, tools=()))
+        [trajectory], _ = roll_out(self.engine, prompts, environment, [start], self.sampling, limits, 0)
+        return trajectory
 
-    def judge(self, trajectory: Trajectory) -> None:
+    def score(self, trajectory: Trajectory) -> None:
         """Score a conversation by the run's reward."""
         training = self.config.training
         score_all(

@@ -12,7 +12,7 @@ from gspo_cli.console.reporting import Sample
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.conversations import Start
 from gspo_cli.rollout.engine import Sampling
-from gspo_cli.training.conversing import Conversations
+from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
 EVALUATION_SEED = 20250718  # of evaluation alone: runs of all seeds meet the same draws
@@ -49,7 +49,7 @@ class Evaluator:
     """Holds what an evaluation needs but the problems."""
 
     config: RunConfig
-    conversations: Conversations
+    runner: ConversationRunner
 
     def evaluate(
         self, problems: Sequence[Problem], progress: Callable[[int, int], None] = lambda done, total: None
@@ -90,7 +90,7 @@ class Evaluator:
 
     def _greedy(self) -> Sampling:
         return Sampling(
-            0.0, 1.0, 0, self.config.rollout.max_completion_length, self.conversations.chat.stop_ids
+            0.0, 1.0, 0, self.config.rollout.max_completion_length, self.runner.prompts.chat.stop_ids
         )
 
     def _sampled(self) -> Sampling:
@@ -104,7 +104,7 @@ class Evaluator:
             [Start(problem, (i, g), derived_seed(EVALUATION_SEED, "environment", i)) for g in range(count)]
             for i, problem in enumerate(problems)
         ]
-        return self.conversations.hold(starts, sampling, EVALUATION_SEED).trajectories
+        return self.runner.run(starts, sampling, EVALUATION_SEED)[0]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -18,8 +18,7 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.diagnosis.rules import NOISE_SHARE
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
-from gspo_cli.rollout.conversations import opening
-from gspo_cli.tasks.base import SystemPrompt
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.training.strategy import Strategy
 from gspo_cli.types import Problem
 
@@ -37,12 +36,12 @@ class NoiseFloor:
 
 
 def noise_floor(
-    config: RunConfig, policy: Policy, strategy: Strategy, problems: Sequence[Problem], system: SystemPrompt
+    config: RunConfig, policy: Policy, strategy: Strategy, problems: Sequence[Problem], prompts: Prompts
 ) -> NoiseFloor:
     """Measure on prompts of `problems`, with random tokens as answers. No weight or gradient changes.
 
     Every rank makes the same calls on the same tokens."""
-    rows = _sequences(config, policy, problems, system)
+    rows = _sequences(config, policy, problems, prompts)
     answered = min(TOKENS, config.rollout.max_completion_length)
     width = max(map(len, rows)) + (PADDING if len(rows) == 1 else 0)
     token_ids, mask = _batch(rows, answered, width, policy)
@@ -97,7 +96,7 @@ def noise_warnings(config: RunConfig, floor: NoiseFloor) -> list[str]:
 
 
 def _sequences(
-    config: RunConfig, policy: Policy, problems: Sequence[Problem], system: SystemPrompt
+    config: RunConfig, policy: Policy, problems: Sequence[Problem], prompts: Prompts
 ) -> list[list[int]]:
     """Prompts with random tokens after them, shortest first, as many as fit into a micro-batch."""
     draw = generator(config.seed, "preflight")
@@ -105,9 +104,8 @@ def _sequences(
     vocabulary = policy.causal_model.config.get_text_config().vocab_size
     rows = []
     for problem in problems[:ROWS]:
-        messages = opening(problem.messages, system.text)
         answer = draw.integers(vocabulary, size=count).tolist()
-        rows.append(policy.chat.prompt_ids(messages, system.tools) + answer)
+        rows.append([*prompts.ids(problem.messages), *answer])
     rows.sort(key=len)
     budget = config.hardware.tokens_per_microbatch
     fitting = [row for place, row in enumerate(rows, start=1) if place * len(row) <= budget]

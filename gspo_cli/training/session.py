@@ -20,20 +20,19 @@ from gspo_cli.config.choices import Engine
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.reporting import Reporter, Sample
 from gspo_cli.errors import UserError
-from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.rewards.base import RewardFunction, build
-from gspo_cli.rollout.conversations import opening
 from gspo_cli.rollout.engine import RolloutEngine
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.tasks.base import SystemPrompt, Task
+from gspo_cli.tasks.base import Task
 from gspo_cli.training.card import objective_card
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
-from gspo_cli.training.conversing import Conversations
+from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.preflight import described, noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
@@ -109,10 +108,10 @@ def _run_in(
 def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> str:
     """The objective card with the noise floor, of which it warns."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
-    system, heldout = parts.task.system_prompt_and_tools(), parts.heldout_problems
-    floor = noise_floor(config, policy, strategy, problems, system)
+    prompts, heldout = parts.prompts, parts.heldout_problems
+    floor = noise_floor(config, policy, strategy, problems, prompts)
     asked = (*problems[:ASKED], *heldout[:ASKED])
-    longest = max(_prompt_length(problem, policy.chat, system) for problem in asked)
+    longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
     size, noise = strategy.ranks.size, described(config, floor)
@@ -139,12 +138,13 @@ def build_parts(
     source = ranks.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
     policy, strategy = load_for_training(config, source, folder, ranks)
     check_positions(config, policy.max_positions)
-    cap, system = config.rollout.max_prompt_length, task.system_prompt_and_tools()
-    train = fitting(train, policy.chat, cap, system, "training", reporter.warn)
-    heldout = fitting(heldout, policy.chat, cap, system, "held-out", reporter.warn)
+    prompts = Prompts(policy.chat, task.system_prompt_and_tools())
+    cap = config.rollout.max_prompt_length
+    train = fitting(train, prompts, cap, "training", reporter.warn)
+    heldout = fitting(heldout, prompts, cap, "held-out", reporter.warn)
     engine = build_engine(config, policy, source)
     check_positions(config, engine.max_positions)
-    return Parts(policy, strategy, task, reward, engine, train, heldout[: config.evaluation.problems])
+    return Parts(policy, strategy, reward, engine, prompts, train, heldout[: config.evaluation.problems])
 
 
 def load_for_training(
@@ -189,11 +189,12 @@ def evaluate_only(
     policy = load_trained(config, source, adapter)
     check_positions(config, policy.max_positions)
     cap = config.rollout.max_prompt_length
-    heldout = fitting(heldout, policy.chat, cap, task.system_prompt_and_tools(), "held-out", warn)
+    prompts = Prompts(policy.chat, task.system_prompt_and_tools())
+    heldout = fitting(heldout, prompts, cap, "held-out", warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
-    conversations = Conversations(config, task, reward, engine, policy.chat)
-    found = Evaluator(config, conversations).evaluate(problems, progress)
+    runner = ConversationRunner(config, reward, engine, prompts)
+    found = Evaluator(config, runner).evaluate(problems, progress)
     return found.record, [Sample.of(answer, 0) for answer in found.greedy]
 
 
@@ -231,15 +232,10 @@ def check_positions(config: RunConfig, positions: int) -> None:
 
 
 def fitting(
-    problems: Sequence[Problem],
-    chat: ChatFormat,
-    cap: int,
-    system: SystemPrompt,
-    split: str,
-    warn: Callable[[str], None],
+    problems: Sequence[Problem], prompts: Prompts, cap: int, split: str, warn: Callable[[str], None]
 ) -> list[Problem]:
     """Problems whose prompt is within the cap. Says how many are not; raises UserError where none is."""
-    kept = [p for p in problems if _prompt_length(p, chat, system) <= cap]
+    kept = [p for p in problems if len(prompts.ids(p.messages)) <= cap]
     if not kept:
         raise UserError(
             f"rollout.max_prompt_length={cap}: all {len(problems)} {split} problems are longer; raise it"
@@ -253,10 +249,6 @@ def fitting(
             f"rollout.max_prompt_length={cap}"
         )
     return kept
-
-
-def _prompt_length(problem: Problem, chat: ChatFormat, system: SystemPrompt) -> int:
-    return len(chat.prompt_ids(opening(problem.messages, system.text), system.tools))
 
 
 @contextmanager

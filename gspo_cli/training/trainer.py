@@ -18,17 +18,17 @@ from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rollout.engine import RolloutEngine
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.tasks.base import Task
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.clock import Clock
-from gspo_cli.training.conversing import Conversations
+from gspo_cli.training.collecting import Collector, ConversationRunner
+from gspo_cli.training.credit import Group, trainable, with_advantages
 from gspo_cli.training.evaluation import Evaluation, Evaluator
 from gspo_cli.training.metrics import mean, peak_memory_gb, rollout_metrics, update_metrics
 from gspo_cli.training.monitor import Monitor
 from gspo_cli.training.problem_order import ProblemOrder
-from gspo_cli.training.sampler import GroupSampler
 from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.types import Problem
@@ -42,9 +42,9 @@ class Parts:
 
     policy: Policy
     strategy: Strategy
-    task: Task
     reward: RewardFunction
     engine: RolloutEngine
+    prompts: Prompts
     train_problems: Sequence[Problem]
     heldout_problems: Sequence[Problem]
 
@@ -64,17 +64,10 @@ class Trainer:
         self.reporter, self.track = reporter, track
         self.ranks = parts.strategy.ranks
         self.updater = Updater(parts.policy, config, parts.strategy)
-        conversations = Conversations(
-            config,
-            parts.task,
-            parts.reward,
-            parts.engine,
-            parts.policy.chat,
-            self.ranks,
-            parts.strategy.generating,
-        )
-        self.sampler = GroupSampler(config, conversations, ProblemOrder(parts.train_problems, config.seed))
-        self.evaluator = Evaluator(config, conversations)
+        generating = parts.strategy.generating
+        runner = ConversationRunner(config, parts.reward, parts.engine, parts.prompts, self.ranks, generating)
+        self.collector = Collector(config, runner, ProblemOrder(parts.train_problems, config.seed))
+        self.evaluator = Evaluator(config, runner)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
         self.monitor = Monitor(settings_of(folder.config))
@@ -112,24 +105,25 @@ class Trainer:
         return self._finish("completed")
 
     def _iterate(self) -> None:
-        clock = Clock()
-        iteration = self.state.iteration
-        sampled = self.sampler.sample(iteration, self.state.cursor, clock)
-        if all(t.reward is None for t in sampled.everything):
+        clock, iteration = Clock(), self.state.iteration
+        collected = self.collector.collect(iteration, self.state.cursor, clock)
+        trajectories = collected.trajectories
+        if all(t.reward is None for t in trajectories):
             raise UserError(
-                f"training: every conversation was left out, the first because "
-                f"{sampled.everything[0].excluded}; mend that, then continue with resume={self.folder.path}"
+                f"training: every conversation was excluded, the first because {trajectories[0].excluded}; "
+                f"fix that, then continue with resume={self.folder.path}"
             )
-        samples = self.sampler.samples(sampled.groups, self.updater)
+        samples = self._credited(collected.groups)
         report = self.updater.run(samples, generator(self.config.seed, "minibatches", iteration), clock)
         with clock.timing("rollout"):
             pushed = self.parts.engine.refresh()
+        tokens = sum(t.num_actions for t in trajectories)
         self.state.iteration += 1
-        self.state.cursor += sampled.problems_drawn
-        self.state.num_tokens += sum(t.num_actions for t in sampled.everything)
-        metrics = rollout_metrics(sampled.everything, self.config.training.num_generations)
-        metrics |= sampled.metrics | update_metrics(report) | pushed
-        record = self._line(metrics, sum(t.num_actions for t in sampled.everything), clock)
+        self.state.cursor += collected.problems_drawn
+        self.state.num_tokens += tokens
+        metrics = rollout_metrics(trajectories, self.config.training.num_generations)
+        metrics |= collected.metrics | update_metrics(report) | pushed
+        record = self._line(metrics, tokens, clock)
         news = self.monitor.look(record)
         back = self._answer_collapse(self.monitor.collapse)
         self._record(record | {"rollbacks": self.state.rollbacks} | back)
@@ -137,6 +131,13 @@ class Trainer:
         self._tell(news, back)
         self.monitor.check_updates()
         self._evaluate_and_save(rolled_back=bool(back))
+
+    def _credited(self, groups: Sequence[Group]) -> list[Sample]:
+        """Samples of all answers with their advantages; the KL term of the reward takes scoring first."""
+        algorithm = self.config.algorithm
+        samples = trainable(groups, algorithm)
+        kl = self.updater.reward_kl(samples) if algorithm.kl_in_reward else None
+        return with_advantages(samples, groups, algorithm, kl)
 
     def _line(self, metrics: dict[str, Any], tokens: int, clock: Clock) -> dict[str, Any]:
         """What metrics.jsonl says of this iteration."""
@@ -238,7 +239,7 @@ class Trainer:
         answers = [t for group in found.sampled for t in group if t.num_actions and t.excluded is None]
         if not answers or not self.config.measures_kl:
             return None
-        return mean(self.updater.reward_kl([Sample(answer, [0.0]) for answer in answers]))
+        return mean(self.updater.reward_kl([Sample.of(answer) for answer in answers]))
 
     def _finish(self, status: str) -> str:
         """Make sure that the last iteration is saved."""

@@ -1,14 +1,12 @@
-"""One rollout batch into a few optimizer steps.
+"""Updating: the samples of one rollout become a few optimizer steps.
 
-Shapes: B sequences of a micro-batch, T tokens. The micro-batches are laid out once and serve every pass:
-numerical noise between two layouts is as large as GSPO's clip band."""
+Shapes: B sequences of a micro-batch, T tokens."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,74 +14,39 @@ from torch import Tensor
 
 from gspo_cli.algorithm.calibration import calibrated, candidates
 from gspo_cli.algorithm.correction import engine_weights, weighted
-from gspo_cli.algorithm.objective import loss_denominator, policy_loss, reward_kl, sequence_log_ratio
+from gspo_cli.algorithm.objective import policy_loss, reward_kl, sequence_log_ratio
 from gspo_cli.algorithm.shadow import Objective, ShadowStats, observe, shadow_objectives
 from gspo_cli.config.choices import OldLogprobs
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.routing import RouterPass, RoutingStats, require_routing
-from gspo_cli.training.batch import Batch, Sample, collate, idle, split_by_tokens
+from gspo_cli.training.batch import Collator, MicroBatch, MiniBatch, Sample
 from gspo_cli.training.clock import Clock
-from gspo_cli.training.report import Sums, UpdateReport
+from gspo_cli.training.metrics import Sums, UpdateReport
 from gspo_cli.training.schedule import learning_rate
 from gspo_cli.training.strategy import OneProcess, Strategy
 
 
-@dataclass
-class MicroBatch:
-    """A batch with what was scored for it (None: not needed): log-probabilities, and the experts that the old
-    policy chose (B, T, layers, chosen). `probe` is a second opinion on the log-probabilities of the first
-    minibatch: what the update differs by from it is noise."""
-
-    batch: Batch
-    old_logprobs: Tensor | None = None
-    ref_logprobs: Tensor | None = None
-    probe: Tensor | None = None
-    experts: Tensor | None = None
-
-    def halves(self) -> list[MicroBatch]:
-        """The two halves of its rows, as wide as before so that the scores stay those of this width."""
-        middle = len(self.batch.token_ids) // 2
-        scored = (self.old_logprobs, self.ref_logprobs, self.probe, self.experts)
-        return [
-            MicroBatch(
-                self.batch.rows(part),
-                *(None if t is None else t[part] for t in scored),
-            )
-            for part in (slice(middle), slice(middle, None))
-        ]
-
-
-@dataclass
-class MiniBatch:
-    """What one optimizer step learns from: this rank's micro-batches, as many on every rank. `denominator`,
-    `tokens` and `sequences` count the trained answers of all ranks, also those that need no compute because
-    their advantage is 0; so do `median`, of their trained tokens, and `short_tokens` and `short_sequences`,
-    of those that are at most as long. `computed` counts those that do need compute."""
-
-    micro_batches: list[MicroBatch]
-    denominator: float
-    tokens: int
-    sequences: int
-    computed: int
-    median: float
-    short_tokens: int
-    short_sequences: int
-
-
 class Updater:
-    """Turns samples into optimizer steps of a strategy. `steps` counts them since the start of the run;
-    `budget` is how many tokens a micro-batch may hold, `rate_factor` what rollbacks left of the learning
-    rate, `algorithm` the configured one with the clip band in force."""
+    """Turns samples into optimizer steps of a strategy. `steps` counts them since the start of the run,
+    `rate_factor` is what rollbacks left of the learning rate, `algorithm` the configured one with the clip
+    band in force."""
 
     def __init__(self, policy: Policy, config: RunConfig, strategy: Strategy | None = None) -> None:
         require_routing(policy.routing, config)
         self.policy, self.config, self.algorithm = policy, config, config.algorithm
         self.strategy = strategy or OneProcess(policy, config)
+        self.collator = Collator(
+            config,
+            policy.chat.pad_id,
+            policy.device,
+            self.strategy.ranks,
+            self.strategy.collective,
+            config.hardware.tokens_per_microbatch,
+        )
         self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
-        self.budget = config.hardware.tokens_per_microbatch
         self.shadows = shadow_objectives(config.algorithm, config.model.presets)
 
     def run(self, samples: Sequence[Sample], order: np.random.Generator, clock: Clock) -> UpdateReport:
@@ -94,7 +57,7 @@ class Updater:
             clip_range=self.algorithm.clip_range,
             with_kl=self.config.algorithm.kl_in_loss,
         )
-        minibatches = self.minibatches(samples, order)
+        minibatches = self.collator.minibatches(samples, order)
         with clock.timing("score"):
             report.sums += self._fitting(lambda: self._score(minibatches), minibatches, report)
         with clock.timing("update"):
@@ -105,7 +68,7 @@ class Updater:
                 report.short_tokens += minibatch.short_tokens
                 report.short_sequences += minibatch.short_sequences
             report.sums = sum(self.strategy.ranks.gather([report.sums]), start=Sums())
-        report.tokens_per_microbatch = self.budget
+        report.tokens_per_microbatch = self.collator.budget
         if self.algorithm.is_calibrated:
             fraction, widths = self.algorithm.clip_fraction, self.algorithm.clip_range
             self.set_clip_range(calibrated(report.sums.candidates, report.tokens, fraction, widths))
@@ -116,40 +79,13 @@ class Updater:
         left, right = widths
         self.algorithm = replace(self.algorithm, clip_range_left=left, clip_range_right=right)
 
-    def minibatches(self, samples: Sequence[Sample], order: np.random.Generator) -> list[MiniBatch]:
-        """Shuffled, equal parts, each cut into micro-batches. A group may be split: advantages are ready by
-        now."""
-        shuffled = [samples[i] for i in order.permutation(len(samples))]
-        parts = np.array_split(np.arange(len(shuffled)), self.config.training.updates_per_rollout)
-        return [self.minibatch([shuffled[i] for i in part]) for part in parts]
-
-    def minibatch(self, samples: Sequence[Sample]) -> MiniBatch:
-        """Count the denominator before anything is left out, then lay out what needs compute."""
-        algorithm = self.config.algorithm
-        counts = [sample.trajectory.num_actions for sample in samples]
-        denominator = loss_denominator(
-            counts, algorithm.aggregation, self.config.rollout.max_completion_length
-        )
-        everything = algorithm.kl_in_loss
-        needed = [
-            s for s, n in zip(samples, counts, strict=True) if n > 0 and (everything or any(s.advantages))
-        ]
-        micro = [MicroBatch(self._collate(part)) for part in self._layout(needed)]
-        trained = [n for n in counts if n > 0]
-        median = statistics.median(trained) if trained else 0.0
-        short = [n for n in trained if n <= median]
-        return MiniBatch(
-            micro, denominator, sum(trained), len(trained), len(needed), median, sum(short), len(short)
-        )
-
     @torch.no_grad()
     def reward_kl(self, samples: Sequence[Sample]) -> list[float]:
         """k1 of each sample against the reference, to be taken off its reward before advantages."""
         places = {id(sample): place for place, sample in enumerate(samples)}
         mine: list[tuple[int, float]] = []
-        for part in self._layout([sample for sample in samples if sample.trajectory.num_actions]):
-            batch = self._collate(part)
-            kl = reward_kl(self._logprobs(batch)[0], self._reference(batch), batch.action_mask).tolist()
+        for part, micro in self.collator.micro_batches([sample for sample in samples if sample.num_actions]):
+            kl = reward_kl(self._logprobs(micro)[0], self._reference(micro), micro.action_mask).tolist()
             mine += [(places[id(sample)], value) for sample, value in zip(part, kl, strict=False)]
         values = dict(self.strategy.ranks.gather(mine))
         return [values.get(place, 0.0) for place in range(len(samples))]
@@ -160,36 +96,22 @@ class Updater:
         """A micro-batch's share of the step's loss, what it adds to the report, and its log-probabilities
         (B, T). `first` and `median` are of its minibatch: the first one of an iteration, and the median of
         its answers' trained tokens."""
-        batch, algorithm = micro.batch, self.algorithm
-        logprobs, entropy = self._logprobs(batch, first)
+        algorithm = self.algorithm
+        logprobs, entropy = self._logprobs(micro, first)
         # before the first step the old policy is this one: the ratio is exactly 1
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
-        weights, judged = engine_weights(old, batch.sampling_logprobs, batch.action_mask, algorithm)
-        advantages = weighted(batch.advantages, weights, batch.action_mask, algorithm.ratio_level)
-        scored = (logprobs, old, advantages, batch.action_mask)
+        weights, judged = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
+        advantages = weighted(micro.advantages, weights, micro.action_mask, algorithm.ratio_level)
+        scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, ref_logprobs=micro.ref_logprobs)
         seen = observe(*scored, Objective.of(algorithm), self.shadows, median, compare_weights=not first)
         sums = Sums(stats, engine=judged, shadows=seen.shadows, short=seen.short, long=seen.long)
         if algorithm.is_calibrated:
             sums.candidates = (candidates(*scored, algorithm),)
         if first:
-            sums.entropy_sum = entropy[batch.action_mask].sum().item()
-            sums.entropy_tokens = int(batch.action_mask.sum())
+            sums.entropy_sum = entropy[micro.action_mask].sum().item()
+            sums.entropy_tokens = int(micro.action_mask.sum())
         return loss, sums, logprobs.detach()
-
-    def _layout(self, samples: Sequence[Sample]) -> list[list[Sample]]:
-        """This rank's micro-batches. All ranks have as many, some of them empty at the end: collective
-        operations stay in step."""
-        ranks = self.strategy.ranks
-        dealt = sorted(samples, key=lambda s: -s.length)  # so that every rank gets as many tokens
-        layouts = [split_by_tokens(dealt[rank :: ranks.size], self.budget) for rank in range(ranks.size)]
-        count = max(int(self.strategy.collective), *(len(layout) for layout in layouts))
-        mine = layouts[ranks.rank]
-        return mine + [[] for _ in range(count - len(mine))]
-
-    def _collate(self, samples: Sequence[Sample]) -> Batch:
-        pad, device = self.policy.chat.pad_id, self.policy.device
-        return collate(samples, pad, device) if samples else idle(pad, device)
 
     @torch.no_grad()
     def _score(self, minibatches: list[MiniBatch]) -> Sums:
@@ -201,17 +123,17 @@ class Updater:
         for index, minibatch in enumerate(minibatches):
             for micro in minibatch.micro_batches:
                 if self.config.algorithm.kl_in_loss:
-                    micro.ref_logprobs = self._reference(micro.batch)
+                    micro.ref_logprobs = self._reference(micro)
                 if from_engine:
-                    micro.old_logprobs = micro.batch.sampling_logprobs
-                    micro.probe = micro.batch.sampling_logprobs if index == 0 else None
+                    micro.old_logprobs = micro.sampling_logprobs
+                    micro.probe = micro.sampling_logprobs if index == 0 else None
                 elif index > 0:
                     with self.policy.routing.watched() as routed:
-                        micro.old_logprobs = self._logprobs(micro.batch)[0]
-                    micro.experts = routed.experts(micro.batch.token_ids.shape)
-                    sums += _against_sampling(micro.batch, micro.old_logprobs)
+                        micro.old_logprobs = self._logprobs(micro)[0]
+                    micro.experts = routed.experts(micro.token_ids.shape)
+                    sums += _against_sampling(micro, micro.old_logprobs)
         for micro in [] if from_engine else minibatches[0].micro_batches[:1]:
-            micro.probe = self._logprobs(micro.batch)[0]
+            micro.probe = self._logprobs(micro)[0]
         return sums
 
     def _step(self, index: int, minibatches: list[MiniBatch], report: UpdateReport) -> None:
@@ -238,15 +160,15 @@ class Updater:
             for micro in minibatch.micro_batches:
                 with self.policy.routing.watched(micro.experts if replay else None, balance) as routed:
                     loss, sums, logprobs = self.loss(micro, minibatch.denominator, first, minibatch.median)
-                    if balance and micro.batch.action_mask[:, 1:].any():
-                        loss = loss + self._balance_loss(routed, micro.batch, minibatch.computed, sums)
+                    if balance and micro.action_mask[:, 1:].any():
+                        loss = loss + self._balance_loss(routed, micro, minibatch.computed, sums)
                     self.strategy.backward(loss)
                 if micro.experts is not None:
-                    sums.routing += routed.changes(micro.experts, micro.batch.action_mask)
+                    sums.routing += routed.changes(micro.experts, micro.action_mask)
                 if first:
-                    sums += _against_sampling(micro.batch, logprobs)
-                if micro.probe is not None and micro.batch.action_mask.any():
-                    mask = micro.batch.action_mask
+                    sums += _against_sampling(micro, logprobs)
+                if micro.probe is not None and micro.action_mask.any():
+                    mask = micro.action_mask
                     difference = torch.where(mask, logprobs - micro.probe, 0)
                     error = torch.expm1(sequence_log_ratio(difference, mask))
                     sums.first_step_abs_err = error.abs().max().item()
@@ -267,12 +189,13 @@ class Updater:
                 if not is_out_of_memory(error):
                     raise
                 halve = not self.strategy.collective and any(
-                    len(micro.batch.token_ids) > 1 for m in minibatches for micro in m.micro_batches
+                    len(micro.token_ids) > 1 for m in minibatches for micro in m.micro_batches
                 )
                 if not halve:
                     raise UserError(
-                        f"hardware.tokens_per_microbatch={self.budget}: memory ran out in an update; "
-                        "lower it and resume from the last checkpoint, or use model.gradient_checkpointing"
+                        f"hardware.tokens_per_microbatch={self.collator.budget}: memory ran out in an "
+                        "update; lower it and resume from the last checkpoint, or use "
+                        "model.gradient_checkpointing"
                     ) from error
             # after the handler: the error holds on to the tensors of the failed attempt
             self._halve(minibatches)
@@ -282,30 +205,30 @@ class Updater:
         self.strategy.drop_gradient()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        largest = max(micro.batch.token_ids.numel() for m in minibatches for micro in m.micro_batches)
-        self.budget = max(1, min(self.budget, largest) // 2)
+        largest = max(micro.token_ids.numel() for m in minibatches for micro in m.micro_batches)
+        self.collator.budget = max(1, min(self.collator.budget, largest) // 2)
         for minibatch in minibatches:
             minibatch.micro_batches = [
-                part for micro in minibatch.micro_batches for part in _within(micro, self.budget)
+                part for micro in minibatch.micro_batches for part in micro.split(self.collator.budget)
             ]
 
-    def _balance_loss(self, routed: RouterPass, batch: Batch, computed: int, sums: Sums) -> Tensor:
+    def _balance_loss(self, routed: RouterPass, micro: MicroBatch, computed: int, sums: Sums) -> Tensor:
         """A micro-batch's share of the auxiliary loss: balance is judged within each micro-batch, and a step
         takes the mean over its sequences that need compute, of all ranks."""
-        value = routed.balance_loss(batch.action_mask)
-        sequences = int(batch.action_mask.any(dim=1).sum())
+        value = routed.balance_loss(micro.action_mask)
+        sequences = int(micro.action_mask.any(dim=1).sum())
         sums.routing += RoutingStats(
             balance_loss_sum=value.item() * sequences, balance_loss_sequences=sequences
         )
         return self.config.model.router_aux_loss * sequences / computed * value
 
-    def _logprobs(self, batch: Batch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         temperature = self.config.rollout.temperature
-        return self.strategy.forward(batch.token_ids, batch.action_mask, temperature, with_entropy)
+        return self.strategy.forward(micro.token_ids, micro.action_mask, temperature, with_entropy)
 
-    def _reference(self, batch: Batch) -> Tensor:
+    def _reference(self, micro: MicroBatch) -> Tensor:
         temperature = self.config.rollout.temperature
-        return self.strategy.forward(batch.token_ids, batch.action_mask, temperature, False, True)[0]
+        return self.strategy.forward(micro.token_ids, micro.action_mask, temperature, False, True)[0]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -313,15 +236,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _within(micro: MicroBatch, budget: int) -> list[MicroBatch]:
-    if micro.batch.token_ids.numel() <= budget or len(micro.batch.token_ids) == 1:
-        return [micro]
-    return [part for half in micro.halves() for part in _within(half, budget)]
-
-
-def _against_sampling(batch: Batch, old_logprobs: Tensor) -> Sums:
+def _against_sampling(micro: MicroBatch, old_logprobs: Tensor) -> Sums:
     """What the trainer's log-probabilities differ by from those that tokens were sampled with."""
-    difference = (old_logprobs - batch.sampling_logprobs)[batch.action_mask].abs()
+    difference = (old_logprobs - micro.sampling_logprobs)[micro.action_mask].abs()
     if difference.numel() == 0:
         return Sums()
     return Sums(

@@ -25,7 +25,7 @@ from gspo_cli.launching.processes import require_deepspeed
 from gspo_cli.policy.divided import dividing, whole
 from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
-from gspo_cli.training.batch import idle
+from gspo_cli.training.batch import collate
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OptimizerState
 
@@ -110,7 +110,7 @@ class ZeroStrategy:
                     value.zero_()
             return
         # a step of rate 0 on a zero gradient changes no weight and makes the moments
-        batch = idle(self.policy.chat.pad_id, self.policy.device)
+        batch = collate([], self.policy.chat.pad_id, self.policy.device)
         with self.policy.updating():
             self.backward(self.forward(batch.token_ids, batch.action_mask, 1.0)[0].sum())
         self.step(0.0)

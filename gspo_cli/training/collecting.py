@@ -1,0 +1,133 @@
+"""Collecting: run conversations under a run's settings and score them, shared out over its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.randomness import derived_seed
+from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.rewards.scoring import score_all
+from gspo_cli.rollout.conversations import Limits, Start, roll_out
+from gspo_cli.rollout.engine import RolloutEngine, Sampling
+from gspo_cli.rollout.prompts import Prompts
+from gspo_cli.training.clock import Clock
+from gspo_cli.training.credit import informative
+from gspo_cli.training.problem_order import ProblemOrder
+from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.types import Trajectory
+
+
+@dataclass(frozen=True)
+class ConversationRunner:
+    """Runs and scores conversations. Each of `ranks` runs its share of the groups; `generating` is the block
+    in which it may, with gathered weights."""
+
+    config: RunConfig
+    reward: RewardFunction
+    engine: RolloutEngine
+    prompts: Prompts
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
+    generating: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def run(
+        self, groups: Sequence[Sequence[Start]], sampling: Sampling, seed: int, clock: Clock | None = None
+    ) -> tuple[list[Trajectory], float]:
+        """Run and score the conversations of all `groups`, none of which is split across ranks.
+
+        -> all trajectories in the order of their starts, on every rank, and the mean probability mass that
+        top_p and top_k left out."""
+        clock = clock or Clock()
+        starts = [start for group in self.ranks.share(groups) for start in group]
+        with clock.timing("rollout"), self.generating():
+            limits = Limits.of(self.config.rollout, self.engine)
+            environment = self.config.task.environment
+            trajectories, mass = roll_out(
+                self.engine, self.prompts, environment, starts, sampling, limits, seed
+            )
+        with clock.timing("reward"):
+            self.score(trajectories)
+        if self.ranks.size == 1:
+            return trajectories, mass
+        with clock.timing("rollout"):  # waiting for the slowest rank counts
+            parts = self.ranks.gather([(trajectories, mass)])
+        turns = [sum(t.num_turns for t in part) for part, _ in parts]
+        total = sum(mass * count for (_, mass), count in zip(parts, turns, strict=True))
+        return [t for part, _ in parts for t in part], total / max(1, sum(turns))
+
+    def score(self, trajectories: Sequence[Trajectory]) -> None:
+        """Score `trajectories` by the run's reward under its limits."""
+        training = self.config.training
+        score_all(
+            self.reward,
+            trajectories,
+            training.reward_errors,
+            limit=training.reward_concurrency,
+            timeout=training.reward_timeout,
+        )
+
+
+@dataclass(frozen=True)
+class Collected:
+    """`groups` to train on, all `trajectories` that were sampled, how many problems they are of, and metrics
+    of the sampling."""
+
+    groups: list[list[Trajectory]]
+    trajectories: list[Trajectory]
+    problems_drawn: int
+    metrics: dict[str, Any]
+
+
+class Collector:
+    """Collects `prompts_per_iteration` groups of `num_generations` answers by the current policy."""
+
+    def __init__(self, config: RunConfig, runner: ConversationRunner, order: ProblemOrder) -> None:
+        self.config, self.runner, self.order = config, runner, order
+
+    def collect(self, iteration: int, cursor: int, clock: Clock) -> Collected:
+        """Draw problems from `cursor` on. With dynamic sampling, draw more until enough groups are
+        informative or the rounds are used up; zero-variance groups then fill the rest, so that the step keeps
+        its size."""
+        algorithm, wanted = self.config.algorithm, self.config.training.prompts_per_iteration
+        rounds = algorithm.dynamic_sampling_max_rounds if algorithm.dynamic_sampling else 1
+        useful: list[list[Trajectory]] = []
+        flat: list[list[Trajectory]] = []
+        masses: list[float] = []
+        while len(masses) < rounds and len(useful) < wanted:
+            drawn = len(useful) + len(flat)
+            groups, mass = self._round(iteration, cursor, drawn, wanted - len(useful), clock)
+            for group, differs in zip(groups, informative(groups, algorithm), strict=True):
+                (useful if differs else flat).append(group)
+            masses.append(mass)
+        everything = useful + flat
+        metrics = {
+            "frac_reward_zero_std": len(flat) / len(everything),
+            "sampling/rounds": len(masses),
+            "sampling/truncated_mass": sum(masses) / len(masses),
+        }
+        return Collected(everything[:wanted], [t for g in everything for t in g], len(everything), metrics)
+
+    def _round(
+        self, iteration: int, cursor: int, drawn: int, count: int, clock: Clock
+    ) -> tuple[list[list[Trajectory]], float]:
+        """Groups of the `count` problems that come after `drawn` others of this iteration."""
+        config, size = self.config, self.config.training.num_generations
+        problems = self.order.take(cursor + drawn, count)
+        seeds = [derived_seed(config.seed, "environment", iteration, drawn + i) for i in range(count)]
+        starts = [
+            [Start(problem, (iteration, drawn + i, g), seed) for g in range(size)]
+            for i, (problem, seed) in enumerate(zip(problems, seeds, strict=True))
+        ]
+        rollout = config.rollout
+        sampling = Sampling(
+            rollout.temperature,
+            rollout.top_p,
+            rollout.top_k,
+            config.max_completion_length(iteration),
+            self.runner.prompts.chat.stop_ids,
+        )
+        trajectories, mass = self.runner.run(starts, sampling, config.seed, clock)
+        return [trajectories[i : i + size] for i in range(0, len(trajectories), size)], mass

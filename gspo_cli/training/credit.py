@@ -1,0 +1,97 @@
+"""Credit: from the trajectories of groups to samples with advantages. Pure functions.
+
+Shapes: P prompts, G answers per prompt, K turns of the longest conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gspo_cli.algorithm.advantages import group_advantages, has_spread, rewards_to_go, turn_advantages
+from gspo_cli.config.choices import Credit, Truncated
+from gspo_cli.config.schema import AlgorithmConfig
+from gspo_cli.training.batch import Sample
+from gspo_cli.types import FinishReason, Trajectory
+
+Group = Sequence[Trajectory]
+
+
+def trainable(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[Sample]:
+    """A sample of every answer, group after group, with advantages of 0. No token is trained where the answer
+    was excluded, or was cut and the setting masks it."""
+    masks_cut = algorithm.truncated_completions is Truncated.mask
+
+    def is_trained(trajectory: Trajectory) -> bool:
+        cut = masks_cut and trajectory.finish_reason is not FinishReason.stop
+        return trajectory.excluded is None and not cut
+
+    return [Sample.of(t, trained=is_trained(t)) for group in groups for t in group]
+
+
+def with_advantages(
+    samples: Sequence[Sample],
+    groups: Sequence[Group],
+    algorithm: AlgorithmConfig,
+    reward_kl: Sequence[float] | None = None,
+) -> list[Sample]:
+    """`samples`, those of `groups`, with their advantages: one each, or with credit by turn one per token.
+    `reward_kl` is the KL estimate of each sample that `algorithm.beta` takes off its reward."""
+    rewards, valid = _rewards(groups, algorithm)  # (P, G)
+    if reward_kl is not None:
+        rewards = rewards - algorithm.beta * torch.tensor(reward_kl).reshape(rewards.shape)
+    normalization = (algorithm.advantage_baseline, algorithm.advantage_scale)
+    if algorithm.credit is not Credit.turn:
+        values = group_advantages(rewards, valid, *normalization).flatten().tolist()
+        return [replace(s, advantages=[value]) for s, value in zip(samples, values, strict=True)]
+    to_go, taken = _turns(groups, rewards, algorithm.discount)
+    by_turn = turn_advantages(to_go, taken & valid[:, :, None], *normalization).flatten(end_dim=1).tolist()
+    return [
+        # a turn that an environment failed in has no number of its own
+        replace(s, advantages=[turns[i] if 0 <= i < len(turns) else 0.0 for i in s.trajectory.turn_ids])
+        for s, turns in zip(samples, by_turn, strict=True)
+    ]
+
+
+def informative(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[bool]:
+    """Which groups have something to learn from: their rewards differ, or those to go at some turn."""
+    rewards, valid = _rewards(groups, algorithm)
+    spread = has_spread(rewards, valid)
+    if algorithm.credit is Credit.turn:
+        to_go, taken = _turns(groups, rewards, algorithm.discount)
+        for turn in range(to_go.shape[2]):
+            spread |= has_spread(to_go[:, :, turn], taken[:, :, turn] & valid)
+    return spread.tolist()
+
+
+def _rewards(groups: Sequence[Group], algorithm: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """Rewards as trained on, and which count. -> two (P, G)"""
+    penalizes = algorithm.truncated_completions is Truncated.penalise
+    penalty = algorithm.truncation_penalty if penalizes else 0.0
+    rewards = [
+        [(t.reward or 0.0) - penalty * (t.finish_reason is not FinishReason.stop) for t in group]
+        for group in groups
+    ]
+    valid = [[t.reward is not None for t in group] for group in groups]
+    return torch.tensor(rewards, dtype=torch.float64), torch.tensor(valid)
+
+
+def _turns(groups: Sequence[Group], rewards: Tensor, discount: float) -> tuple[Tensor, Tensor]:
+    """Reward to go from each turn on, and which turns were taken. rewards (P, G) -> two (P, G, K).
+
+    What the reward that is trained on differs by from the sum of the turns (a penalty, the KL term) belongs
+    to the last turn."""
+    longest = max(1, max(t.num_turns for group in groups for t in group))
+    earned = torch.zeros(*rewards.shape, longest, dtype=torch.float64)
+    taken = torch.zeros(*rewards.shape, longest, dtype=torch.bool)
+    for p, group in enumerate(groups):
+        for g, trajectory in enumerate(group):
+            turns = trajectory.num_turns
+            if turns == 0 or trajectory.reward is None:
+                continue
+            earned[p, g, :turns] = torch.tensor(trajectory.turn_rewards, dtype=torch.float64)
+            earned[p, g, turns - 1] += rewards[p, g] - sum(trajectory.turn_rewards)
+            taken[p, g, :turns] = True
+    return rewards_to_go(earned, discount), taken
