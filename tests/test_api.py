@@ -299,11 +299,11 @@ def test_a_conversation_that_fills_the_model_is_said(folders):
         ([], "there is no message to answer"),
         ([Message("assistant", "hi"), Message("user", "hello")], "the first message is its own"),
         ([{"role": "assistant", "content": "hi"}], "the first message is its own"),
-        ([Message("user", "hello"), {"role": "user"}], "message 2 is no message; give a role"),
-        ([{"content": "hello"}], "message 1 is no message"),
-        ([{"role": "customer", "content": "hello"}], "message 1 is no message"),
-        (["hello"], "message 1 is no message"),
-        ({"role": "user", "content": "hello"}, "message 1 is no message"),
+        ([Message("user", "hello"), {"role": "user"}], "message 2 is not valid; give a role"),
+        ([{"content": "hello"}], "message 1 is not valid"),
+        ([{"role": "customer", "content": "hello"}], "message 1 is not valid"),
+        (["hello"], "message 1 is not valid"),
+        ({"role": "user", "content": "hello"}, "message 1 is not valid"),
     ],
 )
 def test_what_is_no_conversation_is_said_in_a_sentence(messages, sentence, folders):

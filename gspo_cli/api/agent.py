@@ -13,6 +13,7 @@ from gspo_cli.config.choices import Device
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
+from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import derived_seed
@@ -60,7 +61,7 @@ class MultiTurnAgent:
         """Load the model. One that is built for its task is there after training. Raises UserError where
         nothing loads."""
         if self.policy is None and self.config.model_name not in EMBEDDED:
-            model = ModelConfig(label="agent", name=self.config.model_name, use_lora=False)
+            model = ModelConfig(label="agent", name=str(self.config.model_name), use_lora=False)
             hardware = HardwareConfig(device=Device(self.config.device))
             self.policy = load_policy(str(self.config.model_name), model, hardware)
 
@@ -71,22 +72,23 @@ class MultiTurnAgent:
 
         The same seed gives the same words. Raises UserError before the model is there, and on what is no
         conversation."""
-        if self.policy is None:
+        policy, config = self.policy, self.config
+        if policy is None:
             raise UserError(
-                f"agent: {self.config.model_name} is not loaded; call `await agent.initialize()`, or train "
-                "it first where it is tiny"
+                f"agent: {config.model_name} is not loaded; call `await agent.initialize()`, or train it "
+                "first where it is tiny"
             )
         spoken = conversation([Message("user", messages)] if isinstance(messages, str) else messages)
-        ids = self._prompt(spoken)
-        chat, config = self.policy.chat, self.config
-        room = self.policy.max_positions - len(ids)
+        chat = policy.chat
+        ids = self._prompt(chat, spoken)
+        room = policy.max_positions - len(ids)
         if room < 1:
             raise UserError(f"agent: the conversation of {len(ids)} tokens fills the model; start a new one")
         sampling = Sampling(
             config.temperature, config.top_p, 0, min(config.max_new_tokens, room), chat.stop_ids
         )
         request = Request(ids, derived_seed(seed, "agent", len(spoken)), 0)
-        [completion] = TransformersEngine(self.policy, 1).generate([request], sampling, keep_cache=False)
+        [completion] = TransformersEngine(policy, 1).generate([request], sampling, keep_cache=False)
         return chat.text(completion.token_ids)
 
     def save(self, folder: str | Path) -> None:
@@ -95,23 +97,18 @@ class MultiTurnAgent:
             raise UserError(f"agent: {self.config.model_name} is not loaded; there is nothing to save")
         self.policy.save(Path(folder))
 
-    def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
+    def _prompt(self, chat: ChatFormat, messages: tuple[Message, ...]) -> list[int]:
         """Ids up to where the agent speaks, put together as in training."""
-        chat = self.policy.chat
-        messages = Prompts(chat, self.system).messages(messages)
         ids: list[int] = []
-        heard: list[Message] = []
-        for message in messages:
-            if message.role != "assistant":
-                heard.append(message)
-                continue
-            ids += chat.suffix_ids(tuple(heard), ids[-1]) if ids else self._opening(heard)
-            ids += chat.answer_ids(message.content)
-            heard = []
-        return ids + (chat.suffix_ids(tuple(heard), ids[-1]) if ids else self._opening(heard))
-
-    def _opening(self, heard: Sequence[Message]) -> list[int]:
-        return self.policy.chat.prompt_ids(tuple(heard), self.system.tools)
+        start = 0
+        messages = Prompts(chat, self.system).messages(messages)
+        for end in [i for i, message in enumerate(messages) if message.role == "assistant"] + [len(messages)]:
+            read = messages[start:end]
+            ids += chat.suffix_ids(read, ids[-1]) if ids else chat.prompt_ids(read, self.system.tools)
+            if end < len(messages):
+                ids += chat.answer_ids(messages[end].content)
+            start = end + 1
+        return ids
 
 
 def conversation(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
@@ -119,13 +116,14 @@ def conversation(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Messa
     first, or one lacks its role or content."""
     spoken = []
     for number, message in enumerate(messages, start=1):
-        if isinstance(message, Mapping):
-            message = Message(message.get("role"), message.get("content"))
-        require(
-            isinstance(message, Message) and message.role in ROLES and isinstance(message.content, str),
-            f"agent: message {number} is no message; give a role ({', '.join(ROLES)}) and a content",
-        )
-        spoken.append(message)
+        given = vars(message) if isinstance(message, Message) else message
+        given = given if isinstance(given, Mapping) else {}
+        role, content = given.get("role"), given.get("content")
+        if role not in ROLES or not isinstance(content, str):
+            raise UserError(
+                f"agent: message {number} is not valid; give a role ({', '.join(ROLES)}) and a content"
+            )
+        spoken.append(Message(role, content))
     require(bool(spoken), "agent: there is no message to answer; give at least one of a user")
     require(spoken[0].role != "assistant", "agent: the first message is its own; begin with one of a user")
     return tuple(spoken)

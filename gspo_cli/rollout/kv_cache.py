@@ -6,6 +6,7 @@ Shapes: R rows, H key-value heads, L positions, D head size."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class GrowingLayer(DynamicLayer):
     """A cache layer that writes into spare room instead of copying everything for each token."""
 
     spare = 64  # positions added when room runs out, at least
+    key_room: Tensor
+    value_room: Tensor
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -32,20 +35,23 @@ class GrowingLayer(DynamicLayer):
             self.value_room = _roomier(value_states, self.values, length, room)
         self.key_room[:, :, length:total] = key_states
         self.value_room[:, :, length:total] = value_states
-        self.keys, self.values = self.key_room[:, :, :total], self.value_room[:, :, :total]
-        return self.keys, self.values
+        keys, values = self.key_room[:, :, :total], self.value_room[:, :, :total]
+        self.keys, self.values = keys, values
+        return keys, values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices`, in that order, repeated where named twice."""
         super().batch_select_indices(indices)
+        assert self.keys is not None  # rows are selected after a first update
+        assert self.values is not None
         self.key_room, self.value_room = self.keys, self.values
 
 
-def _roomier(states: Tensor, held: Tensor, length: int, room: int) -> Tensor:
-    """A buffer for `room` positions of `states` (R, H, new, D), the first `length` filled from `held`."""
+def _roomier(states: Tensor, stored: Tensor | None, length: int, room: int) -> Tensor:
+    """A buffer for `room` positions of `states` (R, H, new, D), the first `length` filled from `stored`."""
     buffer = states.new_empty(*states.shape[:2], room, states.shape[3])
-    if length:
-        buffer[:, :, :length] = held
+    if stored is not None and length:
+        buffer[:, :, :length] = stored
     return buffer
 
 
@@ -64,6 +70,10 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     return cache
 
 
+def _layers(cache: DynamicCache) -> list[Any]:
+    return cache.layers  # Any: transformers' layers differ in what they have; see `is_plain`
+
+
 def is_plain(cache: DynamicCache) -> bool:
     """Whether every layer keeps all positions, so that rows can be taken out and put back."""
     return all(isinstance(layer, GrowingLayer) for layer in cache.layers)
@@ -71,7 +81,7 @@ def is_plain(cache: DynamicCache) -> bool:
 
 def take_row(cache: DynamicCache, row: int, positions: Tensor, token_ids: list[int]) -> KeptRow:
     """Copy one row's valid `positions`, which hold `token_ids`."""
-    layers = [(layer.keys[row][:, positions], layer.values[row][:, positions]) for layer in cache.layers]
+    layers = [(layer.keys[row][:, positions], layer.values[row][:, positions]) for layer in _layers(cache)]
     return KeptRow(token_ids, layers)
 
 
@@ -79,7 +89,7 @@ def stack_rows(config: PreTrainedConfig, rows: list[KeptRow]) -> DynamicCache:
     """One cache of several kept conversations, padded on the left."""
     cache = new_cache(config)
     longest = max(len(row.token_ids) for row in rows)
-    for index, layer in enumerate(cache.layers):
+    for index, layer in enumerate(_layers(cache)):
         layer.update(*(_padded_left([row.layers[index][part] for row in rows], longest) for part in (0, 1)))
     return cache
 

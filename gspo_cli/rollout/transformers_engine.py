@@ -81,10 +81,8 @@ class TransformersEngine:
         self, requests: list[Request], sampling: Sampling, keep_cache: bool
     ) -> list[Completion]:
         kept = [self._kept.pop(request.conversation, None) for request in requests]
-        if all(row and _extends(row, request) for row, request in zip(kept, requests, strict=True)):
-            batch = self._resume(requests, kept)
-        else:
-            batch = self._prefill(requests)
+        usable = [row for row, asked in zip(kept, requests, strict=True) if row and _extends(row, asked)]
+        batch = self._resume(requests, usable) if len(usable) == len(requests) else self._prefill(requests)
         return self._decode(batch, requests, sampling, keep_cache and is_plain(batch.cache))
 
     def _prefill(self, requests: list[Request]) -> _Batch:
@@ -145,9 +143,11 @@ class TransformersEngine:
         rows = torch.arange(count, device=device)  # which request each row of the batch belongs to
         prompt_width = batch.mask.shape[1]
         for step in range(limit):
-            drawn = self._draw(batch.hidden, uniform[rows, step], sampling)
-            tokens[rows, step], logprobs[rows, step], truncated[rows, step] = drawn
-            ended = torch.isin(drawn[0], stop) & ~stopped[rows]
+            new, logprobs[rows, step], truncated[rows, step] = self._draw(
+                batch.hidden, uniform[rows, step], sampling
+            )
+            tokens[rows, step] = new
+            ended = torch.isin(new, stop) & ~stopped[rows]
             new_lengths[rows[ended]] = step + 1
             stopped[rows[ended]] = True
             going = ~stopped[rows]
@@ -158,8 +158,8 @@ class TransformersEngine:
                 if keep_cache:
                     self._keep(batch, rows, ~going, requests, tokens, new_lengths, prompt_width)
                 live = going.nonzero().squeeze(dim=1)
-                batch, rows, drawn = batch.select(live), rows[live], tuple(value[live] for value in drawn)
-            batch = self._advance(batch, drawn[0])
+                batch, rows, new = batch.select(live), rows[live], new[live]
+            batch = self._advance(batch, new)
         if keep_cache:
             self._keep(
                 batch,

@@ -153,9 +153,9 @@ class VLLMEngine:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vllm kept the cache of old weights")
         ours, theirs = self._policy_probe(), self._engine_probe()
-        error = self._checked(ours, theirs)
+        distance = self._checked(ours, theirs)
         self._pushed, self._answered = ours, theirs
-        return {"sampling/push_error": error}
+        return {"sampling/push_error": distance}
 
     def _checked(self, ours: Tensor, theirs: Tensor) -> float:
         """Mean distance of the engine's log-probabilities from the policy's, both (T,)."""
@@ -267,7 +267,7 @@ def _let_experts_pack(model: nn.Module) -> None:
     """On a CPU vLLM packs experts for its kernel when that is made, and copies later weights into the packed
     place unpacked; without a kernel it makes one again."""
     for layer in model.modules():
-        method = getattr(layer, "quant_method", None)
+        method: Any = getattr(layer, "quant_method", None)
         if next(model.parameters()).device.type == "cpu" and hasattr(method, "moe_kernel"):
             method.moe_kernel = None
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,8 +84,11 @@ class MicroBatch:
         return [part for half in halves for part in half.split(budget)]
 
     def _rows(self, part: slice) -> MicroBatch:
-        tensors = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return replace(self, **{name: None if t is None else t[part] for name, t in tensors})
+        tensors: dict[str, Any] = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            tensors[field.name] = None if tensor is None else tensor[part]
+        return MicroBatch(**tensors)
 
 
 @dataclass

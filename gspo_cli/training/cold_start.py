@@ -170,7 +170,7 @@ def _cold_start(
 def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
     cold = config.model.cold_start
     if cold.demonstrations is not None:
-        return read_demonstrations(Path(cold.demonstrations))
+        return read_demonstrations(cold.demonstrations)
     demonstrations = task.demonstrations()
     if cold.steps and not demonstrations:
         raise UserError(

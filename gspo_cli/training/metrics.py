@@ -1,15 +1,17 @@
-"""One iteration as a line of metrics.jsonl, under the names people know from TRL and verl."""
+"""What an iteration comes to: accumulators over micro-batches and ranks, and the line of metrics.jsonl, under
+the names that TRL and verl use."""
 
 from __future__ import annotations
 
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from gspo_cli.algorithm.accumulators import Accumulator, maximum
 from gspo_cli.algorithm.calibration import Candidates
 from gspo_cli.algorithm.correction import EngineStats
 from gspo_cli.algorithm.objective import LossStats
@@ -21,7 +23,7 @@ GRAM = 4  # tokens: shorter ones repeat in any text
 
 
 @dataclass
-class Sums:
+class Sums(Accumulator):
     """Of some micro-batches: sums, but for `logp_difference_max` and `first_step_abs_err`, which are
     maxima. `last_routing` is `routing` of the last minibatch alone; `shadows` are by name, `short` and
     `long` the halves of each minibatch's answers by length, `candidates` what a calibrated clip chooses its
@@ -33,19 +35,14 @@ class Sums:
     entropy_sum: float = 0.0
     entropy_tokens: int = 0
     logp_difference_sum: float = 0.0
-    logp_difference_max: float = 0.0
+    logp_difference_max: float = maximum(0.0)
     logp_difference_tokens: int = 0
-    first_step_abs_err: float | None = None
+    first_step_abs_err: float | None = maximum(None)
     engine: EngineStats = field(default_factory=EngineStats)
     shadows: dict[str, ShadowStats] = field(default_factory=dict)
     short: LengthStats = field(default_factory=LengthStats)
     long: LengthStats = field(default_factory=LengthStats)
     candidates: tuple[Candidates, ...] = ()
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            **{f.name: _joined(f.name, vars(self)[f.name], vars(other)[f.name]) for f in fields(self)}
-        )
 
 
 @dataclass
@@ -70,21 +67,6 @@ class UpdateReport:
     tokens_per_microbatch: int = 0
 
 
-Shadows = dict[str, ShadowStats]
-Parts = tuple[Candidates, ...]
-Added = float | LossStats | RoutingStats | EngineStats | LengthStats | Shadows | Parts | None
-MAXIMA = ("logp_difference_max", "first_step_abs_err")
-
-
-def _joined(name: str, one: Added, other: Added) -> Added:
-    if one is None or other is None:
-        return other if one is None else one
-    if isinstance(one, dict):
-        names = [*one, *(shadow for shadow in other if shadow not in one)]
-        return {shadow: one.get(shadow, ShadowStats()) + other.get(shadow, ShadowStats()) for shadow in names}
-    return max(one, other) if name in MAXIMA else one + other
-
-
 def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict[str, Any]:
     """What was sampled and how it was judged; excluded answers count in lengths, not in rewards."""
     scored = [t for t in trajectories if t.reward is not None]
@@ -95,7 +77,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
     parts = sorted({name for t in scored for name in t.components})
     counts = sorted({name for t in trajectories for name in t.outcome.counts})
     return {
-        "reward": mean([t.reward for t in scored]),
+        "reward": mean([t.reward for t in scored if t.reward is not None]),
         "reward_std": mean(spreads),
         "solved": mean([t.solved for t in scored]),
         **{

@@ -13,7 +13,8 @@ class ProblemOrder:
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self.problems, self.seed = problems, seed
-        self._epoch, self._order = -1, []
+        self._epoch = -1
+        self._order: list[int] = []
 
     def take(self, cursor: int, count: int) -> list[Problem]:
         """Problems number `cursor` to `cursor + count` of the walk."""

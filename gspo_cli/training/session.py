@@ -7,8 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -153,18 +152,16 @@ def load_for_training(
     """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it."""
     last = ranks.agreed(Checkpoints(folder.checkpoints, config.checkpoint).last)
     model, hardware = config.model, config.hardware
-    if hardware.zero_stage == 0:
-        loading, strategy = nullcontext(), OneProcess
-    else:
-        loading, strategy = divided_loading(config), partial(ZeroStrategy, ranks=ranks)
-    with loading:
+    with divided_loading(config):
         if model.use_lora:
             policy = load_policy(source, model, hardware, adapter=last)
         else:
             policy = load_policy(source if last is None else str(last), model, hardware)
         if config.keeps_reference:
             policy.keep_reference(load_policy(source, model, hardware).causal_model)
-    return policy, strategy(policy, config)
+    if hardware.zero_stage == 0:
+        return policy, OneProcess(policy, config)
+    return policy, ZeroStrategy(policy, config, ranks)
 
 
 def build_engine(config: RunConfig, policy: Policy, source: str) -> RolloutEngine:

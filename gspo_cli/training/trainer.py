@@ -83,10 +83,8 @@ class Trainer:
         self.updater.rate_factor = self._rate_factor
         reached = self.state.iteration if last is not None else -1
         self.folder.rewind(reached)
-        self.monitor.metrics, self.monitor.evals = (
-            [record for record in self.folder.read(log) if record["iteration"] <= reached]
-            for log in ("metrics.jsonl", "evals.jsonl")
-        )
+        self.monitor.metrics += [r for r in self.folder.read("metrics.jsonl") if r["iteration"] <= reached]
+        self.monitor.evals += [r for r in self.folder.read("evals.jsonl") if r["iteration"] <= reached]
 
     def train(self) -> str:
         """Train to the end, a stop request, or `evaluation.stop_at_score`. Returns the status of the run."""

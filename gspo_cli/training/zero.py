@@ -84,7 +84,7 @@ class ZeroStrategy:
         offload = self.engine.optimizer.parameter_offload
         with whole(self.policy.model.parameters()):
             for parameter in self.policy.parameters():
-                parameter.ds_active_sub_modules.clear()
+                parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]  # DeepSpeed's
             offload._remove_module_hooks()
             for hooks in (offload.forward_hooks, offload.backward_hooks):
                 hooks.clear()  # it forgets to, and would keep those of every generation
@@ -196,7 +196,7 @@ def imported(device: Device) -> ModuleType:
     if device is Device.cpu:
         # on first use it would compile an operator for minutes, and hang where a killed build left its lock;
         # the attribute deepspeed.comm.torch is the real torch, the module is found by its name alone
-        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+        vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # it calls collective operations by names that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
