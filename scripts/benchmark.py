@@ -87,10 +87,9 @@ def run_ours(folder: Path, threads: int, iterations: int) -> tuple[list[Record],
     from gspo_cli.rewards.base import RewardFunction
     from gspo_cli.rollout.prompts import Prompts
     from gspo_cli.rollout.transformers_engine import TransformersEngine
-    from gspo_cli.training.clock import Clock
-    from gspo_cli.training.collecting import Collector, ConversationRunner
+    from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
     from gspo_cli.training.credit import trainable, with_advantages
-    from gspo_cli.training.problem_order import ProblemOrder
+    from gspo_cli.training.metrics import Clock
     from gspo_cli.training.update import Updater
     from gspo_cli.types import Message, Problem, RewardResult
 
@@ -151,7 +150,7 @@ def run_trl(folder: Path, threads: int, iterations: int) -> tuple[list[Record], 
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from gspo_cli.training.clock import Clock
+    from gspo_cli.training.metrics import Clock
 
     torch.set_num_threads(threads)
     imported = peak_gb()

@@ -157,8 +157,8 @@ def run(folder: Path, case: Case) -> dict[str, dict[str, int]]:
     from gspo_cli.randomness import generator
     from gspo_cli.rollout.engine import Sampling
     from gspo_cli.rollout.transformers_engine import TransformersEngine
-    from gspo_cli.training.clock import Clock
     from gspo_cli.training.memory_plan import dimensions, plan
+    from gspo_cli.training.metrics import Clock
     from gspo_cli.training.update import Updater
 
     config = configuration(folder, case)

@@ -11,8 +11,7 @@ import torch
 
 from gspo_cli.config.compose import build_config, load_saved, register
 from gspo_cli.policy.loading import load_policy
-from gspo_cli.training.clock import Clock
-from gspo_cli.training.metrics import update_metrics
+from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.process_group import ProcessGroup, join, leave
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.training.update import Updater

@@ -25,10 +25,9 @@ from gspo_cli.tasks.base import Step
 from gspo_cli.tasks.customer_service import oracle
 from gspo_cli.tasks.customer_service.environment import Shop
 from gspo_cli.tasks.customer_service.task import CustomerService
-from gspo_cli.training.clock import Clock
-from gspo_cli.training.collecting import Collector, ConversationRunner
+from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
 from gspo_cli.training.credit import trainable, with_advantages
-from gspo_cli.training.problem_order import ProblemOrder
+from gspo_cli.training.metrics import Clock
 from gspo_cli.training.session import build_parts, run_training
 from gspo_cli.types import Message, Outcome
 

@@ -14,8 +14,7 @@ from gspo_cli.algorithm.objective import policy_loss
 from gspo_cli.config.cautions import cautions
 from gspo_cli.config.choices import EngineCorrection
 from gspo_cli.errors import UserError
-from gspo_cli.training.clock import Clock
-from gspo_cli.training.metrics import update_metrics
+from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.test_update import samples_of
 

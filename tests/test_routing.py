@@ -34,8 +34,7 @@ from gspo_cli.policy.routing import (
     shares_of_all,
     shares_of_chosen,
 )
-from gspo_cli.training.clock import Clock
-from gspo_cli.training.metrics import update_metrics
+from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.training.update import Updater
 from tests.test_policy import ragged

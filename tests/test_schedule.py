@@ -7,9 +7,9 @@ from math import cos, pi
 
 import pytest
 
+from gspo_cli.training.collecting import ProblemOrder
 from gspo_cli.training.evaluation import pass_at_k
-from gspo_cli.training.problem_order import ProblemOrder
-from gspo_cli.training.schedule import learning_rate
+from gspo_cli.training.update import learning_rate
 from gspo_cli.types import Problem
 
 PEAK, ITERATIONS, UPDATES = 1e-3, 6, 2

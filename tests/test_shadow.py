@@ -12,8 +12,7 @@ import torch
 from gspo_cli.algorithm.objective import policy_loss
 from gspo_cli.algorithm.shadow import LengthStats, Objective, ShadowStats, observe, shadow_objectives
 from gspo_cli.config.choices import ClipMode, RatioLevel
-from gspo_cli.training.clock import Clock
-from gspo_cli.training.metrics import update_metrics
+from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.test_update import samples_of
 

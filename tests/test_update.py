@@ -11,8 +11,7 @@ import torch
 from gspo_cli.config.choices import Precision
 from gspo_cli.errors import UserError
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
-from gspo_cli.training.clock import Clock
-from gspo_cli.training.metrics import update_metrics
+from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Problem, Trajectory
 

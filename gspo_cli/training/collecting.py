@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.randomness import derived_seed
+from gspo_cli.randomness import derived_seed, generator
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.scoring import score_all
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import RolloutEngine, Sampling
 from gspo_cli.rollout.prompts import Prompts
-from gspo_cli.training.clock import Clock
 from gspo_cli.training.credit import informative
-from gspo_cli.training.problem_order import ProblemOrder
+from gspo_cli.training.metrics import Clock
 from gspo_cli.training.process_group import ProcessGroup
-from gspo_cli.types import Trajectory
+from gspo_cli.types import Problem, Trajectory
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,27 @@ class ConversationRunner:
             limit=training.reward_concurrency,
             timeout=training.reward_timeout,
         )
+
+
+class ProblemOrder:
+    """An endless walk over `problems`, each once per epoch and shuffled anew by seed and epoch. The position
+    `cursor` alone says what comes next."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self.problems, self.seed = problems, seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def take(self, cursor: int, count: int) -> list[Problem]:
+        """Problems number `cursor` to `cursor + count` of the walk."""
+        return [self._at(position) for position in range(cursor, cursor + count)]
+
+    def _at(self, position: int) -> Problem:
+        epoch, place = divmod(position, len(self.problems))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = generator(self.seed, "order", epoch).permutation(len(self.problems)).tolist()
+        return self.problems[self._order[place]]
 
 
 @dataclass(frozen=True)

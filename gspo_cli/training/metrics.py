@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +67,26 @@ class UpdateReport:
     with_kl: bool = False
     oom_events: int = 0
     tokens_per_microbatch: int = 0
+
+
+class Clock:
+    """Where the time of an iteration goes, in seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @property
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._started
+
+    @contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to `stage`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict[str, Any]:

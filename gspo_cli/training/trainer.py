@@ -22,13 +22,11 @@ from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
-from gspo_cli.training.clock import Clock
-from gspo_cli.training.collecting import Collector, ConversationRunner
+from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
 from gspo_cli.training.credit import Group, trainable, with_advantages
 from gspo_cli.training.evaluation import Evaluation, Evaluator
-from gspo_cli.training.metrics import mean, peak_memory_gb, rollout_metrics, update_metrics
+from gspo_cli.training.metrics import Clock, mean, peak_memory_gb, rollout_metrics, update_metrics
 from gspo_cli.training.monitor import Monitor
-from gspo_cli.training.problem_order import ProblemOrder
 from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.types import Problem

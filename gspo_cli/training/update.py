@@ -16,15 +16,13 @@ from gspo_cli.algorithm.calibration import calibrated, candidates
 from gspo_cli.algorithm.correction import engine_weights, weighted
 from gspo_cli.algorithm.objective import policy_loss, reward_kl, sequence_log_ratio
 from gspo_cli.algorithm.shadow import Objective, ShadowStats, observe, shadow_objectives
-from gspo_cli.config.choices import OldLogprobs
+from gspo_cli.config.choices import OldLogprobs, Schedule
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.routing import RouterPass, RoutingStats, require_routing
 from gspo_cli.training.batch import Collator, MicroBatch, MiniBatch, Sample
-from gspo_cli.training.clock import Clock
-from gspo_cli.training.metrics import Sums, UpdateReport
-from gspo_cli.training.schedule import learning_rate
+from gspo_cli.training.metrics import Clock, Sums, UpdateReport
 from gspo_cli.training.strategy import OneProcess, Strategy
 
 
@@ -246,3 +244,20 @@ def _against_sampling(micro: MicroBatch, old_logprobs: Tensor) -> Sums:
         logp_difference_max=difference.max().item(),
         logp_difference_tokens=difference.numel(),
     )
+
+
+def learning_rate(config: RunConfig, step: int, total_steps: int) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule. Never 0 on the first
+    step."""
+    warmup = config.training.warmup_iterations * config.training.updates_per_rollout
+    peak = config.algorithm.learning_rate
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    match config.training.schedule:
+        case Schedule.constant:
+            return peak
+        case Schedule.linear:
+            return peak * (1 - progress)
+        case Schedule.cosine:
+            return peak * (1 + math.cos(math.pi * progress)) / 2
