@@ -298,10 +298,10 @@ def measure(lengths: str, arguments: argparse.Namespace) -> dict[str, Record]:
                 runs[side].append(spawn(side, folder, lengths, arguments))
                 times = ", ".join(f"{r['iteration']:.1f}" for r in runs[side][-1]["records"])
                 print(f"{lengths}, {SIDES[side]}, repeat {repeat + 1}: {times} s", file=sys.stderr)
-    return {side: summarise(results) for side, results in runs.items()}
+    return {side: summarize(results) for side, results in runs.items()}
 
 
-def summarise(results: Sequence[dict[str, Any]]) -> Record:
+def summarize(results: Sequence[dict[str, Any]]) -> Record:
     """Medians over the iterations of all repeats; the highest memory of any."""
     records = [r for result in results for r in result["records"]]
     medians = {name: median(r[name] for r in records) for name in records[0]}

@@ -27,9 +27,9 @@ def steps(config, model: Path, folder: Path, ranks: ProcessGroup | None, rounds:
             policy.keep_reference(load_policy(str(model), config.model, config.hardware).causal_model)
         strategy = OneProcess(policy, config)
     else:
-        from gspo_cli.training.zero import ZeroStrategy, divided_loading
+        from gspo_cli.training.zero import ZeroStrategy, sharded_loading
 
-        with divided_loading(config):
+        with sharded_loading(config):
             policy = load_policy(str(model), config.model, config.hardware)
             if config.algorithm.beta > 0 and not config.model.use_lora:
                 policy.keep_reference(load_policy(str(model), config.model, config.hardware).causal_model)

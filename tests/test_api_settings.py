@@ -111,7 +111,9 @@ def test_a_folder_tells_its_size_by_its_shape(shape, group, tmp_path):
 
 def test_a_folder_that_describes_no_model_is_said(tmp_path):
     (tmp_path / "config.json").write_text("[1, 2]")
-    with pytest.raises(UserError, match=r"config.json: describes no model \(it is no JSON object\)"):
+    with pytest.raises(
+        UserError, match=r"config.json: does not describe a model \(it is not a JSON object\)"
+    ):
         model_overrides(tmp_path)
 
 

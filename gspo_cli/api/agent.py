@@ -70,7 +70,7 @@ class MultiTurnAgent:
     ) -> str:
         """The agent's next turn in a conversation of messages, or to one message of a user.
 
-        The same seed gives the same words. Raises UserError before the model is there, and on what is no
+        The same seed gives the same words. Raises UserError before the model is loaded, and on an invalid
         conversation."""
         policy, config = self.policy, self.config
         if policy is None:
@@ -112,8 +112,8 @@ class MultiTurnAgent:
 
 
 def conversation(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
-    """`messages` as an agent can be given them. Raises UserError where they are none, the agent would speak
-    first, or one lacks its role or content."""
+    """`messages`, checked. Raises UserError where there are none, where the agent would speak first, or where
+    one lacks its role or content."""
     spoken = []
     for number, message in enumerate(messages, start=1):
         given = vars(message) if isinstance(message, Message) else message

@@ -51,7 +51,7 @@ class GSPOConfig:
 
     `max_prompt_length`, `max_completion_length` (of one turn) and `max_turns` are the task's where None.
     `overrides` are further settings as on the command line, e.g. ["training.schedule=cosine"], and win;
-    `output_dir` is where run folders are made. `use_8bit` or `use_4bit` quantises frozen weights, under LoRA.
+    `output_dir` is where run folders are made. `use_8bit` or `use_4bit` quantizes frozen weights, under LoRA.
     Raises UserError on overrides of a whole group."""
 
     num_generations: int = 4
@@ -93,7 +93,7 @@ class GSPOConfig:
 
     @classmethod
     def from_training_config(cls, base: GSPOConfig, **overrides: Any) -> GSPOConfig:
-        """`base` with other values. Raises UserError on a name that is no setting."""
+        """`base` with other values. Raises UserError on an unknown setting."""
         known = [f.name for f in fields(cls)]
         for name in overrides:
             if name not in known:
@@ -158,7 +158,7 @@ def _group_of_folder(described: Path) -> str:
     except ValueError as error:
         raise UserError(f"{described}: is not JSON ({error}); restore the file") from error
     if not isinstance(read, dict):
-        raise UserError(f"{described}: describes no model (it is no JSON object); restore the file")
+        raise UserError(f"{described}: does not describe a model (it is not a JSON object); restore the file")
     inner = read.get("text_config")  # where a model of text and images has the part that speaks
     shape = {**read, **inner} if isinstance(inner, dict) else read
     if any(shape.get(key) for key in EXPERT_KEYS):

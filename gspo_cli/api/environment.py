@@ -24,13 +24,13 @@ CONVERSATION_CONFIGS: dict[str, dict[str, Any]] = {
     "sales": {"task": "sales"},
     "tutoring": {"task": "tutoring"},
 }
-HELD_SHARE = 5  # one scenario of so many is held out
+HELD_SHARE = 5  # one of this many scenarios is held out
 
 
 class ConversationEnvironment:
     """What an agent is trained in: the task named `task` (an option of conf/task), with other settings than
     the option's where given, e.g. `ConversationEnvironment(task="customer_service", difficulty=3)`; or
-    `scenarios` of one's own, as `gspo_cli.tasks.scenarios.scenario` describes them, of which one in
+    custom `scenarios`, as `gspo_cli.tasks.scenarios.scenario` describes them, of which one in
     five is held out.
 
     It gives problems to train on, problems held out, and a fresh conversation for each answer."""

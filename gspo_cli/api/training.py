@@ -61,7 +61,7 @@ def _train(
     folder = RunFolder(run_place(node, settings))
     environment.apply(node, folder.path)
     if reward is not None:
-        # what is saved is what ran; a command cannot make the object again, and says so on resume
+        # what is saved is what ran; a command cannot rebuild the object, and reports so on resume
         made_by = f"{OBJECT} {type(reward).__module__}.{type(reward).__qualname__}"
         config, node.reward = build_config(node), made_by
     else:
@@ -72,7 +72,7 @@ def _train(
     tracker = make_tracker(
         config.logging, folder.path, OmegaConf.to_container(node, resolve=True), console.warn
     )
-    agent.policy = None  # a model that is to be trained is not held twice
+    agent.policy = None  # the model to be trained is not kept in memory twice
     status = "failed"
     try:
         agent.summary = run_training(config, folder, console, tracker.log, reward)

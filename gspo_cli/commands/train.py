@@ -156,7 +156,7 @@ def train_here(config: RunConfig, node: DictConfig, run: RunFolder, ranks: Proce
 
 def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
     """Train in processes of their own, which load the saved configuration; returns the exit code."""
-    from gspo_cli.training.session import summarise
+    from gspo_cli.training.session import summarize
 
     started = time.time()
     worker = [sys.executable, "-m", "gspo_cli.commands.worker", str(run.path)]
@@ -164,7 +164,7 @@ def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
     summary = run.path / "summary.json"
     if ended.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):
         with suppress(UserError), run.held():  # no rank could; or another process trains in the folder
-            run.write_summary(summarise(config, run, None, "failed", reward_object=False))
+            run.write_summary(summarize(config, run, None, "failed", reward_object=False))
     if ended.message:
         if sys.stdout.isatty():
             print("\x1b[?25h", end="")  # a live view that was killed leaves no cursor

@@ -48,10 +48,10 @@ class RolloutEngine(Protocol):
         """Longest sequence the model takes, prompt and answer together, in tokens."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
-        """One completion per request, in order. `keep_cache` says that these conversations may go on."""
+        """One completion per request, in order. `keep_cache`: these conversations may continue."""
 
     def forget(self) -> None:
-        """Drop what was kept of conversations: they are over."""
+        """Drop the caches of all conversations: they are over."""
 
     def refresh(self) -> dict[str, float]:
-        """Take over the policy's weights, which have changed. Returns metrics of that."""
+        """Load the policy's weights, which have changed. Returns metrics of that."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def uniforms(seeds: list[int], steps: int, device: torch.device) -> Tensor:
-    """One stream of numbers in [0, 1) per row, whatever the batch around it. -> (R, steps)"""
+    """One stream of numbers in [0, 1) per row, independent of the batch around it. -> (R, steps)"""
     streams = [np.random.Generator(np.random.Philox(key=seed)).random(steps) for seed in seeds]
     return torch.from_numpy(np.stack(streams)).to(device)
 
@@ -20,7 +20,7 @@ def draw(logits: Tensor, uniform: Tensor, top_p: float, top_k: int) -> tuple[Ten
     logprobs, truncated mass (R,).
 
     The log-probability is that of the whole distribution, so that it compares with the trainer's; what top_p
-    and top_k leave out is returned as the bias it is."""
+    and top_k leave out is returned: it is a bias."""
     logprobs = logits.log_softmax(dim=-1)
     probabilities = logprobs.double().exp()
     if top_p < 1 or top_k > 0:

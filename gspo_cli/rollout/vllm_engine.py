@@ -102,7 +102,7 @@ class VLLMEngine:
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"rollout.engine=vllm: vllm cannot run {self._model} ({reason}); mend that, change "
+                f"rollout.engine=vllm: vllm cannot run {self._model} ({reason}); fix that, change "
                 f"rollout.vllm_memory={config.rollout.vllm_memory}, or use rollout=transformers"
             ) from error
         finally:
@@ -126,7 +126,7 @@ class VLLMEngine:
             "temperature": 0,  # of the logits in which one token is left
             "max_tokens": sampling.max_new_tokens,
             "stop_token_ids": sorted(sampling.stop_ids),
-            "ignore_eos": True,  # the stop ids say all
+            "ignore_eos": True,  # the stop ids decide
             "detokenize": False,
         }
         parameters = [
@@ -251,7 +251,7 @@ def engine_settings(source: str, config: RunConfig) -> dict[str, Any]:
         "max_num_seqs": min(config.rollout.batch_size, MAX_ROWS),
         "enable_prefix_caching": True,
         "enforce_eager": on_cpu,
-        "async_scheduling": False,  # a row's own tokens say which draw is its next
+        "async_scheduling": False,  # the number of a row's tokens decides its next draw
         "seed": config.seed,
     }
 

@@ -155,9 +155,9 @@ class Collator:
     def micro_batches(self, samples: Sequence[Sample]) -> list[tuple[list[Sample], MicroBatch]]:
         """This rank's micro-batches with their samples. All ranks have as many, some of them without samples
         at the end: collective operations stay in step."""
-        dealt = sorted(samples, key=lambda s: -s.length)  # so that every rank gets as many tokens
+        longest_first = sorted(samples, key=lambda s: -s.length)  # so that ranks get equally many tokens
         size = self.ranks.size
-        layouts = [split_by_tokens(dealt[rank::size], self.budget) for rank in range(size)]
+        layouts = [split_by_tokens(longest_first[rank::size], self.budget) for rank in range(size)]
         count = max(int(self.collective), *(len(layout) for layout in layouts))
         mine = layouts[self.ranks.rank]
         mine += [[] for _ in range(count - len(mine))]

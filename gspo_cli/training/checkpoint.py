@@ -1,7 +1,7 @@
-"""Checkpoints: whole or not there. `last` and `best` are links; the newest few and the best stay.
+"""Checkpoints: complete or absent. `last` and `best` are links; the newest few and the best are kept.
 
 A checkpoint holds the model (loadable with `from_pretrained`) and trainer.pt: optimizer and counters. There
-is no random state to keep: all randomness derives from the seed and the iteration."""
+is no random state to save: all randomness derives from the seed and the iteration."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from gspo_cli.training.update import Updater
 @dataclass
 class TrainerState:
     """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all
-    sessions; they and `iteration` go on after a rollback. `clip_range` is the band in force, which returns
-    with the weights; None in checkpoints that are older than calibration: as configured."""
+    sessions; they and `iteration` keep counting after a rollback. `clip_range` is the band in force, which is
+    restored with the weights; None in checkpoints older than clip calibration: as configured."""
 
     iteration: int = 0
     cursor: int = 0
@@ -46,13 +46,13 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        """The newest whole checkpoint."""
+        """The newest complete checkpoint."""
         found = self.all
         return found[-1] if found else None
 
     @property
     def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob("iteration-*"))
 
     @staticmethod
@@ -82,7 +82,7 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{target}: cannot be saved ({' '.join(str(error).split())}); earlier checkpoints are "
-                f"whole: free space, then continue with resume={self.folder.parent}"
+                f"complete: free space, then continue with resume={self.folder.parent}"
             ) from error
         self._link(target, state)
         self._rotate()
@@ -99,8 +99,7 @@ class Checkpoints:
         return state
 
     def roll_back(self, iteration: int, updater: Updater) -> None:
-        """Put weights, optimizer and clip band of an earlier checkpoint in place of the present ones.
-        Counters go on."""
+        """Restore weights, optimizer and clip band of an earlier checkpoint; counters stay."""
         checkpoint = self.folder / f"iteration-{iteration:06d}"
         saved = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
         updater.strategy.restore_weights(checkpoint)

@@ -181,7 +181,7 @@ def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
 
 
 def _store(model: Path, cached: Path, progress: Progress) -> None:
-    """Keep a finished cold start for later runs; without room for it the run goes on."""
+    """Cache a finished cold start for later runs; where the disk is full the run continues without."""
     try:
         with folder_written_whole(cached) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)

@@ -38,10 +38,10 @@ class Dialogues:
         tools: bool = True,
     ) -> Trajectory:
         """One conversation about `problem`, to its end. `max_turns` None is the run's own limit; without
-        `tools` the agent is told of none."""
+        `tools` none is announced to the agent."""
         limits = Limits.of(self.config.rollout, self.engine)
         if max_turns is not None:
-            # a person may begin with more than a training prompt holds, as long as an answer fits
+            # a person may begin with a longer text than a training prompt, as long as an answer fits
             longest = limits.max_positions - self.sampling.max_new_tokens
             limits = replace(limits, max_turns=max_turns, max_prompt_length=longest)
         start = Start(problem, (0,), EVALUATION_SEED)

@@ -1,4 +1,4 @@
-"""Held-out evaluation: the same problems and the same draws each time, whatever the run's seed and moment."""
+"""Held-out evaluation: the same problems and random numbers for every seed and iteration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVALUATION_SEED = 20250718  # of evaluation alone: runs of all seeds meet the sa
 
 
 def pass_at_k(samples: int, successes: int, k: int) -> float:
-    """Chance that k of `samples` answers, drawn without return, hold a success (arXiv 2107.03374, Eq. 1)."""
+    """Probability that k of `samples` answers, without replacement, include a success (arXiv 2107.03374, Eq. 1)."""
     return 1.0 - comb(samples - successes, k) / comb(samples, k)
 
 
@@ -33,13 +33,13 @@ class Evaluation:
     sampled: list[list[Trajectory]]
 
     def by_problem(self, shown: int) -> dict[str, Any]:
-        """What heldout.jsonl says: which problems were solved (None: left out), of how many sampled answers
+        """For heldout.jsonl: which problems were solved (None: excluded), of how many sampled answers
         how many solve it, and the greedy conversations of the first `shown` problems."""
-        judged = [[t.solved for t in group if t.excluded is None] for group in self.sampled]
+        scored = [[t.solved for t in group if t.excluded is None] for group in self.sampled]
         return {
             "problems": [t.problem.id for t in self.greedy],
             "solved": [t.solved if t.excluded is None else None for t in self.greedy],
-            "sampled": [[sum(group), len(group)] for group in judged] if judged else None,
+            "sampled": [[sum(group), len(group)] for group in scored] if scored else None,
             "conversations": [vars(Sample.of(t, 0)) for t in self.greedy[:shown]],
         }
 
@@ -57,7 +57,7 @@ class Evaluator:
         """One greedy answer per problem, and `evaluation.samples` sampled ones.
 
         score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the
-        samples. Conversations that were left out count nowhere: None where all were."""
+        samples. Excluded conversations count nowhere: None where all were."""
         samples = self.config.evaluation.samples
         greedy = self._answers(problems, self._greedy(), 1)
         progress(1, 1 + samples)

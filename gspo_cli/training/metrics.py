@@ -90,7 +90,7 @@ class Clock:
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict[str, Any]:
-    """What was sampled and how it was judged; excluded answers count in lengths, not in rewards."""
+    """What was sampled and how it was scored; excluded answers count in lengths, not in rewards."""
     scored = [t for t in trajectories if t.reward is not None]
     lengths = [t.num_actions for t in trajectories]
     groups = [trajectories[i : i + group_size] for i in range(0, len(trajectories), group_size)]
@@ -125,7 +125,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
 
 def repetition(trajectory: Trajectory) -> float:
     """Share of the 4-grams of sampled tokens that were there before in the same conversation, 0 to 1. A gram
-    does not reach over what others said."""
+    does not span messages of others."""
     ids, mask = trajectory.token_ids, trajectory.action_mask
     grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1) if all(mask[i : i + GRAM])]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -23,7 +23,7 @@ from gspo_cli.training.strategy import Strategy
 from gspo_cli.types import Problem
 
 ROWS, TOKENS = 8, 32  # prompts, and random tokens after each, which stand for an answer
-PADDING = 8  # columns beside a row that has no others with it
+PADDING = 8  # columns added to a row that is alone in its batch
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The processes of one run: who they are, and the little they tell each other.
 
 Every rank computes what is cheap (advantages, the layout of updates, metrics) from the same gathered
-conversations, so that one process and many decide alike; generation, scoring and gradients are divided."""
+conversations, so that one process and many decide alike; generation, scoring and gradients are sharded."""
 
 from __future__ import annotations
 

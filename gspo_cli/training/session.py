@@ -37,7 +37,7 @@ from gspo_cli.training.preflight import described, noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
-from gspo_cli.training.zero import ZeroStrategy, divided_loading
+from gspo_cli.training.zero import ZeroStrategy, sharded_loading
 from gspo_cli.types import Problem
 
 ASKED = 256  # problems of each split whose prompts are measured for the card
@@ -52,7 +52,7 @@ def run_training(
     reward: RewardFunction | None = None,
     ranks: ProcessGroup | None = None,
 ) -> dict[str, Any]:
-    """Train `config` in `folder`, which holds its config.yaml; continues where a checkpoint is found.
+    """Train `config` in `folder`, where its config.yaml is; resumes from the last checkpoint there.
 
     `reward` None takes the one that `config` names; `ranks` None is this process alone. Returns the summary,
     which is also written. A failure is recorded in it and raised. Raises UserError where another process
@@ -97,7 +97,7 @@ def _run_in(
         ) from error
     finally:
         torch.set_num_threads(threads)  # the next run in this process begins as this one did
-        summary = summarise(config, folder, trainer, status, reward_object=reward is not None)
+        summary = summarize(config, folder, trainer, status, reward_object=reward is not None)
         folder.write_summary(summary)
         if trainer is not None:
             reporter.end(summary)
@@ -152,7 +152,7 @@ def load_for_training(
     """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it."""
     last = ranks.agreed(Checkpoints(folder.checkpoints, config.checkpoint).last)
     model, hardware = config.model, config.hardware
-    with divided_loading(config):
+    with sharded_loading(config):
         if model.use_lora:
             policy = load_policy(source, model, hardware, adapter=last)
         else:
@@ -270,10 +270,10 @@ def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def summarise(
+def summarize(
     config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: str, reward_object: bool
 ) -> dict[str, Any]:
-    """What summary.json holds. `reward_object`: a script gave the reward, no command can make it again."""
+    """The content of summary.json. `reward_object`: a script gave the reward, no command can rebuild it."""
     state = trainer.state if trainer else None
     return {
         "status": status,

@@ -15,7 +15,7 @@ from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
 from gspo_cli.training.process_group import ProcessGroup
 
-OptimizerState = dict[str, Any]  # of torch's AdamW over `policy.trainable()`, whole, whatever the strategy
+OptimizerState = dict[str, Any]  # of torch's AdamW over `policy.trainable()`, gathered, for every strategy
 
 
 class Strategy(Protocol):
@@ -25,7 +25,7 @@ class Strategy(Protocol):
     collective: bool  # a step takes a backward on every rank, and none can leave one in the middle
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """`Policy.forward`, with weights brought together where they are divided."""
+        """`Policy.forward`, with weights gathered where they are sharded."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's share of the loss; shares add up over micro-batches and ranks."""
@@ -39,16 +39,16 @@ class Strategy(Protocol):
         Where it is not finite nothing is changed: such a gradient never reaches a weight."""
 
     def generating(self) -> AbstractContextManager[None]:
-        """The length of a block in which this rank may run the model by itself, without gradient."""
+        """A block in which this rank may run the model independently of others, without gradient."""
 
     def save(self, folder: Path) -> OptimizerState:
         """Write the model to `folder` (on the first rank); returns the optimizer's state (there)."""
 
     def restore_optimizer(self, state: OptimizerState) -> None:
-        """Continue from a state that `save` returned, of whatever strategy and number of ranks."""
+        """Continue from a state that `save` returned under any strategy and number of ranks."""
 
     def restore_weights(self, folder: Path) -> None:
-        """Put the weights that `save` wrote in place of the present ones."""
+        """Replace the present weights by those that `save` wrote."""
 
 
 class OneProcess:

@@ -1,4 +1,4 @@
-"""The training loop: sample, judge, compare within groups, update; evaluate and save on the way."""
+"""The training loop: collect and score conversations, assign credit, update; evaluate and save."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.types import Problem
 
-SHOWN = 3  # held-out conversations kept of each evaluation: runs meet the same ones
+SHOWN = 3  # held-out conversations stored with each evaluation, the same ones in every run
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Parts:
 
 
 class Trainer:
-    """Runs `config` over `parts`, writing to `folder` and telling `reporter` and `track`."""
+    """Runs `config` over `parts`, writing to `folder` and reporting to `reporter` and `track`."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Trainer:
         self._earlier_seconds, self._session_start = 0.0, time.perf_counter()
 
     def resume(self) -> None:
-        """Continue from the last whole checkpoint, from which the policy was loaded; drop later log lines."""
+        """Continue from the last complete checkpoint, whose policy is loaded; drop later log lines."""
         last = self.checkpoints.last
         if last is not None:
             self.state = self.checkpoints.restore(last, self.updater)
@@ -124,7 +124,7 @@ class Trainer:
         back = self._answer_collapse(self.monitor.collapse)
         self._record(record | {"rollbacks": self.state.rollbacks} | back)
         self._show_samples(samples)
-        self._tell(news, back)
+        self._report(news, back)
         self.monitor.check_updates()
         self._evaluate_and_save(rolled_back=bool(back))
 
@@ -136,7 +136,7 @@ class Trainer:
         return with_advantages(samples, groups, algorithm, kl)
 
     def _line(self, metrics: dict[str, Any], tokens: int, clock: Clock) -> dict[str, Any]:
-        """What metrics.jsonl says of this iteration."""
+        """This iteration's line of metrics.jsonl."""
         state = self.state
         if state.first_reward is None:
             state.first_reward = metrics["reward"]
@@ -158,7 +158,7 @@ class Trainer:
         self.reporter.iteration(record)
 
     def _answer_collapse(self, collapse: Finding | None) -> dict[str, int]:
-        """Do what `training.on_collapse` says; after a rollback returns where it went, for metrics.jsonl."""
+        """Act on a collapse by `training.on_collapse`. Returns what metrics.jsonl records of a rollback."""
         training = self.config.training
         if collapse is None or training.on_collapse is OnCollapse.warn:
             return {}
@@ -178,8 +178,8 @@ class Trainer:
     def _rate_factor(self) -> float:
         return self.config.training.rollback_learning_rate**self.state.rollbacks
 
-    def _tell(self, news: Sequence[Finding], back: dict[str, int]) -> None:
-        """Warn of what the monitor found, and of a rollback."""
+    def _report(self, news: Sequence[Finding], back: dict[str, int]) -> None:
+        """Warn about the monitor's findings and a rollback."""
         for finding in news:
             self.reporter.warn(f"{finding.what}; {finding.fix}")
         if back:
@@ -200,7 +200,7 @@ class Trainer:
             self._save()
 
     def _evaluate(self, clock: Clock) -> bool:
-        """Evaluate, record, and say whether this is the best so far."""
+        """Evaluate and record. Returns whether this is the best evaluation so far."""
         state = self.state
         with clock.timing("eval"):
             found = self.evaluator.evaluate(

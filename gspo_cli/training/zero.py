@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO as a `Strategy`: optimizer states (1), gradients (2) and weights (3) divided over ranks.
+"""DeepSpeed ZeRO as a `Strategy`: optimizer states (1), gradients (2) and weights (3) sharded over ranks.
 
 Checkpoints are those of one process: DeepSpeed's own files are bound to a stage and a number of ranks, whole
 tensors are not."""
@@ -39,7 +39,7 @@ class ZeroStrategy:
 
     def __init__(self, policy: Policy, config: RunConfig, ranks: ProcessGroup) -> None:
         self.policy, self.ranks = policy, ranks
-        self.divides_weights = config.hardware.zero_stage == 3
+        self.shards_weights = config.hardware.zero_stage == 3
         self._parameters = policy.trainable()
         deepspeed = imported(config.hardware.device)
         self._deepspeed = deepspeed
@@ -49,7 +49,7 @@ class ZeroStrategy:
             config=engine_config(config, policy.causal_model.config.get_text_config().hidden_size),
         )
         policy.eval()
-        if self.divides_weights:
+        if self.shards_weights:
             for head in policy.heads():  # used by the policy, outside of their own module
                 for parameter in head.parameters():
                     deepspeed.zero.register_external_parameter(policy, parameter)
@@ -64,7 +64,7 @@ class ZeroStrategy:
 
     def drop_gradient(self) -> None:
         """Raises NotImplementedError: no rank can leave a collective operation alone."""
-        raise NotImplementedError("a gradient that is divided over ranks cannot be dropped by one of them")
+        raise NotImplementedError("a gradient that is sharded over ranks cannot be dropped by one of them")
 
     def step(self, rate: float) -> float:
         """See `Strategy`."""
@@ -77,8 +77,8 @@ class ZeroStrategy:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Whole weights on every rank, and no hooks that would divide them: ranks need not keep pace."""
-        if not self.divides_weights:
+        """Gathered weights on every rank, without the hooks that shard them: ranks need not keep pace."""
+        if not self.shards_weights:
             yield
             return
         offload = self.engine.optimizer.parameter_offload
@@ -157,7 +157,7 @@ def engine_config(config: RunConfig, hidden_size: int) -> dict[str, Any]:
     hardware = config.hardware
     zero: dict[str, Any] = {"stage": hardware.zero_stage}
     if hardware.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = 10 * hidden_size  # norms and biases stay whole
+        zero["stage3_param_persistence_threshold"] = 10 * hidden_size  # norms and biases are not sharded
     if hardware.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
         if hardware.zero_stage == 3:
@@ -165,7 +165,7 @@ def engine_config(config: RunConfig, hidden_size: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,  # a step is where we say
+        "managed_gradient_accumulation": False,  # steps are taken explicitly
         "gradient_clipping": config.training.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its own is compiled on first use, for minutes
@@ -174,14 +174,14 @@ def engine_config(config: RunConfig, hidden_size: int) -> dict[str, Any]:
     }
 
 
-def divided_loading(config: RunConfig) -> AbstractContextManager[None]:
-    """Within the block `from_pretrained` divides weights over the ranks as it reads them (stage 3)."""
+def sharded_loading(config: RunConfig) -> AbstractContextManager[None]:
+    """A block in which `from_pretrained` shards weights over the ranks as it reads them (stage 3)."""
     if config.hardware.zero_stage < 3:
         return nullcontext()
     imported(config.hardware.device)
     settings = engine_config(config, config.model.shape.hidden_size)
     if config.hardware.precision is Precision.bf16 and config.model.use_lora:
-        settings["bf16"] = {"enabled": True}  # the dtype in which frozen weights are divided
+        settings["bf16"] = {"enabled": True}  # the dtype in which frozen weights are sharded
     return dividing(settings)
 
 
