@@ -19,7 +19,7 @@ EVALUATION_SEED = 20250718  # of evaluation alone: runs of all seeds meet the sa
 
 
 def pass_at_k(samples: int, successes: int, k: int) -> float:
-    """Probability that k of `samples` answers, without replacement, include a success (arXiv 2107.03374, Eq. 1)."""
+    """Probability that k of `samples` answers include a success, without replacement (2107.03374, Eq. 1)."""
     return 1.0 - comb(samples - successes, k) / comb(samples, k)
 
 
