@@ -13,7 +13,7 @@ from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import expert_parameters, load_policy
-from gspo_cli.policy.quantisation import merged
+from gspo_cli.policy.weights import merged
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
 

@@ -30,7 +30,7 @@ from gspo_cli.policy.routing import (
     RoutingStats,
     predicting,
     require_routing,
-    shares_normalised,
+    shares_normalized,
     shares_of_all,
     shares_of_chosen,
 )
@@ -175,7 +175,7 @@ def test_a_change_is_counted_in_sets_where_a_trained_token_is_predicted():
     routed = RouterPass(None, False)
     for layer in range(3):
         for ids in (now, before):  # the second is what gradient checkpointing computes again
-            routed.note(layer, torch.zeros(14, 8), ids[:, :, layer].reshape(14, 4))
+            routed.record(layer, torch.zeros(14, 8), ids[:, :, layer].reshape(14, 4))
     expected = RoutingStats()
     for row, token, layer in np.ndindex(2, 7, 3):
         if token + 1 < 7 and mask[row, token + 1]:
@@ -189,9 +189,9 @@ def test_a_change_is_counted_in_sets_where_a_trained_token_is_predicted():
 @pytest.mark.parametrize(
     ("router", "config", "rule"),
     [
-        (Qwen3MoeTopKRouter, Qwen3MoeConfig(hidden_size=64, norm_topk_prob=True), shares_normalised),
+        (Qwen3MoeTopKRouter, Qwen3MoeConfig(hidden_size=64, norm_topk_prob=True), shares_normalized),
         (Qwen3MoeTopKRouter, Qwen3MoeConfig(hidden_size=64, norm_topk_prob=False), shares_of_all),
-        (MixtralTopKRouter, MixtralConfig(hidden_size=64), shares_normalised),
+        (MixtralTopKRouter, MixtralConfig(hidden_size=64), shares_normalized),
         (JambaTopKRouter, JambaConfig(hidden_size=64), shares_of_all),
         (GptOssTopKRouter, GptOssConfig(hidden_size=64), shares_of_chosen),
     ],

@@ -124,7 +124,7 @@ def conversation_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mes
     if tokenizer.chat_template is None:
         lines = [f"{message['role']}: {message['content']}" for message in plain]
         return "\n".join(line.replace("\n", "\n  ") for line in lines)  # only a message starts a line
-    return tokenizer.apply_chat_template(plain, tokenize=False)
+    return str(tokenizer.apply_chat_template(plain, tokenize=False))
 
 
 def _disarmed(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
