@@ -347,10 +347,10 @@ def test_without_an_auxiliary_loss_no_logits_are_kept(load):
 def test_settings_for_routers_are_refused_where_there_are_none(load, configure):
     policy = load("qwen3")
     config, _ = configure("algorithm=grpo", "algorithm.routing_replay=true")
-    with pytest.raises(UserError, match=r"routing_replay=true: .* has no experts to choose from; set"):
+    with pytest.raises(UserError, match=r"routing_replay=true: .* has no routed experts; set"):
         Updater(policy, config)
     config, _ = configure("model=tiny_moe", "model.router_aux_loss=0.1")
-    with pytest.raises(UserError, match=r"router_aux_loss=0\.1: .* has no experts to choose from; set"):
+    with pytest.raises(UserError, match=r"router_aux_loss=0\.1: .* has no routed experts; set"):
         Updater(policy, config)
     with pytest.raises(
         UserError, match=r"router_aux_loss=0\.1: frozen routers .* model\.freeze_router=false"
@@ -373,7 +373,7 @@ def test_routers_that_weigh_by_another_rule_are_watched_but_not_forced(configure
         model(torch.arange(10).view(1, 10))
     assert routed.experts((1, 10)).shape == (1, 10, 1, 2)
     config, _ = configure("algorithm.routing_replay=true")
-    with pytest.raises(UserError, match="weighs its experts in a way not known here"):
+    with pytest.raises(UserError, match="weights its experts by an unknown rule"):
         require_routing(routing, config)
 
 

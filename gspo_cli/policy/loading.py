@@ -182,8 +182,8 @@ def _lora_config(causal: PreTrainedModel, model: ModelConfig, experts: Sequence[
     named = model.lora_target_modules
     if named and ROUTERS & {name.rpartition(".")[2] for name in named}:
         raise UserError(
-            "model.lora_target_modules: LoRA does not adapt routers: leave out gate and router, or "
-            "give null for all other linear layers"
+            "model.lora_target_modules: names a router, which LoRA does not adapt; leave out gate and "
+            "router, or give null for all other linear layers"
         )
     # without the layer number: one name for all layers
     matrices = sorted({".".join(path.split(".")[-3:]) for path in experts})
