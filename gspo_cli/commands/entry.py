@@ -58,7 +58,7 @@ def command_parser(name: str, description: str, examples: str | None = None) -> 
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=version(), help="print the version and exit")
     return parser
 
 

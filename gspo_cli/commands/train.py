@@ -37,7 +37,7 @@ def main() -> None:
     """Entry point of `gspo-train`."""
     if "--version" in sys.argv[1:]:  # Hydra has one of its own
         print(version())
-        return
+        sys.exit()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_command instead of Hydra's own printer
     sys.argv[1:] = resumed_sweep(sys.argv[1:])
     register()
