@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,15 +15,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.commands.train import run_command
+from gspo_cli.commands.entry import command_parser, run_command
 from gspo_cli.compare.missing_runs import Source, plan, reward_at_end, train_all, trials
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
-from gspo_cli.config.compose import explain, register
+from gspo_cli.config.compose import explain
 from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
-from gspo_cli.launching.queue import Ended, Status
+from gspo_cli.launching.queue import QueuedJob, Status
 from gspo_cli.run.files import make_folder
 from gspo_cli.run.folder import RunFolder
 
@@ -60,14 +59,12 @@ OF_TRAINING = tuple(f"compare.{name}" for name in ("algorithms=", "seeds=", "par
 
 def main() -> None:
     """Entry point of `gspo-compare`."""
-    sys.path.insert(0, os.getcwd())  # tasks and rewards by dotted path from the user's folder
     run_command("gspo-compare", compare_command)
 
 
 def compare_command() -> int:
     """Make or find runs, compare them, write and show the report; returns the exit code."""
     arguments = parse()
-    register()
     if not arguments.what:
         raise UserError(
             "nothing to compare; give run folders, or what to train: gspo-compare task=arithmetic "
@@ -101,12 +98,7 @@ def compare_command() -> int:
 
 def parse() -> argparse.Namespace:
     """The command line: run folders, or settings as for gspo-train."""
-    parser = argparse.ArgumentParser(
-        prog="gspo-compare",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("gspo-compare", DESCRIPTION, EXAMPLES)
     parser.add_argument("what", nargs="*", help="run folders or sweeps; or settings as for gspo-train")
     parser.add_argument(
         "-cd", "--config-dir", type=Path, action="append", default=[], help="folder with options of your own"
@@ -153,7 +145,7 @@ def made(source: Source, settings: CompareConfig) -> int:
     return 1 if any(end.status is Status.failed for end in ended) else 0
 
 
-def tuned(source: Source, settings: CompareConfig) -> tuple[CompareConfig, list[str], list[Ended]]:
+def tuned(source: Source, settings: CompareConfig) -> tuple[CompareConfig, list[str], list[QueuedJob]]:
     """The settings with each algorithm's best trial in its place, what was tried, in sentences, and how the
     trials ended."""
     spent = {entry: trials(source, settings, entry) for entry in settings.algorithms}

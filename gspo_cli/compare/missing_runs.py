@@ -21,7 +21,7 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
 from gspo_cli.config.compose import build_config, composed, resolved_yaml
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.launching.queue import Ended, Status, make_slots, run_queue, training_job
+from gspo_cli.launching.queue import QueuedJob, Status, make_slots, run_queue, training_job
 from gspo_cli.launching.queue_table import make_table
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, fingerprint, prepare, state_of
@@ -163,7 +163,7 @@ def reward_at_end(folder: Path) -> float | None:
     return None if not last or None in last else sum(last) / len(last)
 
 
-def train_all(planned: Sequence[Planned], settings: CompareConfig) -> list[Ended]:
+def train_all(planned: Sequence[Planned], settings: CompareConfig) -> list[QueuedJob]:
     """Train those of `planned` that are not complete, each in a process of its own; returns how each of them
     ended. Raises KeyboardInterrupt after Ctrl-C, when those that ran have saved a checkpoint."""
     jobs = []
@@ -173,7 +173,7 @@ def train_all(planned: Sequence[Planned], settings: CompareConfig) -> list[Ended
             iterations = run.config.training.num_outer_iterations
             jobs.append(training_job(run.name, run.folder, log, iterations))
     if len(jobs) < len(planned):
-        print(f"{len(planned) - len(jobs)} of {len(planned)} runs are there already", flush=True)
+        print(f"{len(planned) - len(jobs)} of {len(planned)} runs are already complete", flush=True)
     if not jobs:
         return []
     hardware = planned[0].config.hardware
