@@ -158,7 +158,7 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
     [
         ([], "nothing to compare; give run folders, or what to train"),
         (["nowhere"], "nowhere: does not exist"),
-        (["."], "holds no run"),
+        (["."], "contains no run"),
         (["seed=3"], "seed=3: is decided by the comparison"),
         (["algorithm=grpo"], "algorithm=grpo: is decided by the comparison"),
         (["hydra.run.dir=x"], "hydra.run.dir=x: is decided by the comparison"),
