@@ -51,6 +51,7 @@ OWNERS = {
     "vllm": {"rollout/vllm_engine.py"},
     "deepspeed": {"training/zero.py", "policy/divided.py"},
     "scipy": {"compare"},
+    "jinja2": {"compare"},
 }
 OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 

@@ -294,7 +294,7 @@ def rewritten(log, place, change):
         (
             "heldout.jsonl",
             lambda line: line["conversations"][0].pop("reward"),
-            "line 2 of heldout.jsonl is not",
+            "line 2 of heldout.jsonl is incomplete",
         ),
         (
             "metrics.jsonl",

@@ -17,15 +17,13 @@ from rich.console import Console
 
 from gspo_cli.commands.compare_view import show
 from gspo_cli.compare import figures, report
+from gspo_cli.compare.axes import log_ticks, nice_ticks, tick_labels
 from gspo_cli.compare.content import content_of, sections
 from gspo_cli.compare.figures import (
     label_lines,
     line_chart,
-    log_ticks,
-    nice_ticks,
     notes,
     spread,
-    tick_labels,
 )
 from gspo_cli.compare.report import write_report
 from gspo_cli.compare.result import Chart, Estimate, Series, SideBySide, value_text
@@ -311,8 +309,8 @@ def test_zero_on_a_logarithmic_axis_is_left_out_and_said():
     curve = Series("gspo", [0, 1, 2], [0.0, 0.1, 0.2], [0.0, 0.0, 0.1], [0.1, 0.2, 0.3])
     chart = Chart("clip", "Clip", "iterations", "share", [curve], log_y=True)
     assert notes(chart) == [
-        "Values of 0 have no place on the logarithmic axis and are left out.",
-        "Intervals that reach 0 go down to the foot of the axis.",
+        "Values of 0 cannot be shown on the logarithmic axis and are left out.",
+        "Intervals that reach 0 extend to the bottom of the axis.",
     ]
     assert "gspo: 0.1 at 1, 0.2 [0.1, 0.3] at 2." in line_chart(chart, ["gspo"])
     assert notes(dataclasses.replace(chart, log_y=False)) == []

@@ -62,8 +62,8 @@ def terminal_table(content: ReportTable, arm: str, baseline: str) -> Table:
     table.add_column(Text("difference"), justify="right", no_wrap=True)
     table.add_column(Text("p (adj.)"), justify="right", min_width=5)
     table.add_column(Text("verdict"), min_width=15)
-    for outcome, value, baseline, difference, p, verdict in content.rows:
-        plain = [Text(clean(cell.text)) for cell in (outcome, value, baseline)]
+    for outcome, value, other, difference, p, verdict in content.rows:
+        plain = [Text(clean(cell.text)) for cell in (outcome, value, other)]
         style = STYLES[verdict.tone] if verdict.tone else ""
         table.add_row(*plain, _two_lines(difference), _two_lines(p), Text(verdict.text, style))
     return table

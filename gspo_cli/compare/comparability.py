@@ -84,9 +84,7 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
         )
     heldout = [run.last_heldout(budget.iterations) for run in _runs(arms)]
     if len({tuple(line["problems"]) for line in heldout if line and line["problems"]}) > 1:
-        reasons.append(
-            "The held-out problems are not the same in all runs; evaluate all on the same."
-        )
+        reasons.append("The held-out problems are not the same in all runs; evaluate all on the same.")
     for seed, records in _first_evaluations(arms).items():
         scores = {name: record["score"] for name, record in records.items()}
         error = math.hypot(*(_standard_error(record) for record in records.values()))

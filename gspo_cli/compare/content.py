@@ -26,7 +26,7 @@ from gspo_cli.compare.tables import (
 )
 from gspo_cli.console.words import clean, number
 
-UNIFORM = "The arms differ in nothing but their algorithm and seeds."
+UNIFORM = "The arms differ only in their algorithm and seeds."
 NO_HEADLINE = "Nothing was found."
 READING = (  # how to read the tables of outcomes
     "Arms: interquartile means over seeds with bootstrap intervals. Differences: of means, with t intervals. "
@@ -57,10 +57,12 @@ class ProblemConversations:
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the report. The page draws `charts` in place of the table."""
+    """A titled part of the report. The page draws `charts` in place of the table; `note` is a paragraph,
+    `sentences` are a list."""
 
     title: str
     table: ReportTable | None = None
+    note: str = ""
     charts: Sequence[Chart] = ()
     sentences: Sequence[str] = ()
     definitions: Sequence[tuple[str, str]] = ()
@@ -70,8 +72,8 @@ class Section:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to show."""
-        content = (self.charts, self.sentences, self.definitions, self.conversations, self.commands)
-        return not any(content) and not (self.table and self.table.rows)
+        lists = (self.charts, self.sentences, self.definitions, self.conversations, self.commands)
+        return not (any(lists) or self.note or (self.table and self.table.rows))
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,6 @@ def sections(comparison: Comparison) -> list[Section]:
     """All sections below the main table, in their order, with the empty ones."""
     meanings = [(outcome.title, outcome.what) for outcome in comparison.outcomes]
     differing = difference_table(comparison)
-    uniform = () if differing.rows else (UNIFORM,)
     return [
         Section("All outcomes", outcome_table(comparison), definitions=meanings),
         Section("Held-out problems", problem_table(comparison)),
@@ -121,7 +122,7 @@ def sections(comparison: Comparison) -> list[Section]:
         Section("Counterfactual objectives", counterfactual_table(comparison)),
         Section("Claims", claim_table(comparison)),
         Section("Arms", arm_table(comparison)),
-        Section("Configuration differences", differing, sentences=uniform),
+        Section("Configuration differences", differing, "" if differing.rows else UNIFORM),
         Section("Runs", run_table(comparison)),
         Section("Left out", left_out_table(comparison)),
         Section("Conversations", conversations=[_conversations(each) for each in comparison.talks]),

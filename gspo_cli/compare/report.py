@@ -86,7 +86,7 @@ def markdown(content: ReportContent) -> str:
 
 def _section(section: Section) -> list[str]:
     parts = [_table(section.table)] if section.table else []
-    parts.append(_list([f"{term}: {meaning}" for term, meaning in section.definitions]))
+    parts += [_escaped(section.note), _list([f"{term}: {meaning}" for term, meaning in section.definitions])]
     parts.append(_list(section.sentences))
     for problem in section.conversations:
         parts += _conversations(problem)
