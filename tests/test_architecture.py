@@ -51,7 +51,7 @@ OWNERS = {
     "vllm": {"rollout/vllm_engine.py"},
     "deepspeed": {"training/zero.py", "policy/divided.py"},
     "scipy": {"compare"},
-    "jinja2": {"compare"},
+    "jinja2": {"compare", "policy"},
 }
 OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from gspo_cli.commands.compare_view import show
-from gspo_cli.compare import report
 from gspo_cli.compare.comparison import compare
-from gspo_cli.compare.content import content_of, reading
+from gspo_cli.compare.content import reading
 from gspo_cli.compare.contrasts import problem_tests
 from gspo_cli.compare.outcomes import EVALUATIONS, PRIMARY, budget_of, evaluations_to
+from gspo_cli.compare.report import markdown, page
 from gspo_cli.compare.result import Estimate, Verdict
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.statistics import adjusted, mean_difference
@@ -176,7 +176,7 @@ def test_an_arm_of_which_not_all_runs_reached_the_threshold_has_no_value():
     shown = console.file.getvalue()
     assert "…" not in shown
     assert all(part in shown for part in ("no verdict: 5 of 5", "and 1 of 5 reached"))
-    for text in (report.markdown(content_of(comparison)), report.page(content_of(comparison))):
+    for text in (markdown(comparison), page(comparison)):
         assert "no verdict: 5 of 5 and 1 of 5 reached" in text
 
 

@@ -16,16 +16,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from gspo_cli.commands.compare_view import show
-from gspo_cli.compare import figures, report
+from gspo_cli.compare import figures
 from gspo_cli.compare.axes import log_ticks, nice_ticks, tick_labels
-from gspo_cli.compare.content import content_of, sections
-from gspo_cli.compare.figures import (
-    label_lines,
-    line_chart,
-    notes,
-    spread,
-)
-from gspo_cli.compare.report import write_report
+from gspo_cli.compare.content import sections
+from gspo_cli.compare.figures import label_lines, line_chart, notes, spread
+from gspo_cli.compare.report import STYLE, markdown, page, write_report
 from gspo_cli.compare.result import Chart, Estimate, Series, SideBySide, value_text
 from gspo_cli.compare.tables import estimate_cell, main_contrasts
 from gspo_cli.console.words import number
@@ -40,14 +35,6 @@ SHAPES = [
     comparison(("gspo", BASELINE), 1, voided=["Void."], **BARE),
     comparison(("gspo", BASELINE), outcomes=(), contrasts=(), headline=()),
 ]
-
-
-def page(found):
-    return report.page(content_of(found))
-
-
-def markdown(found):
-    return report.markdown(content_of(found))
 
 
 class Reading(HTMLParser):
@@ -348,7 +335,7 @@ def ratio(one, other):
 
 
 def test_text_and_lines_stand_out_from_their_ground():
-    themes = re.findall(r":root \{(.*?)\}", report.STYLE.read_text(encoding="utf-8"), re.S)
+    themes = re.findall(r":root \{(.*?)\}", STYLE.read_text(encoding="utf-8"), re.S)
     assert len(themes) == 2
     grounds = (figures.GROUND, figures.GROUND_DARK)
     for theme, lines, alone in zip(themes, (figures.LIGHT, figures.DARK), grounds, strict=True):

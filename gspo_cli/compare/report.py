@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from gspo_cli.compare.content import ProblemConversations, ReportContent, Section, content_of, printable
+from gspo_cli.compare.content import ProblemConversations, Section, content_of, printable
 from gspo_cli.compare.figures import line_chart, notes, palette, swatch
 from gspo_cli.compare.result import Comparison
 from gspo_cli.compare.tables import Cell, ColumnKind, ReportTable
@@ -35,14 +35,14 @@ LINKED = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:)\]]|arXiv:\d{4}\.\d{4,5}
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     """Write all files of the report; all are rendered before the first is written. Raises UserError where one
     cannot be written."""
-    content = content_of(comparison)
     texts = {
-        "report.md": markdown(content),
-        "report.html": page(content),
+        "report.md": markdown(comparison),
+        "report.html": page(comparison),
         "report.json": json_text(comparison),
     }
-    if content.lead:
-        texts[FIGURE] = line_chart(content.lead, content.arms, alone=True) + "\n"
+    if comparison.charts:
+        arms = [arm.name for arm in comparison.arms]
+        texts[FIGURE] = line_chart(comparison.charts[0], arms, alone=True) + "\n"
     make_folder(folder, "compare.folder")
     for name, text in texts.items():
         write_atomically(folder / name, text)
@@ -69,8 +69,9 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def markdown(content: ReportContent) -> str:
+def markdown(comparison: Comparison) -> str:
     """report.md. The lead chart is the file held_out.svg beside it."""
+    content = content_of(comparison)
     first, *others = content.headline
     parts = [f"# {_escaped(content.title)}", f"**{_escaped(first)}**", *map(_escaped, others)]
     for title, lines in (("Inconclusive", content.inconclusive), ("Caveats", content.caveats)):
@@ -136,8 +137,9 @@ def _escaped(text: str) -> str:
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", shown)
 
 
-def page(content: ReportContent) -> str:
+def page(comparison: Comparison) -> str:
     """report.html. All texts are cleaned and escaped on output; only figures and styles are markup."""
+    content = content_of(comparison)
     arms = list(content.arms)
     return (
         _environment()
