@@ -94,9 +94,9 @@ def run_ours(folder: Path, threads: int, iterations: int, workload: Workload) ->
     from gspo_cli.rewards.base import RewardFunction
     from gspo_cli.rollout.prompts import Prompts
     from gspo_cli.rollout.transformers_engine import TransformersEngine
-    from gspo_cli.training.metrics import Clock
     from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
     from gspo_cli.training.credit import trainable, with_advantages
+    from gspo_cli.training.metrics import Clock
     from gspo_cli.training.update import Updater
     from gspo_cli.types import Message, Problem, RewardResult
 

@@ -41,7 +41,7 @@ def build(out: Path, *what: str) -> Path:
 def check_content(wheel: Path, how: str) -> None:
     """Every configuration file and every module of the checkout is in the wheel."""
     files = [f"gspo_cli/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")]
-    for kind in ("*.py", "*.yaml", "*.css"):
+    for kind in ("*.py", "*.yaml", "*.css", "*.jinja"):
         files += [str(path.relative_to(ROOT)) for path in (ROOT / "gspo_cli").rglob(kind)]
     absent = sorted(set(files) - set(zipfile.ZipFile(wheel).namelist()))
     if absent:

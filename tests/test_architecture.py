@@ -51,6 +51,7 @@ OWNERS = {
     "vllm": {"rollout/vllm_engine.py"},
     "deepspeed": {"training/zero.py", "policy/weights.py"},
     "scipy": {"compare"},
+    "jinja2": {"compare", "policy"},
 }
 OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 
