@@ -52,7 +52,7 @@ def sequence_log_ratio(log_ratio: Tensor, action_mask: Tensor) -> Tensor:
 
 
 def trained_mean(values: Tensor, action_mask: Tensor) -> Tensor:
-    """Mean over the trained tokens of a sequence, whatever stands elsewhere. (B, T) -> (B, 1)"""
+    """Mean over the trained tokens of a sequence, ignoring all other positions. (B, T) -> (B, 1)"""
     total = torch.where(action_mask, values, 0).sum(dim=1, keepdim=True)
     return total / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
 
