@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from talking_runs import SMALL, configured, logged, trained, use_cache
 
 import gspo_cli
 from gspo_cli import (
@@ -30,6 +29,7 @@ from gspo_cli.console.words import next_commands
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.types import Message
+from tests.support.talking_runs import SMALL, configured, logged, trained, use_cache
 
 ROOT = Path(__file__).parent.parent
 OVERRIDES = [text for text in SMALL if text.startswith(("model.", "evaluation.", "hardware."))]

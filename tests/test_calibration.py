@@ -18,10 +18,9 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.session import run_training
 from gspo_cli.training.update import Updater
-from tests.conftest import Silent
-from tests.test_resume import assert_same_run
-from tests.test_shadow import random_batch
-from tests.test_training import EvenReward, dotted, run
+from tests.support.batches import random_batch
+from tests.support.reporters import Silent
+from tests.support.whole_runs import EvenReward, assert_same_run, dotted, run
 
 QUANTILE = "algorithm.clip_calibration=quantile"
 FAST = ("task.digits=1", "task.heldout=20", "evaluation.every=0", "evaluation.samples=0",

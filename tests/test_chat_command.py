@@ -11,10 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Silent
 from rich.console import Console
-from shop_conversations import CANCEL, problem_of
-from talking_runs import trained, use_cache
 
 from gspo_cli.commands.chat import chat_command, main, printer
 from gspo_cli.commands.chat_environments import HumanUser, ShownEnvironment
@@ -23,6 +20,9 @@ from gspo_cli.tasks.base import SingleTurn, Step
 from gspo_cli.tasks.customer_service import oracle
 from gspo_cli.tasks.customer_service.environment import Shop
 from gspo_cli.types import Message
+from tests.support.reporters import Silent
+from tests.support.shop_conversations import CANCEL, problem_of
+from tests.support.talking_runs import trained, use_cache
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gspo_cli.compare.missing_runs import SharedSettings, reward_at_end
-from tests.stored_runs import write_run
+from tests.support.stored_runs import write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = (

@@ -12,10 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Silent
-from shop_conversations import CANCEL, REFUND, play, problem_of
-from talking_runs import configured, trained, use_cache
-from test_resume import assert_same_run
 
 from gspo_cli.config.choices import RewardErrors
 from gspo_cli.errors import UserError
@@ -30,6 +26,10 @@ from gspo_cli.training.credit import trainable, with_advantages
 from gspo_cli.training.metrics import Clock
 from gspo_cli.training.session import build_parts, run_training
 from gspo_cli.types import Message, Outcome
+from tests.support.reporters import Silent
+from tests.support.shop_conversations import CANCEL, REFUND, play, problem_of
+from tests.support.talking_runs import configured, trained, use_cache
+from tests.support.whole_runs import assert_same_run
 
 ROOT = Path(__file__).parent.parent
 FLUENT = [  # enough of a cold start that turns end by themselves and some are calls

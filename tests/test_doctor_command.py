@@ -19,7 +19,7 @@ from gspo_cli.diagnosis.examination import commands, examine, own_overrides
 from gspo_cli.diagnosis.guide import estimated_parts, guide
 from gspo_cli.diagnosis.history import History
 from gspo_cli.errors import UserError
-from tests.diagnosed_runs import run_of, settings
+from tests.support.diagnosed_runs import run_of, settings
 
 ROOT = Path(__file__).parent.parent
 LOST = {"reward": 0.02, "reward_std": 0.02}

@@ -18,7 +18,7 @@ from gspo_cli.training.monitor import Monitor
 from gspo_cli.training.session import run_training
 from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
-from tests.diagnosed_runs import line, run_of, settings
+from tests.support.diagnosed_runs import line, run_of, settings
 
 
 class VariedReward(RewardFunction):

@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from comparisons import BASELINE, CLAIMS, LONG, NASTY, OUTCOMES, charts, comparison, conversation, series
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -24,6 +23,17 @@ from gspo_cli.compare.report import STYLE, markdown, page, write_report
 from gspo_cli.compare.result import Chart, Estimate, Series, SideBySide, value_text
 from gspo_cli.compare.tables import estimate_cell, main_contrasts
 from gspo_cli.console.words import number
+from tests.support.comparisons import (
+    BASELINE,
+    CLAIMS,
+    LONG,
+    NASTY,
+    OUTCOMES,
+    charts,
+    comparison,
+    conversation,
+    series,
+)
 
 FOUR = ("gspo", "gspo_token", BASELINE, LONG)
 EMPTY = ("charts", "talks", "shadows", "claims", "problem_tests", "left_out", "methods", "reproduce")

@@ -18,23 +18,8 @@ import torch
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
+from tests.support.whole_runs import SMALL, assert_same_run, numbers
 
-SMALL = [
-    "model.cold_start.steps=3",
-    "model.cold_start.stop_score=null",
-    "model.shape.hidden_size=32",
-    "model.shape.layers=2",
-    "model.shape.head_dim=8",
-    "model.shape.intermediate_size=48",
-    "training.num_generations=4",
-    "training.generations_per_iteration=16",
-    "rollout.max_completion_length=8",
-    "evaluation.problems=4",
-    "evaluation.every=2",
-    "checkpoint.every=2",
-    "hardware.threads=1",
-    "reward=tests.test_training.EvenReward",
-]
 ROOT = Path(__file__).parent.parent
 
 
@@ -50,30 +35,6 @@ def train(folder: Path, *overrides: str, **options) -> subprocess.CompletedProce
 def resume(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
     arguments = command(f"resume={folder}", *overrides)
     return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120)
-
-
-def numbers(folder: Path, log="metrics.jsonl"):
-    """All logged values but those that measure time and memory."""
-    clocks = ("time/", "memory/", "tokens_per_second")
-    return [
-        {k: v for k, v in line.items() if not k.startswith(clocks)} for line in RunFolder(folder).read(log)
-    ]
-
-
-def state(folder: Path):
-    saved = torch.load(folder / "checkpoints" / "last" / "trainer.pt", weights_only=True)
-    model = sorted((folder / "checkpoints" / "last").glob("*.safetensors"))[0].read_bytes()
-    return model, saved["optimizer"]["state"], saved["steps"], saved["state"]["cursor"]
-
-
-def assert_same_run(one: Path, other: Path):
-    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl"):
-        assert numbers(one, log) == numbers(other, log)
-    (model, optimizer, *counters), (model2, optimizer2, *counters2) = state(one), state(other)
-    assert model == model2
-    assert counters == counters2
-    for key, moments in optimizer.items():
-        assert all(torch.equal(value, optimizer2[key][name]) for name, value in moments.items())
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from gspo_cli.rewards.base import RewardError, RewardFunction
 from gspo_cli.rewards.scoring import score, validate
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.credit import trainable, with_advantages
-from gspo_cli.training.session import run_training
 from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
+from tests.support.whole_runs import EvenReward, dotted, run
 
 METRICS = """reward reward_std rewards/even/mean frac_reward_zero_std completions/mean_length
 completions/min_length completions/max_length completions/clipped_ratio num_turns entropy clip_ratio/low_mean
@@ -23,22 +23,6 @@ clip_ratio/high_mean clip_ratio/region_mean clip_ratio/token clip_ratio/sequence
 ratio/max ratio/std ratio/first_step_abs_err grad_norm learning_rate sampling/logp_difference/mean
 sampling/logp_difference/max num_tokens tokens_per_second time/rollout time/reward time/score time/update
 memory/peak_gb"""
-
-
-def run(configured, tmp_path, reporter):
-    config, yaml = configured
-    folder = RunFolder(tmp_path / "run")
-    folder.create(yaml)
-    return run_training(config, folder, reporter), folder
-
-
-class EvenReward(RewardFunction):
-    """Share of sampled ids that are even: differs inside every group, and can be learned."""
-
-    async def compute_reward(self, trajectory, turn, context):
-        ids = [t for t, spoken in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if spoken]
-        value = sum(t % 2 == 0 for t in ids) / len(ids)
-        return RewardResult(value, {"even": value})
 
 
 class SometimesBroken(RewardFunction):
@@ -51,10 +35,6 @@ class SometimesBroken(RewardFunction):
 class AlwaysZero(RewardFunction):
     def compute_reward(self, trajectory, turn, context):
         return RewardResult(0.0)
-
-
-def dotted(cls):
-    return f"reward={__name__}.{cls.__name__}"
 
 
 @pytest.mark.parametrize("use_lora", ["true", "false"])

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from gspo_cli.launching.processes import LaunchResult, launch
 from gspo_cli.run.folder import RunFolder
-from tests.rank_steps import steps
-from tests.test_resume import SMALL
+from tests.support.rank_steps import steps
+from tests.support.whole_runs import SMALL
 
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
@@ -65,7 +65,12 @@ def cases(tmp_path_factory, folders, configure):
         )
         (folder / "config.yaml").write_text(yaml)
         configs[case] = (config, folder)
-    command = [sys.executable, "-m", "tests.rank_steps", *(str(folder) for _, folder in configs.values())]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.rank_steps",
+        *(str(folder) for _, folder in configs.values()),
+    ]
     ended = launch(command, 2, root / "logs")
     assert ended == LaunchResult(0), (root / "logs" / "rank-1.log").read_text()
     return configs

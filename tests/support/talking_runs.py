@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from conftest import SMALL as SHAPE
 from hydra import compose, initialize_config_dir
 
 from gspo_cli.config.compose import CONF_DIR, build_config, resolved_yaml
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
+from tests.support.models import SMALL as SHAPE
 
 SMALL = [
     "task=customer_service",

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.config.compose import register
-from tests.diagnosed_runs import settings
+from tests.support.diagnosed_runs import settings
 
 register()
 
