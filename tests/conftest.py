@@ -6,24 +6,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from gspo_cli.config.compose import CONF_DIR, build_config, register, resolved_yaml
+from gspo_cli.config.compose import build_config, register, resolved_yaml
 from gspo_cli.config.model_schema import ModelConfig, Shape
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
+from tests.support.configs import composed_from_parts
 from tests.support.models import SMALL, TEXTS, write_gpt2
 from tests.support.reporters import Silent
+from tests.support.whole_runs import ARITHMETIC
 
 torch.set_num_threads(1)  # models this small are slower on more
 register()
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
+LONGEST = ("test_zero.py", "test_compare_command.py", "test_sweeps.py", "test_resume.py", "test_training.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left with one of them at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
     """Cold starts are cached in one folder per test session, never in the user's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +65,9 @@ def configure():
     """`configure("algorithm=grpo", ...)`: the checked configuration of a small, fast run, and its YAML."""
 
     def configured(*overrides: str):
+        task = () if any(text.startswith("task=") for text in overrides) else ARITHMETIC
         small = [
-            "task=arithmetic",
+            *task,
             "model.cold_start.steps=3",
             "model.cold_start.stop_score=null",
             "model.cold_start.batch_tokens=100",
@@ -66,8 +79,7 @@ def configure():
             "evaluation.problems=4",
             "evaluation.samples=2",
         ]
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            node = compose("train", overrides=[*small, *overrides])
+        node = composed_from_parts(*small, *overrides)
         return build_config(node), resolved_yaml(node)
 
     return configured

@@ -133,16 +133,14 @@ def test_what_cannot_be_calibrated_is_said(configure, overrides, sentence):
 def clip_fractions(configure, tmp_path_factory):
     """Mean share of clipped tokens over iterations 3 to 8, and all metrics, by algorithm and calibration."""
     found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-        for name, calibration in product(("gspo", "grpo"), ("none", "quantile")):
-            configured = configure(
-                f"algorithm={name}", f"algorithm.clip_calibration={calibration}", *FAST,
-                "training.num_outer_iterations=8", "training.generations_per_iteration=128",
-            )  # fmt: skip
-            _, folder = run(configured, tmp_path_factory.mktemp("run"), Silent())
-            lines = folder.read("metrics.jsonl")
-            found[name, calibration] = np.mean([line["clip_ratio/token"] for line in lines[2:]]), folder
+    for name, calibration in product(("gspo", "grpo"), ("none", "quantile")):
+        configured = configure(
+            f"algorithm={name}", f"algorithm.clip_calibration={calibration}", *FAST,
+            "training.num_outer_iterations=8", "training.generations_per_iteration=128",
+        )  # fmt: skip
+        _, folder = run(configured, tmp_path_factory.mktemp("run"), Silent())
+        lines = folder.read("metrics.jsonl")
+        found[name, calibration] = np.mean([line["clip_ratio/token"] for line in lines[2:]]), folder
     return found
 
 

@@ -8,6 +8,7 @@ import importlib
 import io
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -41,12 +42,7 @@ def call(
 
     Exit code, stdout and stderr are those of a process. What a process would end with as a traceback is
     raised, and what is printed by processes that the command starts is not caught."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="", write_through=True) for _ in range(2))
-    with isolated(cwd, variables), redirect_stdout(out), redirect_stderr(err):
-        sys.argv, sys.stdin = [command, *arguments], io.StringIO(typed)
-        code = exit_code(MODULES[command].main)
-    out, err = (file.buffer.getvalue().decode("utf-8") for file in (out, err))
-    return subprocess.CompletedProcess([command, *arguments], code, out, err)
+    return _process(MODULES[command].main, [command, *arguments], cwd, typed, variables)
 
 
 def gspo_train(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +50,25 @@ def gspo_train(*arguments: str, cwd: Path = ROOT, **variables: str) -> subproces
     return call("gspo-train", *arguments, cwd=cwd, **variables)
 
 
-def exit_code(main: Callable[[], None]) -> int:
+def run_script(text: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the text of a Python script in the folder `cwd`, as `call` runs a command."""
+    path = cwd / "script.py"
+    path.write_text(text, encoding="utf-8")
+    return _process(lambda: runpy.run_path(str(path), run_name="__main__"), [str(path)], cwd, "", {})
+
+
+def _process(
+    main: Callable[[], object], argv: list[str], cwd: Path, typed: str, variables: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="", write_through=True) for _ in range(2))
+    with isolated(cwd, variables), redirect_stdout(out), redirect_stderr(err):
+        sys.argv, sys.stdin = argv, io.StringIO(typed)
+        code = exit_code(main)
+    out, err = (file.buffer.getvalue().decode("utf-8") for file in (out, err))
+    return subprocess.CompletedProcess(argv, code, out, err)
+
+
+def exit_code(main: Callable[[], object]) -> int:
     """What `main` leaves to the shell."""
     try:
         main()

@@ -11,7 +11,9 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
 from gspo_cli.types import RewardResult
 
+ARITHMETIC = ("task=arithmetic", "task.digits=1", "task.heldout=20")  # 100 problems instead of 10,000
 SMALL = [
+    *ARITHMETIC,
     "model.cold_start.steps=3",
     "model.cold_start.stop_score=null",
     "model.shape.hidden_size=32",
