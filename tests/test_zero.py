@@ -21,7 +21,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import LaunchResult, launch
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.zero import imported
-from tests.support.command_line import ROOT, environment, gspo_train
+from tests.support.command_line import ROOT, alive, environment, gspo_train
 from tests.support.rank_steps import steps
 from tests.support.whole_runs import SMALL
 
@@ -216,22 +216,25 @@ def test_a_run_goes_on_under_another_stage_and_number_of_ranks(interrupted, tmp_
             )
 
 
-def test_a_killed_launcher_leaves_no_worker_behind(interrupted, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(interrupted[0], folder, symlinks=True)  # its ranks continue it
-    before = len(RunFolder(folder).read("metrics.jsonl"))
-    worker = [sys.executable, "-m", "gspo_cli.commands.worker", str(folder)]
+def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
+    worker = (
+        "import os, sys, time; from gspo_cli.config.schema import HardwareConfig\n"
+        "from gspo_cli.training.process_group import join\n"
+        "join(HardwareConfig(processes=2, zero_stage=1))\n"
+        "open(f'{sys.argv[1]}/pid-{os.getpid()}', 'w').close(); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", worker, str(tmp_path)]
     code = (
         "from pathlib import Path; from gspo_cli.launching.processes import launch\n"
-        f"launch({worker!r}, 2, Path({str(folder / 'logs')!r}))"
+        f"launch({command!r}, 2, Path({str(tmp_path / 'logs')!r}))"
     )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) as launcher:
-        until(lambda: len(RunFolder(folder).read("metrics.jsonl")) > before or launcher.poll() is not None)
-        assert sorted(workers_of(folder)) == [0, 1]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment()) as launcher:
+        until(lambda: len(list(tmp_path.glob("pid-*"))) == 2 or launcher.poll() is not None)
+        workers = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+        assert sum(map(alive, workers)) == 2
         launcher.kill()
     killed = time.monotonic()
-    until(lambda: not workers_of(folder))
+    until(lambda: not any(map(alive, workers)))
     assert time.monotonic() - killed < 20
 
 

@@ -126,3 +126,11 @@ def script(command: str, *arguments: str) -> list[str]:
 def environment(**variables: str) -> dict[str, str]:
     """What such a process needs to find the package from any folder."""
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits for its parent to hear of its end does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
