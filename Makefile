@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 args ?=
+workers ?= 2
 
 .PHONY: help install train test lint format docs wheel bench clean
 
@@ -22,8 +23,8 @@ install: $(INSTALLED) ## create .venv with the tested versions
 train: $(INSTALLED) ## install, then train the embedded model (args="algorithm=grpo seed=1" to change it)
 	$(BIN)/gspo-train $(args)
 
-test: $(INSTALLED) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(args)
+test: $(INSTALLED) ## run the tests (workers=8 on more cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder $(args)
 
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from talking_runs import SMALL, configured, logged, trained, use_cache
 
 import gspo_cli
 from gspo_cli import (
@@ -30,6 +29,8 @@ from gspo_cli.console.words import next_commands
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.types import Message
+from tests.support.command_line import call, gspo_train
+from tests.support.talking_runs import SMALL, configured, logged, trained
 
 ROOT = Path(__file__).parent.parent
 OVERRIDES = [text for text in SMALL if text.startswith(("model.", "evaluation.", "hardware."))]
@@ -138,9 +139,7 @@ def test_the_guides_script_runs_as_written(folders, tmp_path, capsys):
 def test_the_api_and_the_command_are_the_same_run(tmp_path, reporter):
     changes = {"num_outer_iterations": 2, "num_generations": 4, "generations_per_iteration": 8}
     agent = train(settings(tmp_path / "api", max_completion_length=12, **changes), reporter)
-    command = [sys.executable, "-m", "gspo_cli.commands.train", *SMALL, "rollout.max_turns=8"]
-    command += [f"hydra.run.dir={tmp_path / 'command'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = gspo_train(*SMALL, "rollout.max_turns=8", f"hydra.run.dir={tmp_path / 'command'}")
     assert done.returncode == 0, done.stderr
     api, other = RunFolder(agent.run_folder), RunFolder(tmp_path / "command")
     assert api.config.read_text() == other.config.read_text()
@@ -166,9 +165,7 @@ def quick():
 
 def test_no_command_can_go_on_with_a_reward_that_a_script_gave(tmp_path, reporter):
     agent = train(settings(tmp_path, **quick()), reporter, Brief())
-    go_on = [f"resume={agent.run_folder}", "training.num_outer_iterations=2"]
-    command = [sys.executable, "-m", "gspo_cli.commands.train", *go_on]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = gspo_train(f"resume={agent.run_folder}", "training.num_outer_iterations=2")
     assert done.returncode == 2
     [sentence] = done.stderr.splitlines()
     said = (
@@ -179,8 +176,7 @@ def test_no_command_can_go_on_with_a_reward_that_a_script_gave(tmp_path, reporte
         f"gspo-eval {agent.run_folder} reward=null",
         f"gspo-chat {agent.run_folder}",
     ]
-    command = [sys.executable, "-m", "gspo_cli.commands.evaluate", str(agent.run_folder), "reward=null"]
-    done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True)
+    done = call("gspo-eval", str(agent.run_folder), "reward=null", "--json")
     assert done.returncode == 0, done.stderr
 
 
@@ -337,8 +333,3 @@ def test_a_reward_that_cannot_be_made_is_said_in_a_sentence(overrides, sentence,
     with pytest.raises(UserError, match=sentence):
         trained(tmp_path / "run", reporter, f"reward={__name__}.Polite", *overrides)
     assert configured(f"reward={__name__}.Polite")
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory):
-    use_cache(tmp_path_factory)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,14 @@ OWNERS = {
 OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 
 
+@cache
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
 def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return ast.parse(text(path))
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -90,27 +97,36 @@ def test_every_part_has_a_layer():
     assert {part(path) for path in MODULES} - {"__init__"} == set(LAYER)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
-def test_imports_point_down(path):
-    here = part(path)
-    for imported in imports(parsed(path)):
-        if imported.startswith("gspo_cli."):
-            there = part_of(imported.removeprefix("gspo_cli."))
-            assert there == here or LAYER[there] < LAYER[here] or {there, here} <= set(LAYERS[0]), imported
+def test_imports_point_down():
+    found = []
+    for path in MODULES:
+        here = part(path)
+        for imported in imports(parsed(path)):
+            if imported.startswith("gspo_cli."):
+                there = part_of(imported.removeprefix("gspo_cli."))
+                if there != here and LAYER[there] >= LAYER[here] and not {there, here} <= set(LAYERS[0]):
+                    found.append(f"{name(path)} imports {imported}")
+    assert found == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
-def test_heavy_libraries_stay_with_their_owners(path):
-    here = path.relative_to(PACKAGE).as_posix()
-    for imported in imports(parsed(path)):
-        owners = OWNERS.get(imported.split(".")[0])
-        assert owners is None or {part(path), here} & owners, f"{here} imports {imported}"
+def test_heavy_libraries_stay_with_their_owners():
+    found = []
+    for path in MODULES:
+        here = {part(path), path.relative_to(PACKAGE).as_posix()}
+        for imported in imports(parsed(path)):
+            owners = OWNERS.get(imported.split(".")[0])
+            if owners is not None and not here & owners:
+                found.append(f"{name(path)} imports {imported}")
+    assert found == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
-def test_optional_libraries_are_imported_where_they_are_used(path):
-    at_import = ast.Module([node for node in parsed(path).body if not is_definition(node)], [])
-    assert not {imported.split(".")[0] for imported in imports(at_import)} & OPTIONAL
+def test_optional_libraries_are_imported_where_they_are_used():
+    found = []
+    for path in MODULES:
+        at_import = ast.Module([node for node in parsed(path).body if not is_definition(node)], [])
+        early = {imported.split(".")[0] for imported in imports(at_import)} & OPTIONAL
+        found += [f"{name(path)} imports {library}" for library in sorted(early)]
+    assert found == []
 
 
 def is_definition(node: ast.stmt) -> bool:
@@ -148,24 +164,26 @@ def test_help_settings_and_bad_input_load_no_heavy_library(arguments, shown, tmp
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_files_and_functions_fit_a_screen_or_a_few(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 60, node.name
+def test_files_and_functions_fit_a_screen_or_a_few():
+    assert [name(path) for path in SOURCES if len(text(path).splitlines()) > 400] == []
+    functions = (
+        (path, node)
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    long = [f"{name(path)}: {node.name}" for path, node in functions if node.end_lineno - node.lineno >= 60]
+    assert long == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
-def test_every_module_says_what_it_is_for(path):
-    tree = parsed(path)
-    assert ast.get_docstring(tree) or tree.body == []
+def test_every_module_says_what_it_is_for():
+    trees = {name(path): parsed(path) for path in MODULES}
+    assert [here for here, tree in trees.items() if tree.body and not ast.get_docstring(tree)] == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_nothing_is_left_to_be_done(path):
-    text = path.read_text(encoding="utf-8")
-    assert not [word for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X") if word in text]
+def test_nothing_is_left_to_be_done():
+    words = ("TO" + "DO", "FIX" + "ME", "XX" + "X")
+    assert [f"{name(path)}: {word}" for path in SOURCES for word in words if word in text(path)] == []
 
 
 def test_the_style_checks_are_as_strict_as_ever():

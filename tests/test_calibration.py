@@ -18,10 +18,9 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.session import run_training
 from gspo_cli.training.update import Updater
-from tests.conftest import Silent
-from tests.test_resume import assert_same_run
-from tests.test_shadow import random_batch
-from tests.test_training import EvenReward, dotted, run
+from tests.support.batches import random_batch
+from tests.support.reporters import Silent
+from tests.support.whole_runs import EvenReward, assert_same_run, dotted, run
 
 QUANTILE = "algorithm.clip_calibration=quantile"
 FAST = ("task.digits=1", "task.heldout=20", "evaluation.every=0", "evaluation.samples=0",
@@ -134,16 +133,14 @@ def test_what_cannot_be_calibrated_is_said(configure, overrides, sentence):
 def clip_fractions(configure, tmp_path_factory):
     """Mean share of clipped tokens over iterations 3 to 8, and all metrics, by algorithm and calibration."""
     found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-        for name, calibration in product(("gspo", "grpo"), ("none", "quantile")):
-            configured = configure(
-                f"algorithm={name}", f"algorithm.clip_calibration={calibration}", *FAST,
-                "training.num_outer_iterations=8", "training.generations_per_iteration=128",
-            )  # fmt: skip
-            _, folder = run(configured, tmp_path_factory.mktemp("run"), Silent())
-            lines = folder.read("metrics.jsonl")
-            found[name, calibration] = np.mean([line["clip_ratio/token"] for line in lines[2:]]), folder
+    for name, calibration in product(("gspo", "grpo"), ("none", "quantile")):
+        configured = configure(
+            f"algorithm={name}", f"algorithm.clip_calibration={calibration}", *FAST,
+            "training.num_outer_iterations=8", "training.generations_per_iteration=128",
+        )  # fmt: skip
+        _, folder = run(configured, tmp_path_factory.mktemp("run"), Silent())
+        lines = folder.read("metrics.jsonl")
+        found[name, calibration] = np.mean([line["clip_ratio/token"] for line in lines[2:]]), folder
     return found
 
 

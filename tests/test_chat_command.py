@@ -6,15 +6,11 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import Silent
 from rich.console import Console
-from shop_conversations import CANCEL, problem_of
-from talking_runs import trained, use_cache
 
 from gspo_cli.commands.chat import chat_command, main, printer
 from gspo_cli.commands.chat_environments import HumanUser, ShownEnvironment
@@ -23,6 +19,10 @@ from gspo_cli.tasks.base import SingleTurn, Step
 from gspo_cli.tasks.customer_service import oracle
 from gspo_cli.tasks.customer_service.environment import Shop
 from gspo_cli.types import Message
+from tests.support.command_line import call
+from tests.support.reporters import Silent
+from tests.support.shop_conversations import CANCEL, problem_of
+from tests.support.talking_runs import trained
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +30,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A trained run on customer_service."""
-    use_cache(tmp_path_factory)
     return trained(tmp_path_factory.mktemp("chat") / "run", Silent()).path
 
 
@@ -179,8 +178,7 @@ def test_bad_input_is_one_sentence(run, monkeypatch, capsys, arguments, reason):
 
 
 def test_a_folder_that_is_not_there_is_one_sentence():
-    command = [sys.executable, "-m", "gspo_cli.commands.chat", "nowhere"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = call("gspo-chat", "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "gspo-chat: nowhere: is not a folder; give a run folder or a model folder\n"
 

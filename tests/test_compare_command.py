@@ -6,34 +6,37 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from gspo_cli.compare.missing_runs import SharedSettings, reward_at_end
-from tests.stored_runs import write_run
+from gspo_cli.compare.missing_runs import ComparisonRun, SharedSettings, reward_at_end, tuning_trials
+from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
+from gspo_cli.config.compose import resolved_yaml
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.identity import prepare, saved_settings
+from tests.support.command_line import ROOT, call, environment, script
+from tests.support.stored_runs import write_run
+from tests.support.whole_runs import ARITHMETIC
 
-ROOT = Path(__file__).resolve().parent.parent
+FOUND = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # for the processes of its runs
 FAST = (
-    "task=arithmetic", "model.cold_start.steps=3", "model.cold_start.stop_score=null",
+    *ARITHMETIC, "model.cold_start.steps=3", "model.cold_start.stop_score=null",
     "model.cold_start.batch_tokens=100", "model.shape.hidden_size=32", "model.shape.layers=2",
     "model.shape.heads=4", "model.shape.key_value_heads=2", "model.shape.head_dim=8",
     "model.shape.intermediate_size=48", "training.num_generations=4", "training.generations_per_iteration=16",
     "rollout.max_completion_length=8", "evaluation.problems=4", "evaluation.samples=2", "hardware.threads=1",
 )  # fmt: skip
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "gspo_cli.commands.compare", *arguments]
+BROKEN = (
+    "training.num_outer_iterations=2", "reward=mine.Broken",
+    "+reward_settings={run: '${algorithm.name} ${seed}'}",
+)  # fmt: skip
 
 
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.run(
-        command(*arguments), cwd=folder, env=environment, capture_output=True, text=True, timeout=200
-    )
+    return call("gspo-compare", *arguments, cwd=folder, **FOUND, COLUMNS="100")
 
 
 def runs_in(folder: Path) -> dict[str, float]:
@@ -41,21 +44,47 @@ def runs_in(folder: Path) -> dict[str, float]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("runs/*/summary.json")}
 
 
-def test_missing_runs_are_made_once_and_more_are_added(tmp_path):
-    short = ("training.num_outer_iterations=2",)
-    first = compare(tmp_path, *FAST, *short, "compare.seeds=[0,1]")
-    assert first.returncode == 0, first.stdout + first.stderr
-    base = tmp_path / "outputs" / "compare" / "arithmetic-tiny"
-    made = runs_in(base)
-    names = sorted(name.rpartition("-")[0] for name in made)  # without the fingerprint
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> SimpleNamespace:
+    """A comparison over seed 0, to which seed 1 is then added, where the run of GRPO fails."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "mine.py").write_text(
+        "from gspo_cli import RewardFunction, RewardResult\n"
+        "class Broken(RewardFunction):\n"
+        "    def __init__(self, run):\n"
+        "        self.run = run\n"
+        "    def compute_reward(self, trajectory, turn, context):\n"
+        "        if self.run == 'grpo 1':\n"
+        "            raise ValueError('the grader is down')\n"
+        "        return RewardResult(trajectory.token_ids[-1] % 2)\n"
+    )
+    base = folder / "outputs" / "compare" / "arithmetic-tiny"
+    first = compare(folder, *FAST, *BROKEN, "compare.seeds=[0]")
+    made, report = runs_in(base), json.loads((base / "report.json").read_text())
+    again = compare(folder, *FAST, *BROKEN, "compare.seeds=[0,1]", "logging.samples_per_iteration=1")
+    return SimpleNamespace(base=base, first=first, made=made, report=report, again=again)
+
+
+def test_missing_runs_are_made_once_and_more_are_added(compared):
+    assert compared.first.returncode == 0, compared.first.stdout + compared.first.stderr
+    names = sorted(name.rpartition("-")[0] for name in compared.made)  # without the fingerprint
+    assert names == ["grpo-s0", "gspo-s0"]
+    assert [[run["seed"] for run in arm["runs"]] for arm in compared.report["arms"]] == [[0], [0]]
+    later = runs_in(compared.base)
+    assert {name: later[name] for name in compared.made} == compared.made, (
+        "what is there is not trained again"
+    )
+    names = sorted(name.rpartition("-")[0] for name in later)
     assert names == ["grpo-s0", "grpo-s1", "gspo-s0", "gspo-s1"]
-    report = json.loads((base / "report.json").read_text())
-    assert [sorted(run["seed"] for run in arm["runs"]) for arm in report["arms"]] == [[0, 1], [0, 1]]
-    again = compare(tmp_path, *FAST, *short, "compare.seeds=[0,1,2]", "logging.samples_per_iteration=1")
-    assert again.returncode == 0, again.stdout + again.stderr
-    later = runs_in(base)
-    assert {name: later[name] for name in made} == made, "what is there is not trained again"
-    assert len(later) == 6
+
+
+def test_a_run_that_fails_is_said_and_the_others_are_compared(compared):
+    assert compared.again.returncode == 1
+    assert "left out" in compared.again.stdout
+    report = json.loads((compared.base / "report.json").read_text())
+    seeds = {arm["name"]: sorted(run["seed"] for run in arm["runs"]) for arm in report["arms"]}
+    assert seeds == {"gspo": [0, 1], "grpo": [0]}
+    assert len(report["left_out"]) == 1
 
 
 def begun(process: subprocess.Popen, logs: Path, iteration: int) -> str:
@@ -71,13 +100,13 @@ def begun(process: subprocess.Popen, logs: Path, iteration: int) -> str:
 
 
 def test_a_comparison_that_is_stopped_and_then_killed_goes_on(tmp_path):
-    arguments = [*FAST, "training.num_outer_iterations=60", "checkpoint.every=1", "checkpoint.keep=100",
+    arguments = [*FAST, "training.num_outer_iterations=16", "checkpoint.every=1", "checkpoint.keep=100",
                  "evaluation.every=0", "compare.seeds=[0]", "compare.algorithms=[gspo,grpo]"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     base = tmp_path / "outputs" / "compare" / "arithmetic-tiny"
-    options = {"cwd": tmp_path, "env": environment, "text": True, "start_new_session": True}
+    options = {"cwd": tmp_path, "env": environment(), "text": True, "start_new_session": True}
+    command = script("gspo-compare", *arguments)
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command(*arguments), **options, **pipes) as stopped:
+    with subprocess.Popen(command, **options, **pipes) as stopped:
         name = begun(stopped, base / "runs", 2)
         os.kill(stopped.pid, signal.SIGINT)
         told = stopped.communicate()[1]
@@ -86,53 +115,49 @@ def test_a_comparison_that_is_stopped_and_then_killed_goes_on(tmp_path):
         "gspo-compare: stopped; the same command resumes from the last checkpoints\n",
     )
     reached = json.loads((base / "runs" / name / "summary.json").read_text())["iterations"]
-    assert 2 <= reached < 60
-    with subprocess.Popen(command(*arguments), **options, **pipes) as killed:
+    assert 2 <= reached < 16
+    with subprocess.Popen(command, **options, **pipes) as killed:
         assert begun(killed, base / "runs", reached + 1) == name
         os.kill(killed.pid, signal.SIGKILL)
     done = compare(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (base / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == list(range(1, 61))
+    assert [json.loads(line)["iteration"] for line in lines] == list(range(1, 17))
     assert "one seed" in done.stdout
 
 
-def test_each_algorithm_is_tuned_by_the_same_budget_with_a_seed_of_its_own(tmp_path):
+def finished(planned: ComparisonRun, reward: float) -> None:
+    """The folder of a run as if it had been trained, with this reward at its end."""
+    prepare(planned.folder, resolved_yaml(planned.node))
+    folder, last = RunFolder(planned.folder), planned.config.training.num_outer_iterations
+    folder.append("metrics.jsonl", {"iteration": last, "reward": reward})
+    folder.write_summary({"status": "completed", "iterations": last})
+
+
+def test_each_algorithm_is_tuned_by_the_same_budget_with_a_seed_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = [*FAST, "training.num_outer_iterations=2"]
+    settings = CompareConfig(seeds=[0], folder="my runs (a,b)", tune=TuneConfig(trials=2, iterations=1))
+    (preset, faster), (own, _) = (
+        tuning_trials(SharedSettings(few), settings, name) for name in ("gspo", "grpo")
+    )
+    for trial, reward in ((preset, 0.1), (faster, 0.9), (own, 2.0)):  # the fourth one is trained here
+        finished(trial, reward)
     done = compare(
-        tmp_path, *FAST, "training.num_outer_iterations=2", "compare.seeds=[0]",
-        "compare.folder=my runs (a,b)",
+        tmp_path, *few, "compare.seeds=[0]", "compare.folder=my runs (a,b)",
         "compare.tune.trials=2", "compare.tune.iterations=1", "compare.parallel=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     base = tmp_path / "my runs (a,b)"
-    assert len(runs_in(base)) == 2
     assert sum("-s1000-" in path.parent.name for path in base.glob("trials/*/summary.json")) == 4
+    runs = {name.partition("-")[0]: saved_settings(base / "runs" / name) for name in runs_in(base)}
+    rates = {name: run["algorithm"]["learning_rate"] for name, run in runs.items()}
+    assert rates == {"gspo": 3e-4, "grpo": own.config.algorithm.learning_rate}
+    assert {run["training"]["num_outer_iterations"] for run in runs.values()} == {2}
     methods = " ".join(json.loads((base / "report.json").read_text())["methods"])
     for algorithm in ("gspo", "grpo"):
         assert f"{algorithm} was tuned with 2 trials, seed 1000" in methods
     assert "algorithm.learning_rate=0.0003" in methods
-
-
-def test_a_run_that_fails_is_said_and_the_others_are_compared(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "from gspo_cli import RewardFunction, RewardResult\n"
-        "class Broken(RewardFunction):\n"
-        "    def __init__(self, seed):\n"
-        "        self.seed = seed\n"
-        "    def compute_reward(self, trajectory, turn, context):\n"
-        "        if self.seed == 1:\n"
-        "            raise ValueError('the grader is down')\n"
-        "        return RewardResult(trajectory.token_ids[-1] % 2)\n"
-    )
-    done = compare(
-        tmp_path, *FAST, "training.num_outer_iterations=2", "compare.seeds=[0,1]",
-        "reward=mine.Broken", "+reward_settings={seed: ${seed}}",
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "left out" in done.stdout
-    report = json.loads((tmp_path / "outputs/compare/arithmetic-tiny/report.json").read_text())
-    assert [sorted(run["seed"] for run in arm["runs"]) for arm in report["arms"]] == [[0], [0]]
-    assert len(report["left_out"]) == 2
 
 
 def test_given_folders_are_compared_as_they_are(tmp_path):

@@ -26,7 +26,7 @@ from gspo_cli.compare.tables import problem_table
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
-from tests.stored_runs import changed, stored_run, write_run
+from tests.support.stored_runs import changed, stored_run, write_run
 
 LEVEL = 0.95
 BETWEEN = ("score_at_tokens", "auc", "steps_to_threshold", "tokens_to_threshold")

@@ -13,7 +13,7 @@ from gspo_cli.compare.result import Verdict
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.errors import UserError
-from tests.stored_runs import changed, stored_run, write_run, write_stored
+from tests.support.stored_runs import changed, stored_run, write_run, write_stored
 
 SEEDS = range(3)
 

@@ -26,7 +26,7 @@ from gspo_cli.compare.statistics import (
     seeds_needed,
 )
 from gspo_cli.config.compare_schema import CompareConfig
-from tests.stored_runs import changed, stored_run, write_run
+from tests.support.stored_runs import changed, stored_run, write_run
 
 FOUND = {Verdict.higher, Verdict.lower}
 LEVEL = 0.95

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Silent
-from shop_conversations import CANCEL, REFUND, play, problem_of
-from talking_runs import configured, trained, use_cache
-from test_resume import assert_same_run
 
 from gspo_cli.config.choices import RewardErrors
 from gspo_cli.errors import UserError
@@ -30,6 +24,11 @@ from gspo_cli.training.credit import trainable, with_advantages
 from gspo_cli.training.metrics import Clock
 from gspo_cli.training.session import build_parts, run_training
 from gspo_cli.types import Message, Outcome
+from tests.support.command_line import gspo_train
+from tests.support.reporters import Silent
+from tests.support.shop_conversations import CANCEL, REFUND, play, problem_of
+from tests.support.talking_runs import configured, trained
+from tests.support.whole_runs import assert_same_run
 
 ROOT = Path(__file__).parent.parent
 FLUENT = [  # enough of a cold start that turns end by themselves and some are calls
@@ -68,7 +67,6 @@ class Setting:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     """The small tiny model after its cold start, on customer_service with credit by turns."""
-    use_cache(tmp_path_factory)
     config, yaml = configured(*FLUENT, *TURNS)
     folder = RunFolder(tmp_path_factory.mktemp("setting") / "run")
     folder.create(yaml)
@@ -79,11 +77,6 @@ def setting(tmp_path_factory):
 def groups(setting):
     """An iteration's conversations, judged."""
     return setting.sample()
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory):
-    use_cache(tmp_path_factory)
 
 
 def flat(groups):
@@ -185,9 +178,7 @@ def test_every_turn_that_changes_how_things_stand_earns_something(setting):
 
 
 def test_credit_by_turns_is_not_for_gspo():
-    command = [sys.executable, "-m", "gspo_cli.commands.train"]
-    wanted = ["task=customer_service", "algorithm.credit=turn"]
-    done = subprocess.run([*command, *wanted], cwd=ROOT, capture_output=True, text=True)
+    done = gspo_train("task=customer_service", "algorithm.credit=turn")
     assert (done.returncode, done.stdout) == (2, "")
     [sentence] = done.stderr.splitlines()
     assert sentence.startswith("gspo-train: algorithm.credit=turn: a sequence ratio takes one advantage")

@@ -16,7 +16,7 @@ from gspo_cli.config.choices import EngineCorrection
 from gspo_cli.errors import UserError
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
-from tests.test_update import samples_of
+from tests.support.batches import samples_of
 
 # d = log 1.5, log 4, log 0.5 | log 1.2, -log 1.2, and a position that is not trained
 OLD = torch.tensor([[0.0, -1.0, -2.0], [-1.0, -1.0, 5.0]])

@@ -10,7 +10,6 @@ from statistics import mean
 
 import pytest
 from omegaconf import OmegaConf
-from shop_conversations import CANCEL, MOVE, REFUND, STATUS, play, problem_of
 
 from gspo_cli.config.compose import CONF_DIR, locate
 from gspo_cli.errors import UserError
@@ -23,6 +22,7 @@ from gspo_cli.tasks.llm_user import LlmUser
 from gspo_cli.tasks.tau.tickets import says_done
 from gspo_cli.tasks.tools import ToolCall
 from gspo_cli.types import Message
+from tests.support.shop_conversations import CANCEL, MOVE, REFUND, STATUS, play, problem_of
 
 
 def task_of(difficulty=2, **settings):

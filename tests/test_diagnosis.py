@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from gspo_cli.diagnosis.diagnosis import CONSEQUENCES, RULES, diagnose, settings_of
 from gspo_cli.diagnosis.history import Severity
 from gspo_cli.errors import UserError
-from tests.diagnosed_runs import only, run_of, settings
+from tests.support.diagnosed_runs import only, run_of, settings
 
 
 @pytest.mark.parametrize("algorithm", ["gspo", "gspo_token", "grpo", "cispo", "dr_grpo"])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from dataclasses import is_dataclass, replace
 from enum import Enum
@@ -18,7 +16,6 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from gspo_cli.algorithm.advantages import group_advantages
@@ -29,6 +26,8 @@ from gspo_cli.config.compose import CONF_DIR, locate
 from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.base import Task
+from tests.support.command_line import gspo_train
+from tests.support.configs import composed
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
@@ -228,8 +227,7 @@ def test_the_worked_kl_is_what_the_code_computes(name, form, where):
 
 
 def option(name):
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose("train", overrides=["model=small", f"algorithm={name}"]).algorithm
+    return composed("model=small", f"algorithm={name}").algorithm
 
 
 def family_row(name):
@@ -262,47 +260,25 @@ QUICK = [  # as experiment=smoke, but a sweep has an experiment of its own
     "training.num_outer_iterations=1",
     "training.num_generations=4",
     "training.generations_per_iteration=16",
+    "rollout.max_completion_length=16",
     "evaluation.problems=4",
     "evaluation.samples=2",
     "hardware.threads=1",
 ]
 
 
-DRIVER = """
-import json, sys
-from gspo_cli.commands.train import main
-for line in json.load(sys.stdin):
-    sys.argv = ["gspo-train", *line]
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code, line
-"""
-
-
 @pytest.fixture(scope="module")
 def summaries(tmp_path_factory):
-    """Every command of the page, run in a folder with every file of the page, in one process to import torch
-    once: for each command the run folders with their summaries."""
+    """Every command of the page, run in a folder with every file of it: for each command the run folders
+    with their summaries."""
     folder = tmp_path_factory.mktemp("extending")
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
-    lines = [
-        [*shlex.split(line), *QUICK, f"hydra.run.dir=runs/{place}", f"hydra.sweep.dir=runs/{place}"]
-        for place, line in enumerate(COMMANDS)
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(lines),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    for place, line in enumerate(COMMANDS):
+        places = [f"hydra.run.dir=runs/{place}", f"hydra.sweep.dir=runs/{place}"]
+        done = gspo_train(*shlex.split(line), *QUICK, *places, cwd=folder)
+        assert (done.returncode, done.stderr) == (0, ""), (line, done.stdout)
     return {
         line: {
             path.parent: json.loads(path.read_text(encoding="utf-8"))

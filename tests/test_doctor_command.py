@@ -19,7 +19,8 @@ from gspo_cli.diagnosis.examination import commands, examine, own_overrides
 from gspo_cli.diagnosis.guide import estimated_parts, guide
 from gspo_cli.diagnosis.history import History
 from gspo_cli.errors import UserError
-from tests.diagnosed_runs import run_of, settings
+from tests.support.command_line import call
+from tests.support.diagnosed_runs import run_of, settings
 
 ROOT = Path(__file__).parent.parent
 LOST = {"reward": 0.02, "reward_std": 0.02}
@@ -34,8 +35,7 @@ def make_run(folder: Path, metrics: list[dict], *overrides: str) -> Path:
 
 
 def doctor(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "gspo_cli.commands.doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return call("gspo-doctor", *arguments)
 
 
 def test_the_first_line_is_the_verdict(tmp_path):

@@ -48,9 +48,11 @@ def test_a_failing_rank_ends_the_others_and_its_last_words_are_told(tmp_path):
 
 
 def test_a_rank_that_the_system_kills_is_told_from_one_that_failed(tmp_path):
+    began = time.monotonic()
     ended = launch(
         script("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(60)"), 2, tmp_path
     )
+    assert time.monotonic() - began < 20
     assert ended.code == 1
     reason = "rank 1 of 2 was killed by SIGKILL, perhaps because memory ran out; its log"
     assert ended.message.startswith(reason)

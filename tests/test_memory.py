@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import SMALL, TEXTS
 
 from gspo_cli.config.model_schema import Shape
 from gspo_cli.policy.embedded import write_embedded
@@ -12,6 +11,7 @@ from gspo_cli.policy.loading import load_policy
 from gspo_cli.rollout.kv_cache import GrowingLayer, new_cache
 from gspo_cli.training import memory_plan as memory
 from gspo_cli.training.memory_plan import cache_room, dimensions, memory_line, plan
+from tests.support.models import SMALL, TEXTS
 
 ROWS, LENGTH = 3, 40
 # no two widths alike: a formula that takes one for another is off

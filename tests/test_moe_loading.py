@@ -195,7 +195,7 @@ def test_a_run_of_an_embedded_mixture_trains(configure, reporter, tmp_path, sett
         "model.freeze_router=true",
         "hardware.threads=1",
         "algorithm.learning_rate=1e-2",
-        "reward=tests.test_training.EvenReward",
+        "reward=tests.support.whole_runs.EvenReward",
         *settings,
     )
     folder = RunFolder(tmp_path / "run")

@@ -12,21 +12,9 @@ from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
+from tests.support.batches import ragged
 
 NAMES = ["qwen3", "qwen3_moe", "gpt2"]
-
-
-def ragged(policy, lengths=(5, 9, 3), seed=0):
-    """Random sequences, right-padded, all but the first two tokens trained. -> token_ids, action_mask (B,
-    T)"""
-    random = torch.Generator().manual_seed(seed)
-    vocabulary = policy.causal_model.config.vocab_size
-    ids = torch.full((len(lengths), max(lengths)), policy.chat.pad_id)
-    mask = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(vocabulary, (length,), generator=random)
-        mask[row, 2:length] = True
-    return ids, mask
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,6 +21,7 @@ from gspo_cli.launching import queue
 from gspo_cli.launching.queue import Job, QueuedJob, Slot, Status, make_slots, run_queue
 from gspo_cli.launching.queue_table import LiveTable, PlainTable, Tail
 from gspo_cli.launching.start import visible_gpus
+from tests.support.command_line import alive
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Slot("CPU", {})
@@ -201,14 +202,6 @@ def test_a_killed_queue_leaves_no_job_behind(tmp_path):
     process.kill()
     process.communicate()
     until(lambda: not any(alive(pid) for pid in children))
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits for its parent to hear of its end does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_an_error_in_the_queue_ends_its_jobs(tmp_path):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from gspo_cli.config.compose import CONF_DIR, build_config, composed
 from gspo_cli.errors import UserError
+from tests.support.command_line import gspo_train, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +24,7 @@ QUICK = [
     "model.cold_start.cache=false",
     "hardware.threads=1",
 ]
+SMALL = ["model.shape.hidden_size=32", "model.shape.layers=1", "evaluation.problems=4"]
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:
@@ -38,36 +37,25 @@ def python(part: str, page: str = "README.md") -> str:
     return block
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    run = [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(CONF_DIR.parent)}
-    return subprocess.run(run, capture_output=True, text=True, cwd=cwd, timeout=120, env=environment)
-
-
 def test_the_task_of_the_readme_trains(tmp_path):
     (tmp_path / "dice.py").write_text(python("class Dice"))
     (tmp_path / "my_conf" / "task").mkdir(parents=True)
     (tmp_path / "my_conf" / "task" / "dice.yaml").write_text(blocks("yaml")[0])
-    done = command("-cd", "my_conf", "task=dice", *QUICK, cwd=tmp_path)
+    done = gspo_train("-cd", "my_conf", "task=dice", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "gspo on dice with tiny" in done.stdout
 
 
 def test_the_script_of_the_python_page_trains_and_answers(tmp_path):
-    small = [
-        "model.shape.hidden_size=32",
-        "model.shape.layers=1",
-        "evaluation.problems=4",
-        "hardware.threads=1",
-    ]
-    quick = [*small, *(text for text in QUICK if text.startswith("model."))]
+    quick = [*SMALL, "hardware.threads=1", *(text for text in QUICK if text.startswith("model."))]
     script = python("train_with_gspo", "docs/python.md").replace(
         "num_outer_iterations=20", f"num_outer_iterations=1, generations_per_iteration=16, overrides={quick}"
     )
     assert "overrides" in script
-    environment = os.environ | {"PYTHONPATH": str(CONF_DIR.parent)}
-    run = [sys.executable, "-c", script]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=120, env=environment)
+    few = "problems=60, heldout=4, demonstrations_count=50"
+    script = script.replace('CONFIGS["customer_service"])', f'CONFIGS["customer_service"], {few})')
+    assert few in script
+    done = run_script(script, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Completed 1 of 1 iterations: gspo on customer_service" in done.stdout
     assert list((tmp_path / "outputs").glob("customer_service-tiny-gspo/*/summary.json"))
@@ -76,7 +64,7 @@ def test_the_script_of_the_python_page_trains_and_answers(tmp_path):
 def test_the_error_of_the_pages_is_the_one_that_is_printed(tmp_path):
     shown = {block for page in PAGES for block in blocks("console", page) if block.startswith("$ ")}
     [(line, message)] = [block.strip().split("\n") for block in shown]
-    done = command(*line.removeprefix("$ gspo-train ").split(), cwd=tmp_path)
+    done = gspo_train(*line.removeprefix("$ gspo-train ").split(), cwd=tmp_path)
     assert (done.returncode, done.stderr.strip()) == (2, message)
 
 
@@ -90,7 +78,8 @@ def test_the_table_of_groups_lists_every_option(group):
 
 
 def test_a_sweep_makes_one_run_folder_each(tmp_path):
-    done = command("-m", "algorithm=gspo,grpo", "hydra.sweep.dir=sweep", *QUICK, cwd=tmp_path)
+    few = ["task.problems=60", "task.heldout=4", "task.demonstrations_count=50", *SMALL]
+    done = gspo_train("-m", "algorithm=gspo,grpo", "hydra.sweep.dir=sweep", *QUICK, *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert found == ["0-customer_service-tiny-gspo-s0", "1-customer_service-tiny-grpo-s0"]

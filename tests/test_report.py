@@ -7,11 +7,9 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from comparisons import BASELINE, CLAIMS, LONG, NASTY, OUTCOMES, charts, comparison, conversation, series
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -24,42 +22,28 @@ from gspo_cli.compare.report import STYLE, markdown, page, write_report
 from gspo_cli.compare.result import Chart, Estimate, Series, SideBySide, value_text
 from gspo_cli.compare.tables import estimate_cell, main_contrasts
 from gspo_cli.console.words import number
+from tests.support.comparisons import (
+    BASELINE,
+    CLAIMS,
+    LONG,
+    NASTY,
+    OUTCOMES,
+    charts,
+    comparison,
+    conversation,
+    series,
+)
+from tests.support.html import Reading
 
 FOUR = ("gspo", "gspo_token", BASELINE, LONG)
 EMPTY = ("charts", "talks", "shadows", "claims", "problem_tests", "left_out", "methods", "reproduce")
 BARE = dict.fromkeys(EMPTY, ())
-VOID = {"meta", "wbr"}
 SHAPES = [
     comparison(),
     comparison(FOUR),
     comparison(("gspo", BASELINE), 1, voided=["Void."], **BARE),
     comparison(("gspo", BASELINE), outcomes=(), contrasts=(), headline=()),
 ]
-
-
-class Reading(HTMLParser):
-    """Open tags that are never closed, or closed in the wrong order, and every attribute."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.wrong, self.attributes, self.texts = [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.attributes += [(tag, name, value) for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 def drawn(svg):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,68 +18,30 @@ import torch
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
+from tests.support.command_line import environment, gspo_train, script
+from tests.support.whole_runs import SMALL, assert_same_run, numbers
 
-SMALL = [
-    "model.cold_start.steps=3",
-    "model.cold_start.stop_score=null",
-    "model.shape.hidden_size=32",
-    "model.shape.layers=2",
-    "model.shape.head_dim=8",
-    "model.shape.intermediate_size=48",
-    "training.num_generations=4",
-    "training.generations_per_iteration=16",
-    "rollout.max_completion_length=8",
-    "evaluation.problems=4",
-    "evaluation.every=2",
-    "checkpoint.every=2",
-    "hardware.threads=1",
-    "reward=tests.test_training.EvenReward",
-]
 ROOT = Path(__file__).parent.parent
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
-
-
-def train(folder: Path, *overrides: str, **options) -> subprocess.CompletedProcess:
-    arguments = command(*SMALL, f"hydra.run.dir={folder}", *overrides)
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120, **options)
+def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return gspo_train(*SMALL, f"hydra.run.dir={folder}", *overrides)
 
 
 def resume(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    arguments = command(f"resume={folder}", *overrides)
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return gspo_train(f"resume={folder}", *overrides)
 
 
-def numbers(folder: Path, log="metrics.jsonl"):
-    """All logged values but those that measure time and memory."""
-    clocks = ("time/", "memory/", "tokens_per_second")
-    return [
-        {k: v for k, v in line.items() if not k.startswith(clocks)} for line in RunFolder(folder).read(log)
-    ]
-
-
-def state(folder: Path):
-    saved = torch.load(folder / "checkpoints" / "last" / "trainer.pt", weights_only=True)
-    model = sorted((folder / "checkpoints" / "last").glob("*.safetensors"))[0].read_bytes()
-    return model, saved["optimizer"]["state"], saved["steps"], saved["state"]["cursor"]
-
-
-def assert_same_run(one: Path, other: Path):
-    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl"):
-        assert numbers(one, log) == numbers(other, log)
-    (model, optimizer, *counters), (model2, optimizer2, *counters2) = state(one), state(other)
-    assert model == model2
-    assert counters == counters2
-    for key, moments in optimizer.items():
-        assert all(torch.equal(value, optimizer2[key][name]) for name, value in moments.items())
+def process(folder: Path, *overrides: str) -> subprocess.Popen:
+    """`train` in a process of its own, for signals."""
+    command = script("gspo-train", *SMALL, f"hydra.run.dir={folder}", *overrides)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """Six iterations without a stop."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = train(folder, "training.num_outer_iterations=6")
     assert done.returncode == 0, done.stderr
@@ -111,20 +73,16 @@ def wait_for(condition, process, seconds=90):
 @pytest.mark.parametrize("moment", ["before the first checkpoint", "between", "while saving"])
 def test_a_killed_run_is_resumed_to_the_bit(whole, tmp_path, moment):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        command(*SMALL, f"hydra.run.dir={folder}", "training.num_outer_iterations=6"),
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    running = process(folder, "training.num_outer_iterations=6")
     checkpoints = folder / "checkpoints"
     conditions = {
         "before the first checkpoint": lambda: len(RunFolder(folder).read("metrics.jsonl")) >= 1,
         "between": lambda: len(RunFolder(folder).read("metrics.jsonl")) >= 3,
         "while saving": lambda: any(checkpoints.glob(".writing-iteration-*")),
     }
-    wait_for(conditions[moment], process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    wait_for(conditions[moment], running)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 99, "rew')  # the line that the kill cut
     done = resume(folder)
@@ -134,14 +92,12 @@ def test_a_killed_run_is_resumed_to_the_bit(whole, tmp_path, moment):
 
 def test_ctrl_c_saves_and_says_interrupted(whole, tmp_path):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        command(*SMALL, f"hydra.run.dir={folder}", "training.num_outer_iterations=400"),
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for(lambda: len(RunFolder(folder).read("metrics.jsonl")) >= 3, process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    rare = ["checkpoint.every=4000", "evaluation.every=0"]  # no checkpoint but that of the signal
+    running = process(folder, "training.num_outer_iterations=4000", *rare)
+    wait_for(lambda: len(RunFolder(folder).read("metrics.jsonl")) >= 3, running)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     saved = torch.load(folder / "checkpoints" / "last" / "trainer.pt", weights_only=True)
@@ -170,16 +126,24 @@ def test_rotation_keeps_the_newest_and_the_best(whole):
     assert (whole / "checkpoints" / "last").resolve().name == "iteration-000006"
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A block in which this process writes no larger file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_while_saving_loses_no_checkpoint(tmp_path):
     # a limit on file size is a real OSError in the same place as a full disk
     folder = tmp_path / "run"
     assert train(folder, "training.num_outer_iterations=2").returncode == 0
     before = (folder / "checkpoints" / "iteration-000002" / "trainer.pt").read_bytes()
-    limited = subprocess.run(
-        command(f"resume={folder}", "training.num_outer_iterations=4"),
-        capture_output=True, text=True, cwd=ROOT, timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-    )  # fmt: skip
+    with files_of_at_most(50_000):
+        limited = resume(folder, "training.num_outer_iterations=4")
     assert limited.returncode == 2
     assert "cannot be saved" in limited.stderr
     assert "Traceback" not in limited.stderr

@@ -7,7 +7,13 @@ from collections import Counter
 from copy import deepcopy
 
 import pytest
-from retail_files import (
+
+from gspo_cli.randomness import generator
+from gspo_cli.tasks.tau.database import Book
+from gspo_cli.tasks.tau.environment import tells
+from gspo_cli.tasks.tau.tools import ALL_TOOLS, perform
+from gspo_cli.tasks.tools import ToolCall
+from tests.support.retail_files import (
     built,
     cancel,
     opened,
@@ -17,12 +23,6 @@ from retail_files import (
     wish,
     write_folder,
 )
-
-from gspo_cli.randomness import generator
-from gspo_cli.tasks.tau.database import Book
-from gspo_cli.tasks.tau.environment import tells
-from gspo_cli.tasks.tau.tools import ALL_TOOLS, perform
-from gspo_cli.tasks.tools import ToolCall
 
 HOSTILE = [
     "",

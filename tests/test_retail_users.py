@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from retail_files import (
+
+from gspo_cli.chat_endpoint import ChatEndpoint, EndpointError
+from gspo_cli.tasks.llm_user import STOP, LlmUser
+from gspo_cli.tasks.tau.environment import RetailEnvironment
+from gspo_cli.tasks.tau.tools import TAU_TOOLS
+from gspo_cli.tasks.tau_retail.instructions import read_scenario
+from gspo_cli.tasks.tau_retail.scripted_user import GIVES_UP, ScriptedUser
+from gspo_cli.tasks.tools import ToolCall
+from tests.support.retail_files import (
     built,
     cancel,
     opened,
@@ -19,14 +27,6 @@ from retail_files import (
     wish,
     write_folder,
 )
-
-from gspo_cli.chat_endpoint import ChatEndpoint, EndpointError
-from gspo_cli.tasks.llm_user import STOP, LlmUser
-from gspo_cli.tasks.tau.environment import RetailEnvironment
-from gspo_cli.tasks.tau.tools import TAU_TOOLS
-from gspo_cli.tasks.tau_retail.instructions import read_scenario
-from gspo_cli.tasks.tau_retail.scripted_user import GIVES_UP, ScriptedUser
-from gspo_cli.tasks.tools import ToolCall
 
 
 @pytest.fixture

@@ -37,9 +37,8 @@ from gspo_cli.policy.routing import (
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.training.update import Updater
-from tests.test_policy import ragged
-from tests.test_training import EvenReward, dotted, run
-from tests.test_update import Small, samples_of, weights
+from tests.support.batches import Small, ragged, samples_of, weights
+from tests.support.whole_runs import EvenReward, dotted, run
 
 LAYERS, EXPERTS, CHOSEN = 2, 4, 2  # of the folder qwen3_moe
 FORMS = [

@@ -20,7 +20,7 @@ from gspo_cli.algorithm.objective import policy_loss
 from gspo_cli.config.choices import ClipMode, RatioLevel
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
-from tests.test_update import samples_of
+from tests.support.batches import random_batch, samples_of
 
 GSPO = Objective(RatioLevel.sequence, ClipMode.min, (1 - 3e-4, 1 + 4e-4))
 GSPO_TOKEN = replace(GSPO, level=RatioLevel.sequence_token)
@@ -108,16 +108,6 @@ def test_an_advantage_per_token_clips_part_of_a_sequence_in_gspo_token_and_all_o
     assert found["gspo"].compared == found["gspo_token"].compared == 3
     assert found["gspo"].y == pytest.approx(0.1 - 1, abs=1e-12)
     assert found["gspo_token"].y == pytest.approx(2 * (3.3 / 4 - 1), abs=1e-12)
-
-
-def random_batch(rows=24, length=9, spread=0.2, seed=0):
-    """logprobs, old, advantages (a third of them 0), mask; in fp32 as in a run."""
-    random = torch.Generator().manual_seed(seed)
-    old = -torch.rand(rows, length, generator=random)
-    logprobs = old + spread * torch.randn(rows, length, generator=random)
-    advantages = torch.randn(rows, 1, generator=random) * (torch.arange(rows) % 3 > 0)[:, None]
-    mask = torch.arange(length)[None] < torch.randint(1, length + 1, (rows, 1), generator=random)
-    return logprobs, old, advantages, mask
 
 
 @pytest.mark.parametrize("name", ["gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo"])

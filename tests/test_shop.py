@@ -6,7 +6,6 @@ import json
 import sqlite3
 
 import pytest
-from shop_conversations import CANCEL, LEO, MIA, MOVE, STATUS, opened, scenario
 
 from gspo_cli.randomness import generator
 from gspo_cli.tasks.customer_service import oracle
@@ -17,6 +16,7 @@ from gspo_cli.tasks.customer_service.task import CustomerService
 from gspo_cli.tasks.customer_service.tools import LONGEST_OBSERVATION, TOOLS
 from gspo_cli.tasks.tools import write_line
 from gspo_cli.types import Message
+from tests.support.shop_conversations import CANCEL, LEO, MIA, MOVE, STATUS, opened, scenario
 
 MIA_FOUND = "mia27: 482 lamp pending, 517 mug delivered, 603 desk shipped"
 

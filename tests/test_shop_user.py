@@ -6,18 +6,6 @@ import time
 from dataclasses import replace
 
 import pytest
-from shop_conversations import (
-    CANCEL,
-    MIA,
-    MOVE,
-    ORDERS,
-    REFUND,
-    REFUSED_CANCEL,
-    REFUSED_REFUND,
-    STATUS,
-    opened,
-    scenario,
-)
 
 from gspo_cli.tasks.customer_service.database import read_orders
 from gspo_cli.tasks.customer_service.environment import goal_orders
@@ -33,6 +21,18 @@ from gspo_cli.tasks.customer_service.user import (
     reply,
 )
 from gspo_cli.tasks.customer_service.wording import HELDOUT_REQUESTS, REQUESTS, draw_wording
+from tests.support.shop_conversations import (
+    CANCEL,
+    MIA,
+    MOVE,
+    ORDERS,
+    REFUND,
+    REFUSED_CANCEL,
+    REFUSED_REFUND,
+    STATUS,
+    opened,
+    scenario,
+)
 
 
 def react(request, text, mood=None):

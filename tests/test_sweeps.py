@@ -20,17 +20,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
-from gspo_cli.commands import train
 from gspo_cli.config.compose import CONF_DIR, composed, resolved_yaml
 from gspo_cli.launching.queue_launcher import offer_queue
-from gspo_cli.launching.sweep import SweepStart, job_names, resumed_sweep
+from gspo_cli.launching.sweep import job_names, resumed_sweep
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, differences, fingerprint, prepare, saved_settings, state_of
 from gspo_cli.training.session import run_training
+from tests.support.command_line import environment, gspo_train, script
+from tests.support.whole_runs import ARITHMETIC
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
-    "task=arithmetic",
+    *ARITHMETIC,
+    "model.init_seed=1",  # says something from the start
     "model.shape.hidden_size=32",
     "model.shape.layers=1",
     "model.cold_start.steps=3",
@@ -64,29 +66,14 @@ def sweep(tmp_path, monkeypatch):
     """`sweep(*arguments)`: gspo-train with small runs, in this process and an empty folder. Returns its exit
     code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
-    def call(*arguments: str, small: list[str] | tuple[str, ...] = SMALL) -> int:
-        monkeypatch.setattr(SweepStart, "folder", None)
-        monkeypatch.setattr(sys, "argv", ["gspo-train", *arguments, *small])
-        with pytest.MonkeyPatch.context() as own:
-            own.setattr(sys, "path", list(sys.path))
-            try:
-                train.main()
-            except SystemExit as ended:
-                return ended.code
-        return 0
+    def called(*arguments: str, small: list[str] | tuple[str, ...] = SMALL) -> int:
+        done = gspo_train(*arguments, *small, cwd=tmp_path)
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        return done.returncode
 
-    return call
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return called
 
 
 def jobs_of(folder: Path) -> list[dict]:
@@ -158,9 +145,8 @@ def test_threads_of_one_run_are_not_those_of_the_next(configure, tmp_path, repor
 def test_a_killed_sweep_continues_where_it_stands(sweep, tmp_path, capfd):
     long = [*SMALL, "training.num_outer_iterations=6", "checkpoint.every=1", "evaluation.every=0"]
     arguments = ["-m", "seed=0,1,2", "hydra.sweep.dir=s", *long]
-    process = subprocess.Popen(
-        command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
-    )
+    command = script("gspo-train", *arguments)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
     until(lambda: list(tmp_path.glob("s/1-*/checkpoints/last")))
     process.kill()
     process.wait()
@@ -229,7 +215,7 @@ def test_the_queue_trains_in_processes_of_its_own(sweep, tmp_path, capfd, monkey
 def test_joblib_trains_in_processes_of_its_own(sweep, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="joblib's launcher is not installed")
     done = subprocess.run(
-        command("-m", "sweep=joblib", "seed=0,-1", "hydra.sweep.dir=s", *SMALL),
+        script("gspo-train", "-m", "sweep=joblib", "seed=0,-1", "hydra.sweep.dir=s", *SMALL),
         cwd=tmp_path,
         env=environment(),
         capture_output=True,

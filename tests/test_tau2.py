@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from tau2_files import (
-    built,
-    problems_of,
-    write_domains,
-)
 
 from gspo_cli.config.compose import CONF_DIR
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.tau2.files import telecom_turns
 from gspo_cli.tasks.tau2.scenario import FAULTS
 from gspo_cli.tasks.tau2.task import Tau2
+from tests.support.tau2_files import (
+    built,
+    problems_of,
+    write_domains,
+)
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "tau2_bench" / "domains"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="tau2-bench's files are not beside this")

@@ -7,15 +7,6 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from retail_files import (
-    built,
-    cancel,
-    problem_of,
-    problems_of,
-    synthetic_tasks,
-    wish,
-    write_folder,
-)
 
 from gspo_cli.config.compose import CONF_DIR
 from gspo_cli.errors import UserError
@@ -26,6 +17,15 @@ from gspo_cli.tasks.tau.oracle import play, service
 from gspo_cli.tasks.tau.tools import replay
 from gspo_cli.tasks.tau_retail.task import TauRetail
 from gspo_cli.types import FinishReason, Message, Trajectory
+from tests.support.retail_files import (
+    built,
+    cancel,
+    problem_of,
+    problems_of,
+    synthetic_tasks,
+    wish,
+    write_folder,
+)
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "tau_bench_retail"
 needs_published = pytest.mark.skipif(

@@ -6,16 +6,16 @@ import json
 from copy import deepcopy
 
 import pytest
-from tau2_files import (
+
+from gspo_cli.randomness import generator
+from gspo_cli.tasks.tau.tickets import TICKET_ANSWER, says_done
+from gspo_cli.tasks.tau2.tools import TOOLS
+from tests.support.tau2_files import (
     built,
     opened,
     problems_of,
     write_domains,
 )
-
-from gspo_cli.randomness import generator
-from gspo_cli.tasks.tau.tickets import TICKET_ANSWER, says_done
-from gspo_cli.tasks.tau2.tools import TOOLS
 
 TRANSFER = "/transfer_to_human_agents 'I cannot fix it'"
 

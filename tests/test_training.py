@@ -14,8 +14,8 @@ from gspo_cli.rewards.base import RewardError, RewardFunction
 from gspo_cli.rewards.scoring import score, validate
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.credit import trainable, with_advantages
-from gspo_cli.training.session import run_training
 from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
+from tests.support.whole_runs import EvenReward, dotted, run
 
 METRICS = """reward reward_std rewards/even/mean frac_reward_zero_std completions/mean_length
 completions/min_length completions/max_length completions/clipped_ratio num_turns entropy clip_ratio/low_mean
@@ -23,22 +23,6 @@ clip_ratio/high_mean clip_ratio/region_mean clip_ratio/token clip_ratio/sequence
 ratio/max ratio/std ratio/first_step_abs_err grad_norm learning_rate sampling/logp_difference/mean
 sampling/logp_difference/max num_tokens tokens_per_second time/rollout time/reward time/score time/update
 memory/peak_gb"""
-
-
-def run(configured, tmp_path, reporter):
-    config, yaml = configured
-    folder = RunFolder(tmp_path / "run")
-    folder.create(yaml)
-    return run_training(config, folder, reporter), folder
-
-
-class EvenReward(RewardFunction):
-    """Share of sampled ids that are even: differs inside every group, and can be learned."""
-
-    async def compute_reward(self, trajectory, turn, context):
-        ids = [t for t, spoken in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if spoken]
-        value = sum(t % 2 == 0 for t in ids) / len(ids)
-        return RewardResult(value, {"even": value})
 
 
 class SometimesBroken(RewardFunction):
@@ -51,10 +35,6 @@ class SometimesBroken(RewardFunction):
 class AlwaysZero(RewardFunction):
     def compute_reward(self, trajectory, turn, context):
         return RewardResult(0.0)
-
-
-def dotted(cls):
-    return f"reward={__name__}.{cls.__name__}"
 
 
 @pytest.mark.parametrize("use_lora", ["true", "false"])
@@ -229,7 +209,8 @@ def test_dynamic_sampling_draws_again_up_to_its_cap(configure, tmp_path, reporte
     _, folder = run(configured, tmp_path, reporter)
     line = folder.read("metrics.jsonl")[0]
     assert line["sampling/rounds"] == 3
-    assert line["epoch"] * 9500 == pytest.approx(12)  # three rounds of four prompts
+    problems = len(configured[0].task.train_problems())
+    assert line["epoch"] * problems == pytest.approx(12)  # three rounds of four prompts
     _, folder = run(configure("algorithm=dapo", dotted(EvenReward)), tmp_path / "b", reporter)
     assert folder.read("metrics.jsonl")[0]["sampling/rounds"] <= 2
 
@@ -275,7 +256,8 @@ def test_the_length_curriculum_caps_answers(configure, tmp_path, reporter):
 
 
 def test_prompts_over_the_cap_are_left_out_with_a_count_or_refused(configure, tmp_path, reporter):
-    run(configure("rollout.max_prompt_length=7"), tmp_path, reporter)
+    two_digits = configure("task=arithmetic", "rollout.max_prompt_length=7")
+    run(two_digits, tmp_path, reporter)
     assert any("training problems are left out" in text for text in reporter.warnings)
     with pytest.raises(UserError, match=r"rollout\.max_prompt_length=2: all"):
         run(configure("rollout.max_prompt_length=2"), tmp_path / "b", reporter)

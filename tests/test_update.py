@@ -10,27 +10,10 @@ import torch
 
 from gspo_cli.config.choices import Precision
 from gspo_cli.errors import UserError
-from gspo_cli.training.batch import Sample, collate, split_by_tokens
+from gspo_cli.training.batch import collate, split_by_tokens
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
-from gspo_cli.types import FinishReason, Problem, Trajectory
-
-
-def samples_of(policy, count=16, seed=0, advantages=None):
-    """Random conversations of 6 to 20 tokens, with old log-probabilities near the policy's own."""
-    random = np.random.default_rng(seed)
-    found = []
-    for index in range(count):
-        prompt, length = int(random.integers(2, 8)), int(random.integers(4, 13))
-        ids = random.integers(policy.causal_model.config.vocab_size, size=prompt + length).tolist()
-        mask = [False] * prompt + [True] * length
-        trajectory = Trajectory(
-            Problem(f"p{index}", ()), ids, mask, [0.0] * len(ids), [-1] * prompt + [0] * length, [],
-            FinishReason.stop, turn_rewards=[0.0], reward=0.0,
-        )  # fmt: skip
-        value = float(random.normal()) if advantages is None else advantages[index]
-        found.append(Sample.of(trajectory, [value]))
-    return found
+from tests.support.batches import Small, samples_of, weights
 
 
 def gradient(policy, config, samples, shift=0.02):
@@ -54,8 +37,11 @@ def gradient(policy, config, samples, shift=0.02):
     return total, flat
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
-@pytest.mark.parametrize("algorithm", ["gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo"])
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [(each, "qwen3") for each in ("gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo")]
+    + [("gspo", "qwen3_moe"), ("grpo", "qwen3_moe")],
+)
 def test_loss_and_gradient_do_not_depend_on_the_layout(load, configure, algorithm, name):
     config, _ = configure(f"algorithm={algorithm}", "algorithm.beta=0.1")
     policy = load(name)
@@ -102,10 +88,6 @@ def test_later_minibatches_are_compared_with_the_policy_before_the_first_step(lo
     assert report.updates == 4
     assert report.sums.stats.deviation_max > 1e-3
     assert report.sums.stats.clipped_sequences > 0
-
-
-def weights(policy):
-    return torch.cat([p.detach().flatten() for p in policy.trainable()])
 
 
 def test_groups_without_advantage_cost_nothing_and_change_nothing(load, configure):
@@ -227,20 +209,6 @@ def test_clip_shares_are_of_all_trained_tokens(load, configure):
     metrics = update_metrics(report)
     assert 0 < metrics["clip_ratio/sequence"] <= 0.5
     assert metrics["clip_ratio/sequence"] == report.sums.stats.clipped_sequences / 16
-
-
-class Small(torch.nn.Module):
-    """A model in whose memory only so many tokens fit at once while it is trained."""
-
-    def __init__(self, policy, tokens):
-        super().__init__()
-        self.handle = policy.causal_model.base_model.register_forward_pre_hook(self.fill, with_kwargs=True)
-        self.tokens, self.refused = tokens, 0
-
-    def fill(self, module, arguments, named):
-        if named["input_ids"].numel() > self.tokens and torch.is_grad_enabled():
-            self.refused += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def test_an_update_for_which_memory_runs_out_is_made_again_with_half_the_budget(load, configure):

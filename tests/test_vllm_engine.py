@@ -227,7 +227,7 @@ def test_in_bf16_the_engine_stays_near_the_policy(models, configure):
 
 
 RUN = [
-    "rollout=vllm", MEMORY, "reward=tests.test_training.EvenReward", "model.shape.head_dim=32",
+    "rollout=vllm", MEMORY, "reward=tests.support.whole_runs.EvenReward", "model.shape.head_dim=32",
     "checkpoint.every=1", "evaluation.every=1",
 ]  # fmt: skip
 

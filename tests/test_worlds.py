@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from retail_files import built as retail
-from retail_files import cancel, problem_of, wish, write_folder
-from shop_conversations import CANCEL, opened
-from tau2_files import opened as telecom
-from tau2_files import write_domains
 
 from gspo_cli.tasks.base import SingleTurn, ToolEnvironment
 from gspo_cli.tasks.changes import LONGEST, differences
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
 from gspo_cli.tasks.technical_support.environment import Mode, SupportEnvironment
 from gspo_cli.types import Message, Problem
+from tests.support.retail_files import built as retail
+from tests.support.retail_files import cancel, problem_of, wish, write_folder
+from tests.support.shop_conversations import CANCEL, opened
+from tests.support.tau2_files import opened as telecom
+from tests.support.tau2_files import write_domains
 
 CARD = {
     "id": "card",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,33 +16,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gspo_cli.config.choices import Device
+from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import LaunchResult, launch
 from gspo_cli.run.folder import RunFolder
-from tests.rank_steps import steps
-from tests.test_resume import SMALL
+from gspo_cli.training.zero import imported
+from tests.support.command_line import ROOT, alive, environment, gspo_train
+from tests.support.rank_steps import steps
+from tests.support.whole_runs import SMALL
 
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
-ROOT = Path(__file__).parent.parent
+OFFLOAD = "hardware.offload=true"
+AGAIN = "model.gradient_checkpointing=true"
 REPLAY = "model.use_lora=false model.freeze_router=false algorithm.routing_replay=true"
 # the auxiliary loss is one of each micro-batch: with a sequence in each the layout is the same
 AUXILIARY = "model.router_aux_loss=0.1 hardware.tokens_per_microbatch=1"
 CASES = {
-    "1 dense lora": ("qwen3", "hardware.zero_stage=1 model.use_lora=true"),
-    "2 dense lora": ("qwen3", "hardware.zero_stage=2 model.use_lora=true algorithm.beta=0.1"),
-    "2 dense full": ("qwen3", "hardware.zero_stage=2 model.use_lora=false algorithm.beta=0.1"),
-    "2 moe full": ("qwen3_moe", "hardware.zero_stage=2 model.use_lora=false model.freeze_router=false"),
-    "3 dense lora": ("qwen3", "hardware.zero_stage=3 model.use_lora=true algorithm.beta=0.1"),
-    "3 dense full": ("qwen3", "hardware.zero_stage=3 model.use_lora=false algorithm=dapo"),
-    "3 moe full": ("qwen3_moe", "hardware.zero_stage=3 model.use_lora=false model.freeze_router=false"),
-    "2 moe experts": ("qwen3_moe", "hardware.zero_stage=2 model.use_lora=true model.lora_experts=true"),
-    "3 moe experts": ("qwen3_moe", "hardware.zero_stage=3 model.use_lora=true model.lora_experts=true"),
-    "2 in 4 bits": ("qwen3", "hardware.zero_stage=2 model.use_lora=true model.use_4bit=true"),
     "1 in 8 bits": ("qwen3", "hardware.zero_stage=1 model.use_lora=true model.use_8bit=true"),
+    "2 dense full": ("qwen3", "hardware.zero_stage=2 model.use_lora=false algorithm.beta=0.1"),
+    "2 in 4 bits": ("qwen3", "hardware.zero_stage=2 model.use_lora=true model.use_4bit=true"),
     "2 replay": ("qwen3_moe", f"hardware.zero_stage=2 algorithm=grpo {REPLAY} {AUXILIARY}"),
+    "3 dense lora": ("qwen3", f"hardware.zero_stage=3 model.use_lora=true algorithm.beta=0.1 {AGAIN}"),
+    "3 dense full": ("qwen3", f"hardware.zero_stage=3 model.use_lora=false algorithm=dapo {OFFLOAD}"),
+    "3 moe experts": ("qwen3_moe", "hardware.zero_stage=3 model.use_lora=true model.lora_experts=true"),
     "3 replay": ("qwen3_moe", f"hardware.zero_stage=3 {REPLAY} {AUXILIARY}"),
-    "3 recomputed": ("qwen3", "hardware.zero_stage=3 model.use_lora=true model.gradient_checkpointing=true"),
-    "3 offloaded": ("qwen3", "hardware.zero_stage=3 model.use_lora=true hardware.offload=true"),
 }  # fmt: skip
 
 
@@ -65,7 +64,12 @@ def cases(tmp_path_factory, folders, configure):
         )
         (folder / "config.yaml").write_text(yaml)
         configs[case] = (config, folder)
-    command = [sys.executable, "-m", "tests.rank_steps", *(str(folder) for _, folder in configs.values())]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.rank_steps",
+        *(str(folder) for _, folder in configs.values()),
+    ]
     ended = launch(command, 2, root / "logs")
     assert ended == LaunchResult(0), (root / "logs" / "rank-1.log").read_text()
     return configs
@@ -110,16 +114,8 @@ def ranks(stage: int, processes: int = 2) -> list[str]:
             "hardware.tokens_per_microbatch=1024", f"hardware.processes={processes}"]  # fmt: skip
 
 
-def gspo_train(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "gspo_cli.commands.train", *arguments]
-
-
 def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    place = (
-        [] if any(text.startswith("resume=") for text in overrides) else [*SMALL, f"hydra.run.dir={folder}"]
-    )
-    command = gspo_train("task=arithmetic", *place, *overrides) if place else gspo_train(*overrides)
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    return gspo_train(*SMALL, f"hydra.run.dir={folder}", *overrides)
 
 
 def read(folder: Path, log: str) -> list[dict]:
@@ -129,36 +125,33 @@ def read(folder: Path, log: str) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.startswith(kept)} for line in lines]
 
 
-def test_a_run_goes_on_under_another_stage_and_number_of_ranks(tmp_path):
-    whole = train(tmp_path / "whole", "training.num_outer_iterations=4")
-    assert whole.returncode == 0, whole.stderr
-    first = train(tmp_path / "zero3", *ranks(3), "training.num_outer_iterations=2")
-    assert first.returncode == 0, first.stderr
-    shutil.copytree(tmp_path / "zero3", tmp_path / "alone", symlinks=True)
-    longer = "training.num_outer_iterations=4"
-    two = train(tmp_path, f"resume={tmp_path / 'zero3'}", "hardware.zero_stage=2", longer)
-    one = train(
-        tmp_path, f"resume={tmp_path / 'alone'}", "hardware.zero_stage=0", "hardware.processes=1", longer
-    )
-    assert (two.returncode, one.returncode) == (0, 0), two.stderr + one.stderr
-    for folder in ("zero3", "alone"):
-        for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl"):
-            assert (
-                read(tmp_path / folder, log) == [near(line) for line in read(tmp_path / "whole", log)] != []
-            )
+LONG = ("training.num_outer_iterations=5000", "evaluation.every=2", "checkpoint.every=5000")
 
 
-def started(folder: Path, *overrides: str) -> subprocess.Popen:
-    """A long run on two ranks that has made its first iteration."""
-    command = gspo_train("task=arithmetic", *SMALL, *ranks(2), f"hydra.run.dir={folder}",
-                         "training.num_outer_iterations=5000", "evaluation.every=0", *overrides)  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+def until(condition) -> None:
     deadline = time.monotonic() + 120
-    while not RunFolder(folder).read("metrics.jsonl"):
-        assert process.poll() is None, process.communicate()
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return process
+
+
+def train_until(folder: Path, stage: int, act) -> tuple[subprocess.CompletedProcess, float]:
+    """A long run on two ranks, with `act` after its first iteration; and the seconds from then to its end.
+
+    The launcher is this process. After a minute the ranks are killed."""
+    began = []
+
+    def wait_and_act() -> None:
+        until(lambda: RunFolder(folder).read("metrics.jsonl"))
+        began.append(time.monotonic())
+        act()
+        time.sleep(60)
+        for rank in workers_of(folder).values():
+            os.kill(rank, signal.SIGKILL)
+
+    threading.Thread(target=wait_and_act, daemon=True).start()
+    done = train(folder, *ranks(stage), *LONG)
+    return done, time.monotonic() - began[0]
 
 
 def workers_of(folder: Path) -> dict[int, int]:
@@ -178,50 +171,82 @@ def workers_of(folder: Path) -> dict[int, int]:
 
 
 def test_a_killed_rank_ends_the_run_with_its_message(tmp_path):
-    process = started(tmp_path / "run")
-    os.kill(workers_of(tmp_path / "run")[1], signal.SIGKILL)
-    killed = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 15
-    assert process.returncode == 1
-    assert "rank 1 of 2 was killed by SIGKILL" in said.splitlines()[-1]
-    assert f"resume={tmp_path / 'run'}" in said.splitlines()[-1]
-    assert "Traceback" not in said
+    done, seconds = train_until(
+        tmp_path / "run", 2, lambda: os.kill(workers_of(tmp_path / "run")[1], signal.SIGKILL)
+    )
+    assert seconds < 15
+    assert done.returncode == 1
+    assert "rank 1 of 2 was killed by SIGKILL" in done.stderr.splitlines()[-1]
+    assert f"resume={tmp_path / 'run'}" in done.stderr.splitlines()[-1]
+    assert len(done.stderr.splitlines()) == 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert workers_of(tmp_path / "run") == {}
 
 
-def test_ctrl_c_ends_all_ranks_after_the_iteration_with_a_checkpoint(tmp_path):
-    process = started(tmp_path / "run")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The folder of a run under stage 3 that Ctrl-C ended, and how it ended."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    return folder, train_until(folder, 3, lambda: os.kill(os.getpid(), signal.SIGINT))[0]
+
+
+def test_ctrl_c_ends_all_ranks_after_the_iteration_with_a_checkpoint(interrupted):
+    folder, done = interrupted
+    assert done.returncode == 130
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    assert (tmp_path / "run" / "checkpoints" / f"iteration-{summary['iterations']:06d}").is_dir()
-    assert workers_of(tmp_path / "run") == {}
+    assert (folder / "checkpoints" / f"iteration-{summary['iterations']:06d}").is_dir()
+    assert workers_of(folder) == {}
+
+
+def test_a_run_goes_on_under_another_stage_and_number_of_ranks(interrupted, tmp_path):
+    for copy in ("two", "alone"):
+        shutil.copytree(interrupted[0], tmp_path / copy, symlinks=True)
+    reached = json.loads((interrupted[0] / "summary.json").read_text())["iterations"]
+    longer = [f"training.num_outer_iterations={reached + 2}"]
+    whole = train(tmp_path / "whole", *longer)
+    two = gspo_train(f"resume={tmp_path / 'two'}", "hardware.zero_stage=2", *longer)
+    one = gspo_train(f"resume={tmp_path / 'alone'}", "hardware.zero_stage=0", "hardware.processes=1", *longer)
+    for done in (whole, two, one):
+        assert done.returncode == 0, done.stderr
+    for folder in ("two", "alone"):
+        for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl"):
+            assert (
+                read(tmp_path / folder, log) == [near(line) for line in read(tmp_path / "whole", log)] != []
+            )
 
 
 def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
-    process = started(tmp_path / "run")
-    assert sorted(workers_of(tmp_path / "run")) == [0, 1]
-    process.kill()
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 20
-    while workers_of(tmp_path / "run"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    worker = (
+        "import os, sys, time; from gspo_cli.config.schema import HardwareConfig\n"
+        "from gspo_cli.training.process_group import join\n"
+        "join(HardwareConfig(processes=2, zero_stage=1))\n"
+        "open(f'{sys.argv[1]}/pid-{os.getpid()}', 'w').close(); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", worker, str(tmp_path)]
+    code = (
+        "from pathlib import Path; from gspo_cli.launching.processes import launch\n"
+        f"launch({command!r}, 2, Path({str(tmp_path / 'logs')!r}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment()) as launcher:
+        until(lambda: len(list(tmp_path.glob("pid-*"))) == 2 or launcher.poll() is not None)
+        workers = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+        assert sum(map(alive, workers)) == 2
+        launcher.kill()
+    killed = time.monotonic()
+    until(lambda: not any(map(alive, workers)))
+    assert time.monotonic() - killed < 20
 
 
 def test_a_worker_that_starts_after_its_launcher_is_gone_ends(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    script = (
+    code = (
         "import time; from gspo_cli.training.process_group import _end_with_parent; "
         "_end_with_parent(); time.sleep(60)"
     )
     worker = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", code],
         cwd=ROOT,
         env=os.environ | {"GSPO_LAUNCHER": str(gone.pid)},
         timeout=50,
@@ -248,15 +273,8 @@ def test_two_nodes_meet_under_torchrun(tmp_path):
     assert len(RunFolder(tmp_path / "run").read("metrics.jsonl")) == 2
 
 
-def test_without_deepspeed_there_is_a_sentence():
-    script = (
-        "import sys; sys.modules['deepspeed'] = None\n"
-        "from gspo_cli.config.choices import Device\n"
-        "from gspo_cli.errors import UserError\n"
-        "from gspo_cli.training.zero import imported\n"
-        "try:\n    imported(Device.cpu)\nexcept UserError as error:\n    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-    assert done.stdout.startswith("hardware.zero_stage: deepspeed is not installed; pip install"), done.stderr
+def test_without_deepspeed_there_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # not there to be imported
+    with pytest.raises(UserError, match=r"^hardware\.zero_stage: deepspeed is not installed; pip install"):
+        imported(Device.cpu)

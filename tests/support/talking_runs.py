@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
-from conftest import SMALL as SHAPE
-from hydra import compose, initialize_config_dir
-
-from gspo_cli.config.compose import CONF_DIR, build_config, resolved_yaml
+from gspo_cli.config.compose import build_config, resolved_yaml
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
+from tests.support.configs import composed_from_parts
+from tests.support.models import SMALL as SHAPE
 
 SMALL = [
     "task=customer_service",
@@ -34,14 +31,8 @@ CLOCKS = ("time/", "memory/", "tokens_per_second")
 
 def configured(*overrides):
     """The checked configuration of such a run, and its YAML."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        node = compose("train", overrides=[*SMALL, *overrides])
+    node = composed_from_parts(*SMALL, *overrides)
     return build_config(node), resolved_yaml(node)
-
-
-def use_cache(tmp_path_factory):
-    """What `own_cache` does, for fixtures of a module."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
 
 
 def trained(path, reporter, *overrides, reward=None):

@@ -15,7 +15,7 @@ from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.process_group import ProcessGroup, join, leave
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.training.update import Updater
-from tests.test_update import samples_of
+from tests.support.batches import samples_of
 
 
 def steps(config, model: Path, folder: Path, ranks: ProcessGroup | None, rounds: int = 2) -> list[dict]:

@@ -10,7 +10,6 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from omegaconf import OmegaConf
 
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.config.compose import register
-from tests.diagnosed_runs import settings
+from tests.support.diagnosed_runs import settings
 
 register()
 
@@ -64,15 +63,10 @@ class Plan:
         return np.random.default_rng([self.seed, *(zlib.crc32(text.encode()) for text in purpose)])
 
 
-@cache
-def _composed(*overrides: str) -> dict[str, Any]:
-    return settings(*overrides)
-
-
 def config_of(plan: Plan) -> dict[str, Any]:
     """config.yaml of the run."""
-    composed = copy.deepcopy(
-        _composed("task=arithmetic", f"algorithm={plan.algorithm}", "hardware.threads=1", *plan.overrides)
+    composed = settings(
+        "task=arithmetic", f"algorithm={plan.algorithm}", "hardware.threads=1", *plan.overrides
     )
     composed.pop("resume")
     composed["seed"] = plan.seed

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from omegaconf import OmegaConf
-from retail_files import cancel, shop_tables, swap
 
 from gspo_cli.config.compose import CONF_DIR, build_task
+from tests.support.retail_files import cancel, shop_tables, swap
 
 DB = """
 [[plans]]

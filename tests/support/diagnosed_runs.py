@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from hydra import compose, initialize_config_dir
+import copy
+from functools import cache
+
 from omegaconf import OmegaConf
 
-from gspo_cli.config.compose import CONF_DIR, build_config
+from gspo_cli.config.compose import build_config
+from tests.support.configs import composed_from_parts
+
+
+@cache
+def _settings(*overrides: str) -> dict:
+    node = composed_from_parts(*overrides)
+    build_config(node)
+    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
 
 
 def settings(*overrides: str) -> dict:
     """What config.yaml would hold."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        node = compose("train", overrides=list(overrides))
-    build_config(node)
-    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    return copy.deepcopy(_settings(*overrides))
 
 
 def line(iteration: int, **changed) -> dict:

@@ -1,0 +1,1 @@
+"""What tests share: small models, runs, files and a caller of the commands."""

@@ -1,0 +1,67 @@
+"""Random batches, and models that are looked at or limited."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from gspo_cli.training.batch import Sample
+from gspo_cli.types import FinishReason, Problem, Trajectory
+
+
+def samples_of(policy, count=16, seed=0, advantages=None):
+    """Random conversations of 6 to 20 tokens, with old log-probabilities near the policy's own."""
+    random = np.random.default_rng(seed)
+    found = []
+    for index in range(count):
+        prompt, length = int(random.integers(2, 8)), int(random.integers(4, 13))
+        ids = random.integers(policy.causal_model.config.vocab_size, size=prompt + length).tolist()
+        mask = [False] * prompt + [True] * length
+        trajectory = Trajectory(
+            Problem(f"p{index}", ()), ids, mask, [0.0] * len(ids), [-1] * prompt + [0] * length, [],
+            FinishReason.stop, turn_rewards=[0.0], reward=0.0,
+        )  # fmt: skip
+        value = float(random.normal()) if advantages is None else advantages[index]
+        found.append(Sample.of(trajectory, [value]))
+    return found
+
+
+def random_batch(rows=24, length=9, spread=0.2, seed=0):
+    """logprobs, old, advantages (a third of them 0), mask; in fp32 as in a run."""
+    random = torch.Generator().manual_seed(seed)
+    old = -torch.rand(rows, length, generator=random)
+    logprobs = old + spread * torch.randn(rows, length, generator=random)
+    advantages = torch.randn(rows, 1, generator=random) * (torch.arange(rows) % 3 > 0)[:, None]
+    mask = torch.arange(length)[None] < torch.randint(1, length + 1, (rows, 1), generator=random)
+    return logprobs, old, advantages, mask
+
+
+def ragged(policy, lengths=(5, 9, 3), seed=0):
+    """Random sequences, right-padded, all but the first two tokens trained. -> token_ids, action_mask (B,
+    T)"""
+    random = torch.Generator().manual_seed(seed)
+    vocabulary = policy.causal_model.config.vocab_size
+    ids = torch.full((len(lengths), max(lengths)), policy.chat.pad_id)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(vocabulary, (length,), generator=random)
+        mask[row, 2:length] = True
+    return ids, mask
+
+
+def weights(policy):
+    return torch.cat([p.detach().flatten() for p in policy.trainable()])
+
+
+class Small(torch.nn.Module):
+    """A model in whose memory only so many tokens fit at once while it is trained."""
+
+    def __init__(self, policy, tokens):
+        super().__init__()
+        self.handle = policy.causal_model.base_model.register_forward_pre_hook(self.fill, with_kwargs=True)
+        self.tokens, self.refused = tokens, 0
+
+    def fill(self, module, arguments, named):
+        if named["input_ids"].numel() > self.tokens and torch.is_grad_enabled():
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
