@@ -14,7 +14,7 @@ from tau2_files import (
 )
 
 from gspo_cli.randomness import generator
-from gspo_cli.tasks.tau.tickets import TICKET_ANSWER, says_done
+from gspo_cli.tasks.tau.users import TICKET_ANSWER, says_done
 from gspo_cli.tasks.tau2.tools import TOOLS
 
 TRANSFER = "/transfer_to_human_agents 'I cannot fix it'"
