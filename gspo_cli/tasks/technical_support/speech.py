@@ -1,6 +1,6 @@
 """What the words of a support agent mean: instructions, questions, and claims of what was wrong.
 
-Read clause by clause with whole words; see `gspo_cli.tasks.scenarios.patterns`."""
+Read clause by clause with whole words; see `gspo_cli.tasks.patterns`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gspo_cli.tasks.scenarios.patterns import Clause, clauses, plain
-from gspo_cli.tasks.technical_support.device import VALUES, words
+from gspo_cli.tasks.patterns import Clause, clauses, plain
+from gspo_cli.tasks.technical_support.phone import VALUES, words
 
 ALIASES = {
     "airplane_mode": ("airplane mode", "flight mode", "aeroplane mode"),
@@ -55,19 +55,9 @@ ANY_VALUE = {value for values in VALUES.values() for value in values}
 NEGATED = ("not", "don't", "never", "without", "no need", "avoid", "before we", "unless")
 NEGATIONS = tuple(map(plain, NEGATED))
 CAUSES = (
-    "was",
-    "were",
-    "had",
-    "because",
-    "problem",
-    "cause",
-    "caused",
-    "causing",
-    "issue",
-    "fault",
-    "reason",
+    *("was", "were", "had", "because", "problem", "cause", "caused", "causing", "issue", "fault", "reason"),
+    *("culprit", "made", "slowed", "blocked"),
 )
-CAUSES += ("culprit", "made", "slowed", "blocked")
 CLAIMS = tuple(map(plain, CAUSES))
 ACQUITTALS = ("not", "isn't", "wasn't", "aren't", "weren't", "fine", "ok", "okay", "correct", "good", "right")
 INNOCENT = tuple(map(plain, (*ACQUITTALS, "working", "already")))
@@ -194,7 +184,7 @@ def _any(clause: Clause, phrases: Sequence[str]) -> bool:
     return any(clause.has(phrase) for phrase in phrases)
 
 
-def order(setting: str, value: str) -> str:
+def instruction(setting: str, value: str) -> str:
     """A setting and its value as an instruction: "turn off vpn", "put in the sim card"."""
     if setting == "sim_card":
         return f"put {value} the sim card"
