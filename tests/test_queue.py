@@ -97,7 +97,11 @@ def test_hidden_gpus_are_not_assigned(monkeypatch, value, gpus):
 def test_without_the_variable_nvidia_smi_says_what_gpus_there_are(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("gspo_cli.launching.start.DEVICES", tmp_path)
     assert visible_gpus() == []
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert visible_gpus() == ["0", "1", "2"]  # without the tool, the device files
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
         "#!/bin/sh\necho 'GPU 0: A (UUID: GPU-a)'\necho '  MIG 1g'\necho 'GPU 1: A (UUID: GPU-b)'\n"

@@ -21,6 +21,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import require_deepspeed
 from gspo_cli.run.identity import RESUMABLE, matches, read_summary
 
+DEVICES = Path("/dev")
 GPU = re.compile(r"\d+|(GPU|MIG)-\S+")  # an index or an identifier in CUDA_VISIBLE_DEVICES
 
 
@@ -93,13 +94,14 @@ def require_gpus() -> list[str]:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that runs may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi finds."""
+    """Names of the GPUs that runs may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists, or where
+    that is missing (as in some containers) all that have a device file. torch is not imported for it."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         # as CUDA reads it: an invalid name hides all that follow, and a name that is there twice hides all
         names = list(takewhile(GPU.fullmatch, (name.strip() for name in listed.split(","))))
         return names if len(set(names)) == len(names) else []
     if shutil.which("nvidia-smi") is None:
-        return []
+        return [str(i) for i in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
     output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     return [str(i) for i in range(sum(line.startswith("GPU ") for line in output.splitlines()))]
