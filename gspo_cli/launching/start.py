@@ -94,8 +94,8 @@ def require_gpus() -> list[str]:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that runs may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists, or where
-    that is missing (as in some containers) all that have a device file. torch is not imported for it."""
+    """Names of the GPUs that runs may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists, or
+    where that is missing, as in some containers, all that have a device file."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         # as CUDA reads it: an invalid name hides all that follow, and a name that is there twice hides all
