@@ -17,7 +17,7 @@ from gspo_cli.commands.chat_environments import HumanUser, ShownEnvironment
 from gspo_cli.commands.model_source import resolve
 from gspo_cli.tasks.base import SingleTurn, Step
 from gspo_cli.tasks.customer_service import oracle
-from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.environment import ShopEnvironment
 from gspo_cli.types import Message
 from tests.support.command_line import call
 from tests.support.reporters import Silent
@@ -186,7 +186,7 @@ def test_a_folder_that_is_not_there_is_one_sentence():
 def test_tools_act_on_the_shop_of_the_problem_and_changes_are_shown():
     shown = Shown()
     person = HumanUser(
-        Shop(), said_by(["yes", "no, thanks"]), shown, first="i am mia27@mail.com. cancel 482."
+        ShopEnvironment(), said_by(["yes", "no, thanks"]), shown, first="i am mia27@mail.com. cancel 482."
     )
     assert person.reset(problem_of(CANCEL), 0) == (Message("user", "i am mia27@mail.com. cancel 482."),)
     assert person.step("/find_customer mia27@mail.com").messages[0].role == "tool"
@@ -216,7 +216,7 @@ def test_ctrl_c_at_the_prompt_leaves():
 
 
 def test_the_tasks_user_is_shown_as_the_agent_hears_them():
-    shown, environment, problem = Shown(), Shop(), problem_of(CANCEL)
+    shown, environment, problem = Shown(), ShopEnvironment(), problem_of(CANCEL)
     narrated = ShownEnvironment(environment, shown)
     messages = list(narrated.reset(problem, 0))
     done = False

@@ -17,7 +17,7 @@ from gspo_cli.rewards.scoring import score_all
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.tasks.base import Step
 from gspo_cli.tasks.customer_service import oracle
-from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.environment import ShopEnvironment
 from gspo_cli.tasks.customer_service.task import CustomerService
 from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
 from gspo_cli.training.credit import trainable, with_advantages
@@ -184,7 +184,7 @@ def test_credit_by_turns_is_not_for_gspo():
     assert sentence.startswith("gspo-train: algorithm.credit=turn: a sequence ratio takes one advantage")
 
 
-class Faulty(Shop):
+class Faulty(ShopEnvironment):
     """A shop with a fault, from the agent's second turn on where it is one of steps."""
 
     def __init__(self, fault):
@@ -303,7 +303,7 @@ def test_a_failing_turn_has_no_advantage_of_its_own(setting, groups):
     assert len(samples[0].advantages) == len(failed.token_ids)
 
 
-class Waiting(Shop):
+class Waiting(ShopEnvironment):
     """A shop behind a slow line: its step is a coroutine."""
 
     async def step(self, text):
@@ -311,7 +311,7 @@ class Waiting(Shop):
         return super().step(text)
 
 
-class Hanging(Shop):
+class Hanging(ShopEnvironment):
     """A shop that never answers."""
 
     async def step(self, text):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from gspo_cli.config.compose import CONF_DIR, locate
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.customer_service import oracle
-from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.environment import ShopEnvironment
 from gspo_cli.tasks.customer_service.scenario import from_json, to_json
 from gspo_cli.tasks.customer_service.task import CustomerService
 from gspo_cli.tasks.customer_service.tools import TOOLS
@@ -146,11 +146,11 @@ def test_a_problem_is_plain_json_and_says_what_a_good_answer_is():
         world = from_json(problem.metadata)
         assert to_json(world) == problem.metadata
         assert problem.answer == world.goal()
-        shop = Shop()
+        shop = ShopEnvironment()
         assert problem.messages == shop.reset(problem, 0)
         shop.finish()
         assert len({request.order for request in world.requests}) == len(world.requests) <= 4
-        assert all(world.order(request.order).customer == world.customer for request in world.requests)
+        assert all(world.orders_by_id[request.order].customer == world.customer for request in world.requests)
 
 
 def test_all_kinds_of_requests_and_refusals_are_asked_for():

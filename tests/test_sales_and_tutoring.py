@@ -9,7 +9,7 @@ import pytest
 
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.scoring import score, validate
-from gspo_cli.tasks.sales.customer import DOUBTS, FEATURES, Product, scenario
+from gspo_cli.tasks.sales.customer import DOUBTS, FEATURES, Product, customer
 from gspo_cli.tasks.sales.task import Sales
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
 from gspo_cli.tasks.scripted import converse
@@ -296,7 +296,7 @@ def test_another_entry_in_the_same_breath_is_no_lie():
         Product("orbit", 250, ("camera", "radio"), entries),
         Product("luna", 180, ("battery", "screen"), entries),
     ]
-    row = scenario("camera", 200, table, DOUBTS[0], True, 0)
+    row = customer("camera", 200, table, DOUBTS[0], True, 0)
     turns = ("what do you need?", "the nova fits your needs.", "a 2 year warranty and delivery in 3 days.")
     talk = talk_to(row, *turns)
     assert talk.outcome.details["violations"] == []

@@ -132,7 +132,7 @@ BEAT = ROW["beats"][0]
     [
         (3, "scenario 2: is not a JSON object"),
         (changed(id=None), 'scenario 2: needs "id"'),
-        (changed(id="card-0"), 'scenario 2: the id "card-0" is there already'),
+        (changed(id="card-0"), 'scenario 2: the id "card-0" is used twice'),
         (changed(opening=None), 'scenario 2: needs "opening"'),
         (changed(goals=[]), 'scenario 2: needs "goals"'),
         (changed(gaols=["x"]), 'scenario 2: has an unknown key "gaols"'),
@@ -147,7 +147,7 @@ BEAT = ROW["beats"][0]
         (changed(beats=[{**BEAT, "when": {"some": ["a"]}}]), 'when: has an unknown key "some"'),
         (changed(beats=[{**BEAT, "after": ["x"]}]), 'no beat reaches the goal "blocked"'),
         (changed(goals=["identified"]), 'a beat reaches "blocked", which is not in "goals"'),
-        (changed(facts=[{**ROW["facts"][0], "unless": ["x"]}]), '"x" in after or unless is no goal'),
+        (changed(facts=[{**ROW["facts"][0], "unless": ["x"]}]), '"x" in after or unless is not a goal'),
         (changed(facts=[{"name": "x"}]), "scenario 2, facts 1, when: is not a JSON object"),
         (changed(tools=[{"name": "a b"}]), 'scenario 2, tools 1: "name" has to be letters'),
         (changed(tools=[{**ROW["tools"][0], "answers": {"a": 1}}]), '"answers" has to be an object of texts'),

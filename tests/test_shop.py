@@ -10,7 +10,7 @@ import pytest
 from gspo_cli.randomness import generator
 from gspo_cli.tasks.customer_service import oracle
 from gspo_cli.tasks.customer_service.database import open_shop, read_orders
-from gspo_cli.tasks.customer_service.environment import Shop
+from gspo_cli.tasks.customer_service.environment import ShopEnvironment
 from gspo_cli.tasks.customer_service.scenario import CITIES, STATUSES, from_json
 from gspo_cli.tasks.customer_service.task import CustomerService
 from gspo_cli.tasks.customer_service.tools import LONGEST_OBSERVATION, TOOLS
@@ -276,7 +276,7 @@ def test_a_thousand_random_agents_neither_raise_nor_break_the_database():
     problems = CustomerService("customer_service", "", "", difficulty=4, problems=60).train_problems()
     changed = 0
     for seed in range(1000):
-        random, shop = generator(seed, "random agent"), Shop()
+        random, shop = generator(seed, "random agent"), ShopEnvironment()
         problem = problems[seed % len(problems)]
         world, messages = from_json(problem.metadata), list(shop.reset(problem, seed))
         for _ in range(10):

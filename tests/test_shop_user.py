@@ -7,20 +7,22 @@ from dataclasses import replace
 
 import pytest
 
+from gspo_cli.tasks.customer_service import user
 from gspo_cli.tasks.customer_service.database import read_orders
 from gspo_cli.tasks.customer_service.environment import goal_orders
 from gspo_cli.tasks.customer_service.listening import listen
 from gspo_cli.tasks.customer_service.scenario import Action
 from gspo_cli.tasks.customer_service.user import (
     GIVES_UP,
+    HELDOUT_REQUESTS,
     PATIENCE,
     PUZZLED,
+    REQUESTS,
     Mood,
+    draw_wording,
     is_answer,
     is_true_answer,
-    reply,
 )
-from gspo_cli.tasks.customer_service.wording import HELDOUT_REQUESTS, REQUESTS, draw_wording
 from tests.support.shop_conversations import (
     CANCEL,
     MIA,
@@ -38,7 +40,7 @@ from tests.support.shop_conversations import (
 def react(request, text, mood=None):
     asked = scenario(request)
     wording = draw_wording(asked, 0)
-    return reply(asked, wording, mood or Mood(), text), wording
+    return user.react(asked, wording, mood or Mood(), text), wording
 
 
 ASKED_TO_CANCEL = [
@@ -295,7 +297,7 @@ def test_who_has_said_yes_hears_a_report_whatever_is_asked_behind_it():
 def test_after_an_answer_the_customer_states_the_next_request():
     wishes = scenario(STATUS, CANCEL)
     wording = draw_wording(wishes, 0)
-    answer = reply(wishes, wording, Mood(), "your order 603 is shipped.")
+    answer = user.react(wishes, wording, Mood(), "your order 603 is shipped.")
     assert answer.text == wording.next + wording.requests[1]
     assert (answer.mood.current, answer.done) == (1, False)
 

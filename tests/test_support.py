@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from gspo_cli.config.compose import CONF_DIR, build_task, locate
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.scripted import converse
-from gspo_cli.tasks.technical_support.device import VALUES, Device, right_value
 from gspo_cli.tasks.technical_support.environment import Mode, SupportEnvironment
+from gspo_cli.tasks.technical_support.phone import VALUES, Phone, right_value
 from gspo_cli.tasks.technical_support.speech import order, understand
 from gspo_cli.tasks.technical_support.task import TechnicalSupport
 from gspo_cli.types import Message, Problem
@@ -110,7 +110,7 @@ def test_every_combination_of_faults_breaks_something_and_its_repair_mends_it():
         settings = [name for name in VALUES if abroad or name != "roaming"]
         for count in (1, 2, 3):
             for faults in combinations(settings, count):
-                device = Device(faults, abroad)
+                device = Phone(faults, abroad)
                 assert device.broken() > 0
                 for fault in faults:
                     device.set(fault, right_value(fault, abroad))
@@ -119,7 +119,7 @@ def test_every_combination_of_faults_breaks_something_and_its_repair_mends_it():
 
 
 def test_some_faults_are_seen_only_after_others_are_mended():
-    device = Device(("airplane_mode", "sim_card", "data_saver"), abroad=False)
+    device = Phone(("airplane_mode", "sim_card", "data_saver"), abroad=False)
     assert "sim card unknown" in device.view("status")
     assert "data saver unknown" in device.view("network")
     device.set("airplane_mode", "off")
@@ -200,7 +200,7 @@ def test_breaking_more_than_was_broken_is_worse_than_nothing():
 def test_erasing_the_phone_is_damage_although_everything_works():
     environment = phone("vpn", "apn")
     _, progress = say(environment, "/factory_reset")
-    assert environment.device.broken() == 0
+    assert environment.phone.broken() == 0
     assert (progress["outcome"], progress["policy"]) == (-1, -0.25)
 
 

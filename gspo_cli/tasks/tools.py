@@ -1,26 +1,33 @@
-"""Tools that agents call in their text: what a tool is, and how a call is read.
+"""Tools that agents call in their text: how one is declared, how a call is read, and how it is run.
 
-An agent's turn is either words for the user or one call. Three ways to write a call are understood:
+A tool is a function under `@tool`. Agents read its name, the first paragraph of its docstring, and its
+parameters. Parameters before `/` are what the function works on; the environment passes them:
+
+    @tool
+    def get_order(shop: Shop, /, order_id: Annotated[str, "three digits"]) -> str: ...
+
+An agent's turn is either words for the user or one call. A call can be written in three ways:
 
 - the line form, for models without a format of their own: `/refund_order 482 "no longer needed"`, values in
   the order of the tool's parameters or as name=value, quoted as in a shell, lists with commas;
-- `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, as Qwen and Hermes templates have it;
+- `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, the format of Qwen and Hermes templates;
 - a bare JSON object of that shape (or with "parameters"), also after `[TOOL_CALLS]`, as Llama and Mistral do.
 
-What an agent writes is hostile until read: whatever the text, the answer is a call, a sentence that says what
-is wrong with it, or speech. Nothing here raises."""
+Agents' text is not trusted. Whatever it is, reading it returns a call, a sentence that says what is wrong, or
+speech, and never raises."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, get_type_hints
 
-LONGEST_CALL = 4000  # characters; no call of ours is longer
+LONGEST_CALL = 4000  # characters; no valid call is longer
 LONGEST_SPEECH = 20_000  # characters of an agent's words that a user reads
 THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 FENCE = re.compile(r"\A```(?:json)?\s*(\{.*\}|\[.*\])\s*```\Z", re.DOTALL)
@@ -29,7 +36,7 @@ NAMED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
 class Kind(Enum):
-    """What a parameter takes."""
+    """The type of a parameter's value."""
 
     text = "string"
     number = "number"
@@ -38,7 +45,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a tool; a list holds texts."""
+    """One argument of a tool; the elements of a list are texts."""
 
     name: str
     description: str
@@ -76,16 +83,70 @@ class Tool:
 
 
 @dataclass(frozen=True)
+class FunctionTool(Tool):
+    """A tool with the function that runs it, as `tool` declares it."""
+
+    function: Callable[..., str] = field(kw_only=True, compare=False, repr=False)
+
+
+KINDS: Mapping[Any, Kind] = {str: Kind.text, float: Kind.number, list[str]: Kind.list}
+
+
+def tool(function: Callable[..., str]) -> FunctionTool:
+    """Declare a function as a tool.
+
+    The function's name is the tool's, without the underscore behind a name that Python reserves. Parameters
+    after `/` are annotated as `Annotated[str, "description"]`, with `float` for a number and `list[str]` for
+    a list of texts; those with a default are optional. The function returns what the agent observes, or
+    raises RefusedError."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters = [
+        Parameter(
+            p.name, hints[p.name].__metadata__[0], KINDS[hints[p.name].__origin__], p.default is p.empty
+        )
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is not p.POSITIONAL_ONLY
+    ]
+    description = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+    return FunctionTool(function.__name__.rstrip("_"), description, tuple(parameters), function=function)
+
+
+def by_name(*tools: FunctionTool) -> dict[str, FunctionTool]:
+    """Tools in their order, as `read_turn` and `run_call` take them."""
+    return {tool.name: tool for tool in tools}
+
+
+@dataclass(frozen=True)
 class ToolCall:
-    """A well-formed call: `arguments` holds every required parameter, each of its kind."""
+    """A well-formed call: `arguments` has every required parameter, each of its kind."""
 
     name: str
     arguments: Mapping[str, Any]
 
 
+class RefusedError(Exception):
+    """A well-formed call that cannot be carried out; its text is the observation."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a call returned; `ok` is false where it was refused."""
+
+    text: str
+    ok: bool = True
+
+
+def run_call(call: ToolCall, tools: Mapping[str, FunctionTool], *works_on: Any) -> Observation:
+    """Run a call that `read_turn` has read; `works_on` is what the tools' functions take before `/`."""
+    try:
+        return Observation(tools[call.name].function(*works_on, **call.arguments))
+    except RefusedError as refusal:
+        return Observation(str(refusal), ok=False)
+
+
 @dataclass(frozen=True)
 class BadCall:
-    """A call that cannot be made; `reason` is the observation that the agent gets."""
+    """A call that cannot be read; `reason` is the observation that the agent gets."""
 
     reason: str
 
@@ -109,7 +170,7 @@ def write_line(name: str, *values: str) -> str:
 
 
 def read_turn(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | Speech:
-    """What an agent's turn is. `tools` are those it may call, by name."""
+    """The call or the words of an agent's turn; `tools` are those it may call, by name."""
     text = THOUGHTS.sub("", text[: 10 * LONGEST_SPEECH])
     text = text.rpartition("</think>")[2].strip()  # some templates open the thoughts themselves
     fenced = FENCE.match(text)
@@ -198,7 +259,7 @@ def _checked(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Tool])
 
 
 def _value(value: Any, kind: Kind) -> Any:
-    """`value` as its kind, None where it is none of it."""
+    """`value` converted to `kind`; None where it cannot be."""
     if kind is Kind.list:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
@@ -211,7 +272,7 @@ def _value(value: Any, kind: Kind) -> Any:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if abs(number) < 1e12 else None  # nan and infinity are none, either
+    return number if abs(number) < 1e12 else None  # false for nan and infinity
 
 
 def _unknown(name: str, tools: Mapping[str, Tool]) -> BadCall:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gspo_cli.tasks.customer_service.environment import Shop
-from gspo_cli.tasks.customer_service.scenario import Action, Order, Request, Scenario, to_json
+from gspo_cli.tasks.customer_service.environment import ShopEnvironment
+from gspo_cli.tasks.customer_service.scenario import Action, CustomerRequest, Order, ShopScenario, to_json
 from gspo_cli.types import FinishReason, Message, Problem, Trajectory
 
 MIA, LEO = "mia27@mail.com", "leo31@mail.com"
@@ -13,13 +13,13 @@ ORDERS = (
     Order(603, MIA, "desk", 90, "lima", "shipped"),
     Order(700, LEO, "lamp", 40, "paris", "pending"),
 )
-CANCEL, REFUND = Request(Action.cancel, 482), Request(Action.refund, 517)
-MOVE, STATUS = Request(Action.move, 482, "paris"), Request(Action.status, 603)
-REFUSED_CANCEL, REFUSED_REFUND = Request(Action.cancel, 603), Request(Action.refund, 482)
+CANCEL, REFUND = CustomerRequest(Action.cancel, 482), CustomerRequest(Action.refund, 517)
+MOVE, STATUS = CustomerRequest(Action.move, 482, "paris"), CustomerRequest(Action.status, 603)
+REFUSED_CANCEL, REFUSED_REFUND = CustomerRequest(Action.cancel, 603), CustomerRequest(Action.refund, 482)
 
 
 def scenario(*requests):
-    return Scenario(MIA, requests, (LEO, MIA), (("lamp", 40), ("mug", 15), ("desk", 90)), ORDERS)
+    return ShopScenario(MIA, requests, (LEO, MIA), (("lamp", 40), ("mug", 15), ("desk", 90)), ORDERS)
 
 
 def problem_of(*requests):
@@ -27,14 +27,14 @@ def problem_of(*requests):
 
 
 def opened(*requests):
-    shop = Shop()
+    shop = ShopEnvironment()
     shop.reset(problem_of(*requests), 0)
     return shop
 
 
 def play(problem, agent, seed=0, turns=14):
     """A whole conversation of `agent`, messages -> text, as a judge gets it."""
-    shop, progress = Shop(), []
+    shop, progress = ShopEnvironment(), []
     messages = list(shop.reset(problem, seed))
     for _ in range(turns):
         messages.append(Message("assistant", agent(messages)))

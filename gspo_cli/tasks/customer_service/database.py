@@ -1,6 +1,6 @@
 """The shop's SQLite database: built once per scenario, cloned in memory for every conversation.
 
-A conversation owns its clone and nothing else sees it. Values reach SQL as parameters only."""
+No two conversations share a clone. Values reach SQL as parameters only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from functools import lru_cache
 
-from gspo_cli.tasks.customer_service.scenario import CITIES, STATUSES, Order, Scenario
+from gspo_cli.tasks.customer_service.scenario import CITIES, STATUSES, Order, ShopScenario
 
 SCHEMA = f"""
 CREATE TABLE customers (email TEXT PRIMARY KEY);
@@ -34,7 +34,7 @@ Orders = Mapping[int, Order]
 
 
 @lru_cache(maxsize=512)  # all answers of a group share their scenario
-def _image(scenario: Scenario) -> bytes:
+def _image(scenario: ShopScenario) -> bytes:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.executescript(SCHEMA)
     connection.executemany("INSERT INTO customers VALUES (?)", [(email,) for email in scenario.customers])
@@ -45,9 +45,9 @@ def _image(scenario: Scenario) -> bytes:
     return image
 
 
-def open_shop(scenario: Scenario) -> sqlite3.Connection:
-    """A database of one's own as the scenario has it; to be closed by who opened it."""
-    # one conversation may be stepped by different threads, though never by two at a time
+def open_shop(scenario: ShopScenario) -> sqlite3.Connection:
+    """A new database with the scenario's data; the caller closes it."""
+    # threads may take turns at stepping one conversation
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.deserialize(_image(scenario))
     return connection
@@ -63,7 +63,7 @@ def distance(first: Orders, second: Orders) -> int:
     return sum(first[number] != second[number] for number in first)
 
 
-def differences(before: Orders, after: Orders) -> list[str]:
+def order_changes(before: Orders, after: Orders) -> list[str]:
     """What differs, for people: `order 482: status pending -> cancelled`."""
     lines = []
     for number in before:

@@ -1,8 +1,8 @@
 """What an agent's words name, as the scripted user understands them: orders, amounts, cities, statuses and
-actions; sentences that ask are kept apart from sentences that say.
+actions. Questions are kept apart from statements.
 
-Statements are read clause by clause: what is denied, wished for or merely possible is not told. Nothing here
-takes more than a few passes over the text, whatever it is."""
+Statements are read clause by clause: what is denied, wished for or only possible does not count as told. Any
+text takes a few passes only."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ ATTEMPTS = {"cancel", "refund", "move", "change", "redirect", "send"}
 
 class Mentions(NamedTuple):
     """What a text names. A number of three digits is an order, any other an amount. `reported` has the words
-    that are not denied, wished for or merely possible; `bound` the cities where an order goes from now on;
-    `denied` the actions that are said not to happen."""
+    that are not denied, wished for or only possible; `bound` the cities where an order goes from now on;
+    `denied` the actions that will not happen."""
 
     words: frozenset[str]
     orders: frozenset[int]
@@ -84,7 +84,7 @@ class Mentions(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Heard:
+class TurnMentions:
     """A turn of the agent: what its statements name, what its questions name, and both together."""
 
     said: Mentions
@@ -92,8 +92,8 @@ class Heard:
     all: Mentions
 
 
-def listen(text: str) -> Heard:
-    """Understand a turn as far as its words go."""
+def listen(text: str) -> TurnMentions:
+    """What the words of a turn name."""
     spoken = CHUNK.sub(_without_email, text.lower()).replace("canceled", "cancelled").replace("’", "'")
     spoken = DO_THAT.sub("proceed", spoken)
     spoken = DURATION.sub(" ", NUMBER.sub("", EMAIL.sub("email", spoken)))
@@ -101,11 +101,12 @@ def listen(text: str) -> Heard:
     asking = [sentence for sentence in sentences if _asks(sentence)]
     saying = [sentence for sentence in sentences if not _asks(sentence)]
     said, asked = _mentions(saying), _mentions(asking)
-    return Heard(said, asked, Mentions(*(one | other for one, other in zip(said, asked, strict=True))))
+    both = Mentions._make(one | other for one, other in zip(said, asked, strict=True))
+    return TurnMentions(said, asked, both)
 
 
 def _without_email(chunk: re.Match[str]) -> str:
-    """The digits of an email are no order; a full stop behind it stays."""
+    """Digits of an email are not an order number; a full stop after it stays."""
     text = chunk.group()
     return text if "@" not in text else text[-1] if text[-1] in ".!?" else ""
 

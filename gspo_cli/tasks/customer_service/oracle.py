@@ -1,8 +1,8 @@
-"""An agent of the shop that solves every conversation from what an agent can read: the messages.
+"""An agent that solves every conversation of the shop from the messages alone.
 
-It writes the demonstrations of the cold start, and tests hold the shop against it. With bad habits it shows
-how the shop's words and tools are used, as logs of real agents do, and leaves it to reinforcement learning to
-find out what pays."""
+It gives the demonstrations of the cold start, and tests show with it that every problem can be solved. With
+bad habits it still shows which words and tools there are, as logs of real agents do, and leaves room for
+reinforcement learning to improve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from gspo_cli.tasks.customer_service.scenario import CITIES, REQUIRED_STATUS, Action
-from gspo_cli.tasks.customer_service.tools import WRITES
+from gspo_cli.tasks.customer_service.tools import TOOL_OF
 from gspo_cli.tasks.tools import write_line
 from gspo_cli.types import Message
 
@@ -19,13 +19,12 @@ EMAIL = re.compile(r"[a-z]{3}[0-9]{2}@mail\.com")
 ORDER = re.compile(r"\b[0-9]{3}\b")
 LISTED = re.compile(r"\b([0-9]{3}) [a-z]+ ([a-z]+)")  # 482 lamp pending
 REFUNDED = re.compile(r"([0-9]+) dollars")
-TOOL_OF = {action: name for name, action in WRITES.items()}
 REFUSED = re.compile(r"error: order [0-9]{3} is ([a-z]+)")
 
 
 class Habit(Enum):
-    """A bad habit: not to ask who the customer is, not to ask before a change, to try what the status forbids
-    and report it as done."""
+    """A bad habit: not asking who the customer is (hasty), not asking before a change (bold), trying what the
+    status forbids and reporting it as done (boastful)."""
 
     hasty = "hasty"
     bold = "bold"
@@ -35,9 +34,9 @@ class Habit(Enum):
 def answer(messages: Sequence[Message], habits: frozenset[Habit] = frozenset()) -> str:
     """The next turn of a kind and brief agent; without `habits` it solves the conversation."""
     said = [message.content for message in messages if message.role == "user"]
-    request = next(text for text in reversed(said) if ORDER.search(text))
+    request, order = next((text, found[0]) for text in reversed(said) if (found := ORDER.search(text)))
     if Habit.hasty in habits:
-        return _attend(request, messages[-1], {}, habits)
+        return _serve(request, order, messages[-1], {}, habits)
     email = EMAIL.search(" ".join(said))
     if email is None:
         kind = "sorry for that" if _complains(messages[-1]) else "happy to help"
@@ -46,12 +45,14 @@ def answer(messages: Sequence[Message], habits: frozenset[Habit] = frozenset()) 
     listing = next((m.content for m in messages if m.role == "tool" and m.content.startswith(name)), None)
     if listing is None:
         return write_line("find_customer", email.group())
-    return _attend(request, messages[-1], dict(LISTED.findall(listing)), habits)
+    return _serve(request, order, messages[-1], dict(LISTED.findall(listing)), habits)
 
 
-def _attend(request: str, last: Message, statuses: Mapping[str, str], habits: frozenset[Habit]) -> str:
+def _serve(
+    request: str, order: str, last: Message, statuses: Mapping[str, str], habits: frozenset[Habit]
+) -> str:
     """Ask for consent, act on it, report; or tell the status where there is nothing to do."""
-    order, action = ORDER.search(request).group(), _action(request)
+    action = _action(request)
     city = next((city for city in CITIES if city in request), "")
     if action is Action.status:
         return f"your order {order} is {statuses.get(order, 'pending')}."
@@ -71,7 +72,7 @@ def _report(action: Action, order: str, city: str, observation: str) -> str:
     if action is Action.move:
         return f"your order {order} is moved to {city}."
     refunded = REFUNDED.search(observation)
-    dollars = refunded.group(1) if refunded else order[1:]  # what boasters say is made up
+    dollars = refunded.group(1) if refunded else order[1:]  # a boastful agent makes it up
     if action is Action.cancel:
         return f"your order {order} is cancelled, {dollars} dollars are refunded."
     return f"your {dollars} dollars for order {order} are refunded."

@@ -1,7 +1,7 @@
 """What a conversation with the shop is about: a small shop, one of its customers, and what they want.
 
-A scenario says everything that happens to be so; it is plain data and can be written as JSON. Customers are
-split once and for all in those of training problems and those of held-out ones."""
+A scenario is plain data and can be written as JSON. The customers of held-out problems are never those of
+training problems."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Order(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class CustomerRequest:
     """One wish of the customer; `city` is where to move the order, for that wish only."""
 
     action: Action
@@ -77,41 +77,44 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Scenario:
+class ShopScenario:
     """A shop before the conversation, and the customer (an email) with their requests, in order."""
 
     customer: str
-    requests: tuple[Request, ...]
+    requests: tuple[CustomerRequest, ...]
     customers: tuple[str, ...]
     products: tuple[tuple[str, int], ...]
     orders: tuple[Order, ...]
     heldout: bool = False
 
-    def order(self, number: int) -> Order | None:
-        """The order of that number as it was at the start."""
-        return next((order for order in self.orders if order.id == number), None)
+    @property
+    def orders_by_id(self) -> Mapping[int, Order]:
+        """The orders as they were at the start."""
+        return {order.id: order for order in self.orders}
 
     def goal(self) -> str:
-        """What a good conversation comes to, for people: `cancel 482; tell 517 delivered`."""
+        """What a good conversation achieves, for people: `cancel 482; tell 517 delivered`."""
         return "; ".join(self._goal(request) for request in self.requests)
 
-    def _goal(self, request: Request) -> str:
-        status = self.order(request.order).status
+    def _goal(self, request: CustomerRequest) -> str:
+        status = self.orders_by_id[request.order].status
         if REQUIRED_STATUS.get(request.action) != status:
             return f"tell {request.order} {status}"
         return f"{request.action.value} {request.order}" + (f" to {request.city}" if request.city else "")
 
 
-def to_json(scenario: Scenario) -> dict[str, Any]:
+def to_json(scenario: ShopScenario) -> dict[str, Any]:
     """The scenario as plain JSON values."""
     return json.loads(json.dumps(asdict(scenario), default=lambda action: action.value))
 
 
-def from_json(values: Mapping[str, Any]) -> Scenario:
+def from_json(values: Mapping[str, Any]) -> ShopScenario:
     """The scenario that `to_json` wrote."""
-    return Scenario(
+    return ShopScenario(
         customer=values["customer"],
-        requests=tuple(Request(Action(r["action"]), r["order"], r["city"]) for r in values["requests"]),
+        requests=tuple(
+            CustomerRequest(Action(r["action"]), r["order"], r["city"]) for r in values["requests"]
+        ),
         customers=tuple(values["customers"]),
         products=tuple((name, price) for name, price in values["products"]),
         orders=tuple(Order(*order) for order in values["orders"]),
@@ -127,7 +130,7 @@ def customers(heldout: bool) -> tuple[str, ...]:
     return tuple(mixed[:HELDOUT_CUSTOMERS] if heldout else mixed[HELDOUT_CUSTOMERS:])
 
 
-def draw_scenario(random: np.random.Generator, requests: int, heldout: bool) -> Scenario:
+def draw_scenario(random: np.random.Generator, requests: int, heldout: bool) -> ShopScenario:
     """A shop at random; its first customer has `requests` wishes, each about another order."""
     people = _draw(random, customers(heldout), CUSTOMERS_PER_SHOP)
     prices = _draw(random, PRICES, PRODUCTS_PER_SHOP)
@@ -144,8 +147,8 @@ def draw_scenario(random: np.random.Generator, requests: int, heldout: bool) -> 
         action, status = _draw_action(random)
         orders.append(Order(number, owner, product, price, city, status))
         if place < requests:
-            wishes.append(Request(action, number, new_city if action is Action.move else ""))
-    return Scenario(
+            wishes.append(CustomerRequest(action, number, new_city if action is Action.move else ""))
+    return ShopScenario(
         customer=people[0],
         requests=tuple(wishes),
         customers=tuple(sorted(people)),

@@ -11,11 +11,10 @@ from functools import cached_property, partial
 from gspo_cli.config.checks import require, require_fraction, require_positive
 from gspo_cli.randomness import generator
 from gspo_cli.tasks.customer_service import oracle
-from gspo_cli.tasks.customer_service.environment import Shop
-from gspo_cli.tasks.customer_service.policy import POLICY
+from gspo_cli.tasks.customer_service.environment import ShopEnvironment
 from gspo_cli.tasks.customer_service.scenario import draw_scenario, to_json
-from gspo_cli.tasks.customer_service.tools import TOOLS
-from gspo_cli.tasks.customer_service.wording import draw_wording
+from gspo_cli.tasks.customer_service.tools import POLICY, TOOLS
+from gspo_cli.tasks.customer_service.user import draw_wording
 from gspo_cli.tasks.scripted import Agent, ScriptedTask
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Message, Problem
@@ -28,8 +27,8 @@ class CustomerService(ScriptedTask):
     """Customers of a small shop want orders cancelled, refunded, moved to another city, or found: 1 to
     `difficulty` requests in a conversation, and sometimes what they want is not allowed.
 
-    Demonstrations are as good as `careless` lets them: the chance of each bad habit of the agent that gives
-    them (see `oracle.Habit`); 0 shows good conversations only."""
+    `careless` is the chance of each bad habit (see `oracle.Habit`) of the agent that gives a demonstration; 0
+    gives good conversations only."""
 
     answer_length: int = 24
     max_turns: int = 14
@@ -57,16 +56,16 @@ class CustomerService(ScriptedTask):
         )
 
     def train_problems(self) -> Sequence[Problem]:
-        """`problems` conversations to be held, the same for every seed of a run."""
+        """`problems` customers with their requests, the same for every seed of a run."""
         return self._train
 
     def heldout_problems(self) -> Sequence[Problem]:
         """`heldout` conversations with other customers, who use other phrases."""
         return self._heldout
 
-    def environment(self) -> Shop:
-        """A shop of the conversation's own."""
-        return Shop()
+    def environment(self) -> ShopEnvironment:
+        """A customer and a shop."""
+        return ShopEnvironment()
 
     def policy(self) -> str:
         """What the shop allows its agents."""
@@ -77,11 +76,11 @@ class CustomerService(ScriptedTask):
         return tuple(TOOLS.values())
 
     def agent(self, messages: Sequence[Message]) -> str:
-        """The oracle of the shop."""
+        """See `oracle.answer`."""
         return oracle.answer(messages)
 
     def demonstrator(self, seed: int) -> Agent:
-        """The oracle of the shop, with habits drawn by `seed`."""
+        """The oracle, with bad habits drawn by `seed`."""
         drawn = generator(seed, "habits").random(len(oracle.Habit))
         habits = [habit for habit, chance in zip(oracle.Habit, drawn, strict=True) if chance < self.careless]
         return partial(oracle.answer, habits=frozenset(habits))
@@ -96,7 +95,7 @@ class CustomerService(ScriptedTask):
 
     def _draw(self, side: str, count: int) -> list[Problem]:
         random = generator(0, f"customer service, {side}", self.difficulty)
-        found: dict[str, Problem] = {}  # by opening words: none is asked twice
+        found: dict[str, Problem] = {}  # by opening words, which do not repeat
         while len(found) < count:
             requests = int(random.integers(1, self.difficulty + 1))
             scenario = draw_scenario(random, requests, heldout=side == "heldout")

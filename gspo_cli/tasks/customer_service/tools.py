@@ -1,45 +1,123 @@
-"""What an agent of the shop can do. The tools do as they are told wherever the database allows it; whether
-the agent was permitted to is the policy's question (`policy.py`).
+"""What an agent of the shop can do, and what the policy allows.
 
-An observation is one short line. It begins with `error:` where nothing was found or done."""
+The tools do whatever the database allows. A call that breaks the policy is counted, not prevented. An
+observation is one short line; the observation of a call that failed begins with `error:`."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Set
+from typing import Annotated
 
 from gspo_cli.tasks.customer_service.database import COLUMNS
-from gspo_cli.tasks.customer_service.scenario import CITIES, REQUIRED_STATUS, Action, Order
-from gspo_cli.tasks.tools import Parameter, Tool, ToolCall
+from gspo_cli.tasks.customer_service.scenario import (
+    CITIES,
+    REQUIRED_STATUS,
+    Action,
+    CustomerRequest,
+    Order,
+    ShopScenario,
+)
+from gspo_cli.tasks.tools import RefusedError, ToolCall, by_name, tool
 
-ORDER_ID = Parameter("order_id", "number of the order, three digits")
+POLICY = """You are the customer service agent of a small shop. Customers write to you about their orders.
+- First ask the customer for their email and find them by it. Use no other tool before that.
+- Look up and change orders of this customer only.
+- A customer may want to cancel an order, get a refund, move an order to another city, or know its status.
+- Only a pending order can be cancelled or moved. Only a delivered order can be refunded, once.
+- Before you cancel, refund or move an order, ask whether you may. Name the order number and the action, and
+  the city if there is one. Go on only when the customer says yes.
+- If the status forbids what the customer wants, change nothing. Say sorry, and name the order number and its
+  status.
+- After a change, say what was done: the order number, and the dollars refunded or the new city.
+- If asked about an order, say its number and its status.
+- Speak about one order at a time, and name no other order, status, amount or city than the right one.
+- Make one tool call at a time, and write nothing else in that turn.
+- Tell only what the tools have shown you.
+- Be kind and brief."""
 
-TOOLS = {
-    tool.name: tool
-    for tool in (
-        Tool(
-            "find_customer",
-            "Find a customer and list their orders with product and status.",
-            (Parameter("email", "email address of the customer"),),
-        ),
-        Tool("get_order", "Show product, price, status and city of an order.", (ORDER_ID,)),
-        Tool("cancel_order", "Cancel a pending order and refund its price.", (ORDER_ID,)),
-        Tool("refund_order", "Refund the price of a delivered order.", (ORDER_ID,)),
-        Tool(
-            "change_address",
-            "Send a pending order to another city.",
-            (ORDER_ID, Parameter("city", f"the new city, one of {', '.join(CITIES)}")),
-        ),
-    )
-}
-WRITES = {
-    "cancel_order": Action.cancel,
-    "refund_order": Action.refund,
-    "change_address": Action.move,
-}
 LONGEST_ECHO = 40
 LONGEST_OBSERVATION = 200
 TEMPLATE_MARKS = "<>|[]"  # chat templates are written with these
+
+OrderId = Annotated[str, "number of the order, three digits"]
+
+
+@tool
+def find_customer(
+    connection: sqlite3.Connection, /, email: Annotated[str, "email address of the customer"]
+) -> str:
+    """Find a customer and list their orders with product and status."""
+    email = normalized(email)
+    if not connection.execute("SELECT email FROM customers WHERE email = ?", (email,)).fetchall():
+        raise RefusedError(f"no customer {plain(email, LONGEST_ECHO)}")
+    query = "SELECT id, product, status FROM orders WHERE customer = ? ORDER BY id"
+    listed = ", ".join(" ".join(map(str, row)) for row in connection.execute(query, (email,)))
+    return f"{email.partition('@')[0]}: {listed or 'no orders'}"
+
+
+@tool
+def get_order(connection: sqlite3.Connection, /, order_id: OrderId) -> str:
+    """Show product, price, status and city of an order."""
+    order = _order(connection, order_id)
+    refunded = ", refunded" if order.refunded else ""
+    return (
+        f"order {order.id}: {order.product}, {order.price} dollars, {order.status}, to {order.city}{refunded}"
+    )
+
+
+@tool
+def cancel_order(connection: sqlite3.Connection, /, order_id: OrderId) -> str:
+    """Cancel a pending order and refund its price."""
+    order = _order(connection, order_id, Action.cancel)
+    connection.execute("UPDATE orders SET status = 'cancelled', refunded = price WHERE id = ?", (order.id,))
+    return f"ok: {order.id} cancelled, {order.price} dollars refunded"
+
+
+@tool
+def refund_order(connection: sqlite3.Connection, /, order_id: OrderId) -> str:
+    """Refund the price of a delivered order."""
+    order = _order(connection, order_id, Action.refund)
+    if order.refunded:
+        raise RefusedError(f"order {order.id} is refunded")
+    connection.execute("UPDATE orders SET refunded = price WHERE id = ?", (order.id,))
+    return f"ok: {order.id}, {order.price} dollars refunded"
+
+
+@tool
+def change_address(
+    connection: sqlite3.Connection,
+    /,
+    order_id: OrderId,
+    city: Annotated[str, f"the new city, one of {', '.join(CITIES)}"],
+) -> str:
+    """Send a pending order to another city."""
+    order, city = _order(connection, order_id, Action.move), normalized(city)
+    if city not in CITIES:
+        raise RefusedError(f"no delivery to {plain(city, LONGEST_ECHO)}")
+    connection.execute("UPDATE orders SET city = ? WHERE id = ?", (city, order.id))
+    return f"ok: {order.id} moved to {city}"
+
+
+TOOLS = by_name(find_customer, get_order, cancel_order, refund_order, change_address)
+WRITES = {
+    cancel_order.name: Action.cancel,
+    refund_order.name: Action.refund,
+    change_address.name: Action.move,
+}
+TOOL_OF = {action: name for name, action in WRITES.items()}
+
+
+def _order(connection: sqlite3.Connection, order_id: str, action: Action | None = None) -> Order:
+    """An order, for `action` where its status allows that. Raises RefusedError."""
+    query = f"SELECT {COLUMNS} FROM orders WHERE id = ?"
+    row = connection.execute(query, (order_number(order_id),)).fetchone()
+    if row is None:
+        raise RefusedError(f"no order {plain(order_id, LONGEST_ECHO)}")
+    order = Order(*row)
+    if action is not None and order.status != REQUIRED_STATUS[action]:
+        raise RefusedError(f"order {order.id} is {order.status}")
+    return order
 
 
 def plain(text: str, longest: int) -> str:
@@ -49,66 +127,36 @@ def plain(text: str, longest: int) -> str:
 
 
 def order_number(text: str) -> int | None:
-    """The number of an order in an agent's writing: `482` or `#482`; None for anything else."""
+    """The number of an order as agents write it: `482` or `#482`; None for anything else."""
     digits = text.strip().removeprefix("#")
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
 
 
-def normal(text: str) -> str:
+def normalized(text: str) -> str:
     """An email or a city as the database writes it."""
-    # halves of characters, which JSON can smuggle in, are no text that SQLite takes
+    # SQLite takes no lone surrogates, which JSON can contain
     return text.encode(errors="ignore").decode().strip().lower()
 
 
-def use_tool(connection: sqlite3.Connection, call: ToolCall) -> str:
-    """Do what a well-formed call asks and say what came of it."""
-    if call.name == "find_customer":
-        return _find_customer(connection, normal(call.arguments["email"]))
-    order = _order(connection, call.arguments["order_id"])
-    if order is None:
-        return f"error: no order {plain(call.arguments['order_id'], LONGEST_ECHO)}"
-    if call.name == "get_order":
-        return _describe(order)
-    return _write(connection, WRITES[call.name], order, normal(call.arguments.get("city", "")))
-
-
-def _find_customer(connection: sqlite3.Connection, email: str) -> str:
-    if _rows(connection, "SELECT email FROM customers WHERE email = ?", email) == []:
-        return f"error: no customer {plain(email, LONGEST_ECHO)}"
-    rows = _rows(connection, "SELECT id, product, status FROM orders WHERE customer = ? ORDER BY id", email)
-    listed = ", ".join(f"{number} {product} {status}" for number, product, status in rows)
-    return f"{email.partition('@')[0]}: {listed or 'no orders'}"
-
-
-def _order(connection: sqlite3.Connection, order_id: str) -> Order | None:
-    rows = _rows(connection, f"SELECT {COLUMNS} FROM orders WHERE id = ?", order_number(order_id))
-    return Order(*rows[0]) if rows else None
-
-
-def _describe(order: Order) -> str:
-    refunded = ", refunded" if order.refunded else ""
-    return (
-        f"order {order.id}: {order.product}, {order.price} dollars, {order.status}, to {order.city}{refunded}"
-    )
-
-
-def _write(connection: sqlite3.Connection, action: Action, order: Order, city: str) -> str:
-    if order.status != REQUIRED_STATUS[action]:
-        return f"error: order {order.id} is {order.status}"
-    if action is Action.cancel:
-        update = "UPDATE orders SET status = 'cancelled', refunded = price WHERE id = ?"
-        connection.execute(update, (order.id,))
-        return f"ok: {order.id} cancelled, {order.price} dollars refunded"
-    if action is Action.refund:
-        if order.refunded:
-            return f"error: order {order.id} is refunded"
-        connection.execute("UPDATE orders SET refunded = price WHERE id = ?", (order.id,))
-        return f"ok: {order.id}, {order.price} dollars refunded"
-    if city not in CITIES:
-        return f"error: no delivery to {plain(city, LONGEST_ECHO)}"
-    connection.execute("UPDATE orders SET city = ? WHERE id = ?", (city, order.id))
-    return f"ok: {order.id} moved to {city}"
-
-
-def _rows(connection: sqlite3.Connection, query: str, value: str | int | None) -> Sequence[tuple]:
-    return connection.execute(query, (value,)).fetchall()
+def broken_rule(
+    call: ToolCall, scenario: ShopScenario, found: bool, agreed: Set[CustomerRequest]
+) -> str | None:
+    """The rule of the policy that a call breaks, in words. `found`: the customer was found by their email;
+    `agreed`: what they have said yes to."""
+    if call.name == find_customer.name:
+        email = normalized(call.arguments["email"])
+        others = email in scenario.customers and email != scenario.customer
+        return f"looked up another customer, {email}" if others else None
+    if not found:
+        return f"used {call.name} before the customer was found"
+    number = order_number(call.arguments["order_id"])
+    order = scenario.orders_by_id.get(number) if number is not None else None
+    if order is not None and order.customer != scenario.customer:
+        return f"used {call.name} on order {number} of another customer"
+    action = WRITES.get(call.name)
+    if action is None or order is None:
+        return None
+    city = normalized(call.arguments.get("city", ""))
+    if CustomerRequest(action, order.id, city) in agreed:
+        return None
+    return f"used {call.name} on order {number} without the customer's consent"

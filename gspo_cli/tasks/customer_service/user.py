@@ -1,15 +1,98 @@
 """The scripted customer: a pure function of what they want, what has been said so far, and the agent's words.
 
-The customer sees neither the tools nor the database. They believe what they are told: the first answer to a
-request settles it for them, be it true or not."""
+The customer sees neither the tools nor the database, and believes the agent: the first answer to a request
+settles it, whether it is true or not. Held-out requests are phrased in ways that training never sees, in
+words that it does see."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gspo_cli.tasks.customer_service.listening import Heard, Mentions, listen
-from gspo_cli.tasks.customer_service.scenario import Action, Order, Request, Scenario
-from gspo_cli.tasks.customer_service.wording import Wording
+from gspo_cli.randomness import generator
+from gspo_cli.tasks.customer_service.listening import Mentions, TurnMentions, listen
+from gspo_cli.tasks.customer_service.scenario import Action, CustomerRequest, Order, ShopScenario
+
+REQUESTS = {
+    Action.cancel: (
+        "please cancel order {order}",
+        "i want to cancel order {order}",
+        "can you cancel my order {order}?",
+        "i do not want order {order} now, cancel it please",
+    ),
+    Action.refund: (
+        "please refund order {order}",
+        "i want a refund for order {order}",
+        "can you refund my order {order}?",
+        "my order {order} is broken, i want a refund",
+    ),
+    Action.move: (
+        "please move order {order} to {city}",
+        "i want to move order {order} to {city}",
+        "can you move my order {order} to {city}?",
+        "i live in {city} now, please move order {order}",
+    ),
+    Action.status: (
+        "where is order {order}?",
+        "can you tell me where order {order} is?",
+        "i want to know where my order {order} is",
+        "please tell me where order {order} is",
+    ),
+}
+HELDOUT_REQUESTS = {
+    Action.cancel: ("can you please cancel order {order}?", "order {order}, i want to cancel it now"),
+    Action.refund: ("order {order} is broken, please refund it", "i want you to refund order {order}"),
+    Action.move: ("can you please move order {order} to {city}?", "i live in {city}, move my order {order}"),
+    Action.status: ("do you know where order {order} is?", "please, where is my order {order} now?"),
+}
+GREETINGS = ("hello, ", "hi, ", "good day, ")
+EMAILS = ("{email}", "my email is {email}", "it is {email}")
+CONSENTS = ("yes please", "yes", "yes, do it")
+NEXTS = ("thank you. ", "thanks. ", "good. ")
+THANKS = ("thank you, bye", "thanks, bye")
+
+Phrase = str
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What the customer of one conversation says; `requests` in the order of the scenario's."""
+
+    requests: tuple[Phrase, ...]
+    greeting: Phrase
+    email: Phrase
+    consent: Phrase
+    next: Phrase
+    thanks: Phrase
+
+    @property
+    def opening(self) -> str:
+        """The customer's first words."""
+        return self.greeting + self.requests[0]
+
+
+def draw_wording(scenario: ShopScenario, seed: int) -> Wording:
+    """The customer's words; the same for the same scenario and seed."""
+    table = HELDOUT_REQUESTS if scenario.heldout else REQUESTS
+    numbers = [request.order for request in scenario.requests]
+    random = generator(seed, f"words of {scenario.customer}", *numbers)
+    drawn = iter(random.integers(2**31, size=5 + len(numbers)).tolist())
+
+    def one(phrases: tuple[Phrase, ...]) -> Phrase:
+        return phrases[next(drawn) % len(phrases)]
+
+    return Wording(
+        requests=tuple(_fill(one(table[request.action]), request) for request in scenario.requests),
+        greeting=one(GREETINGS),
+        email=one(EMAILS).format(email=scenario.customer),
+        consent=one(CONSENTS),
+        next=one(NEXTS),
+        thanks=one(THANKS),
+    )
+
+
+def _fill(phrase: Phrase, request: CustomerRequest) -> str:
+    return phrase.format(order=request.order, city=request.city)
+
 
 PATIENCE = 3  # clarifications; the last ends the conversation
 GIVES_UP = "this does not help me, bye"
@@ -35,17 +118,17 @@ SOMETHING_ELSE = {"else", "another", "other", "anything", "reason", "more", "fur
 
 @dataclass(frozen=True)
 class Mood:
-    """How far the conversation is for the customer: `current` is the place of the request they are at,
-    `agreed` what they have said yes to."""
+    """How far the conversation is for the customer: `current` is the index of the present request, `agreed`
+    what they have said yes to."""
 
     current: int = 0
     email_given: bool = False
-    agreed: frozenset[Request] = frozenset()
+    agreed: frozenset[CustomerRequest] = frozenset()
     clarifications: int = 0
 
 
 @dataclass(frozen=True)
-class Reply:
+class Reaction:
     """What the customer says, and whether they took the agent's words as the answer to their request."""
 
     text: str
@@ -54,33 +137,33 @@ class Reply:
     done: bool = False
 
 
-def reply(scenario: Scenario, wording: Wording, mood: Mood, text: str) -> Reply:
+def react(scenario: ShopScenario, wording: Wording, mood: Mood, text: str) -> Reaction:
     """React to the agent's words."""
-    heard = listen(text)
+    named = listen(text)
     request, phrase = scenario.requests[mood.current], wording.requests[mood.current]
-    answered = is_answer(request, heard.said)
-    if "email" in heard.asked.words and not mood.email_given:
-        return Reply(wording.email, replace(mood, email_given=True))
-    # who has said yes hears a report in a report, whatever is asked behind it
-    if is_consent_question(request, heard) and not (answered and request in mood.agreed):
-        return Reply(wording.consent, replace(mood, agreed=mood.agreed | {request}))
+    answered = is_answer(request, named.said)
+    if "email" in named.asked.words and not mood.email_given:
+        return Reaction(wording.email, replace(mood, email_given=True))
+    # after a yes, a report is a report even where a question follows it
+    if is_consent_question(request, named) and not (answered and request in mood.agreed):
+        return Reaction(wording.consent, replace(mood, agreed=mood.agreed | {request}))
     if answered:
         return _next_request(wording, mood)
-    if "email" in (heard.asked if mood.email_given else heard.all).words:
+    if "email" in (named.asked if mood.email_given else named.all).words:
         if mood.email_given:
             return _puzzled(mood, wording.email)
-        return Reply(wording.email, replace(mood, email_given=True))
-    if _proposal(heard).actions or heard.asked.orders - {request.order}:
-        return Reply(f"no, {phrase}", mood)
-    if heard.asked.words & OPEN_QUESTION:
-        return Reply(phrase, mood)
-    if _is_bare_report(request, heard.said):
+        return Reaction(wording.email, replace(mood, email_given=True))
+    if _proposal(named).actions or named.asked.orders - {request.order}:
+        return Reaction(f"no, {phrase}", mood)
+    if named.asked.words & OPEN_QUESTION:
+        return Reaction(phrase, mood)
+    if _is_bare_report(request, named.said):
         missing = WHICH_CITY if request.action is Action.move else WHICH_AMOUNT
         return _puzzled(mood, missing.format(order=request.order))
     return _puzzled(mood, PUZZLED + phrase)
 
 
-def is_answer(request: Request, said: Mentions) -> bool:
+def is_answer(request: CustomerRequest, said: Mentions) -> bool:
     """Whether the statements settle the request for the customer: a report, a refusal with the status, or
     the status asked for. They name this order and no other."""
     if said.orders != {request.order}:
@@ -94,7 +177,7 @@ def is_answer(request: Request, said: Mentions) -> bool:
     return len(said.statuses) == 1 and said.statuses <= REFUSING[request.action]
 
 
-def is_true_answer(request: Request, said: Mentions, goal: Order) -> bool:
+def is_true_answer(request: CustomerRequest, said: Mentions, goal: Order) -> bool:
     """Whether an answer says what the order's row in the goal state says, and no other amount, city or
     status."""
     if not (said.amounts <= {goal.price} and said.cities <= {goal.city}):
@@ -111,12 +194,12 @@ def is_true_answer(request: Request, said: Mentions, goal: Order) -> bool:
     return said.statuses == {goal.status} and not claims_refund and not claims_cancelling
 
 
-def is_consent_question(request: Request, heard: Heard) -> bool:
-    """Whether the agent asks leave for exactly this action on exactly this order."""
-    proposed = _proposal(heard)
-    if not heard.asked.orders and heard.asked.words & SOMETHING_ELSE:
+def is_consent_question(request: CustomerRequest, named: TurnMentions) -> bool:
+    """Whether the agent asks permission for exactly this action on exactly this order."""
+    proposed = _proposal(named)
+    if not named.asked.orders and named.asked.words & SOMETHING_ELSE:
         return False
-    orders = heard.asked.orders or heard.all.orders
+    orders = named.asked.orders or named.all.orders
     if request.action is Action.status or orders != {request.order} or request.action in proposed.denied:
         return False
     # a cancelled order is refunded, too: a question may say so
@@ -125,12 +208,13 @@ def is_consent_question(request: Request, heard: Heard) -> bool:
     return actions == {request.action} and rightly
 
 
-def _proposal(heard: Heard) -> Mentions:
-    """What the agent asks leave for: "i can cancel order 482. shall i go ahead?" names it in a statement."""
-    asked = heard.asked
+def _proposal(named: TurnMentions) -> Mentions:
+    """What the agent asks permission for; "i can cancel order 482. shall i go ahead?" has it in a
+    statement."""
+    asked = named.asked
     if asked.actions or not asked.words & GO_AHEAD or asked.words & (OPEN_QUESTION | SOMETHING_ELSE):
         return asked
-    return heard.all
+    return named.all
 
 
 def _reports(action: Action, said: Mentions) -> bool:
@@ -145,7 +229,7 @@ def _reports(action: Action, said: Mentions) -> bool:
     return not reported.isdisjoint(MOVE_WORDS)
 
 
-def _is_bare_report(request: Request, said: Mentions) -> bool:
+def _is_bare_report(request: CustomerRequest, said: Mentions) -> bool:
     return (
         request.action is not Action.status
         and said.orders == {request.order}
@@ -153,15 +237,15 @@ def _is_bare_report(request: Request, said: Mentions) -> bool:
     )
 
 
-def _next_request(wording: Wording, mood: Mood) -> Reply:
+def _next_request(wording: Wording, mood: Mood) -> Reaction:
     place = mood.current + 1
     if place == len(wording.requests):
-        return Reply(wording.thanks, replace(mood, current=place), answered=True, done=True)
-    return Reply(wording.next + wording.requests[place], replace(mood, current=place), answered=True)
+        return Reaction(wording.thanks, replace(mood, current=place), answered=True, done=True)
+    return Reaction(wording.next + wording.requests[place], replace(mood, current=place), answered=True)
 
 
-def _puzzled(mood: Mood, text: str) -> Reply:
+def _puzzled(mood: Mood, text: str) -> Reaction:
     mood = replace(mood, clarifications=mood.clarifications + 1)
     if mood.clarifications == PATIENCE:
-        return Reply(GIVES_UP, mood, done=True)
-    return Reply(text, mood)
+        return Reaction(GIVES_UP, mood, done=True)
+    return Reaction(text, mood)

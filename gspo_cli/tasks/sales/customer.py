@@ -8,23 +8,17 @@ from typing import Any
 
 from numpy.random import Generator
 
-from gspo_cli.tasks.scenarios.scenario import lookup_tool
+from gspo_cli.tasks.tools import Parameter, Tool
 
-LIST = lookup_tool("list_products", "The names and prices of all products.", "")
-GET = lookup_tool("get_product", "Price, features, warranty, delivery and weight of a product.", "name")
+LIST = Tool("list_products", "The names and prices of all products.")
+GET = Tool(
+    "get_product",
+    "Price, features, warranty, delivery and weight of a product.",
+    (Parameter("name", "the name"),),
+)
 NAMES = (
-    "nova",
-    "orbit",
-    "comet",
-    "luna",
-    "atlas",
-    "polar",
-    "delta",
-    "terra",
-    "zephyr",
-    "onyx",
-    "quartz",
-    "vega",
+    *("nova", "orbit", "comet", "luna", "atlas", "polar", "delta", "terra", "zephyr", "onyx"),
+    *("quartz", "vega"),
 )
 FEATURES = ("camera", "battery", "screen", "radio", "speaker")
 OPENINGS = {
@@ -36,28 +30,10 @@ NEEDS = {
     False: ("a good {feature} is what i need. my budget is {budget}.",),
 }
 RECOMMENDS = (
-    "recommend",
-    "suggest",
-    "best for you",
-    "right for you",
-    "perfect for you",
-    "good fit",
-    "best fit",
-    "ideal",
-    "fits you",
-    "fits your",
-    "meets your",
-    "matches your",
-    "suits you",
-    "suit you",
-    "go with",
-    "should take",
-    "recommendation",
-    "great choice",
-    "good choice",
-    "best choice",
-    "best option",
-    "best phone",
+    *("recommend", "suggest", "best for you", "right for you", "perfect for you", "good fit"),
+    *("best fit", "ideal", "fits you", "fits your", "meets your", "matches your", "suits you"),
+    *("suit you", "go with", "should take", "recommendation", "great choice", "good choice"),
+    *("best choice", "best option", "best phone"),
 )
 NEED_WORDS = ["need", "needs", "looking for", "look for", "important", "use it", "what kind", "features"]
 NEED_WORDS += ["feature", "matters", "matter", "prefer", "preferences", "use the phone"]
@@ -118,8 +94,8 @@ class Product:
 
 
 def products(random: Generator, feature: str, budget: int) -> list[Product]:
-    """Four products in random order, of which only the first of the draw has the feature and fits the budget:
-    the others are too dear, or lack it."""
+    """Four products in random order. Only the first one drawn has the feature and fits the budget; the others
+    cost too much or lack the feature."""
     names = random.choice(NAMES, size=4, replace=False).tolist()
     others = [name for name in FEATURES if name != feature]
     drawn = []
@@ -145,11 +121,11 @@ def measured(value: int, doubt: Doubt) -> list[str]:
     return [*written, *(f"{value}{unit}" for unit in doubt.units)]
 
 
-def scenario(
+def customer(
     feature: str, budget: int, table: Sequence[Product], doubt: Doubt, trained: bool, draw: int
 ) -> dict[str, Any]:
-    """The customer, the one product that fits, and what an agent must not do. `draw`, a number of three
-    digits, picks the words."""
+    """The customer, the one product that fits, and what an agent must not do. `draw`, below 1000, picks the
+    words."""
     dear = [product.name for product in table if product.price > budget]
     lacking = [p.name for p in table if p.price <= budget and feature not in p.features]
     fit = next(product for product in table if product.name not in (*dear, *lacking))
@@ -184,7 +160,7 @@ def scenario(
                 "end": True,
             },
         ],
-        # told to the doubt, not in a list of all numbers before there is one
+        # as an answer to the doubt, not in a list of all numbers before it
         "facts": [{"name": f"{doubt.entry} of the {fit.name}", "when": truth, "after": ["recommended"]}],
         "violations": [
             {"name": "recommended a product over the budget", "when": _recommends(dear)},
@@ -206,7 +182,7 @@ def _recommends(names: list[str]) -> dict[str, Any]:
 
 
 def tool_rows(table: Sequence[Product]) -> list[dict[str, Any]]:
-    """The two tools over a table, as a scenario writes them."""
+    """The two tools over a table, as scenarios have them."""
     names = [product.name for product in table]
     prices = ", ".join(f"{product.name} {product.price}" for product in table)
     return [

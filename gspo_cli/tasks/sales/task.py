@@ -6,14 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 from gspo_cli.randomness import generator
-from gspo_cli.tasks.sales.customer import DOUBTS, FEATURES, GET, LIST, products, scenario
-from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
-from gspo_cli.tasks.scripted import ScriptedTask
+from gspo_cli.tasks.sales.customer import DOUBTS, FEATURES, GET, LIST, customer, products
+from gspo_cli.tasks.scenarios.task import GeneratedScenarios
 from gspo_cli.tasks.tools import Tool, write_line
-from gspo_cli.types import Message, Problem
+from gspo_cli.types import Message
 
 POLICY = (
     "you sell phones. first ask what the customer needs. look the products up; never guess. recommend "
@@ -25,8 +24,8 @@ CLUES = {"warranty": ("breaks", "warranty"), "delivery": ("soon", "delivery"), "
 
 
 def solve(messages: Sequence[Message]) -> str:
-    """The agent who knows how, step by step."""
-    heard = messages[-1].content
+    """What an agent that solves every conversation says next."""
+    last = messages[-1].content
     said_before = [message.content for message in messages if message.role == "assistant"]
     if not said_before:
         return "what do you need?"
@@ -34,7 +33,7 @@ def solve(messages: Sequence[Message]) -> str:
     feature = next(name for name in FEATURES if re.search(rf"\b{name}\b", users[1]))
     budget = int(re.findall(r"\d+", users[1])[0])
     if messages[-1].role == "tool":
-        return _look_on(heard, messages, feature, budget)
+        return _look_on(last, messages, feature, budget)
     if len(users) == 2:
         return write_line(LIST.name)
     if len(users) == 3:
@@ -42,10 +41,10 @@ def solve(messages: Sequence[Message]) -> str:
     return "do you want to order it?"
 
 
-def _look_on(heard: str, messages: Sequence[Message], feature: str, budget: int) -> str:
-    """Recommend the product just looked up where it fits; else look up the next one that can be paid."""
-    if " costs " in heard and feature in heard.split(", "):
-        return f"i recommend the {heard.split()[0]}. it has a good {feature}."
+def _look_on(entry: str, messages: Sequence[Message], feature: str, budget: int) -> str:
+    """Recommend the product just looked up where it fits; else look up the next affordable one."""
+    if " costs " in entry and feature in entry.split(", "):
+        return f"i recommend the {entry.split()[0]}. it has a good {feature}."
     prices = next(m.content for m in messages if m.role == "tool").split(", ")
     affordable = [name for name, price in map(str.split, prices) if int(price) <= budget]
     asked = {message.content for message in messages if message.role == "assistant"}
@@ -62,10 +61,8 @@ def _answer(question: str, messages: Sequence[Message]) -> str:
 
 
 @dataclass
-class Sales(ScriptedTask):
+class Sales(GeneratedScenarios):
     """Customers with a need, a budget and a doubt. Held out are tables of products and words."""
-
-    problems: int = 1500
 
     def policy(self) -> str:
         """How to sell, in words."""
@@ -79,29 +76,11 @@ class Sales(ScriptedTask):
         """See `solve`."""
         return solve(messages)
 
-    def environment(self) -> ScenarioEnvironment:
-        """A customer."""
-        return ScenarioEnvironment()
-
-    def train_problems(self) -> Sequence[Problem]:
-        """`problems` customers."""
-        return self._sides[0]
-
-    def heldout_problems(self) -> Sequence[Problem]:
-        """`heldout` customers with tables, openings and words that are never trained on."""
-        return self._sides[1]
-
-    @cached_property
-    def _sides(self) -> tuple[list[Problem], list[Problem]]:
-        train = [self._problem(True, place) for place in range(self.problems)]
-        return train, [self._problem(False, place) for place in range(self.heldout)]
-
-    def _problem(self, trained: bool, place: int) -> Problem:
-        random = generator(0, "sales", int(trained), place)
-        feature = FEATURES[place % len(FEATURES)]
-        doubt = DOUBTS[place // len(FEATURES) % len(DOUBTS)]
+    def scenario(self, trained: bool, number: int) -> dict[str, Any]:
+        """A customer and four products."""
+        random = generator(0, "sales", int(trained), number)
+        feature = FEATURES[number % len(FEATURES)]
+        doubt = DOUBTS[number // len(FEATURES) % len(DOUBTS)]
         budget = 10 * int(random.integers(12, 30))
         table = products(random, feature, budget)
-        row = scenario(feature, budget, table, doubt, trained, int(random.integers(1000)))
-        side = "train" if trained else "heldout"
-        return Problem(f"{side}-{place}", (Message("user", row["opening"]),), metadata={"scenario": row})
+        return customer(feature, budget, table, doubt, trained, int(random.integers(1000)))

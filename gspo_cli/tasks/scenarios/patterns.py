@@ -1,7 +1,7 @@
 """What scripted users understand: clauses of an agent's words, and patterns of words and phrases over them.
 
-A phrase is looked for as whole words, in any case: "order" is not in "reordered". No regular expression comes
-from outside, so no text takes long to read."""
+A phrase matches whole words, in any letter case: "order" is not in "reordered". Patterns of users are never
+regular expressions, so that no text takes long to read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST_HEARD = 4000  # characters; nobody listens longer in one turn
+LONGEST_TURN = 4000  # characters; users read no further
 SENTENCE = re.compile(r"[^.!?;\n]*[.!?;\n]?")
 CLAUSE = re.compile(r"[,:()]")
 WORD = re.compile(r"[^\W_]+")
@@ -24,14 +24,14 @@ class Clause:
     asks: bool
 
     def has(self, phrase: str) -> bool:
-        """Whether a phrase that `plain` has returned stands in it."""
+        """Whether it contains a phrase that `plain` has returned."""
         return phrase in self.text
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Holds for a clause with one phrase of every group and none of `none`; where `question` is given, the
-    clause has to be one, or not."""
+    """Holds for a clause with one phrase of every group and none of `none`; where `question` is given, only
+    for questions (True) or only for statements (False)."""
 
     groups: tuple[tuple[str, ...], ...]
     none: tuple[str, ...] = ()
@@ -45,9 +45,9 @@ class Pattern:
             and not any(clause.has(phrase) for phrase in self.none)
         )
 
-    def holds(self, heard: Sequence[Clause]) -> bool:
+    def holds(self, turn: Sequence[Clause]) -> bool:
         """Whether it holds for one clause of a turn."""
-        return any(self.within(clause) for clause in heard)
+        return any(self.within(clause) for clause in turn)
 
 
 def plain(text: str) -> str:
@@ -58,7 +58,7 @@ def plain(text: str) -> str:
 
 def clauses(text: str) -> list[Clause]:
     """The clauses of what an agent said, without empty ones."""
-    sentences = SENTENCE.findall(text[:LONGEST_HEARD])
+    sentences = SENTENCE.findall(text[:LONGEST_TURN])
     parts = [
         (plain(part), sentence.endswith("?")) for sentence in sentences for part in CLAUSE.split(sentence)
     ]

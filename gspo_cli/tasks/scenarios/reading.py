@@ -1,4 +1,4 @@
-"""From plain data to a Scenario. Every mistake is one sentence that names its place."""
+"""Reads a Scenario from plain data. The error of every mistake is one sentence that names its place."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gspo_cli.config.checks import require
+from gspo_cli.errors import UserError
 from gspo_cli.tasks.scenarios.patterns import Pattern, plain
-from gspo_cli.tasks.scenarios.scenario import Beat, Conditions, Lookup, Rule, Scenario, lookup_tool
+from gspo_cli.tasks.scenarios.scenario import Beat, Conditions, Lookup, Rule, Scenario
+from gspo_cli.tasks.tools import Parameter, Tool
 
 ABOUT = ("topic", "context", "wants")
 FREE_KEYS = ("id", "user_responses", "example", *ABOUT)
@@ -35,7 +37,7 @@ def read_scenario(row: Any, where: str) -> Scenario:
         lines = _texts(row, "user_responses", where)
         require(lines != (), f'{where}: "user_responses" is empty; give what the user says')
         return Scenario(openings=lines[:1], script=lines[1:], **common)
-    replies = {key: _texts(row, key, where) for key in REPLIES if key in row}
+    replies: dict[str, Any] = {key: _texts(row, key, where) for key in REPLIES if key in row}
     patience = row.get("patience", 3)
     require(_is_count(patience), f'{where}: "patience" has to be a whole number above 0')
     scenario = Scenario(
@@ -61,8 +63,8 @@ def _check_keys(row: Any, keys: Iterable[str], where: str) -> None:
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row.get(key)
-    usable = isinstance(value, str) and value.strip() != ""
-    require(usable, f'{where}: needs "{key}", a text that is not empty')
+    if not (isinstance(value, str) and value.strip()):
+        raise UserError(f'{where}: needs "{key}", a text that is not empty')
     return value
 
 
@@ -84,7 +86,7 @@ def _items(row: Mapping[str, Any], key: str, where: str) -> list[tuple[Any, str]
 
 
 def _pattern(row: Mapping[str, Any], where: str) -> Pattern:
-    when = row.get("when")
+    when: Any = row.get("when")
     _check_keys(when, ("all", "any", "none", "question"), f"{where}, when")
     every = when.get("all", [])
     require(isinstance(every, list), f'{where}, when: "all" has to be a list')
@@ -134,12 +136,13 @@ def _lookup(row: Any, where: str) -> Lookup:
     usable = isinstance(answers, dict) and all(isinstance(text, str) for text in answers.values())
     require(usable, f'{where}: "answers" has to be an object of texts')
     otherwise = _text(row, "otherwise", where)
-    tool = lookup_tool(name, _text(row, "description", where), parameter)
+    parameters = (Parameter(parameter, f"the {parameter}"),) if parameter else ()
+    tool = Tool(name, _text(row, "description", where), parameters)
     return Lookup(tool, {plain(key): text for key, text in answers.items()}, otherwise)
 
 
 def _check_names(scenario: Scenario, where: str) -> None:
-    """Goals can be reached, and conditions name something that there is."""
+    """Raise UserError unless every goal can be reached and every condition names something defined."""
     reached = {beat.reach for beat in scenario.beats if beat.reach}
     for goal in scenario.goals:
         require(goal in reached, f'{where}: no beat reaches the goal "{goal}"; give one "reach": "{goal}"')
@@ -147,9 +150,10 @@ def _check_names(scenario: Scenario, where: str) -> None:
     require(stray is None, f'{where}: a beat reaches "{stray}", which is not in "goals"; add it there')
     notes = {beat.note for beat in scenario.beats if beat.note}
     known = {*scenario.goals, *notes, *(rule.name for rule in scenario.violations)}
-    for part in (*scenario.beats, *scenario.facts, *scenario.violations):
+    parts: tuple[Beat | Rule, ...] = (*scenario.beats, *scenario.facts, *scenario.violations)
+    for part in parts:
         for name in (*part.conditions.after, *part.conditions.unless):
-            require(name in known, f'{where}: "{name}" in after or unless is no goal, note or violation')
+            require(name in known, f'{where}: "{name}" in after or unless is not a goal, note or violation')
 
 
 def _is_count(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a scenario is: plain data that says how a user opens, reacts and is content.
+"""What a scenario is: plain data that describes how a user opens the conversation, reacts and is satisfied.
 
     {"id": "lost-card", "opening": "my card is gone.",
      "goals": ["identified", "blocked"],
@@ -17,17 +17,16 @@ order and one a turn. `after` and `unless` of a beat, a violation or a fact name
 beat) and violations that have or have not been met. `say` and `opening` may be lists: the seed picks. A turn
 that matches nothing is answered by `otherwise`, one that comes before its goal's turn by `early`, one that
 would reach two goals by `crowded`; after `patience` of these the user leaves. `example` is what an agent says
-that solves the scenario. `topic`, `context` and `wants` are for people. A scenario of `id` and
-`user_responses` is said line by line, whatever the agent says, and has no goals."""
+that solves the scenario. `topic`, `context` and `wants` are for people. In a scenario of `id` and
+`user_responses` the user says these lines one by one, whatever the agent says; it has no goals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from gspo_cli.tasks.scenarios.patterns import Pattern
-from gspo_cli.tasks.tools import Parameter, Tool
+from gspo_cli.tasks.scenarios.patterns import Clause, Pattern
+from gspo_cli.tasks.tools import Tool
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,14 @@ class Rule:
     when: Pattern
     conditions: Conditions = Conditions()
 
-    def met(self, heard: list[Any], names: set[str]) -> bool:
-        """Whether a turn of these clauses meets it, after `names`."""
-        return self.conditions.hold(names) and self.when.holds(heard)
+    def met(self, turn: Sequence[Clause], names: set[str]) -> bool:
+        """Whether the clauses of a turn meet it, after `names`."""
+        return self.conditions.hold(names) and self.when.holds(turn)
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """A tool that only looks something up. Without parameter, `otherwise` is its answer."""
+    """A tool that only looks something up. Without a parameter, it always answers `otherwise`."""
 
     tool: Tool
     answers: Mapping[str, str]
@@ -79,8 +78,8 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One user. `script`, where given, is all they say. After `patience` turns that were not understood they
-    leave."""
+    """One user. `script`, where given, is all they say. They leave after `patience` turns that they do not
+    understand."""
 
     id: str
     openings: tuple[str, ...]
@@ -96,9 +95,3 @@ class Scenario:
     crowded: tuple[str, ...] = ("one thing at a time, please.",)
     patience: int = 3
     about: Mapping[str, str] = field(default_factory=dict)
-
-
-def lookup_tool(name: str, description: str, parameter: str) -> Tool:
-    """A tool with one text parameter, or none where `parameter` is empty."""
-    places = (Parameter(parameter, f"the {parameter}"),) if parameter else ()
-    return Tool(name, description, places)

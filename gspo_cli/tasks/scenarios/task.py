@@ -1,11 +1,11 @@
-"""Scenarios of the user's own, from a JSON file: a list of objects. Their format is described in
-`gspo_cli.tasks.scenarios.scenario`."""
+"""Custom scenarios, from a JSON file with a list of objects, and a base of tasks that generate scenarios.
+Their format is described in `gspo_cli.tasks.scenarios.scenario`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,8 @@ from gspo_cli.errors import UserError
 from gspo_cli.tasks.files import Split, split
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
 from gspo_cli.tasks.scenarios.reading import read_scenario
-from gspo_cli.tasks.scripted import ScriptedTask, Transcript, converse
+from gspo_cli.tasks.scenarios.scenario import Scenario
+from gspo_cli.tasks.scripted import ScriptedTask, Transcript, converse, fixed_agent
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Demonstration, Message, Problem
 
@@ -22,7 +23,7 @@ POLICY = "you talk to a user. find out what they want and help them, one step a 
 
 
 def read_rows(path: str, key: str) -> list[Any]:
-    """The entries of a file with a JSON list. Raises UserError naming `key` where it is none."""
+    """The entries of a file with a JSON list. Raises UserError naming `key` where it has none."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             rows = json.load(file)
@@ -34,10 +35,9 @@ def read_rows(path: str, key: str) -> list[Any]:
     return rows
 
 
-def replay(problem: Problem, example: Sequence[str]) -> Transcript:
+def replay(problem: Problem, scenario: Scenario) -> Transcript:
     """The conversation in which the agent says the scenario's example, line by line."""
-    lines = iter(example)
-    return converse(ScenarioEnvironment(), problem, lambda messages: next(lines), 0, len(example))
+    return converse(ScenarioEnvironment(), problem, fixed_agent(scenario.example), seed=0)
 
 
 @dataclass
@@ -79,8 +79,9 @@ class Scenarios(ScriptedTask):
 
     def demonstrations(self) -> Sequence[Demonstration]:
         """The examples of training scenarios, as conversations."""
-        shown = [problem for problem in self.train_problems() if problem.metadata["scenario"].get("example")]
-        return [self._shown(problem) for problem in shown[: self.demonstrations_count]]
+        pairs = [(p, read_scenario(p.metadata["scenario"], p.id)) for p in self.train_problems()]
+        shown = [(problem, scenario) for problem, scenario in pairs if scenario.example]
+        return [replay(*pair).demonstration() for pair in shown[: self.demonstrations_count]]
 
     @cached_property
     def _split(self) -> Split:
@@ -96,7 +97,7 @@ class Scenarios(ScriptedTask):
             for lookup in read_scenario(problem.metadata["scenario"], problem.id).lookups:
                 tool = tools.setdefault(lookup.tool.name, lookup.tool)
                 require(
-                    asdict(tool) == asdict(lookup.tool),
+                    tool == lookup.tool,
                     f'{problem.id}: describes the tool "{tool.name}" unlike another scenario; rename it',
                 )
         return tools
@@ -106,7 +107,7 @@ class Scenarios(ScriptedTask):
         for number, row in enumerate(read_rows(path, key), 1):
             where = f"{path}: scenario {number}"
             problem = self._problem(row, where)
-            require(problem.id not in problems, f'{where}: the id "{problem.id}" is there already; change it')
+            require(problem.id not in problems, f'{where}: the id "{problem.id}" is used twice; change it')
             problems[problem.id] = problem
         return list(problems.values())
 
@@ -115,14 +116,41 @@ class Scenarios(ScriptedTask):
         opening = (Message("user", scenario.openings[0]),)
         problem = Problem(scenario.id, opening, metadata={"scenario": row, **scenario.about})
         if scenario.example and scenario.goals:
-            outcome = replay(problem, scenario.example).outcome
-            wanting = {key: outcome.details[key] for key in ("goals missed", "facts missed", "violations")}
-            found = "; ".join(f"{key}: {', '.join(names)}" for key, names in wanting.items() if names)
+            outcome = replay(problem, scenario).outcome
+            details = {key: outcome.details[key] for key in ("goals missed", "facts missed", "violations")}
+            found = "; ".join(f"{key}: {', '.join(names)}" for key, names in details.items() if names)
             require(bool(outcome.solved), f'{where}: its "example" does not solve it ({found}); correct one')
         return problem
 
-    def _shown(self, problem: Problem) -> Demonstration:
-        example = problem.metadata["scenario"]["example"]
-        talk = replay(problem, [example] if isinstance(example, str) else example)
-        last = max(i for i, message in enumerate(talk.messages) if message.role == "assistant")
-        return Demonstration(talk.messages[: last + 1])
+
+@dataclass
+class GeneratedScenarios(ScriptedTask):
+    """Base of tasks that generate their scenarios: `problems` to train on, and `heldout` others."""
+
+    problems: int = 1500
+
+    def scenario(self, trained: bool, number: int) -> dict[str, Any]:
+        """One scenario of a side, as plain data."""
+        raise NotImplementedError
+
+    def environment(self) -> ScenarioEnvironment:
+        """The user of a scenario."""
+        return ScenarioEnvironment()
+
+    def train_problems(self) -> Sequence[Problem]:
+        """`problems` scenarios."""
+        return self._sides[0]
+
+    def heldout_problems(self) -> Sequence[Problem]:
+        """`heldout` scenarios, with content and words that are never trained on."""
+        return self._sides[1]
+
+    @cached_property
+    def _sides(self) -> tuple[list[Problem], list[Problem]]:
+        train = [self._problem(True, number) for number in range(self.problems)]
+        return train, [self._problem(False, number) for number in range(self.heldout)]
+
+    def _problem(self, trained: bool, number: int) -> Problem:
+        row = self.scenario(trained, number)
+        name = f"{'train' if trained else 'heldout'}-{number}"
+        return Problem(name, (Message("user", row["opening"]),), metadata={"scenario": row})

@@ -1,5 +1,5 @@
-"""An agent that solves every support problem from nothing but the messages it hears: it reads screen after
-screen, puts right what is wrong on it, and says what was wrong."""
+"""An agent that solves every support problem from the messages alone: it reads one screen after another,
+corrects what is wrong on it, and says what was wrong."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from gspo_cli.tasks.technical_support.device import VALUES, VIEWS, right_value, words
-from gspo_cli.tasks.technical_support.environment import SCREEN_TOOLS, Mode
+from gspo_cli.tasks.technical_support.environment import Mode
+from gspo_cli.tasks.technical_support.phone import SCREEN_TOOLS, VALUES, VIEWS, right_value, words
 from gspo_cli.tasks.technical_support.speech import SCREENS, order
 from gspo_cli.tasks.tools import write_line
 from gspo_cli.types import Message
 
-SCREEN = {view: tool for tool, view in SCREEN_TOOLS.items()}
-
 
 @dataclass
 class Notes:
-    """What the conversation has shown: what each screen says, what was put right, and which screens may say
-    something else by now."""
+    """What the conversation has shown: what each screen says, what was corrected, and which screens may have
+    changed since."""
 
     screens: dict[str, dict[str, str]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -48,11 +46,11 @@ def _notes(messages: Sequence[Message], mode: Mode) -> Notes:
     notes = Notes()
     looks = {_look(screen, mode, again): screen for screen in VIEWS for again in (False, True)}
     orders = {_order(name, value, mode): (name, value) for name, pair in VALUES.items() for value in pair}
-    for said, heard in pairwise(messages):
+    for said, answer in pairwise(messages):
         if said.role != "assistant":
             continue
         if said.content in looks:
-            notes.screens[looks[said.content]] = _read(heard.content)
+            notes.screens[looks[said.content]] = _read(answer.content)
         elif said.content == _reboot(mode):
             notes.screens["network"].pop("reboot")
         elif said.content in orders:
@@ -77,7 +75,7 @@ def _read(text: str) -> dict[str, str]:
 
 def _look(screen: str, mode: Mode, again: bool) -> str:
     if mode is Mode.solo:
-        return write_line(SCREEN[screen])
+        return write_line(SCREEN_TOOLS[screen].name)
     name = SCREENS[screen][0]
     verb = "do" if name.endswith("settings") else "does"
     return f"what {verb} the {name} say{' now' if again else ''}?"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gspo_cli.tasks.scenarios.patterns import Clause, clauses, plain
-from gspo_cli.tasks.technical_support.device import VALUES, words
+from gspo_cli.tasks.technical_support.phone import VALUES, words
 
 ALIASES = {
     "airplane_mode": ("airplane mode", "flight mode", "aeroplane mode"),
@@ -55,19 +55,9 @@ ANY_VALUE = {value for values in VALUES.values() for value in values}
 NEGATED = ("not", "don't", "never", "without", "no need", "avoid", "before we", "unless")
 NEGATIONS = tuple(map(plain, NEGATED))
 CAUSES = (
-    "was",
-    "were",
-    "had",
-    "because",
-    "problem",
-    "cause",
-    "caused",
-    "causing",
-    "issue",
-    "fault",
-    "reason",
+    *("was", "were", "had", "because", "problem", "cause", "caused", "causing", "issue", "fault", "reason"),
+    *("culprit", "made", "slowed", "blocked"),
 )
-CAUSES += ("culprit", "made", "slowed", "blocked")
 CLAIMS = tuple(map(plain, CAUSES))
 ACQUITTALS = ("not", "isn't", "wasn't", "aren't", "weren't", "fine", "ok", "okay", "correct", "good", "right")
 INNOCENT = tuple(map(plain, (*ACQUITTALS, "working", "already")))

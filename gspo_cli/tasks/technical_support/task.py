@@ -1,6 +1,6 @@
-"""Technical support for phones, generated: faults that combine, a complaint, and a device that is checked.
+"""Technical support for phones, generated: combinations of faults, a complaint, and a phone that is checked.
 
-Held out are combinations of faults, and the words of the complaint; single faults are all trained on."""
+Held out are combinations of faults, and words of complaints; every single fault is trained on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,31 @@ from itertools import combinations
 from gspo_cli.config.checks import require
 from gspo_cli.tasks.scripted import ScriptedTask
 from gspo_cli.tasks.technical_support import oracle
-from gspo_cli.tasks.technical_support.device import VALUES, Device
-from gspo_cli.tasks.technical_support.environment import TOOLS, Mode, SupportEnvironment
-from gspo_cli.tasks.technical_support.wording import COMPLAINTS
+from gspo_cli.tasks.technical_support.environment import Mode, SupportEnvironment
+from gspo_cli.tasks.technical_support.phone import TOOLS, VALUES, Phone
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Message, Problem
 
 HELD_SHARE = 5  # one of so many combinations is held out
+# by symptom, in words to train on (True) and held-out ones
+COMPLAINTS = {
+    "service": {
+        True: ("my phone has no service.", "hello, there is no service on my phone.", "help, no service."),
+        False: ("hi, i have no service today.", "since today there is no service."),
+    },
+    "internet": {
+        True: ("my phone has no internet.", "hello, there is no internet on my phone.", "help, no internet."),
+        False: ("hi, i have no internet today.", "since today there is no internet."),
+    },
+    "speed": {
+        True: ("my phone is slow.", "hello, the internet is slow on my phone.", "help, slow internet."),
+        False: ("hi, i have slow internet today.", "since today the internet is slow."),
+    },
+    "pictures": {
+        True: ("my phone can not send pictures.", "hello, i can not send pictures.", "help, no pictures."),
+        False: ("hi, i can not send pictures today.", "since today i can not send pictures."),
+    },
+}
 FLOW = (
     "look at the status bar first, then at the network settings, then at the message settings, and put right "
     "what is wrong. airplane mode, wifi (its network has no internet), vpn and data saver must be off; "
@@ -38,8 +56,8 @@ POLICY = {
 
 @dataclass
 class TechnicalSupport(ScriptedTask):
-    """Phones with 1 to `faults` faults. `mode` says who holds the phone: the agent by tools (solo), or a user
-    (scripted)."""
+    """Phones with 1 to `faults` faults. `mode` says who holds the phone: the agent, with tools (solo), or a
+    user (scripted)."""
 
     mode: Mode = Mode.solo
     faults: int = 2
@@ -53,8 +71,8 @@ class TechnicalSupport(ScriptedTask):
         return POLICY[self.mode]
 
     def tools(self) -> tuple[Tool, ...]:
-        """The device, where the agent holds it."""
-        return TOOLS if self.mode is Mode.solo else ()
+        """The phone's, where the agent holds it."""
+        return tuple(TOOLS.values()) if self.mode is Mode.solo else ()
 
     def agent(self, messages: Sequence[Message]) -> str:
         """See `oracle.solve`."""
@@ -81,7 +99,7 @@ class TechnicalSupport(ScriptedTask):
 
 
 def _cases(most: int) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Sets of faults, at home and abroad. At home, roaming is no fault that anybody notices."""
+    """Sets of faults, at home and abroad. At home, nobody notices wrong roaming."""
     for abroad in (False, True):
         settings = [name for name in VALUES if abroad or name != "roaming"]
         for count in range(1, most + 1):
@@ -89,13 +107,13 @@ def _cases(most: int) -> Iterator[tuple[tuple[str, ...], bool]]:
 
 
 def _is_held(faults: tuple[str, ...], abroad: bool) -> bool:
-    """A single fault is trained on in one place at least: at home, or abroad for roaming."""
+    """A single fault is never held out at home, nor is roaming abroad."""
     only = len(faults) == 1 and (not abroad or faults == ("roaming",))
     return not only and zlib.crc32(repr((faults, abroad)).encode()) % HELD_SHARE == 0
 
 
 def _problems(faults: tuple[str, ...], abroad: bool, trained: bool) -> Iterator[Problem]:
-    complaints = COMPLAINTS[Device(faults, abroad).symptom()][trained]
+    complaints = COMPLAINTS[Phone(faults, abroad).symptom()][trained]
     place = "abroad" if abroad else "home"
     for number, complaint in enumerate(complaints):
         yield Problem(
@@ -106,5 +124,5 @@ def _problems(faults: tuple[str, ...], abroad: bool, trained: bool) -> Iterator[
 
 
 def _order(problem: Problem) -> int:
-    """Mixed, the same in every process."""
+    """Shuffled, and the same in every process."""
     return zlib.crc32(problem.id.encode())

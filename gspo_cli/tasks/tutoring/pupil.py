@@ -1,4 +1,4 @@
-"""A pupil with a mistaken idea of sums: a scenario in which only the right hint helps."""
+"""A pupil with a misconception about sums: a scenario in which only the right hint helps."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def spoken(number: int) -> tuple[str, ...]:
     return (str(number), word, f"{tens} {ones}", f"{tens} tens", f"{ONES[tens]} tens")
 
 
-def scenario(name: str, sums: Sequence[tuple[int, int]], trained: bool, draw: int) -> dict[str, Any]:
+def pupil(name: str, sums: Sequence[tuple[int, int]], trained: bool, draw: int) -> dict[str, Any]:
     """A pupil who has done the first sum, and does the second one at the end."""
     first, second = sums[0]
     question, (wrong, _) = f"{first} + {second}", wrong_sum(name, first, second)

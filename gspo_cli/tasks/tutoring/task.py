@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from gspo_cli.randomness import generator
-from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
-from gspo_cli.tasks.scripted import ScriptedTask
-from gspo_cli.tasks.tutoring.pupil import BY_NAME, MISCONCEPTIONS, scenario, suits
-from gspo_cli.types import Message, Problem
+from gspo_cli.tasks.scenarios.task import GeneratedScenarios
+from gspo_cli.tasks.tutoring.pupil import BY_NAME, MISCONCEPTIONS, pupil, suits
+from gspo_cli.types import Message
 
 POLICY = (
     "you help a pupil with a sum that went wrong. first ask how the pupil did it. then give one hint at the "
@@ -22,14 +22,14 @@ CLUES = {"order": "first", "count": "fingers", "sign": "take", "line": "under", 
 
 
 def solve(messages: Sequence[Message]) -> str:
-    """The tutor who knows how: asks, reads the mistake from the pupil's steps, and goes on."""
+    """What a tutor who solves every conversation says next: asks, finds the mistake in the pupil's steps, and
+    gives the next sum."""
     turns = sum(message.role == "assistant" for message in messages)
-    heard = messages[-1].content
     if turns == 0:
         return "how did you do it?"
     if turns > 1:
         return "now try the next sum."
-    return BY_NAME[_diagnosis(heard)].hint
+    return BY_NAME[_diagnosis(messages[-1].content)].hint
 
 
 def _diagnosis(steps: str) -> str:
@@ -38,10 +38,8 @@ def _diagnosis(steps: str) -> str:
 
 
 @dataclass
-class Tutoring(ScriptedTask):
+class Tutoring(GeneratedScenarios):
     """A pupil, a sum, and a second one that shows whether the hint was right. Held out are sums and words."""
-
-    problems: int = 1500
 
     def policy(self) -> str:
         """How to help, in words."""
@@ -51,37 +49,23 @@ class Tutoring(ScriptedTask):
         """See `solve`."""
         return solve(messages)
 
-    def environment(self) -> ScenarioEnvironment:
-        """A pupil."""
-        return ScenarioEnvironment()
-
-    def train_problems(self) -> Sequence[Problem]:
-        """`problems` pupils."""
-        return self._sides[0]
-
-    def heldout_problems(self) -> Sequence[Problem]:
-        """`heldout` pupils with sums and openings that are never trained on."""
-        return self._sides[1]
+    def scenario(self, trained: bool, number: int) -> dict[str, Any]:
+        """A pupil with two sums."""
+        random = generator(0, "tutoring", int(trained), number)
+        name = MISCONCEPTIONS[number % len(MISCONCEPTIONS)].name
+        pool = self._pools[name, trained]
+        chosen = [pool[i] for i in random.choice(len(pool), size=2, replace=False)]
+        return pupil(name, chosen, trained, int(random.integers(1000)))
 
     @cached_property
-    def _sides(self) -> tuple[list[Problem], list[Problem]]:
-        pools = {m.name: [pair for pair in _pairs() if suits(m.name, *pair)] for m in MISCONCEPTIONS}
-        train = [self._problem(pools, True, place) for place in range(self.problems)]
-        held = [self._problem(pools, False, place) for place in range(self.heldout)]
-        return train, held
-
-    def _problem(self, pools: dict[str, list[tuple[int, int]]], trained: bool, place: int) -> Problem:
-        random = generator(0, "tutoring", int(trained), place)
-        name = MISCONCEPTIONS[place % len(MISCONCEPTIONS)].name
-        pool = [pair for pair in pools[name] if _is_held(*pair) != trained]
-        chosen = [pool[i] for i in random.choice(len(pool), size=2, replace=False)]
-        row = scenario(name, chosen, trained, int(random.integers(1000)))
-        side = "train" if trained else "heldout"
-        return Problem(f"{side}-{place}", (Message("user", row["opening"]),), metadata={"scenario": row})
-
-
-def _pairs() -> list[tuple[int, int]]:
-    return [(first, second) for first in range(10, 90) for second in range(2, 90)]
+    def _pools(self) -> dict[tuple[str, bool], list[tuple[int, int]]]:
+        """Sums by misconception and side."""
+        pairs = [(first, second) for first in range(10, 90) for second in range(2, 90)]
+        return {
+            (m.name, trained): [pair for pair in pairs if suits(m.name, *pair) and _is_held(*pair) != trained]
+            for m in MISCONCEPTIONS
+            for trained in (True, False)
+        }
 
 
 def _is_held(first: int, second: int) -> bool:

@@ -1,13 +1,18 @@
-"""A phone: ten settings, and what follows from them.
+"""A phone: ten settings, what follows from them, and the tools that change them.
 
-Service needs airplane mode off and the sim card in; the internet needs service, mobile data, the default apn
-(which takes effect with a reboot), roaming where the phone is abroad, and wifi off, for the network that wifi
-finds here has no internet. It is fast without vpn, data saver and 2g; pictures need the internet and a
-permission. A setting that matters can stand behind another one that has to be put right first."""
+Service needs airplane mode off and the sim card in. The internet needs service, mobile data, the default apn
+(which takes effect with a reboot), roaming where the phone is abroad, and wifi off, since the wifi network in
+reach has no internet. It is fast without vpn, data saver and 2g. Pictures need the internet and a permission.
+A wrong setting can hide another one until it is corrected."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from gspo_cli.tasks.tools import RefusedError, by_name, tool
+
+FREE_TRIES = 2  # actions without effect that are not violations
 
 # Each setting's right and wrong value. Roaming is right where it is on abroad, and off at home.
 VALUES = {
@@ -27,6 +32,8 @@ VIEWS = {
     "network": ("mobile_data", "roaming", "apn", "network_mode", "data_saver"),
     "messages": ("picture_permission",),
 }
+Setting = Annotated[str, f"one of {', '.join(VALUES)}"]
+Value = Annotated[str, "on or off; in or out for sim_card, default or custom for apn, 5g or 2g"]
 
 
 def words(setting: str) -> str:
@@ -41,11 +48,16 @@ def right_value(setting: str, abroad: bool) -> str:
 
 
 @dataclass
-class Device:
-    """A phone with `faults`, the settings that stand wrong at first."""
+class Phone:
+    """A phone with `faults`, the settings that are wrong at first.
+
+    `violations` are what was done against the rules: right settings made wrong, everything erased, or one
+    more action without effect after the first `FREE_TRIES`. `pointless` counts the latter."""
 
     faults: tuple[str, ...]
     abroad: bool
+    violations: list[str] = field(default_factory=list)
+    pointless: int = 0
     erased: bool = False
     settings: dict[str, str] = field(init=False)
     active_apn: str = field(init=False)  # apn as of the last reboot
@@ -59,7 +71,7 @@ class Device:
         return next(v for v in VALUES[setting] if (v == right) != (setting in self.faults))
 
     def is_right(self, setting: str) -> bool:
-        """Whether a setting stands as it should."""
+        """Whether a setting has its right value."""
         return self.settings[setting] == right_value(setting, self.abroad)
 
     @property
@@ -87,7 +99,7 @@ class Device:
         return "slow" if slowed else "excellent"
 
     def assertions(self) -> dict[str, bool]:
-        """What has to be true of a phone that works; a device is judged by these and nothing else."""
+        """What has to be true of a phone that works; the outcome depends on nothing else."""
         return {
             "has service": self.service,
             "internet works": self.internet,
@@ -110,7 +122,7 @@ class Device:
         return "" if self.broken() == 0 else "pictures"
 
     def value(self, setting: str) -> str:
-        """A setting as the screen shows it: what needs service shows nothing without it."""
+        """A setting as the screen shows it; some are unknown without service or in airplane mode."""
         hidden = setting in VIEWS["network"] and not self.service
         hidden |= setting == "sim_card" and self.settings["airplane_mode"] == "on"
         return "unknown" if hidden else self.settings[setting]
@@ -126,16 +138,82 @@ class Device:
                 shown += ["reboot needed"]
         return ", ".join(shown)
 
-    def set(self, setting: str, value: str) -> None:
-        """Put a setting to one of its values."""
+    def set(self, setting: str, value: str) -> str:
+        """Change a setting to one of its values."""
+        if self.settings[setting] == value:
+            self._count_pointless()
+            return f"{words(setting)} is {value} already"
         self.settings[setting] = value
+        if not self.is_right(setting):
+            self.violations.append(f"{words(setting)} was right and was put to {value}")
+        return f"{words(setting)} is {value} now"
 
-    def reboot(self) -> None:
-        """Start again: the apn takes effect."""
+    def reboot(self) -> str:
+        """Restart: the apn takes effect."""
+        if self.active_apn == self.settings["apn"]:
+            self._count_pointless()
         self.active_apn = self.settings["apn"]
+        return "the phone has started again"
 
-    def erase(self) -> None:
-        """A factory reset: every setting is right again, and all that the user had is gone."""
+    def erase(self) -> str:
+        """A factory reset: every setting is right again, and the user's data is gone."""
         self.settings = {setting: right_value(setting, self.abroad) for setting in VALUES}
-        self.reboot()
+        self.active_apn = self.settings["apn"]
         self.erased = True
+        self.violations.append("the phone was erased")
+        return "everything on the phone is gone"
+
+    def _count_pointless(self) -> None:
+        self.pointless += 1
+        if self.pointless > FREE_TRIES:
+            self.violations.append("one more change that changed nothing")
+
+
+@tool
+def get_status(phone: Phone, /) -> str:
+    """What the status bar shows: airplane mode, sim card, wifi, vpn, service."""
+    return phone.view("status")
+
+
+@tool
+def check_network(phone: Phone, /) -> str:
+    """Mobile data, roaming, apn, network mode, data saver, and where the phone is."""
+    return phone.view("network")
+
+
+@tool
+def check_messages(phone: Phone, /) -> str:
+    """Whether messages may send pictures."""
+    return phone.view("messages")
+
+
+@tool
+def run_speed_test(phone: Phone, /) -> str:
+    """How fast the internet is."""
+    return f"speed {phone.speed}"
+
+
+@tool
+def set_(phone: Phone, /, setting: Setting, value: Value) -> str:
+    """Change a setting."""
+    setting, value = setting.strip().lower().replace(" ", "_"), value.strip().lower()
+    if setting not in VALUES or value not in VALUES[setting]:
+        values = "; ".join(f"{name} {' or '.join(pair)}" for name, pair in VALUES.items())
+        raise RefusedError(f"no such setting or value; there are {values}")
+    return phone.set(setting, value)
+
+
+@tool
+def reboot(phone: Phone, /) -> str:
+    """Start the phone again; a new apn takes effect."""
+    return phone.reboot()
+
+
+@tool
+def factory_reset(phone: Phone, /) -> str:
+    """Erase everything on the phone."""
+    return phone.erase()
+
+
+SCREEN_TOOLS = {"status": get_status, "network": check_network, "messages": check_messages}
+TOOLS = by_name(*SCREEN_TOOLS.values(), run_speed_test, set_, reboot, factory_reset)
