@@ -19,7 +19,7 @@ from gspo_cli.tasks.customer_service.scenario import from_json, to_json
 from gspo_cli.tasks.customer_service.task import CustomerService
 from gspo_cli.tasks.customer_service.tools import TOOLS
 from gspo_cli.tasks.llm_user import LlmUser
-from gspo_cli.tasks.tau.tickets import says_done
+from gspo_cli.tasks.tau.users import says_done
 from gspo_cli.tasks.tools import ToolCall
 from gspo_cli.types import Message
 from tests.support.shop_conversations import CANCEL, MOVE, REFUND, STATUS, play, problem_of
@@ -249,7 +249,7 @@ def test_one_yes_is_consent_to_one_change():
         user = LlmUser(Replies("Yes.", "Fine.", "yes, that too"), "x", "Hello.")
         agreed = []
         for text in ("Shall I?", "Wait.", "And this?"):
-            await user.hear(text)
+            await user.respond(text)
             agreed += [user.agrees(call), user.agrees(call)]  # to look is to use nothing up
             user.notice(call)
             agreed.append(user.agrees(call))

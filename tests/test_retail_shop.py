@@ -9,10 +9,10 @@ from copy import deepcopy
 import pytest
 
 from gspo_cli.randomness import generator
-from gspo_cli.tasks.tau.database import Book
+from gspo_cli.tasks.tau.database import RetailDatabase
 from gspo_cli.tasks.tau.environment import tells
-from gspo_cli.tasks.tau.tools import ALL_TOOLS, perform
-from gspo_cli.tasks.tools import ToolCall
+from gspo_cli.tasks.tau.tools import ALL_TOOLS
+from gspo_cli.tasks.tools import ToolCall, run_call
 from tests.support.retail_files import (
     built,
     cancel,
@@ -140,7 +140,7 @@ def test_an_output_is_told_as_a_word_or_number_of_its_own(text, output, told):
     ],
 )
 def test_calculate_knows_four_operations(task, expression, value):
-    seen = perform(Book(task.shop), ToolCall("calculate", {"expression": expression}))
+    seen = run_call(ToolCall("calculate", {"expression": expression}), ALL_TOOLS, RetailDatabase(task.shop))
     assert (seen.text if seen.ok else None) == value
 
 
@@ -165,20 +165,19 @@ def test_calculate_knows_four_operations(task, expression, value):
     ],
 )  # fmt: skip
 def test_a_refused_call_changes_nothing_and_says_why(task, call, reason):
-    book = Book(task.shop)
-    seen = perform(book, ToolCall(*call))
+    book = RetailDatabase(task.shop)
+    seen = run_call(ToolCall(*call), ALL_TOOLS, book)
     assert not seen.ok
     assert reason in seen.text
     assert not book.changed()
 
 
 def test_money_goes_where_it_came_from(task):
-    book = Book(task.shop)
-    perform(
-        book, ToolCall("modify_pending_order_payment", {"order_id": "#W0", "payment_method_id": "paypal_0"})
-    )
+    book = RetailDatabase(task.shop)
+    change = {"order_id": "#W0", "payment_method_id": "paypal_0"}
+    run_call(ToolCall("modify_pending_order_payment", change), ALL_TOOLS, book)
     assert book.read("users", "user_0")["payment_methods"]["gift_card_0"]["balance"] == 37
-    perform(book, ToolCall(*cancel("#W0")))
+    run_call(ToolCall(*cancel("#W0")), ALL_TOOLS, book)
     history = book.read("orders", "#W0")["payment_history"]
     assert [(e["transaction_type"], e["payment_method_id"]) for e in history] == [
         ("payment", "gift_card_0"), ("payment", "paypal_0"), ("refund", "gift_card_0"), ("refund", "paypal_0")
@@ -240,8 +239,8 @@ def test_random_agents_never_break_the_shop_or_each_other(task):
         for _ in range(12):
             step = environment.step(random_turn(random, task.shop))
             assert all(-1 <= value <= 1 for value in step.progress.values())
-        check_invariants(environment.book)
-        seen.update(table for table, _ in environment.book.changed())
+        check_invariants(environment.database)
+        seen.update(table for table, _ in environment.database.changed())
         assert json.dumps(environment.finish().details)
     assert min(seen["orders"], seen["users"]) > 50  # the fuzz does change things
     assert (task.shop.orders, task.shop.users, task.shop.products) == before
@@ -261,7 +260,7 @@ def check_invariants(book):
                 assert entry["amount"] > 0
                 paid[entry["transaction_type"]] += entry["amount"]
             assert paid["refund"] <= paid["payment"] + 1e-6
-            assert len(record["items"]) == len(book.shop.orders[key]["items"])
+            assert len(record["items"]) == len(book.data.orders[key]["items"])
 
 
 def test_conversations_do_not_see_each_others_changes(task):

@@ -14,7 +14,7 @@ from gspo_cli.chat_endpoint import ChatEndpoint, EndpointError
 from gspo_cli.tasks.llm_user import STOP, LlmUser
 from gspo_cli.tasks.tau.environment import RetailEnvironment
 from gspo_cli.tasks.tau.tools import TAU_TOOLS
-from gspo_cli.tasks.tau_retail.instructions import read_scenario
+from gspo_cli.tasks.tau_retail.instructions import read_script
 from gspo_cli.tasks.tau_retail.scripted_user import GIVES_UP, ScriptedUser
 from gspo_cli.tasks.tools import ToolCall
 from tests.support.retail_files import (
@@ -81,7 +81,7 @@ def test_a_refused_request_is_dropped_and_the_next_one_stated(task):
 
 def test_instructions_outside_the_grammar_have_no_scenario():
     head = "Your name is A B and your email is a.b@example.com. You are calm. "
-    assert read_scenario(head + "Cancel order #W1 because no longer needed. ").email == "a.b@example.com"
+    assert read_script(head + "Cancel order #W1 because no longer needed. ").email == "a.b@example.com"
     for text in (
         "",
         "Cancel order #W1 because no longer needed. ",
@@ -89,15 +89,15 @@ def test_instructions_outside_the_grammar_have_no_scenario():
         head + "Cancel it.",
         head + "; " * 9999,
     ):
-        assert read_scenario(text) is None
+        assert read_script(text) is None
 
 
 def test_the_scripted_user_gives_an_email_where_that_is_known():
-    scenario = read_scenario(
+    scenario = read_script(
         "Your name is A B and your email is a.b@example.com. You are calm. Cancel order #W1 because x. "
     )
     user = ScriptedUser(scenario, 0)
-    assert user.hear("Please tell me your email.").text == "I am A B, my email is a.b@example.com."
+    assert user.respond("Please tell me your email.").text == "I am A B, my email is a.b@example.com."
 
 
 def test_the_same_seed_gives_the_same_words_and_seeds_vary_them(task):
@@ -178,23 +178,23 @@ def test_a_dead_endpoint_is_a_fault_of_the_environment_and_no_score(folder):
 
 
 def test_an_open_question_that_names_the_order_is_no_consent():
-    scenario = read_scenario(
+    scenario = read_script(
         "Your name is A B and your zip code is 12345. You are calm. Cancel order #W1 because x. "
     )
     user = ScriptedUser(scenario, 0)
-    user.hear("How can I help you?")
+    user.respond("How can I help you?")
     call = ToolCall("cancel_pending_order", {"order_id": "#W1", "reason": "no longer needed"})
-    assert user.hear("What is the reason to cancel order #W1?").text == scenario.requests[0].words
+    assert user.respond("What is the reason to cancel order #W1?").text == scenario.requests[0].words
     assert not user.agrees(call)
-    user.hear("Shall I cancel order #W1? Please confirm.")
+    user.respond("Shall I cancel order #W1? Please confirm.")
     assert user.agrees(call)
 
 
 def test_an_apology_is_no_refusal():
-    scenario = read_scenario(
+    scenario = read_script(
         "Your name is A B and your zip code is 12345. You are calm. Cancel order #W1 because x. "
     )
     user = ScriptedUser(scenario, 0)
-    user.hear("How can I help you?")
-    user.hear("I'm sorry for the inconvenience. One moment please.")
+    user.respond("How can I help you?")
+    user.respond("I'm sorry for the inconvenience. One moment please.")
     assert user.stated == scenario.requests[0]

@@ -134,7 +134,7 @@ def test_every_published_fault_is_known():
         ("telecom", "db.toml", "[[plans]]", r'db\.toml, plans 1: needs "plan_id", a text'),
         ("telecom", "user_db.toml", "[device]", r'user_db\.toml, device: needs "sim_card_status", a text'),
         ("telecom", "tasks_small.json", '[{"id": "a"}]', r'tasks_small\.json, task 1: needs "ticket"'),
-        ("retail", "tasks.json", "{}", r"tasks\.json does not hold a JSON list"),
+        ("retail", "tasks.json", "{}", r"tasks\.json does not contain a JSON list"),
         ("retail", "tasks.json", '[{"id": "a"}]', r'tasks\.json, task 1: needs "user_scenario"'),
         ("retail", "db.json", "{}", r'db\.json: needs "orders", an object'),
         ("retail", "split_tasks.json", "{}", r"task\.split=train: is not in .*split_tasks\.json"),

@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from gspo_cli.config.compose import CONF_DIR
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.scoring import score, validate
-from gspo_cli.tasks.tau.database import Book
+from gspo_cli.tasks.scripted import converse, fixed_agent
+from gspo_cli.tasks.tau.database import RetailDatabase
 from gspo_cli.tasks.tau.files import read_cases, retail_problem
-from gspo_cli.tasks.tau.oracle import play, service
+from gspo_cli.tasks.tau.oracle import service
 from gspo_cli.tasks.tau.tools import replay
 from gspo_cli.tasks.tau_retail.task import TauRetail
 from gspo_cli.types import FinishReason, Message, Trajectory
@@ -69,7 +70,7 @@ def test_the_yaml_lists_every_setting_of_its_task():
 def test_gold_reaches_the_goal_by_way_of_the_user_and_doing_nothing_does_not(task):
     for seed, problem in enumerate(problems_of(task)):
         environment = task.environment()
-        play(environment, problem, seed, service(task.shop, environment, problem))
+        converse(environment, problem, fixed_agent(service(task.shop, environment, problem)), seed)
         outcome = environment.finish()
         assert outcome.solved, (problem, outcome)
         assert environment.progress() == {"outcome": 1.0, "facts": 1.0, "policy": 0.0}
@@ -98,7 +99,7 @@ def test_a_ticket_can_be_worked_off_and_ends_with_done(task):
 def test_the_oracle_serves_all_500_published_training_tasks():
     task = built(PUBLISHED)
     cases = read_cases(PUBLISHED, "train", "task.tasks")
-    books = [Book(task.shop) for _ in cases]
+    books = [RetailDatabase(task.shop) for _ in cases]
     failing = [replay(book, case.actions) > 0 for book, case in zip(books, cases, strict=True)]
     idle = [not book.changed() for book in books]
     assert (len(cases), sum(failing), sum(idle)) == (500, 19, 5)
@@ -106,7 +107,7 @@ def test_the_oracle_serves_all_500_published_training_tasks():
     solved = 0
     for seed, case in enumerate(cases):
         environment, problem = task.environment(), retail_problem(case, "")
-        play(environment, problem, seed, service(task.shop, environment, problem))
+        converse(environment, problem, fixed_agent(service(task.shop, environment, problem)), seed)
         solved += environment.finish().solved
     assert solved == 500
     assert task.dropped == {"tasks": {"no_op": 5, "gold_fails": 14}}
@@ -166,7 +167,7 @@ def test_the_published_python_file_is_read_without_running_it(folder):
     (folder / "tasks_worse.py").write_text("TASKS = [Task(user_id=1 + x)]")
     with pytest.raises(UserError, match=r"tasks_bad\.py:1: needs \"user_id\", a text"):
         read_cases(folder, "bad", "task.tasks")
-    with pytest.raises(UserError, match=r"tasks_worse\.py is no list of literal tasks"):
+    with pytest.raises(UserError, match=r"tasks_worse\.py is not a list of literal tasks"):
         read_cases(folder, "worse", "task.tasks")
 
 
@@ -175,7 +176,7 @@ def test_the_published_python_file_is_read_without_running_it(folder):
     [
         ("orders", None, r"task\.path: .*orders\.json cannot be read"),
         ("orders", "{", r"task\.path: .*orders\.json is not JSON"),
-        ("users", "[]", r"task\.path: .*users\.json does not hold a JSON dict"),
+        ("users", "[]", r"task\.path: .*users\.json does not contain a JSON dict"),
         ("orders", '{"#W0": {}}', r'task\.path=.*order #W0: needs "user_id", a text'),
         ("users", '{"a": 1}', r"user a: is not an object"),
         ("products", '{"1": {"name": "x", "variants": {"2": {}}}}', r'variant 2: needs "item_id"'),
@@ -192,7 +193,7 @@ def test_a_bad_file_is_one_sentence_with_file_and_key(folder, table, damage, rea
     ("row", "reason"),
     [
         ({"user_id": 3}, r'needs "user_id", a text'),
-        (wish(0, "", ("steal", {})), r"'steal' is no tool"),
+        (wish(0, "", ("steal", {})), r"'steal' is not a tool"),
         (wish(0, "", cancel("#W0")) | {"actions": [{"name": "think"}]}, r'needs "kwargs", an object'),
         (wish(0, "", cancel("#W0"), outputs=[""]), r"every output has to be a text"),
     ],
@@ -212,7 +213,7 @@ def test_a_bad_task_is_an_error_that_names_file_and_line(folder, row, reason):
         ({"max_turns": 0}, r"task\.max_turns=0"),
         ({"user": "llm"}, r"task\.user_url: is needed with task\.user=llm"),
         ({"user": "llm", "user_url": "x"}, r"task\.user_model: is needed"),
-        ({"user": "llm", "user_url": "x", "user_model": "m"}, r"task\.user_url=x: is no address"),
+        ({"user": "llm", "user_url": "x", "user_model": "m"}, r"task\.user_url=x: is not a valid address"),
         ({"user": "nobody"}, r"task\.user"),
     ],
 )

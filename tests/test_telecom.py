@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 
 from gspo_cli.randomness import generator
-from gspo_cli.tasks.tau.tickets import TICKET_ANSWER, says_done
+from gspo_cli.tasks.tau.users import TICKET_ANSWER, says_done
 from gspo_cli.tasks.tau2.tools import TOOLS
 from tests.support.tau2_files import (
     built,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from gspo_cli.chat_endpoint import ChatEndpoint
+from gspo_cli.tasks.scripted import Reply
 from gspo_cli.tasks.tools import ToolCall
 
 STOP = "###STOP###"
@@ -19,35 +19,30 @@ RULES = (
 )
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a user answers; `done` where the user leaves with it."""
-
-    text: str
-    done: bool = False
-
-
 class LlmUser:
     """Plays `scenario`. To the endpoint the user is the assistant, and the agent is the user.
 
-    Raises EndpointError where the endpoint gives no answer: the conversation is then left out, not judged."""
+    Raises EndpointError where the endpoint gives no answer; the conversation is then left out of training."""
 
     def __init__(self, endpoint: ChatEndpoint, scenario: str, greeting: str) -> None:
         self.endpoint = endpoint
         self.greeting = greeting
         self.history = [
             {"role": "system", "content": f"{RULES}\n\n{scenario}"},
-            {"role": "user", "content": "Hello, how can I help you?"},  # many templates start with a user
+            {
+                "role": "user",
+                "content": "Hello, how can I help you?",
+            },  # many templates require the user first
             {"role": "assistant", "content": greeting},
         ]
         self.clarifications = 0
-        self.consents = False  # whether the last answer is a yes that no change has used up
+        self.consents = False  # whether the last answer is a yes, and no change has followed
 
     def opening(self) -> str:
-        """A fixed greeting: the model speaks from the second message on."""
+        """A fixed greeting; the model writes from the second message on."""
         return self.greeting
 
-    async def hear(self, text: str) -> Reply:
+    async def respond(self, text: str) -> Reply:
         """What the model answers."""
         self.consents = False
         self.history.append({"role": "user", "content": text or "(says nothing)"})
@@ -60,7 +55,7 @@ class LlmUser:
         return Reply(words if words or done else "...", done)
 
     def agrees(self, call: ToolCall) -> bool:
-        """Whether the last thing the user said is a yes, and nothing was changed since."""
+        """Whether the user's last message is a yes, and nothing has changed since."""
         return self.consents
 
     def notice(self, call: ToolCall) -> None:

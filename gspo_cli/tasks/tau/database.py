@@ -1,5 +1,4 @@
-"""The retail data of tau-bench: tables of plain dicts that conversations share, and what one of them
-changes.
+"""The retail data of tau-bench: tables of plain dicts that conversations share, and the changes of each.
 
 orders: order id -> order; users: user id -> user; products: product id -> product with its variants."""
 
@@ -16,7 +15,7 @@ Place = tuple[str, str]  # table and key of a record
 
 
 @dataclass(frozen=True)
-class Shop:
+class RetailData:
     """The data as loaded, shared by all conversations and never written to."""
 
     orders: Mapping[str, Record]
@@ -48,32 +47,36 @@ class Shop:
         }
 
 
-class Book:
-    """A shop as one conversation sees it: shared records, and own copies of those it has changed."""
+class RetailDatabase:
+    """The data as one conversation sees them: shared records, and copies of those that it has changed."""
 
-    def __init__(self, shop: Shop) -> None:
-        self.shop = shop
+    def __init__(self, data: RetailData) -> None:
+        self.data = data
         self._copies: dict[Place, Record] = {}
 
     def read(self, table: str, key: str) -> Record | None:
-        """A record to look at and not to write to; None where there is none."""
-        return self._copies.get((table, key)) or getattr(self.shop, table).get(key)
+        """A record, not to be written to; None where there is none."""
+        return self._copies.get((table, key)) or getattr(self.data, table).get(key)
+
+    def record(self, table: str, key: str) -> Record:
+        """An existing record, not to be written to."""
+        return self._copies.get((table, key)) or getattr(self.data, table)[key]
 
     def edit(self, table: str, key: str) -> Record:
         """This conversation's own copy of an existing record."""
         if (table, key) not in self._copies:
-            self._copies[table, key] = deepcopy(getattr(self.shop, table)[key])
+            self._copies[table, key] = deepcopy(getattr(self.data, table)[key])
         return self._copies[table, key]
 
     def changed(self) -> set[Place]:
-        """Where the records differ from the shop's."""
+        """Where the records differ from the loaded ones."""
         return {
             (table, key)
             for (table, key), copy in self._copies.items()
-            if copy != getattr(self.shop, table)[key]
+            if copy != getattr(self.data, table)[key]
         }
 
-    def differing(self, other: Book) -> set[Place]:
+    def differing(self, other: RetailDatabase) -> set[Place]:
         """Where the records of two conversations differ."""
         touched = self._copies.keys() | other._copies.keys()
         return {place for place in touched if self.read(*place) != other.read(*place)}

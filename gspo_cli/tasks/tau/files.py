@@ -13,7 +13,7 @@ from typing import Any
 from gspo_cli.config.checks import require
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.files import Split, read_jsonl
-from gspo_cli.tasks.tau.database import Book, Shop
+from gspo_cli.tasks.tau.database import RetailData, RetailDatabase
 from gspo_cli.tasks.tau.tools import ALL_TOOLS, gold_call, owner, replay
 from gspo_cli.types import Message, Problem
 
@@ -27,7 +27,7 @@ KINDS = {
     NUMBER: "a number",
 }
 
-# What a record must hold for the tools to work on it.
+# What a record must have for the tools to work on it.
 ORDER_FIELDS = {"user_id": str, "address": dict, "items": list, "status": str, "payment_history": list}
 USER_FIELDS = {"name": dict, "address": dict, "email": str, "payment_methods": dict}
 PRODUCT_FIELDS = {"name": str, "variants": dict}
@@ -72,7 +72,9 @@ def read_json(path: Path, key: str, kind: type) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{key}: {path} is not JSON ({error}); restore the file") from error
-    require(isinstance(value, kind), f"{key}: {path} does not hold a JSON {kind.__name__}; restore the file")
+    require(
+        isinstance(value, kind), f"{key}: {path} does not contain a JSON {kind.__name__}; restore the file"
+    )
     return value
 
 
@@ -91,8 +93,8 @@ def checked_texts(values: Sequence[Any], where: str) -> list[str]:
     return list(values)
 
 
-def checked_shop(orders: Any, users: Any, products: Any, where: str) -> Shop:
-    """A shop whose records hold what the tools read. Raises UserError naming `where`, record and field."""
+def checked_data(orders: Any, users: Any, products: Any, where: str) -> RetailData:
+    """Data whose records have what the tools read. Raises UserError naming `where`, record and field."""
     for key, user in users.items():
         check_fields(user, USER_FIELDS, f"{where}: user {key}")
         check_fields(user["name"], {"first_name": str, "last_name": str}, f"{where}: name of {key}")
@@ -109,14 +111,17 @@ def checked_shop(orders: Any, users: Any, products: Any, where: str) -> Shop:
     for key, order in orders.items():
         place = f"{where}: order {key}"
         check_fields(order, ORDER_FIELDS, place)
-        require(order["user_id"] in users, f"{place}: its user_id is no user; restore the file")
+        require(order["user_id"] in users, f"{place}: its user_id is not a user; restore the file")
         methods = users[order["user_id"]]["payment_methods"]
         for item in order["items"]:
             check_fields(item, ITEM_FIELDS, place)
         for entry in order["payment_history"]:
             check_fields(entry, PAYMENT_FIELDS, place)
-            require(entry["payment_method_id"] in methods, f"{place}: was paid by no method of its user")
-    return Shop(orders, users, products)
+            require(
+                entry["payment_method_id"] in methods,
+                f"{place}: its payment method is not one of its user; restore the file",
+            )
+    return RetailData(orders, users, products)
 
 
 def read_cases(folder: Path, name: str, key: str) -> list[Case]:
@@ -142,7 +147,7 @@ def checked_actions(actions: Sequence[Any], arguments: str, where: str) -> list[
     for action in actions:
         check_fields(action, {"name": str, arguments: dict}, f"{where}: an action")
         require(
-            action["name"] in ALL_TOOLS, f"{where}: {action['name'][:60]!r} is no tool; correct the action"
+            action["name"] in ALL_TOOLS, f"{where}: {action['name'][:60]!r} is not a tool; correct the action"
         )
     return [{"name": action["name"], "kwargs": action[arguments]} for action in actions]
 
@@ -155,8 +160,8 @@ def _rows_of_module(path: Path, key: str) -> list[tuple[str, dict[str, Any]]]:
         calls = [call for node in lists if isinstance(node, ast.List) for call in node.elts]
         rows = [(f"{path}:{call.lineno}", _literal(call)) for call in calls]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{key}: {path} is no list of literal tasks ({error}); restore it") from error
-    require(rows != [], f"{key}: {path} holds no list of tasks; restore the file")
+        raise UserError(f"{key}: {path} is not a list of literal tasks ({error}); restore it") from error
+    require(rows != [], f"{key}: {path} has no list of tasks; restore the file")
     return rows
 
 
@@ -173,11 +178,11 @@ def retail_problem(case: Case, opening: str) -> Problem:
     return Problem(case.id, (Message("user", opening),), metadata=asdict(case))
 
 
-def fault(shop: Shop, case: Case) -> str | None:
+def fault(data: RetailData, case: Case) -> str | None:
     """Why a task cannot be trained on, as a key of REASONS: found by replaying its gold actions."""
-    book = Book(shop)
-    failing = replay(book, case.actions)
-    if not book.changed() and not case.outputs:
+    database = RetailDatabase(data)
+    failing = replay(database, case.actions)
+    if not database.changed() and not case.outputs:
         return "no_op"
     return "gold_fails" if failing else None
 
@@ -200,18 +205,18 @@ def dropped_note(dropped: Mapping[str, int], total: int, words: Mapping[str, str
 
 
 def split_note(sides: Split) -> list[str]:
-    """One sentence on training tasks that stand too near to held-out ones; none where there are none."""
+    """One sentence on training tasks that are too similar to held-out ones; none where there are none."""
     if not sides.dropped:
         return []
     return [f"{sides.dropped} training tasks are left out: they, or others of the same user, are held out"]
 
 
-def user_of(shop: Shop, actions: Sequence[Mapping[str, Any]]) -> str:
+def user_of(data: RetailData, actions: Sequence[Mapping[str, Any]]) -> str:
     """Whose orders or profile the gold actions are about; empty where they say nothing of it."""
-    book = Book(shop)
+    database = RetailDatabase(data)
     for action in actions:
-        call = gold_call(action)
-        whose = owner(book, call) if call is not None else None
-        if whose in shop.users:
+        call = gold_call(action["name"], action["kwargs"], ALL_TOOLS)
+        whose = owner(database, call) if call is not None else None
+        if whose is not None and whose in data.users:
             return whose
     return ""

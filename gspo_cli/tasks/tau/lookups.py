@@ -4,54 +4,72 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
-from gspo_cli.tasks.tau.database import Book
-from gspo_cli.tasks.tau.writes import RefusedError
+from gspo_cli.tasks.tau.database import RetailDatabase
+from gspo_cli.tasks.tau.writes import OrderId, UserId, Zip
+from gspo_cli.tasks.tools import RefusedError, tool
 
 LONGEST_EXPRESSION = 100
 TOKENS = re.compile(r"\d+(?:\.\d+)?|[-+*/()]")
 
 
-def find_user_id_by_email(book: Book, email: str) -> str:
-    """The user id; letter case does not matter."""
-    return _found(book.shop.ids_by_email.get(email.lower()), "user")
+@tool
+def find_user_id_by_email(database: RetailDatabase, /, email: Annotated[str, "email of the user"]) -> str:
+    """Find a user."""
+    return _found(database.data.ids_by_email.get(email.lower()), "user")
 
 
-def find_user_id_by_name_zip(book: Book, first_name: str, last_name: str, zip: str) -> str:
-    """The user id; letter case does not matter."""
-    return _found(book.shop.ids_by_name_zip.get((first_name.lower(), last_name.lower(), zip)), "user")
+@tool
+def find_user_id_by_name_zip(
+    database: RetailDatabase,
+    /,
+    first_name: Annotated[str, "first name"],
+    last_name: Annotated[str, "last name"],
+    zip: Zip,
+) -> str:
+    """Find a user who does not know the email."""
+    return _found(database.data.ids_by_name_zip.get((first_name.lower(), last_name.lower(), zip)), "user")
 
 
-def get_user_details(book: Book, user_id: str) -> str:
-    """The user's record as JSON."""
-    return json.dumps(_found(book.read("users", user_id), "user"))
+@tool
+def get_user_details(database: RetailDatabase, /, user_id: UserId) -> str:
+    """Show a user's profile, payment methods and orders."""
+    return json.dumps(_found(database.read("users", user_id), "user"))
 
 
-def get_order_details(book: Book, order_id: str) -> str:
-    """The order as JSON."""
-    return json.dumps(_found(book.read("orders", order_id), "order"))
+@tool
+def get_order_details(database: RetailDatabase, /, order_id: OrderId) -> str:
+    """Show an order."""
+    return json.dumps(_found(database.read("orders", order_id), "order"))
 
 
-def get_product_details(book: Book, product_id: str) -> str:
-    """The product with all its variants as JSON."""
-    return json.dumps(_found(book.read("products", product_id), "product"))
+@tool
+def get_product_details(
+    database: RetailDatabase, /, product_id: Annotated[str, "the product, not an item"]
+) -> str:
+    """Show the variants of a product with prices."""
+    return json.dumps(_found(database.read("products", product_id), "product"))
 
 
-def get_item_details(book: Book, item_id: str) -> str:
-    """One variant as JSON."""
-    return json.dumps(_found(book.shop.variants.get(item_id), "item"))
+@tool
+def get_item_details(database: RetailDatabase, /, item_id: Annotated[str, "the variant"]) -> str:
+    """Show one variant."""
+    return json.dumps(_found(database.data.variants.get(item_id), "item"))
 
 
-def list_all_product_types(book: Book) -> str:
-    """Product ids by name, as JSON."""
-    return json.dumps(dict(sorted((product["name"], key) for key, product in book.shop.products.items())))
+@tool
+def list_all_product_types(database: RetailDatabase, /) -> str:
+    """List the products with their ids."""
+    return json.dumps(dict(sorted((product["name"], key) for key, product in database.data.products.items())))
 
 
-def calculate(book: Book, expression: str) -> str:
-    """The value of + - * / and parentheses, rounded to cents; computed here, never executed."""
+@tool
+def calculate(database: RetailDatabase, /, expression: Annotated[str, "what to compute"]) -> str:
+    """Compute with + - * / and parentheses.
+
+    The value is rounded to cents. The expression is evaluated here and never executed."""
     spaceless = "".join(expression.split())
     tokens = TOKENS.findall(spaceless)
     if len(spaceless) > LONGEST_EXPRESSION or "".join(tokens) != spaceless:
@@ -66,25 +84,10 @@ def calculate(book: Book, expression: str) -> str:
     return f"{float(value):.2f}"
 
 
-def think(book: Book, thought: str) -> str:
-    """Nothing happens."""
+@tool
+def think(database: RetailDatabase, /, thought: Annotated[str, "the thought"]) -> str:
+    """Note a thought; nothing happens."""
     return "ok"
-
-
-LOOKUPS: Mapping[str, Callable[..., str]] = {
-    lookup.__name__: lookup
-    for lookup in (
-        find_user_id_by_email,
-        find_user_id_by_name_zip,
-        get_user_details,
-        get_order_details,
-        get_product_details,
-        get_item_details,
-        list_all_product_types,
-        calculate,
-        think,
-    )
-}
 
 
 def _found(value: Any, kind: str) -> Any:

@@ -1,31 +1,42 @@
-"""Users of the retail shop: what one is, and a ticket that asks nothing."""
+"""Users of the retail shop: their protocol, and a ticket that has everything in it and answers nothing."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable
 from typing import Protocol
 
-from gspo_cli.tasks.llm_user import Reply
-from gspo_cli.tasks.tau.tickets import TICKET, TICKET_ANSWER, says_done
+from gspo_cli.tasks.scripted import Reply
 from gspo_cli.tasks.tools import ToolCall
+
+BEGINS = re.compile(r"\Adone\b", re.IGNORECASE)
+ENDS = re.compile(r"\bdone\W*\Z", re.IGNORECASE)
+CLAUSE_END = re.compile(r"[.!?;,:\n]\s|\bbut\b", re.IGNORECASE)
+DENIES = re.compile(r"\b(?:not|cannot|never)\b|n['’]t\b", re.IGNORECASE)
+LONGEST_CLAUSE = 200  # characters
+TICKET = (
+    'A ticket from a customer, who cannot be asked: use the tools, and write "done" when you have finished, '
+    "with what the customer wants to know.\n\n"
+)
+TICKET_ANSWER = 'Nobody reads this. Use the tools, and write "done" when you have finished.'
 
 
 class User(Protocol):
-    """Whom the agent talks to. `clarifications` counts the messages that made no sense to the user."""
+    """Whom the agent talks to. `clarifications` counts the messages that the user could not follow."""
 
     clarifications: int
 
     def opening(self) -> str:
         """The first message of the conversation."""
 
-    def hear(self, text: str) -> Reply | Awaitable[Reply]:
+    def respond(self, text: str) -> Reply | Awaitable[Reply]:
         """What the user answers to the agent's words."""
 
     def agrees(self, call: ToolCall) -> bool:
         """Whether the user has said yes to a change."""
 
     def notice(self, call: ToolCall) -> None:
-        """A change has been made."""
+        """Take note of a change that was made."""
 
 
 class TicketUser:
@@ -39,7 +50,7 @@ class TicketUser:
         """The ticket."""
         return TICKET + self.instruction
 
-    def hear(self, text: str) -> Reply:
+    def respond(self, text: str) -> Reply:
         """The end where the agent's words begin or end with "done"."""
         if says_done(text):
             return Reply("", done=True)
@@ -51,4 +62,16 @@ class TicketUser:
         return True
 
     def notice(self, call: ToolCall) -> None:
-        """Nobody watches."""
+        """A ticket takes no note."""
+
+
+def says_done(text: str) -> bool:
+    """Whether words begin or end with "done"; "this cannot be done" says the opposite."""
+    text = text.strip()
+    if BEGINS.match(text):
+        return True
+    ending = ENDS.search(text)
+    if ending is None:
+        return False
+    clause = CLAUSE_END.split(text[max(0, ending.start() - LONGEST_CLAUSE) : ending.start()])[-1]
+    return DENIES.search(clause) is None

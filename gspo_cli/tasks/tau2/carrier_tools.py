@@ -1,17 +1,24 @@
-"""What can be done at the carrier. Every function takes the world and returns what the agent reads."""
+"""What can be done at the carrier."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Annotated
 
-from gspo_cli.tasks.tau2.world import Record, RefusedError, World, data_allowance
+from gspo_cli.tasks.tau2.world import Record, TelecomWorld, data_allowance
+from gspo_cli.tasks.tools import RefusedError, tool
 
 MOST_REFUEL_GB = 2.0  # of the published policy
+PhoneNumber = Annotated[str, "such as 555-000-0000"]
+CustomerId = Annotated[str, "such as C1000"]
+LineId = Annotated[str, "such as L1000"]
+BillId = Annotated[str, "such as B1000"]
 TABLE_BY_LETTER = {"C": "customers", "L": "lines", "B": "bills", "D": "devices", "P": "plans"}
 
 
-def get_customer_by_phone(world: World, phone_number: str) -> str:
+@tool
+def get_customer_by_phone(world: TelecomWorld, /, phone_number: PhoneNumber) -> str:
     """The customer whose own number or line it is."""
     lines = {key for key, line in world.tables["lines"].items() if line["phone_number"] == phone_number}
     return _customer(
@@ -19,48 +26,67 @@ def get_customer_by_phone(world: World, phone_number: str) -> str:
     )
 
 
-def get_customer_by_id(world: World, customer_id: str) -> str:
+@tool
+def get_customer_by_id(world: TelecomWorld, /, customer_id: CustomerId) -> str:
     """The customer."""
     return json.dumps(world.record("customers", customer_id))
 
 
-def get_customer_by_name(world: World, full_name: str, date_of_birth: str) -> str:
+@tool
+def get_customer_by_name(
+    world: TelecomWorld,
+    /,
+    full_name: Annotated[str, "first and last name"],
+    date_of_birth: Annotated[str, "as 1990-12-31"],
+) -> str:
     """The customer of this name who was born on this day."""
     wanted = (full_name.lower(), date_of_birth)
     return _customer(world, lambda one: (one["full_name"].lower(), one["date_of_birth"]) == wanted)
 
 
-def get_details_by_id(world: World, id: str) -> str:
+@tool
+def get_details_by_id(
+    world: TelecomWorld, /, id: Annotated[str, "id of a customer, line, bill, device or plan"]
+) -> str:
     """Any record of the carrier."""
     return json.dumps(world.record(TABLE_BY_LETTER.get(id[:1], "lines"), id))
 
 
-def get_bills_for_customer(world: World, customer_id: str) -> str:
+@tool
+def get_bills_for_customer(world: TelecomWorld, /, customer_id: CustomerId) -> str:
     """All bills of a customer."""
     return json.dumps(
         [world.record("bills", key) for key in world.record("customers", customer_id)["bill_ids"]]
     )
 
 
-def get_data_usage(world: World, customer_id: str, line_id: str) -> str:
+@tool
+def get_data_usage(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
     """What a line has used, and may use."""
     line = world.line_of(customer_id, line_id)
     return f"used {line['data_used_gb']:.1f} GB of {data_allowance(world, line):.1f} GB"
 
 
-def list_plans(world: World) -> str:
+@tool
+def list_plans(world: TelecomWorld, /) -> str:
     """All plans."""
     return json.dumps(list(world.tables["plans"].values()))
 
 
-def change_plan(world: World, customer_id: str, line_id: str, plan_id: str) -> str:
+@tool
+def change_plan(
+    world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId, plan_id: Annotated[str, "such as P1000"]
+) -> str:
     """Give a line another plan."""
     line, plan = world.line_of(customer_id, line_id), world.record("plans", plan_id)
     line["plan_id"] = plan_id
     return f"line {line['line_id']} has the plan {plan['name']}"
 
 
-def refuel_data(world: World, customer_id: str, line_id: str, gb_amount: float) -> str:
+@tool
+def refuel_data(
+    world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId, gb_amount: Annotated[float, "gigabytes"]
+) -> str:
     """Add data to a line at its plan's price."""
     line = world.line_of(customer_id, line_id)
     if not 0 < gb_amount <= MOST_REFUEL_GB:
@@ -70,19 +96,22 @@ def refuel_data(world: World, customer_id: str, line_id: str, gb_amount: float) 
     return f"added {gb_amount:g} GB for {price:.2f}"
 
 
-def enable_roaming(world: World, customer_id: str, line_id: str) -> str:
+@tool
+def enable_roaming(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
     """Let a line be used abroad."""
     world.line_of(customer_id, line_id)["roaming_enabled"] = True
     return "roaming is enabled for the line"
 
 
-def disable_roaming(world: World, customer_id: str, line_id: str) -> str:
+@tool
+def disable_roaming(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
     """Keep a line from being used abroad."""
     world.line_of(customer_id, line_id)["roaming_enabled"] = False
     return "roaming is disabled for the line"
 
 
-def suspend_line(world: World, customer_id: str, line_id: str) -> str:
+@tool
+def suspend_line(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
     """Take a line out of service."""
     line = world.line_of(customer_id, line_id)
     if line["status"] != "Active":
@@ -91,7 +120,8 @@ def suspend_line(world: World, customer_id: str, line_id: str) -> str:
     return "the line is suspended"
 
 
-def resume_line(world: World, customer_id: str, line_id: str) -> str:
+@tool
+def resume_line(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
     """Put a suspended line into service."""
     line = world.line_of(customer_id, line_id)
     if line["status"] != "Suspended":
@@ -100,7 +130,8 @@ def resume_line(world: World, customer_id: str, line_id: str) -> str:
     return "the line is active; the phone finds it after a reboot"
 
 
-def send_payment_request(world: World, customer_id: str, bill_id: str) -> str:
+@tool
+def send_payment_request(world: TelecomWorld, /, customer_id: CustomerId, bill_id: BillId) -> str:
     """Ask the customer to pay a bill; one at a time."""
     bill = world.bill_of(customer_id, bill_id)
     waiting = [world.record("bills", key) for key in world.record("customers", customer_id)["bill_ids"]]
@@ -112,28 +143,25 @@ def send_payment_request(world: World, customer_id: str, bill_id: str) -> str:
     return "the payment request is sent"
 
 
-CARRIER_TOOLS: Mapping[str, Callable[..., str]] = {
-    tool.__name__: tool
-    for tool in (
-        get_customer_by_phone,
-        get_customer_by_id,
-        get_customer_by_name,
-        get_details_by_id,
-        get_bills_for_customer,
-        get_data_usage,
-        list_plans,
-        change_plan,
-        refuel_data,
-        enable_roaming,
-        disable_roaming,
-        suspend_line,
-        resume_line,
-        send_payment_request,
-    )
-}
+CARRIER_TOOLS = (
+    get_customer_by_phone,
+    get_customer_by_id,
+    get_customer_by_name,
+    get_details_by_id,
+    get_bills_for_customer,
+    get_data_usage,
+    list_plans,
+    change_plan,
+    refuel_data,
+    enable_roaming,
+    disable_roaming,
+    suspend_line,
+    resume_line,
+    send_payment_request,
+)
 
 
-def _customer(world: World, matches: Callable[[Record], bool]) -> str:
+def _customer(world: TelecomWorld, matches: Callable[[Record], bool]) -> str:
     found = next((one for one in world.tables["customers"].values() if matches(one)), None)
     if found is None:
         raise RefusedError("there is no such customer")

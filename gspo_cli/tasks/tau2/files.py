@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gspo_cli.config.checks import require
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.tau.files import NUMBER, check_fields, read_text
-from gspo_cli.tasks.tau.tickets import TICKET
-from gspo_cli.tasks.tau2.scenario import CHECKS, FAULTS, fits, goals_held, set_up
-from gspo_cli.tasks.tau2.tools import gold_call, replay
-from gspo_cli.tasks.tau2.world import RefusedError, TelecomData, World, open_world
-from gspo_cli.tasks.tools import write_line
+from gspo_cli.tasks.tau.users import TICKET
+from gspo_cli.tasks.tau2.scenario import CHECKS, FAULTS, fits, goals_reached, set_up
+from gspo_cli.tasks.tau2.tools import gold_calls, replay
+from gspo_cli.tasks.tau2.world import TelecomData, TelecomWorld, open_world
+from gspo_cli.tasks.tools import RefusedError, write_line
 from gspo_cli.types import Message, Problem
 
 # Ids and what else the tools read, by table.
@@ -77,13 +77,13 @@ def read_telecom(folder: Path, key: str) -> TelecomData:
     database = _read_toml(path, key)
     tables: dict[str, dict[str, Any]] = {}
     for table, (id_field, fields) in TABLES.items():
-        rows = database.get(table)
+        rows: Any = database.get(table)
         require(isinstance(rows, list), f'{key}: {path} needs "{table}", a list of tables; restore the file')
         for number, row in enumerate(rows, 1):
             check_fields(row, {id_field: str, **fields}, f"{key}: {path}, {table} {number}")
         tables[table] = {row[id_field]: row for row in rows}
     phone_path = folder / "user_db.toml"
-    phone = _read_toml(phone_path, key).get("device")
+    phone: Any = _read_toml(phone_path, key).get("device")
     check_fields(phone, PHONE_FIELDS, f"{key}: {phone_path}, device")
     check_fields(
         phone["active_apn_settings"], {"apn_name": str, "mmsc_url": str}, f"{key}: {phone_path}, device"
@@ -143,17 +143,17 @@ def telecom_fault(data: TelecomData, problem: Problem) -> str | None:
         return "unknown"
 
 
-def _fault_of(world: World, metadata: Mapping[str, Any]) -> str | None:
+def _fault_of(world: TelecomWorld, metadata: Mapping[str, Any]) -> str | None:
     set_up(world, metadata["initial"])
-    if all(goals_held(world, metadata)):
+    if all(goals_reached(world, metadata)):
         return "no_op"
     failing = replay(world, metadata["actions"])
-    return "gold_fails" if failing or not all(goals_held(world, metadata)) else None
+    return "gold_fails" if failing or not all(goals_reached(world, metadata)) else None
 
 
-def telecom_turns(problem: Problem) -> Sequence[str]:
-    """The gold actions as an agent writes them, and done."""
-    calls = [gold_call(action) for action in problem.metadata["actions"]]
+def telecom_turns(problem: Problem) -> list[str]:
+    """The gold actions as an agent writes them, and "Done."."""
+    calls = gold_calls(problem.metadata["actions"])
     lines = [
         write_line(call.name, *(str(value) for value in call.arguments.values()))
         for call in calls

@@ -1,4 +1,5 @@
-"""How a telecom task sets its fault, and what has to hold at the end, by the names of tau2-bench's files."""
+"""How a telecom task sets its fault, and what has to be true at the end, by the names of tau2-bench's
+files."""
 
 from __future__ import annotations
 
@@ -8,70 +9,70 @@ from typing import Any
 
 from gspo_cli.tasks.tau2.carrier_tools import disable_roaming, enable_roaming
 from gspo_cli.tasks.tau2.phone_tools import set_network_mode_preference
-from gspo_cli.tasks.tau2.world import World, speed_name
+from gspo_cli.tasks.tau2.world import TelecomWorld, speed_name
 
 OVER = "2025-01-31"  # a contract's end in the past
 
 
-def set_user_info(world: World, name: str, phone_number: str) -> None:
+def set_user_info(world: TelecomWorld, name: str, phone_number: str) -> None:
     """Whose phone it is."""
     world.phone_number = phone_number
 
 
-def set_user_location(world: World, abroad: bool) -> None:
+def set_user_location(world: TelecomWorld, abroad: bool) -> None:
     """Where the phone is."""
     world.abroad = abroad
 
 
-def _switch(setting: str, value: bool) -> Callable[[World], None]:
-    def apply(world: World) -> None:
+def _switch(setting: str, value: bool) -> Callable[[TelecomWorld], None]:
+    def apply(world: TelecomWorld) -> None:
         world.phone[setting] = value
         world.search_network()
 
     return apply
 
 
-def lock_sim_card(world: World, mode: str) -> None:
+def lock_sim_card(world: TelecomWorld, mode: str) -> None:
     """Lock the SIM card by pin or puk."""
     world.phone["sim_card_status"] = f"locked_{mode}"
     world.search_network()
 
 
-def break_apn_settings(world: World) -> None:
+def break_apn_settings(world: TelecomWorld) -> None:
     """An access point that does not exist."""
     world.phone["active_apn_settings"]["apn_name"] = "broken"
     world.search_network()
 
 
-def break_apn_mms_setting(world: World) -> None:
+def break_apn_mms_setting(world: TelecomWorld) -> None:
     """No message centre."""
     world.phone["active_apn_settings"]["mmsc_url"] = ""
 
 
-def break_vpn(world: World) -> None:
+def break_vpn(world: TelecomWorld) -> None:
     """A slow VPN."""
     world.phone.update(vpn_connected=True, vpn_performance="poor")
 
 
-def set_wifi_calling(world: World, enabled: bool, mms_over_wifi: bool | None = None) -> None:
+def set_wifi_calling(world: TelecomWorld, enabled: bool, mms_over_wifi: bool | None = None) -> None:
     """Calls, and picture messages, over Wi-Fi."""
     world.phone["wifi_calling_enabled"] = enabled
     if mms_over_wifi is not None:
         world.phone["wifi_calling_mms_over_wifi"] = mms_over_wifi
 
 
-def remove_app_permission(world: World, app_name: str, permission: str) -> None:
+def remove_app_permission(world: TelecomWorld, app_name: str, permission: str) -> None:
     """Forbid an app something."""
     world.phone["app_statuses"][app_name]["permissions"][permission] = False
 
 
-def set_data_usage(world: World, customer_id: str, line_id: str, data_used_gb: float) -> None:
+def set_data_usage(world: TelecomWorld, customer_id: str, line_id: str, data_used_gb: float) -> None:
     """What a line has used."""
     world.line_of(customer_id, line_id)["data_used_gb"] = data_used_gb
 
 
 def suspend_line_for_overdue_bill(
-    world: World, customer_id: str, line_id: str, new_bill_id: str, contract_ended: bool
+    world: TelecomWorld, customer_id: str, line_id: str, new_bill_id: str, contract_ended: bool
 ) -> None:
     """A line out of service, with a bill of one month of its plan, or with a contract that is over."""
     line = world.line_of(customer_id, line_id)
@@ -95,7 +96,7 @@ FAULTS: Mapping[str, Callable[..., Any]] = {
     "turn_airplane_mode_on": _switch("airplane_mode", True),
     "unseat_sim_card": _switch("sim_card_missing", True),
     "lock_sim_card": lock_sim_card,
-    "set_network_mode_preference": set_network_mode_preference,
+    "set_network_mode_preference": set_network_mode_preference.function,
     "break_apn_settings": break_apn_settings,
     "break_apn_mms_setting": break_apn_mms_setting,
     "break_vpn": break_vpn,
@@ -103,41 +104,43 @@ FAULTS: Mapping[str, Callable[..., Any]] = {
     "remove_app_permission": remove_app_permission,
     "set_data_usage": set_data_usage,
     "suspend_line_for_overdue_bill": suspend_line_for_overdue_bill,
-    "enable_roaming": enable_roaming,
-    "disable_roaming": disable_roaming,
-    "simulate_network_search": World.search_network,
+    "enable_roaming": enable_roaming.function,
+    "disable_roaming": disable_roaming.function,
+    "simulate_network_search": TelecomWorld.search_network,
 }
 
 
-def assert_service_status(world: World, expected_status: str) -> bool:
+def assert_service_status(world: TelecomWorld, expected_status: str) -> bool:
     """Whether there is service, or none, as expected."""
     return world.phone["network_connection_status"] == expected_status
 
 
-def assert_mobile_data_status(world: World, expected_status: bool) -> bool:
+def assert_mobile_data_status(world: TelecomWorld, expected_status: bool) -> bool:
     """Whether mobile data work, or not, as expected."""
     return world.data_works == expected_status
 
 
-def assert_internet_speed(world: World, expected_speed: float, expected_desc: str | None = None) -> bool:
+def assert_internet_speed(
+    world: TelecomWorld, expected_speed: float, expected_desc: str | None = None
+) -> bool:
     """Whether data are at least so fast, and called so."""
     named = expected_desc is None or speed_name(world.speed) == expected_desc
     return world.speed >= expected_speed and named
 
 
-def assert_can_send_mms(world: World, expected_status: bool) -> bool:
+def assert_can_send_mms(world: TelecomWorld, expected_status: bool) -> bool:
     """Whether picture messages work, or not, as expected."""
     return world.mms_works == expected_status
 
 
-def assert_no_overdue_bill(world: World, overdue_bill_id: str) -> bool:
+def assert_no_overdue_bill(world: TelecomWorld, overdue_bill_id: str) -> bool:
     """Whether the bill is paid or was never written."""
     bill = world.tables["bills"].get(overdue_bill_id)
     return bill is None or bill["status"] == "Paid"
 
 
 def assert_data_refueling_amount(
-    world: World, customer_id: str, line_id: str, expected_amount: float
+    world: TelecomWorld, customer_id: str, line_id: str, expected_amount: float
 ) -> bool:
     """Whether exactly so much data was added."""
     return abs(world.line_of(customer_id, line_id)["data_refueling_gb"] - expected_amount) < 1e-6
@@ -168,14 +171,14 @@ def fits(functions: Mapping[str, Callable[..., Any]], entry: Mapping[str, Any]) 
     return True
 
 
-def set_up(world: World, actions: Sequence[Mapping[str, Any]]) -> None:
+def set_up(world: TelecomWorld, actions: Sequence[Mapping[str, Any]]) -> None:
     """Carry out initialization actions in order."""
     for action in actions:
         FAULTS[action["func_name"]](world, **action["arguments"])
 
 
-def goals_held(world: World, metadata: Mapping[str, Any]) -> list[bool]:
-    """Which goals hold: the assertions, then the required actions."""
+def goals_reached(world: TelecomWorld, metadata: Mapping[str, Any]) -> list[bool]:
+    """Which goals are reached: the assertions, then the required actions."""
     asserted = [
         CHECKS[check["func_name"]](world, **check["arguments"]) == check["assert_value"]
         for check in metadata["assertions"]

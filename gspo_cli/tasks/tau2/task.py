@@ -16,14 +16,15 @@ from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.conversation import conversation_reward
 from gspo_cli.tasks.base import Environment, SystemPrompt, Task
 from gspo_cli.tasks.files import Split, split
-from gspo_cli.tasks.tau.database import Shop
+from gspo_cli.tasks.scripted import converse, fixed_agent
+from gspo_cli.tasks.tau.database import RetailData
 from gspo_cli.tasks.tau.environment import RetailEnvironment
 from gspo_cli.tasks.tau.files import (
     REASONS,
     Case,
     check_fields,
     checked_actions,
-    checked_shop,
+    checked_data,
     checked_texts,
     dropped_note,
     fault,
@@ -33,14 +34,13 @@ from gspo_cli.tasks.tau.files import (
     split_note,
     user_of,
 )
-from gspo_cli.tasks.tau.oracle import play, ticket_work
-from gspo_cli.tasks.tau.tickets import TICKET
+from gspo_cli.tasks.tau.oracle import ticket_work
 from gspo_cli.tasks.tau.tools import TAU2_TOOLS
-from gspo_cli.tasks.tau.users import TicketUser
+from gspo_cli.tasks.tau.users import TICKET, TicketUser
 from gspo_cli.tasks.tau.writes import WRITES
 from gspo_cli.tasks.tau2 import files as telecom_files
 from gspo_cli.tasks.tau2.environment import TelecomEnvironment
-from gspo_cli.tasks.tau2.tools import SOLO_TOOLS
+from gspo_cli.tasks.tau2.tools import TOOLS
 from gspo_cli.tasks.tau2.world import TelecomData
 from gspo_cli.types import Demonstration, Message, Problem
 
@@ -84,18 +84,19 @@ class Tau2(Task):
         return self._sides.heldout
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """The gold actions, worked off."""
+        """Conversations of an agent that carries out the gold actions."""
         return [Demonstration(self.solved(problem)) for problem in self.train_problems()]
 
     def solved(self, problem: Problem) -> tuple[Message, ...]:
         """The conversation of an agent that knows the gold actions."""
         environment = self.environment()
-        if isinstance(environment, RetailEnvironment):
-            return play(environment, problem, 0, ticket_work(self._shop, problem))
-        messages = list(environment.reset(problem, 0))
-        for turn in telecom_files.telecom_turns(problem):
-            messages += [Message("assistant", turn), *environment.step(turn).messages]
-        return tuple(messages)
+        if self.domain is Domain.retail:
+            turns = ticket_work(self._shop, problem)
+            return converse(environment, problem, fixed_agent(turns), seed=0).messages
+        gold = iter(telecom_files.telecom_turns(problem))
+        messages = converse(environment, problem, fixed_agent(gold), seed=0).messages
+        # what follows a transfer, which ends the conversation, stays part of the demonstration
+        return (*messages, *(Message("assistant", turn) for turn in gold))
 
     def notes(self) -> Sequence[str]:
         """How many tasks are left out, and why."""
@@ -120,7 +121,7 @@ class Tau2(Task):
         if not self.instructions:
             return SystemPrompt(self.system_prompt)
         texts = [read_text(self._folder / name, "task.path") for name in POLICIES[self.domain.value]]
-        tools = TAU2_TOOLS if self.domain is Domain.retail else SOLO_TOOLS
+        tools = TAU2_TOOLS if self.domain is Domain.retail else tuple(TOOLS.values())
         return SystemPrompt(self.system_prompt or "\n\n".join(texts), tools)
 
     def environment(self) -> Environment:
@@ -137,14 +138,15 @@ class Tau2(Task):
 
     @property
     def _folder(self) -> Path:
+        assert self.path is not None  # see __post_init__
         return Path(self.path) / self.domain.value
 
     @cached_property
-    def _shop(self) -> Shop:
+    def _shop(self) -> RetailData:
         tables = read_json(self._folder / "db.json", "task.path", dict)
         where = f"task.path: {self._folder / 'db.json'}"
         check_fields(tables, {"orders": dict, "users": dict, "products": dict}, where)
-        return checked_shop(tables["orders"], tables["users"], tables["products"], where)
+        return checked_data(tables["orders"], tables["users"], tables["products"], where)
 
     @cached_property
     def _telecom(self) -> TelecomData:
@@ -178,10 +180,10 @@ class Tau2(Task):
                 isinstance(splits.get(name), list), f"task.{key}={name}: is not in {path}; it has {names}"
             )
             wanted = set(splits[name])
-            found[key] = [self._judged(p) for p in self._problems if p[0].id in wanted]
+            found[key] = [self._with_reason(p) for p in self._problems if p[0].id in wanted]
         return found
 
-    def _judged(self, pair: tuple[Problem, bool]) -> tuple[Problem, str | None]:
+    def _with_reason(self, pair: tuple[Problem, bool]) -> tuple[Problem, str | None]:
         problem, needs_judge = pair
         if needs_judge:
             return problem, "judge"
@@ -191,7 +193,7 @@ class Tau2(Task):
 
     @cached_property
     def _problems(self) -> list[tuple[Problem, bool]]:
-        """Every task of the file with whether it takes a judge; the large telecom file where it is there."""
+        """Every task of the file with whether it needs a judge; the large telecom file where it is there."""
         read: Callable[[Any, str], tuple[Problem, bool]] = self._retail_problem
         path = self._folder / "tasks.json"
         if self.domain is Domain.telecom:

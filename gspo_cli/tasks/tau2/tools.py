@@ -1,87 +1,51 @@
-"""The tools of the telecom tasks as agents see them, and how a call is carried out."""
+"""The tools of the telecom tasks as agents see them, the replay of gold actions, and the policy's rules."""
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
+from gspo_cli.tasks.tau.tools import gold_call
 from gspo_cli.tasks.tau2.carrier_tools import CARRIER_TOOLS
 from gspo_cli.tasks.tau2.phone_tools import PHONE_TOOLS
-from gspo_cli.tasks.tau2.world import TODAY, RefusedError, World
-from gspo_cli.tasks.tools import Kind, Parameter, Tool, ToolCall, read_turn
-
-TRANSFER = "transfer_to_human_agents"
-FUNCTIONS = {**CARRIER_TOOLS, **PHONE_TOOLS}
-DESCRIPTIONS = {
-    "phone_number": "such as 555-000-0000",
-    "customer_id": "such as C1000",
-    "line_id": "such as L1000",
-    "bill_id": "such as B1000",
-    "plan_id": "such as P1000",
-    "id": "id of a customer, line, bill, device or plan",
-    "full_name": "first and last name",
-    "date_of_birth": "as 1990-12-31",
-    "gb_amount": "gigabytes",
-    "mode": "4g_5g_preferred, 4g_only, 3g_only or 2g_only",
-    "app_name": "an installed app",
-    "permission": "such as storage or sms",
-    "apn_name": "name of the access point",
-    "mmsc_url": "address of the message centre",
-}
+from gspo_cli.tasks.tau2.world import TODAY, TelecomWorld
+from gspo_cli.tasks.tools import Observation, ToolCall, by_name, run_call, tool
 
 
-def _tool(name: str) -> Tool:
-    """A function's tool: its docstring and its parameters after the world."""
-    function = FUNCTIONS[name]
-    names = list(inspect.signature(function).parameters)[1:]
-    parameters = tuple(
-        Parameter(name, DESCRIPTIONS[name], Kind.number if name == "gb_amount" else Kind.text)
-        for name in names
-    )
-    where = "On the phone" if name in PHONE_TOOLS else "At the carrier"
-    return Tool(name, f"{where}: {function.__doc__}", parameters)
+@tool
+def transfer_to_human_agents(world: TelecomWorld, /, summary: Annotated[str, "what is wrong"]) -> str:
+    """Hand the ticket over to a human agent; this ends the conversation."""
+    return "the ticket is handed over"
 
 
-SOLO_TOOLS = (
-    *(_tool(name) for name in FUNCTIONS),
-    Tool(
-        TRANSFER,
-        "Hand the ticket over to a human agent; this ends the conversation.",
-        (Parameter("summary", "what is wrong"),),
-    ),
+TRANSFER = transfer_to_human_agents.name
+TOOLS = by_name(
+    *(replace(tool, description=f"At the carrier: {tool.description}") for tool in CARRIER_TOOLS),
+    *(replace(tool, description=f"On the phone: {tool.description}") for tool in PHONE_TOOLS),
+    transfer_to_human_agents,
 )
-TOOLS = {tool.name: tool for tool in SOLO_TOOLS}
 
 
-def perform(world: World, call: ToolCall) -> tuple[str, bool]:
-    """Carry out a well-formed call: what is observed, and whether it succeeded."""
-    try:
-        text = (
-            "the ticket is handed over"
-            if call.name == TRANSFER
-            else FUNCTIONS[call.name](world, **call.arguments)
-        )
-    except RefusedError as refusal:
-        return f"error: {refusal}", False
-    world.calls.append((call.name, call.arguments))
-    return text, True
+def perform(world: TelecomWorld, call: ToolCall) -> Observation:
+    """Run a call, and add it to the world's calls where it succeeds."""
+    observation = run_call(call, TOOLS, world)
+    if observation.ok:
+        world.calls.append((call.name, call.arguments))
+    return observation
 
 
-def gold_call(action: Mapping[str, Any]) -> ToolCall | None:
-    """A gold action as the call that an agent would make; None where it is no well-formed one."""
-    call = read_turn(json.dumps({"name": action["name"], "arguments": action["arguments"]}), TOOLS)
-    return call if isinstance(call, ToolCall) else None
+def gold_calls(actions: Sequence[Mapping[str, Any]]) -> list[ToolCall | None]:
+    """Gold actions as the calls that an agent would make; None for those that are not well-formed."""
+    return [gold_call(action["name"], action["arguments"], TOOLS) for action in actions]
 
 
-def replay(world: World, actions: Sequence[Mapping[str, Any]]) -> int:
+def replay(world: TelecomWorld, actions: Sequence[Mapping[str, Any]]) -> int:
     """Carry out gold actions in order. Returns how many of them fail."""
-    calls = [gold_call(action) for action in actions]
-    return sum(call is None or not perform(world, call)[1] for call in calls)
+    return sum(call is None or not perform(world, call).ok for call in gold_calls(actions))
 
 
-def broken_rule(world: World, call: ToolCall, ticket: str) -> str | None:
+def broken_rule(world: TelecomWorld, call: ToolCall, ticket: str) -> str | None:
     """The rule of the published policy that a call is about to break, in words."""
     customer = world.tables["customers"].get(call.arguments.get("customer_id", ""))
     if call.name == "resume_line" and customer is not None:

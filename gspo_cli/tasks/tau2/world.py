@@ -1,8 +1,8 @@
 """A phone and the carrier behind it, as tau2-bench's telecom files describe them, and what follows from
 their state: service, mobile data, speed, picture messages.
 
-Records are plain dicts as in the files. The connection is found again only by a network search, so that some
-repairs show after a reboot only. Amounts are dollars, data gigabytes, speeds megabits per second."""
+Records are plain dicts as in the files. Only a network search restores the connection, so that some repairs
+take effect after a reboot. Amounts are dollars, data gigabytes, speeds megabits per second."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
+
+from gspo_cli.tasks.tools import RefusedError
 
 Record = dict[str, Any]
 
@@ -21,10 +23,6 @@ DATA_SAVER_FACTOR = 0.2
 POOR_VPN_FACTOR = 0.1
 
 
-class RefusedError(Exception):
-    """A call that cannot be carried out; the text is the observation."""
-
-
 @dataclass(frozen=True)
 class TelecomData:
     """The files as loaded: each table of the carrier by id, and a phone in order."""
@@ -34,7 +32,7 @@ class TelecomData:
 
 
 @dataclass
-class World:
+class TelecomWorld:
     """One conversation's own phone and carrier."""
 
     tables: dict[str, dict[str, Record]]
@@ -79,7 +77,7 @@ class World:
         return None
 
     def search_network(self) -> None:
-        """Connect, or lose the connection, as the phone and its line now are."""
+        """Connect where the phone and its line allow it; lose the connection elsewhere."""
         phone, line = self.phone, self.own_line
         connected = (
             not phone["airplane_mode"]
@@ -101,7 +99,7 @@ class World:
 
     @property
     def data_works(self) -> bool:
-        """Whether mobile data reach the phone, at any speed."""
+        """Whether mobile data reaches the phone, at any speed."""
         line = self.own_line
         if line is None or not (self.connected and self.phone["data_enabled"]):
             return False
@@ -111,7 +109,7 @@ class World:
 
     @property
     def speed(self) -> float:
-        """Of mobile data; 0 where they do not work."""
+        """Of mobile data; 0 where it does not work."""
         if not self.data_works:
             return 0.0
         speed = SPEEDS[self.phone["network_technology_connected"]]
@@ -135,20 +133,20 @@ class World:
         )
 
 
-def open_world(data: TelecomData) -> World:
-    """A world of its own, as the files have it."""
+def open_world(data: TelecomData) -> TelecomWorld:
+    """A new world, as the files have it."""
     phone = {"vpn_performance": "none", "apn_reset_pending": False, **deepcopy(dict(data.phone))}
     tables = {name: {key: deepcopy(row) for key, row in rows.items()} for name, rows in data.tables.items()}
-    return World(tables, phone, default_apn=data.phone["active_apn_settings"])
+    return TelecomWorld(tables, phone, default_apn=data.phone["active_apn_settings"])
 
 
-def data_allowance(world: World, line: Record) -> float:
+def data_allowance(world: TelecomWorld, line: Record) -> float:
     """Gigabytes that a line may use: its plan's and those added."""
     return world.record("plans", line["plan_id"])["data_limit_gb"] + line["data_refueling_gb"]
 
 
 def speed_name(speed: float) -> str:
-    """How a speed test calls it."""
+    """What a speed test calls it."""
     if speed == 0:
         return "no connection"
     return next((name for limit, name in SPEED_NAMES if speed < limit), "excellent")

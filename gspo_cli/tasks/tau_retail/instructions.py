@@ -4,7 +4,7 @@
     Return #W2 via M: A; B; For #W3, exchange X {..} to {..}; via M. For #W4, change payment to M.
     For #W4, change address to {..} (same as #W5).
 
-Instructions in free text have no scenario: they take another kind of user."""
+Instructions in free text have no script: they take another kind of user."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ PAIR = re.compile(r"'(?P<key>[^']*)': (?:'(?P<single>[^']*)'|\"(?P<double>[^\"]*
 
 
 @dataclass(frozen=True)
-class Request:
-    """One wish: the tool that fulfils it, the order it is about, and how the user puts it."""
+class OrderRequest:
+    """One request: the tool that carries it out, its order, and the user's words for it."""
 
     tool: str
     order_id: str
@@ -41,18 +41,18 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """A user with requests; either the zip code or the email is known."""
+class UserScript:
+    """A user with requests; either `zip` or `email` is known."""
 
     first_name: str
     last_name: str
     zip: str | None
     email: str | None
-    requests: tuple[Request, ...]
+    requests: tuple[OrderRequest, ...]
 
 
-def read_scenario(instruction: str) -> Scenario | None:
-    """The scenario of an instruction; None where it is not written in the grammar."""
+def read_script(instruction: str) -> UserScript | None:
+    """The script of an instruction; None where the grammar does not fit."""
     text = instruction.strip() + " "
     head = HEAD.match(text)
     if head is None:
@@ -65,10 +65,10 @@ def read_scenario(instruction: str) -> Scenario | None:
         requests.append(request)
     if not requests:
         return None
-    return Scenario(head["first"], head["last"], head["zip"], head["email"], tuple(requests))
+    return UserScript(head["first"], head["last"], head["zip"], head["email"], tuple(requests))
 
 
-def _next_request(text: str, position: int) -> tuple[Request | None, int]:
+def _next_request(text: str, position: int) -> tuple[OrderRequest | None, int]:
     for pattern, read in FORMS.items():
         match = pattern.match(text, position)
         if match is not None:
@@ -76,18 +76,18 @@ def _next_request(text: str, position: int) -> tuple[Request | None, int]:
     return None, position
 
 
-def _cancel(match: re.Match[str]) -> Request:
+def _cancel(match: re.Match[str]) -> OrderRequest:
     words = f"I want to cancel order {match['order']}: {match['reason']}."
-    return Request("cancel_pending_order", match["order"], words)
+    return OrderRequest("cancel_pending_order", match["order"], words)
 
 
-def _return(match: re.Match[str]) -> Request:
+def _return(match: re.Match[str]) -> OrderRequest:
     items = ", ".join(_named(item["name"], item["options"]) for item in RETURNED.finditer(match["items"]))
     words = f"I want to return from order {match['order']}: {items}. Refund {match['method']}."
-    return Request("return_delivered_order_items", match["order"], words)
+    return OrderRequest("return_delivered_order_items", match["order"], words)
 
 
-def _items(match: re.Match[str]) -> Request:
+def _items(match: re.Match[str]) -> OrderRequest:
     pending = match["verb"] == "modify"
     wishes = "; ".join(_wish(item) for item in ITEM.finditer(match["items"]))
     words = (
@@ -95,7 +95,7 @@ def _items(match: re.Match[str]) -> Request:
         f"Use {match['method']} for the difference."
     )
     tool = "modify_pending_order_items" if pending else "exchange_delivered_order_items"
-    return Request(tool, match["order"], words)
+    return OrderRequest(tool, match["order"], words)
 
 
 def _wish(item: re.Match[str]) -> str:
@@ -108,20 +108,20 @@ def _named(name: str, options: str | None) -> str:
     return f"{name.strip()} ({_in_words(options)})" if options else name.strip()
 
 
-def _payment(match: re.Match[str]) -> Request:
+def _payment(match: re.Match[str]) -> OrderRequest:
     words = f"I want to pay order {match['order']} with {match['method']} instead."
-    return Request("modify_pending_order_payment", match["order"], words)
+    return OrderRequest("modify_pending_order_payment", match["order"], words)
 
 
-def _address(match: re.Match[str]) -> Request:
+def _address(match: re.Match[str]) -> OrderRequest:
     pairs = dict(_pairs(match["address"]))
     pairs.pop("order_id", None)
     address = ", ".join(f"{key} {value}" for key, value in pairs.items())
     words = f"Please send order {match['order']} to another address: {address}."
-    return Request("modify_pending_order_address", match["order"], words)
+    return OrderRequest("modify_pending_order_address", match["order"], words)
 
 
-FORMS: Mapping[re.Pattern[str], Callable[[re.Match[str]], Request]] = {
+FORMS: Mapping[re.Pattern[str], Callable[[re.Match[str]], OrderRequest]] = {
     CANCEL: _cancel,
     RETURN: _return,
     ITEMS: _items,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from gspo_cli.randomness import generator
-from gspo_cli.tasks.llm_user import Reply
-from gspo_cli.tasks.tau_retail.instructions import Request, Scenario
+from gspo_cli.tasks.scripted import Reply
+from gspo_cli.tasks.tau_retail.instructions import OrderRequest, UserScript
 from gspo_cli.tasks.tools import ToolCall
 
 CLARIFICATIONS = 3  # at most; the next unclear message ends the conversation
@@ -27,17 +27,17 @@ GIVES_UP = "I will try again another time."
 
 
 class ScriptedUser:
-    """States the requests of a scenario one by one; the wording varies with the seed.
+    """States the requests of a script one by one; the wording varies with the seed.
 
     Gives name and zip code, or email, when asked. States the next request when asked or when the one before
     is done or refused, and says yes to a question that names the order of the stated one."""
 
-    def __init__(self, scenario: Scenario, seed: int) -> None:
-        self.scenario = scenario
+    def __init__(self, script: UserScript, seed: int) -> None:
+        self.script = script
         self.style = int(generator(seed, "retail user").integers(3))
-        self.waiting = list(scenario.requests)
-        self.stated: Request | None = None
-        self.confirmed: Request | None = None
+        self.waiting = list(script.requests)
+        self.stated: OrderRequest | None = None
+        self.confirmed: OrderRequest | None = None
         self.identified = False
         self.clarifications = 0
 
@@ -45,10 +45,10 @@ class ScriptedUser:
         """A greeting that gives nothing away."""
         return GREETINGS[self.style]
 
-    def hear(self, text: str) -> Reply:
-        """The answer to the agent's words; decided by the order in which the cases stand here."""
+    def respond(self, text: str) -> Reply:
+        """The answer to the agent's words: that of the first case that applies."""
         words = text.lower()
-        if self.stated is not None and _asks_for_a_yes(words) and self._names_the_order(words):
+        if self.stated is not None and _asks_for_a_yes(words) and _names_the_order(words, self.stated):
             self.confirmed = self.stated
             return Reply(AGREEMENTS[self.style])
         if not self.identified and IDENTIFIES.search(words):
@@ -64,29 +64,25 @@ class ScriptedUser:
         return self._unclear(self.stated.words if ASKS.search(words) else "")
 
     def agrees(self, call: ToolCall) -> bool:
-        """Whether the user said yes to what this call does."""
-        return self.confirmed is not None and _fulfils(call, self.confirmed)
+        """Whether the user has said yes to what this call does."""
+        return self.confirmed is not None and _fulfills(call, self.confirmed)
 
     def notice(self, call: ToolCall) -> None:
         """A request is done once its tool was used on its order, with or without a yes."""
-        if self.stated is not None and _fulfils(call, self.stated):
+        if self.stated is not None and _fulfills(call, self.stated):
             self.stated = self.confirmed = None
             return
-        self.waiting = [request for request in self.waiting if not _fulfils(call, request)]
-
-    def _names_the_order(self, words: str) -> bool:
-        wanted = self.stated.order_id.lower().lstrip("#")
-        return wanted in {found.lstrip("#") for found in ORDER_IDS.findall(words)}
+        self.waiting = [request for request in self.waiting if not _fulfills(call, request)]
 
     def _is_next(self, words: str) -> bool:
-        started = len(self.waiting) < len(self.scenario.requests)
+        started = len(self.waiting) < len(self.script.requests)
         return started or ASKS.search(words) is not None
 
     def _identity(self) -> str:
-        who = f"I am {self.scenario.first_name} {self.scenario.last_name}"
-        if self.scenario.email is not None:
-            return f"{who}, my email is {self.scenario.email}."
-        return f"{who}, my zip code is {self.scenario.zip}."
+        who = f"I am {self.script.first_name} {self.script.last_name}"
+        if self.script.email is not None:
+            return f"{who}, my email is {self.script.email}."
+        return f"{who}, my zip code is {self.script.zip}."
 
     def _state_next(self) -> Reply:
         if not self.waiting:
@@ -95,7 +91,7 @@ class ScriptedUser:
         return Reply(self.stated.words)
 
     def _unclear(self, instead: str = "") -> Reply:
-        """Say it again, or that it is not understood; thrice at most."""
+        """Say it again, or that it is not clear; CLARIFICATIONS times at most."""
         if self.clarifications == CLARIFICATIONS:
             return Reply(GIVES_UP, done=True)
         self.clarifications += 1
@@ -108,5 +104,10 @@ def _asks_for_a_yes(words: str) -> bool:
     )
 
 
-def _fulfils(call: ToolCall, request: Request) -> bool:
+def _names_the_order(words: str, request: OrderRequest) -> bool:
+    wanted = request.order_id.lower().lstrip("#")
+    return wanted in {found.lstrip("#") for found in ORDER_IDS.findall(words)}
+
+
+def _fulfills(call: ToolCall, request: OrderRequest) -> bool:
     return call.name == request.tool and call.arguments.get("order_id") == request.order_id

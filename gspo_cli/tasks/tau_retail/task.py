@@ -16,11 +16,12 @@ from gspo_cli.rewards.conversation import conversation_reward
 from gspo_cli.tasks.base import SystemPrompt, Task
 from gspo_cli.tasks.files import Split, split
 from gspo_cli.tasks.llm_user import LlmUser
-from gspo_cli.tasks.tau.database import Shop
+from gspo_cli.tasks.scripted import converse, fixed_agent
+from gspo_cli.tasks.tau.database import RetailData
 from gspo_cli.tasks.tau.environment import RetailEnvironment
 from gspo_cli.tasks.tau.files import (
     Case,
-    checked_shop,
+    checked_data,
     dropped_note,
     fault,
     read_cases,
@@ -30,10 +31,10 @@ from gspo_cli.tasks.tau.files import (
     sifted,
     split_note,
 )
-from gspo_cli.tasks.tau.oracle import play, service, ticket_work
+from gspo_cli.tasks.tau.oracle import service, ticket_work
 from gspo_cli.tasks.tau.tools import TAU_TOOLS
 from gspo_cli.tasks.tau.users import TicketUser, User
-from gspo_cli.tasks.tau_retail.instructions import read_scenario
+from gspo_cli.tasks.tau_retail.instructions import read_script
 from gspo_cli.tasks.tau_retail.scripted_user import GREETINGS, ScriptedUser
 from gspo_cli.types import Demonstration, Message, Problem
 
@@ -75,8 +76,8 @@ class TauRetail(Task):
             for name, value in (("user_url", self.user_url), ("user_model", self.user_model)):
                 require(bool(value), f"task.{name}: is needed with task.user=llm; give the user's {name[5:]}")
             require(
-                self.user_url.startswith(("http://", "https://")),
-                f"task.user_url={self.user_url}: is no address; give one as http://localhost:8000/v1",
+                str(self.user_url).startswith(("http://", "https://")),
+                f"task.user_url={self.user_url}: is not a valid address; give one like http://localhost:8000/v1",
             )
         self.is_benchmark = self.is_benchmark or self.tasks in BENCHMARKS
 
@@ -99,9 +100,12 @@ class TauRetail(Task):
     def solved(self, problem: Problem, seed: int = 0) -> tuple[Message, ...]:
         """The conversation of an agent that knows the gold actions."""
         environment = self.environment()
-        if self.user is RetailUser.ticket:
-            return play(environment, problem, seed, ticket_work(self.shop, problem))
-        return play(environment, problem, seed, service(self.shop, environment, problem))
+        turns = (
+            ticket_work(self.shop, problem)
+            if self.user is RetailUser.ticket
+            else service(self.shop, environment, problem)
+        )
+        return converse(environment, problem, fixed_agent(turns), seed).messages
 
     def notes(self) -> Sequence[str]:
         """How many tasks are left out, and why."""
@@ -121,26 +125,30 @@ class TauRetail(Task):
         """The policy, unless `system_prompt` replaces it, and the tools."""
         if not self.instructions:
             return SystemPrompt(self.system_prompt)
-        policy = self.system_prompt or read_text(Path(self.path) / "wiki.md", "task.path")
+        policy = self.system_prompt or read_text(self._folder / "wiki.md", "task.path")
         return SystemPrompt(policy, TAU_TOOLS)
 
     def environment(self) -> RetailEnvironment:
-        """A conversation; the data are shared by all of them."""
+        """A conversation; all of them share the data."""
         return RetailEnvironment(self.shop, self._user, TAU_TOOLS)
 
     def reward(self) -> RewardFunction:
-        """The records' difference, the facts told, the policy and the manner."""
+        """The records changed, the facts told, the policy and the manner."""
         return conversation_reward()
 
+    @property
+    def _folder(self) -> Path:
+        assert self.path is not None  # see __post_init__
+        return Path(self.path)
+
     @cached_property
-    def shop(self) -> Shop:
+    def shop(self) -> RetailData:
         """The data, read once. Raises UserError naming the file."""
-        folder = Path(self.path)
-        tables = [
-            read_json(folder / f"{table}.json", "task.path", dict)
+        orders, users, products = (
+            read_json(self._folder / f"{table}.json", "task.path", dict)
             for table in ("orders", "users", "products")
-        ]
-        return checked_shop(*tables, f"task.path={self.path}")
+        )
+        return checked_data(orders, users, products, f"task.path={self.path}")
 
     @cached_property
     def _split(self) -> Split:
@@ -163,7 +171,7 @@ class TauRetail(Task):
 
     @cached_property
     def _cases(self) -> Mapping[str, Sequence[Case]]:
-        return {key: read_cases(Path(self.path), name, f"task.{key}") for key, name in self._sides}
+        return {key: read_cases(self._folder, name, f"task.{key}") for key, name in self._sides}
 
     @cached_property
     def _sifted(self) -> Mapping[str, tuple[list[Case], Mapping[str, int]]]:
@@ -172,7 +180,7 @@ class TauRetail(Task):
     def _fault(self, case: Case) -> str | None:
         """Why a task cannot be trained on, as a key of REASONS."""
         found = fault(self.shop, case)
-        if found is None and self.user is RetailUser.scripted and read_scenario(case.instruction) is None:
+        if found is None and self.user is RetailUser.scripted and read_script(case.instruction) is None:
             return "free_text"
         return found
 
@@ -186,8 +194,10 @@ class TauRetail(Task):
             return TicketUser(instruction)
         if self.user is RetailUser.llm:
             return LlmUser(self._endpoint, instruction, GREETINGS[0])
-        return ScriptedUser(read_scenario(instruction), seed)
+        script = read_script(instruction)
+        assert script is not None  # see _fault
+        return ScriptedUser(script, seed)
 
     @cached_property
     def _endpoint(self) -> ChatEndpoint:
-        return ChatEndpoint(self.user_url, self.user_model)
+        return ChatEndpoint(str(self.user_url), str(self.user_model))
