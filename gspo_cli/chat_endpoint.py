@@ -1,4 +1,5 @@
-"""Chat completions of an OpenAI-compatible server: a hosted model, or one's own behind vLLM or llama.cpp."""
+"""Chat completions of an OpenAI-compatible server: a hosted model, or a local one behind vLLM or
+llama.cpp."""
 
 from __future__ import annotations
 
@@ -14,20 +15,20 @@ from gspo_cli.errors import UserError
 if TYPE_CHECKING:
     import httpx
 
-LONGEST_WAIT = 60.0  # seconds that a server's Retry-After is honoured
+LONGEST_WAIT = 60.0  # seconds; the most of a Retry-After header that is respected
 SHOWN = 200  # characters of a server's answer that an error repeats
 
 
 class EndpointError(Exception):
-    """The server could not be reached, refused, or answered with something else than a completion."""
+    """The server could not be reached, refused, or answered with something other than a completion."""
 
 
 class ChatEndpoint:
     """The server at `url` (as in http://localhost:8000/v1) and one of its models.
 
-    The key is read from the environment variable `api_key_variable` when it is needed; a server of one's own
-    needs none. `timeout` is for each attempt, `retries` come after the first one, and the wait between them
-    starts at `backoff` seconds and doubles. At most `concurrency` requests are under way per event loop."""
+    The key is read from the environment variable `api_key_variable` when it is needed; a local server needs
+    none. `timeout` is for each attempt, `retries` come after the first one, and the wait between them starts
+    at `backoff` seconds and doubles. At most `concurrency` requests are in flight per event loop."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class ChatEndpoint:
         backoff: float = 1.0,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"url={url}: is no address; give one as http://localhost:8000/v1")
+            raise UserError(f"url={url}: is not a valid address; give one like http://localhost:8000/v1")
         self.url = url.rstrip("/")
         self.model = model
         self.api_key_variable = api_key_variable
@@ -61,7 +62,7 @@ class ChatEndpoint:
         }
 
     async def complete(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The model's next message. Raises EndpointError where no attempt brings one."""
+        """The model's next message. Raises EndpointError where every attempt fails."""
         import httpx
 
         body = json.dumps(self.request(messages)).encode()  # ASCII: lone surrogates survive
@@ -75,7 +76,7 @@ class ChatEndpoint:
                     f"{self.url}/chat/completions", content=body, headers=self._headers()
                 )
             except httpx.InvalidURL as error:
-                raise UserError(f"url={self.url}: is no address ({error})") from error
+                raise UserError(f"url={self.url}: is not a valid address ({error})") from error
             except httpx.HTTPError as error:
                 reason = f"{type(error).__name__} {error}".strip()
                 continue
@@ -88,26 +89,30 @@ class ChatEndpoint:
         raise self._error(f"{reason} ({self.retries + 1} attempts)")
 
     async def close(self) -> None:
-        """End the connections of the running loop."""
+        """Close the connections of the running loop."""
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.aclose()
 
     def _client(self) -> httpx.AsyncClient:
-        """The running loop's own: connections cannot change loops."""
+        """The client of the running loop: connections cannot change loops."""
         import httpx
 
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             limits = httpx.Limits(max_connections=self.concurrency)
-            timeout = httpx.Timeout(self.timeout, pool=None)  # waiting for one's turn takes what it takes
+            timeout = httpx.Timeout(
+                self.timeout, pool=None
+            )  # requests may wait for a connection without limit
             self._clients[loop] = httpx.AsyncClient(timeout=timeout, limits=limits)
         return self._clients[loop]
 
     def _headers(self) -> dict[str, str]:
         key = self._key()
         if not (key.isascii() and key.isprintable()):  # else the HTTP library shows it in its error
-            raise self._error(f"the key in {self.api_key_variable} holds characters that no key has")
+            raise self._error(
+                f"the key in {self.api_key_variable} has characters that are not allowed in a key"
+            )
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
         return {"Content-Type": "application/json", **authorization}
 
@@ -117,20 +122,20 @@ class ChatEndpoint:
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise self._error(f"no choices[0].message.content in: {text[:SHOWN]}") from error
         if not isinstance(content, str):
-            raise self._error(f"choices[0].message.content is no text in: {text[:SHOWN]}")
+            raise self._error(f"choices[0].message.content is not a text in: {text[:SHOWN]}")
         return content
 
     def _key(self) -> str:
         return os.environ.get(self.api_key_variable, "").strip()
 
     def _error(self, reason: str) -> EndpointError:
-        """The sentence for `reason`, without the key, which some servers repeat."""
+        """The error for `reason`, without the key, which some servers repeat."""
         key = self._key()
         shown = " ".join(reason.split())
         return EndpointError(f"{self.url}: {shown.replace(key, '***') if key else shown}")
 
 
 def _asked_for(header: str, otherwise: float) -> float:
-    """Seconds of a Retry-After header; `otherwise` where it gives none, as when it is a date."""
+    """Seconds of a Retry-After header; `otherwise` where it is absent or a date."""
     header = header.strip()
     return min(float(header), LONGEST_WAIT) if header.isascii() and header.isdigit() else otherwise

@@ -1,50 +1,49 @@
-"""Steps per second of the customer_service environment, and how long its conversations are.
+"""Steps per second of the environment of customer_service, and how long its conversations are.
 
     python scripts/benchmark_environment.py
 
-The oracle plays every problem once per answer of a group. Only the environment's own time is counted: reset,
-step and finish, on one core. The time of the oracle, or of the model in training, is not included."""
+The oracle plays every problem once per answer of a group. Only the environment's own time is counted:
+reset, step and finish, on one core. The time of the oracle, or of the model in training, is not included."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from gspo_cli.tasks.customer_service import oracle
+from gspo_cli.tasks.base import Environment
 from gspo_cli.tasks.customer_service.task import CustomerService
-from gspo_cli.types import Message, Problem
+from gspo_cli.tasks.scripted import converse
 
 
-class Stopwatch:
-    """Adds up the seconds of the calls made through it."""
+class TimedEnvironment:
+    """An environment that adds up the seconds of its calls."""
 
-    seconds = 0.0
+    single_turn = False
 
-    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.seconds = 0.0
+
+    def reset(self, *arguments: Any) -> Any:
+        return self._timed("reset", *arguments)
+
+    def step(self, text: str) -> Any:
+        return self._timed("step", text)
+
+    def finish(self) -> Any:
+        return self._timed("finish")
+
+    def _timed(self, name: str, *arguments: Any) -> Any:
         start = time.perf_counter()
-        result = function(*arguments)
+        result = getattr(self.environment, name)(*arguments)
         self.seconds += time.perf_counter() - start
         return result
-
-
-def converse(task: CustomerService, problem: Problem, seed: int, watch: Stopwatch) -> list[Message]:
-    """One conversation of the oracle."""
-    environment, done = task.environment(), False
-    messages = list(watch(environment.reset, problem, seed))
-    while not done:
-        messages.append(Message("assistant", oracle.answer(messages)))
-        step = watch(environment.step, messages[-1].content)
-        messages.extend(step.messages)
-        done = step.done
-    watch(environment.finish)
-    return messages
 
 
 def main() -> None:
@@ -57,24 +56,25 @@ def main() -> None:
     print("difficulty  conversations  agent turns  words  ms/conversation  steps/s")
     for difficulty in (1, 2, 3, 4):
         task = CustomerService("customer_service", "", "", difficulty=difficulty, problems=options.problems)
-        watch = Stopwatch()
-        played = [
-            converse(task, problem, seed, watch)
+        environment = TimedEnvironment(task.environment())
+        transcripts = [
+            converse(environment, problem, task.agent, seed)
             for seed, problem in enumerate(task.train_problems())
             for _ in range(options.answers)
         ]
-        turns = [sum(message.role == "assistant" for message in messages) for messages in played]
-        words = mean(sum(len(message.content.split()) for message in messages) for messages in played)
+        turns = sum(transcript.turns for transcript in transcripts)
+        words = mean(sum(len(m.content.split()) for m in transcript.messages) for transcript in transcripts)
         print(
-            f"{difficulty:10}  {len(played):13}  {mean(turns):11.1f}  {words:5.0f}"
-            f"  {1000 * watch.seconds / len(played):15.2f}  {sum(turns) / watch.seconds:7.0f}"
+            f"{difficulty:10}  {len(transcripts):13}  {turns / len(transcripts):11.1f}  {words:5.0f}"
+            f"  {1000 * environment.seconds / len(transcripts):15.2f}  {turns / environment.seconds:7.0f}"
         )
         if options.run and difficulty == 1:
-            print_share(options.run, watch.seconds / sum(turns))
+            print_share(options.run, environment.seconds / turns)
 
 
 def print_share(run: Path, seconds_per_step: float) -> None:
-    """The share of a run's iterations that its environment steps take, at the speed just measured."""
+    """The share of a run's iterations that the steps of its conversations take, at the speed just
+    measured."""
     config = OmegaConf.load(run / "config.yaml")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = config.training.generations_per_iteration * mean(line["num_turns"] for line in lines)

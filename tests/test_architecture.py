@@ -194,3 +194,14 @@ def test_the_style_checks_are_as_strict_as_ever():
     assert rules <= set(ruff["lint"]["select"])
     assert set(ruff["lint"]["ignore"]) <= {"ANN401"} | ambiguous_characters
     assert ruff["lint"]["per-file-ignores"] == {"tests/*": ["ANN"], "scripts/*": ["ANN"]}
+
+
+SHARED_TASKS = {"sales": {"scenarios"}, "tutoring": {"scenarios"}, "tau_retail": {"tau"}, "tau2": {"tau"}}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "tasks").glob("*/*.py")), ids=name)
+def test_tasks_do_not_import_each_other(path):
+    here = path.parent.name
+    folders = {folder.name for folder in (PACKAGE / "tasks").iterdir() if folder.is_dir()}
+    imported = {name.removeprefix("gspo_cli.tasks.").partition(".")[0] for name in imports(parsed(path))}
+    assert imported & folders <= {here} | SHARED_TASKS.get(here, set())

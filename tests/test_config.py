@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config.choices import RatioLevel
-from gspo_cli.config.compose import CONF_DIR, build_config, explain, load_saved, resolved_yaml
+from gspo_cli.config.compose import CONF_DIR, build_config, explain, load_saved, locate, resolved_yaml
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from tests.support.command_line import gspo_train
@@ -69,7 +69,7 @@ def test_every_task_composes_into_its_own_object(name):
     node = composed(*task(name))
     found = build_config(node).task
     assert found.name == name
-    assert f"{type(found).__module__}.{type(found).__name__}" == node.task._target_
+    assert type(found) is locate(node.task._target_, "task._target_")
 
 
 def test_the_options_are_the_promised_ones():

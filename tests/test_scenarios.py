@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from gspo_cli.config.compose import CONF_DIR, build_task, locate
 from gspo_cli.errors import UserError
+from gspo_cli.tasks.patterns import Pattern, clauses, plain
 from gspo_cli.tasks.sales.task import Sales
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
-from gspo_cli.tasks.scenarios.patterns import Pattern, clauses, plain
 from gspo_cli.tasks.scenarios.reading import read_scenario
 from gspo_cli.tasks.scenarios.scenario import __doc__ as FORMAT
 from gspo_cli.tasks.scenarios.task import Scenarios

@@ -13,7 +13,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.tasks.scripted import converse
 from gspo_cli.tasks.technical_support.environment import Mode, SupportEnvironment
 from gspo_cli.tasks.technical_support.phone import VALUES, Phone, right_value
-from gspo_cli.tasks.technical_support.speech import order, understand
+from gspo_cli.tasks.technical_support.speech import instruction, understand
 from gspo_cli.tasks.technical_support.task import TechnicalSupport
 from gspo_cli.types import Message, Problem
 
@@ -165,7 +165,7 @@ def test_a_repair_that_is_explained_solves(faults, turns):
         [" ".join(VALUES)],
         ["airplane mode off sim card in wifi off vpn off mobile data on apn default works fixed"],
         ["please turn everything off and on."],
-        [order(name, right) for name, (right, _) in VALUES.items()],
+        [instruction(name, right) for name, (right, _) in VALUES.items()],
         [f"/set {name} {right}" for name, (right, _) in VALUES.items()],
         [f"/set {name} {wrong}" for name, (_, wrong) in VALUES.items()],
         [f"/set {name} on" for name in VALUES],

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from gspo_cli.config.compose import CONF_DIR, build_task, locate
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.arithmetic import Arithmetic
+from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.countdown import Countdown, solutions
 from gspo_cli.tasks.expression import evaluate
 from gspo_cli.tasks.files import read_demonstrations
@@ -295,3 +296,31 @@ def test_demonstration_files_hold_conversations_or_prompts_with_answers(tmp_path
         read_demonstrations(silent)
     with pytest.raises(UserError, match=r"^model\.cold_start\.demonstrations=.*cannot be read"):
         read_demonstrations(str(tmp_path / "absent.jsonl"))
+
+
+PUBLISHED_TARGETS = {  # as in the config.yaml of finished runs: these names never move
+    "gspo_cli.tasks.arithmetic.Arithmetic": {},
+    "gspo_cli.tasks.countdown.Countdown": {},
+    "gspo_cli.tasks.customer_service.CustomerService": {},
+    "gspo_cli.tasks.gsm8k.Gsm8k": {"path": "lines.jsonl"},
+    "gspo_cli.tasks.jsonl.JsonlTask": {"path": "lines.jsonl"},
+    "gspo_cli.tasks.sales.Sales": {},
+    "gspo_cli.tasks.scenarios.Scenarios": {"path": "mine.json"},
+    "gspo_cli.tasks.tau2.Tau2": {"path": "domains"},
+    "gspo_cli.tasks.tau_retail.TauRetail": {"path": "retail"},
+    "gspo_cli.tasks.technical_support.TechnicalSupport": {},
+    "gspo_cli.tasks.tutoring.Tutoring": {},
+}
+
+
+@pytest.mark.parametrize("target", PUBLISHED_TARGETS)
+def test_stored_configurations_keep_building_their_task(target):
+    settings = {"name": "x", "license": "", "source": "", **PUBLISHED_TARGETS[target]}
+    task = build_task(OmegaConf.create({"_target_": target, **settings}))
+    assert isinstance(task, Task)
+    assert type(task).__name__ == target.rpartition(".")[2]
+
+
+def test_every_shipped_target_is_published():
+    shipped = {OmegaConf.load(path)._target_ for path in (CONF_DIR / "task").glob("*.yaml")}
+    assert shipped <= set(PUBLISHED_TARGETS)

@@ -13,8 +13,11 @@ World = ToolEnvironment  # its former name
 __all__ = ["Environment", "SingleTurn", "Step", "World"]
 
 
-class Step(base.Step):
+class FormerStep(base.Step):
     """`gspo_cli.tasks.base.Step`, whose `progress` was called `standing`."""
 
     def __init__(self, *arguments: Any, standing: Mapping[str, float] | None = None, **named: Any) -> None:
         super().__init__(*arguments, **named if standing is None else {"progress": standing, **named})
+
+
+Step = FormerStep

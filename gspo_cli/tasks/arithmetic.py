@@ -60,7 +60,7 @@ class Arithmetic(Task):
     def _pairs(self) -> Iterable[tuple[int, int]]:
         bound = 10**self.digits
         if bound**2 <= DRAWN_PAIRS:
-            return product(range(bound), repeat=2)
+            return product(range(bound), range(bound))
         drawn = generator(0, "arithmetic", self.digits).integers(bound, size=(DRAWN_PAIRS, 2))
         return dict.fromkeys((first, second) for first, second in drawn.tolist())
 

@@ -1,8 +1,7 @@
 """What a task is: problems to train on, problems held out, an environment and a reward.
 
 A task is a dataclass named by `task._target_`; its fields are the settings of conf/task/<name>.yaml. An
-environment is what the agent talks to: it is stepped with the agent's words and answers with the next
-messages."""
+environment is what the agent talks to: a step takes the agent's words and returns the next messages."""
 
 from __future__ import annotations
 
@@ -29,11 +28,11 @@ NO_SYSTEM_PROMPT = SystemPrompt()
 
 @dataclass(frozen=True)
 class Step:
-    """What follows an agent's turn: `messages` that the agent reads next, and the turn's own reward.
+    """What follows an agent's turn: the `messages` that the agent reads next, and the turn's own reward.
 
     `progress` has the goals by name, each 0 before the first turn and 1 at best: a reward weighs the last
-    progress of a conversation, and turn-level credit its changes from turn to turn. When `done`, `messages`
-    are for people: the agent no longer reads them."""
+    progress of a conversation, and turn-level credit its changes from turn to turn. When `done`, the agent no
+    longer reads `messages`: they are for people."""
 
     messages: tuple[Message, ...] = ()
     done: bool = False
@@ -42,11 +41,11 @@ class Step:
 
 
 class Environment(Protocol):
-    """One conversation. A fresh instance per conversation; all answers of a group share the seed.
+    """One conversation: each has a fresh instance, and all conversations of a group share the seed.
 
-    `single_turn` promises that the first step is the last: engines then keep no cache for a next one. An
-    agent's words, whatever they are, never make it raise; what does raise is a fault of the environment, and
-    leaves the conversation out of training."""
+    `single_turn` promises that the first step is the last; engines then keep no cache for a next one. No
+    words of an agent may make a step raise: an exception is a fault of the environment, and leaves the
+    conversation out of training."""
 
     single_turn: bool
 
@@ -57,8 +56,8 @@ class Environment(Protocol):
         """React to one turn of the agent; `text` is the turn without its end token. May be a coroutine."""
 
     def finish(self) -> Outcome:
-        """The conversation is over, by the environment's word or a limit: report its outcome and free what
-        it held. Called once after every `reset` that returned."""
+        """Report the outcome of a conversation that has ended or reached a limit, and free what it uses.
+        Called once after every `reset` that returned."""
 
 
 @runtime_checkable
@@ -66,10 +65,10 @@ class ToolEnvironment(Environment, Protocol):
     """An environment whose tools can be used without its user: a person may take the user's place."""
 
     def observe(self, text: str) -> str | None:
-        """What the tools answer to an agent's turn; None where it is words for the user."""
+        """What the tools answer to an agent's turn; None for words, which are for the user."""
 
     def changes(self) -> list[str]:
-        """What the conversation has changed so far, in words; empty while nothing has."""
+        """What the conversation has changed so far, in words; empty where nothing has changed."""
 
 
 class SingleTurn:
@@ -82,11 +81,11 @@ class SingleTurn:
         return problem.messages
 
     def step(self, text: str) -> Step:
-        """The conversation ends after one turn; the reward function scores it."""
+        """The end, after one turn."""
         return Step(done=True)
 
     def finish(self) -> Outcome:
-        """Nothing is known but what was said."""
+        """Nothing beyond the words."""
         return Outcome()
 
 
@@ -122,7 +121,7 @@ class Task:
         return SystemPrompt(self.system_prompt)
 
     def notes(self) -> Sequence[str]:
-        """What a user should know of the problems before a run, such as how many are left out."""
+        """What to know about the problems before a run, such as how many are left out."""
         return []
 
     def environment(self) -> Environment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LONGEST = 60  # characters of a value: some are an agent's own words
+LONGEST = 60  # characters of a value, which may be an agent's words
 
 
 def differences(before: Any, after: Any) -> list[str]:
@@ -19,7 +19,7 @@ def differences(before: Any, after: Any) -> list[str]:
 
 
 def _fields(name: str, value: Any) -> dict[str, Any]:
-    """All that is not a mapping or a list in `value`, by where it stands."""
+    """Every value inside `value` that is not a mapping or a list, by its path."""
     if isinstance(value, Mapping):
         inside = {f"{name}.{key}" if name else str(key): part for key, part in value.items()}
     elif isinstance(value, list):

@@ -18,7 +18,7 @@ from gspo_cli.tasks.files import Split, split
 from gspo_cli.types import Demonstration, Message, Problem, RewardResult, Trajectory
 
 # Three numbers up to 9 make 165 hands and 2,253 problems; these limits leave none out. Larger settings
-# are a sample: a hand of four numbers takes 10 ms to solve and reaches some sixty targets.
+# are a sample: a hand of four numbers takes 10 ms to solve and reaches about sixty targets.
 DRAWS = 20_000
 TARGETS_PER_HAND = 50
 PROBLEMS = 10_000
@@ -26,7 +26,7 @@ PROBLEMS = 10_000
 
 @dataclass
 class Countdown(Task):
-    """`3 5 7 = 22`, answered by an expression such as `3*5+7`. Only targets that can be reached are asked."""
+    """`3 5 7 = 22`, answered by an expression such as `3*5+7`. Every target can be reached."""
 
     numbers: int = 3
     largest: int = 9
@@ -83,8 +83,8 @@ class Countdown(Task):
 class CountdownReward(RewardFunction):
     """`well_formed`: an expression of exactly the given numbers; `exact`: it also has the target's value.
 
-    The total is weight * well_formed + (1 - weight) * exact: a slope towards expressions, nothing for words.
-    """
+    The total is weight * well_formed + (1 - weight) * exact: some credit for any such expression, none for
+    words."""
 
     def __init__(self, well_formed_weight: float = 0.1) -> None:
         self.weight = well_formed_weight
@@ -96,7 +96,7 @@ class CountdownReward(RewardFunction):
         numbers, target = (trajectory.problem.metadata[name] for name in ("numbers", "target"))
         try:
             expression = evaluate(trajectory.answer)
-        except ExpressionError:  # what a model writes is data: not an expression is a score
+        except ExpressionError:  # a bad answer is data, not an error
             return RewardResult(0.0, {"well_formed": 0.0, "exact": 0.0})
         well_formed = sorted(expression.numbers) == sorted(numbers)
         exact = well_formed and expression.value == target
@@ -113,7 +113,7 @@ class _Term:
     binding: int = 3
 
     def inside(self, binding: int) -> str:
-        """The text, in parentheses where it binds less than its surroundings ask for."""
+        """The text, in parentheses where it binds less than `binding`."""
         return self.text if self.binding >= binding else f"({self.text})"
 
 

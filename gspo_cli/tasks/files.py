@@ -1,4 +1,4 @@
-"""What tasks over files share: JSON lines whose errors name the line, and a split that never changes."""
+"""What tasks over files share: JSON lines, whose errors name the line, and a fixed split."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def _object(where: str, line: str) -> dict[str, Any]:
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> str:
-    """A field that holds text. Raises UserError where it is absent, blank or something else."""
+    """A field with text. Raises UserError where it is absent, blank or something else."""
     value = row.get(name)
-    usable = isinstance(value, str) and value.strip() != ""
-    require(usable, f'{where}: needs "{name}", a text that is not empty')
+    if not (isinstance(value, str) and value.strip()):
+        raise UserError(f'{where}: needs "{name}", a text that is not empty')
     return value
 
 
@@ -74,7 +74,7 @@ def _message(message: Any, where: str) -> Message:
 def read_demonstrations(path: str) -> list[Demonstration]:
     """Conversations of a file with lines {"messages": [...]} or {"prompt": ..., "answer": ...}.
 
-    Raises UserError, with file and line, on a bad line or one where the agent says nothing."""
+    Raises UserError, with file and line, on a bad line or one without words of the agent."""
     demonstrations = []
     for number, row in read_jsonl(path, "model.cold_start.demonstrations"):
         where = f"{path}:{number}"
@@ -89,7 +89,8 @@ def read_demonstrations(path: str) -> list[Demonstration]:
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides of a task; `dropped` counts problems left out of train because they are held out too."""
+    """Training and held-out problems; `dropped` counts those left out of `train` because they are held out
+    too."""
 
     train: tuple[Problem, ...]
     heldout: tuple[Problem, ...]
@@ -103,22 +104,23 @@ def split(
 ) -> Split:
     """Hold out the given problems, or the first `heldout` in the order of a hash of `key`.
 
-    Problems with equal keys never stand on both sides, and no seed moves the split. Raises UserError where
-    train is empty.
-    """
+    Problems with equal keys are never on both sides, and the split does not depend on a seed. Raises
+    UserError where train is empty."""
     ordered = sorted(problems, key=lambda problem: hashlib.sha256(key(problem).encode()).digest())
-    counted = isinstance(heldout, int)
-    held, rest = (ordered[:heldout], ordered[heldout:]) if counted else (list(heldout), ordered)
+    if isinstance(heldout, int):
+        setting, held, rest = f"task.heldout={heldout}", ordered[:heldout], ordered[heldout:]
+    else:
+        setting, held, rest = "task.heldout_path", list(heldout), ordered
     keys = {key(problem) for problem in held}
     train = [problem for problem in rest if key(problem) not in keys]
-    setting = f"task.heldout={heldout}" if counted else "task.heldout_path"
     require(train != [], f"{setting}: leaves none of {len(problems)} problems to train on; hold out fewer")
     return Split(tuple(train), tuple(held), dropped=len(rest) - len(train))
 
 
 @dataclass
 class FileTask(Task):
-    """Base of tasks over a JSON lines file; without `heldout_path`, `heldout` problems leave `path`."""
+    """Base of tasks over a JSON lines file; without `heldout_path`, `heldout` problems of `path` are held
+    out."""
 
     path: str | None = None
     heldout_path: str | None = None
@@ -137,7 +139,7 @@ class FileTask(Task):
         return self._split.train
 
     def heldout_problems(self) -> Sequence[Problem]:
-        """Problems of `heldout_path`, or those taken out of `path`."""
+        """Problems of `heldout_path`, or those held out of `path`."""
         return self._split.heldout
 
     @property
@@ -153,7 +155,7 @@ class FileTask(Task):
     @cached_property
     def _split(self) -> Split:
         held = self._read(self.heldout_path, "task.heldout_path") if self.heldout_path else self.heldout
-        problems = self._read(self.path, "task.path")
+        problems = self._read(str(self.path), "task.path")
         return split(problems, held, lambda problem: repr(problem.messages))
 
     def _read(self, path: str, key: str) -> list[Problem]:

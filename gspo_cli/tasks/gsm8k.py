@@ -21,7 +21,7 @@ ANNOTATION = re.compile(r"<<[^>]*>>")
 
 @dataclass
 class Gsm8k(FileTask):
-    """Lines `{"question": ..., "answer": "solution #### number"}`; the last number of an answer is judged."""
+    """Lines `{"question": ..., "answer": "solution #### number"}`; the last number of an answer is scored."""
 
     def problem(self, row: dict[str, Any], where: str) -> Problem:
         """The number after the last `####` is the gold answer; the whole solution is kept as metadata."""

@@ -1,4 +1,4 @@
-"""Any file of prompts with answers, judged by a verifier."""
+"""Any file of prompts with answers, scored by a verifier."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from gspo_cli.tasks.customer_service.tools import (
     broken_rule,
     find_customer,
     normalized,
-    plain,
+    printable,
 )
 from gspo_cli.tasks.customer_service.user import Mood, draw_wording, is_true_answer, react
 from gspo_cli.tasks.scripted import Reply, ScriptedEnvironment
@@ -119,7 +119,7 @@ class ShopEnvironment(ScriptedEnvironment):
         }
 
     def _observe(self, turn: ToolCall | BadCall) -> str:
-        return plain(super()._observe(turn), LONGEST_OBSERVATION)
+        return printable(super()._observe(turn), LONGEST_OBSERVATION)
 
     def _is_true(self, text: str) -> bool:
         request = self.scenario.requests[self.mood.current]

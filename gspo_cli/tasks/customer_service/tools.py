@@ -50,7 +50,7 @@ def find_customer(
     """Find a customer and list their orders with product and status."""
     email = normalized(email)
     if not connection.execute("SELECT email FROM customers WHERE email = ?", (email,)).fetchall():
-        raise RefusedError(f"no customer {plain(email, LONGEST_ECHO)}")
+        raise RefusedError(f"no customer {printable(email, LONGEST_ECHO)}")
     query = "SELECT id, product, status FROM orders WHERE customer = ? ORDER BY id"
     listed = ", ".join(" ".join(map(str, row)) for row in connection.execute(query, (email,)))
     return f"{email.partition('@')[0]}: {listed or 'no orders'}"
@@ -94,7 +94,7 @@ def change_address(
     """Send a pending order to another city."""
     order, city = _order(connection, order_id, Action.move), normalized(city)
     if city not in CITIES:
-        raise RefusedError(f"no delivery to {plain(city, LONGEST_ECHO)}")
+        raise RefusedError(f"no delivery to {printable(city, LONGEST_ECHO)}")
     connection.execute("UPDATE orders SET city = ? WHERE id = ?", (city, order.id))
     return f"ok: {order.id} moved to {city}"
 
@@ -113,14 +113,14 @@ def _order(connection: sqlite3.Connection, order_id: str, action: Action | None 
     query = f"SELECT {COLUMNS} FROM orders WHERE id = ?"
     row = connection.execute(query, (order_number(order_id),)).fetchone()
     if row is None:
-        raise RefusedError(f"no order {plain(order_id, LONGEST_ECHO)}")
+        raise RefusedError(f"no order {printable(order_id, LONGEST_ECHO)}")
     order = Order(*row)
     if action is not None and order.status != REQUIRED_STATUS[action]:
         raise RefusedError(f"order {order.id} is {order.status}")
     return order
 
 
-def plain(text: str, longest: int) -> str:
+def printable(text: str, longest: int) -> str:
     """`text` without control characters and marks of chat templates, cut to `longest` characters."""
     kept = [char for char in text[: 2 * longest] if char.isprintable() and char not in TEMPLATE_MARKS]
     return "".join(kept)[:longest]

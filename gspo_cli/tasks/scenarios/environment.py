@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gspo_cli.tasks.scenarios.patterns import Clause, clauses, plain
+from gspo_cli.tasks.patterns import Clause, clauses, plain
 from gspo_cli.tasks.scenarios.reading import read_scenario
 from gspo_cli.tasks.scenarios.scenario import Beat, Scenario
 from gspo_cli.tasks.scripted import Reply, ScriptedEnvironment

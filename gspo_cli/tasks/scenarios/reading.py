@@ -7,7 +7,7 @@ from typing import Any
 
 from gspo_cli.config.checks import require
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.scenarios.patterns import Pattern, plain
+from gspo_cli.tasks.patterns import Pattern, plain
 from gspo_cli.tasks.scenarios.scenario import Beat, Conditions, Lookup, Rule, Scenario
 from gspo_cli.tasks.tools import Parameter, Tool
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gspo_cli.tasks.scenarios.patterns import Clause, Pattern
+from gspo_cli.tasks.patterns import Clause, Pattern
 from gspo_cli.tasks.tools import Tool
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from gspo_cli.tasks.technical_support.environment import Mode
 from gspo_cli.tasks.technical_support.phone import SCREEN_TOOLS, VALUES, VIEWS, right_value, words
-from gspo_cli.tasks.technical_support.speech import SCREENS, order
+from gspo_cli.tasks.technical_support.speech import SCREENS, instruction
 from gspo_cli.tasks.tools import write_line
 from gspo_cli.types import Message
 
@@ -35,7 +35,7 @@ def solve(messages: Sequence[Message], mode: Mode) -> str:
         for setting in settings:
             right = right_value(setting, abroad)
             if shown[setting] not in (right, "unknown"):
-                return _order(setting, right, mode)
+                return _change(setting, right, mode)
         if shown.get("reboot") == "needed":
             return _reboot(mode)
     problem = "problem was" if len(notes.faults) == 1 else "problems were"
@@ -45,7 +45,7 @@ def solve(messages: Sequence[Message], mode: Mode) -> str:
 def _notes(messages: Sequence[Message], mode: Mode) -> Notes:
     notes = Notes()
     looks = {_look(screen, mode, again): screen for screen in VIEWS for again in (False, True)}
-    orders = {_order(name, value, mode): (name, value) for name, pair in VALUES.items() for value in pair}
+    orders = {_change(name, value, mode): (name, value) for name, pair in VALUES.items() for value in pair}
     for said, answer in pairwise(messages):
         if said.role != "assistant":
             continue
@@ -81,10 +81,10 @@ def _look(screen: str, mode: Mode, again: bool) -> str:
     return f"what {verb} the {name} say{' now' if again else ''}?"
 
 
-def _order(setting: str, value: str, mode: Mode) -> str:
+def _change(setting: str, value: str, mode: Mode) -> str:
     if mode is Mode.solo:
         return write_line("set", setting, value)
-    return f"please {order(setting, value)}."
+    return f"please {instruction(setting, value)}."
 
 
 def _reboot(mode: Mode) -> str:

@@ -1,6 +1,6 @@
 """What the words of a support agent mean: instructions, questions, and claims of what was wrong.
 
-Read clause by clause with whole words; see `gspo_cli.tasks.scenarios.patterns`."""
+Read clause by clause with whole words; see `gspo_cli.tasks.patterns`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gspo_cli.tasks.scenarios.patterns import Clause, clauses, plain
+from gspo_cli.tasks.patterns import Clause, clauses, plain
 from gspo_cli.tasks.technical_support.phone import VALUES, words
 
 ALIASES = {
@@ -184,7 +184,7 @@ def _any(clause: Clause, phrases: Sequence[str]) -> bool:
     return any(clause.has(phrase) for phrase in phrases)
 
 
-def order(setting: str, value: str) -> str:
+def instruction(setting: str, value: str) -> str:
     """A setting and its value as an instruction: "turn off vpn", "put in the sim card"."""
     if setting == "sim_card":
         return f"put {value} the sim card"
