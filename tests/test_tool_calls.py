@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from gspo_cli.tasks.tools import (
     BadCall,
     Kind,
     Parameter,
+    RefusedError,
     Speech,
     Tool,
     ToolCall,
+    by_name,
     line_guide,
     read_turn,
+    run_call,
+    tool,
     write_line,
 )
 
@@ -116,3 +121,29 @@ def test_a_tool_describes_itself_in_both_forms():
     assert shape["parameters"]["properties"]["items"]["items"] == {"type": "string"}
     assert json.dumps(shape)
     assert "/move_items order_id items [fee]: Send items elsewhere." in line_guide([FIND, MOVE])
+
+
+@tool
+def move_items(
+    moved: list,
+    /,
+    order_id: Annotated[str, "The order."],
+    items: Annotated[list[str], "Their ids."],
+    fee: Annotated[float, "In dollars."] = 0.0,
+) -> str:
+    """Send items elsewhere.
+
+    This paragraph is for engineers."""
+    if fee < 0:
+        raise RefusedError("the fee is below 0")
+    moved.extend(items)
+    return f"{order_id}: {fee}"
+
+
+def test_a_function_declares_its_tool_and_a_call_runs_it():
+    assert (move_items.schema(), move_items.line()) == (MOVE.schema(), MOVE.line())
+    moved, tools = [], by_name(move_items)
+    assert run_call(MOVED, tools, moved).text == "482: 3.5"
+    assert moved == ["a1", "b2"]
+    refused = run_call(ToolCall("move_items", {**MOVED.arguments, "fee": -1.0}), tools, moved)
+    assert (refused.ok, refused.text) == (False, "the fee is below 0")

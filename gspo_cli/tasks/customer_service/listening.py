@@ -45,16 +45,8 @@ ACTION_WORDS = {
     ),
 }
 SHIPPING = re.compile(rf"{SEND}[^,;.!?]{{0,30}}? to (?:{CITY})\b")  # a move where nothing else is named
-DENIALS = {
-    "not",
-    "cannot",
-    "t",
-    "unable",
-    "never",
-    "longer",
-    "neither",
-    "nor",
-}  # "can't" is read as "can" and "t"
+# "can't" is read as "can" and "t"
+DENIALS = {"not", "cannot", "t", "unable", "never", "longer", "neither", "nor"}
 AVOIDS = {"without", "instead", "rather", "stop", "avoid"}
 OFFER = re.compile(
     r"\b(?:once|if|when|after|soon as|unless) (?:you|i) (?:confirm|agree|approve|say|do|have)\b"

@@ -18,18 +18,8 @@ from gspo_cli.randomness import generator
 
 NAMES = ("mia", "leo", "ana", "tom", "eva", "sam", "ida", "max", "lea", "ben", "zoe", "kai")
 PRODUCTS = (
-    "lamp",
-    "mug",
-    "chair",
-    "desk",
-    "clock",
-    "kettle",
-    "radio",
-    "pan",
-    "towel",
-    "brush",
-    "bag",
-    "plate",
+    *("lamp", "mug", "chair", "desk", "clock", "kettle"),
+    *("radio", "pan", "towel", "brush", "bag", "plate"),
 )
 CITIES = ("rome", "paris", "oslo", "lima", "cairo", "delhi", "tokyo", "berlin")
 STATUSES = ("pending", "shipped", "delivered", "cancelled")

@@ -37,7 +37,7 @@ class Conditions:
     unless: tuple[str, ...] = ()
 
     def hold(self, met: set[str]) -> bool:
-        """Whether they hold where the names `met` have been met."""
+        """Whether they are true after the names `met`."""
         return met.issuperset(self.after) and met.isdisjoint(self.unless)
 
 

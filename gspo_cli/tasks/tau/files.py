@@ -66,7 +66,7 @@ def read_text(path: Path, key: str) -> str:
 
 
 def read_json(path: Path, key: str, kind: type) -> Any:
-    """A JSON file that holds a `kind`. Raises UserError naming `key` and the file."""
+    """The content of a JSON file, a `kind`. Raises UserError naming `key` and the file."""
     text = read_text(path, key)
     try:
         value = json.loads(text)

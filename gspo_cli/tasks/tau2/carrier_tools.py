@@ -143,24 +143,6 @@ def send_payment_request(world: TelecomWorld, /, customer_id: CustomerId, bill_i
     return "the payment request is sent"
 
 
-CARRIER_TOOLS = (
-    get_customer_by_phone,
-    get_customer_by_id,
-    get_customer_by_name,
-    get_details_by_id,
-    get_bills_for_customer,
-    get_data_usage,
-    list_plans,
-    change_plan,
-    refuel_data,
-    enable_roaming,
-    disable_roaming,
-    suspend_line,
-    resume_line,
-    send_payment_request,
-)
-
-
 def _customer(world: TelecomWorld, matches: Callable[[Record], bool]) -> str:
     found = next((one for one in world.tables["customers"].values() if matches(one)), None)
     if found is None:

@@ -139,7 +139,7 @@ def telecom_fault(data: TelecomData, problem: Problem) -> str | None:
     world = open_world(data)
     try:
         return _fault_of(world, metadata)
-    except (RefusedError, KeyError, TypeError):  # it names what the data do not hold
+    except (RefusedError, KeyError, TypeError):  # the task names something that the data lack
         return "unknown"
 
 

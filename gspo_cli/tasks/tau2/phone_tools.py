@@ -246,39 +246,6 @@ def make_payment(world: TelecomWorld, /) -> str:
     return f"bill {bill['bill_id']} is paid"
 
 
-PHONE_TOOLS = (
-    check_status_bar,
-    check_network_status,
-    check_network_mode_preference,
-    check_sim_status,
-    check_data_restriction_status,
-    check_apn_settings,
-    check_wifi_status,
-    check_wifi_calling_status,
-    check_vpn_status,
-    check_installed_apps,
-    check_app_permissions,
-    run_speed_test,
-    can_send_mms,
-    set_network_mode_preference,
-    toggle_airplane_mode,
-    reseat_sim_card,
-    toggle_data,
-    toggle_roaming,
-    toggle_data_saver_mode,
-    toggle_wifi,
-    toggle_wifi_calling,
-    set_apn_settings,
-    reset_apn_settings,
-    connect_vpn,
-    disconnect_vpn,
-    grant_app_permission,
-    reboot_device,
-    check_payment_request,
-    make_payment,
-)
-
-
 def _on(value: bool) -> str:
     return "on" if value else "off"
 

@@ -74,7 +74,8 @@ def set_data_usage(world: TelecomWorld, customer_id: str, line_id: str, data_use
 def suspend_line_for_overdue_bill(
     world: TelecomWorld, customer_id: str, line_id: str, new_bill_id: str, contract_ended: bool
 ) -> None:
-    """A line out of service, with a bill of one month of its plan, or with a contract that is over."""
+    """A suspended line with an overdue bill of one month of its plan, perhaps after the end of its
+    contract."""
     line = world.line_of(customer_id, line_id)
     price = world.record("plans", line["plan_id"])["price_per_month"]
     bill = {"bill_id": new_bill_id, "customer_id": customer_id, "total_due": price, "status": "Overdue"}
@@ -111,19 +112,19 @@ FAULTS: Mapping[str, Callable[..., Any]] = {
 
 
 def assert_service_status(world: TelecomWorld, expected_status: str) -> bool:
-    """Whether there is service, or none, as expected."""
+    """Whether the service has the expected status."""
     return world.phone["network_connection_status"] == expected_status
 
 
 def assert_mobile_data_status(world: TelecomWorld, expected_status: bool) -> bool:
-    """Whether mobile data work, or not, as expected."""
+    """Whether mobile data works, or does not, as expected."""
     return world.data_works == expected_status
 
 
 def assert_internet_speed(
     world: TelecomWorld, expected_speed: float, expected_desc: str | None = None
 ) -> bool:
-    """Whether data are at least so fast, and called so."""
+    """Whether data is at least as fast as expected, and is called so."""
     named = expected_desc is None or speed_name(world.speed) == expected_desc
     return world.speed >= expected_speed and named
 
@@ -142,7 +143,7 @@ def assert_no_overdue_bill(world: TelecomWorld, overdue_bill_id: str) -> bool:
 def assert_data_refueling_amount(
     world: TelecomWorld, customer_id: str, line_id: str, expected_amount: float
 ) -> bool:
-    """Whether exactly so much data was added."""
+    """Whether exactly the expected amount of data was added."""
     return abs(world.line_of(customer_id, line_id)["data_refueling_gb"] - expected_amount) < 1e-6
 
 

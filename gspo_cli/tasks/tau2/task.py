@@ -44,7 +44,7 @@ from gspo_cli.tasks.tau2.tools import TOOLS
 from gspo_cli.tasks.tau2.world import TelecomData
 from gspo_cli.types import Demonstration, Message, Problem
 
-TRAINING_SPLITS = ("train", "small")  # the others hold test tasks
+TRAINING_SPLITS = ("train", "small")  # the others contain test tasks
 SCENARIO_PARTS = ("known_info", "reason_for_call", "task_instructions", "unknown_info")
 POLICIES = {"retail": ("policy.md",), "telecom": ("main_policy_solo.md", "tech_support_workflow_solo.md")}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Annotated, Any
 
 from gspo_cli.tasks.tau.tools import gold_call
-from gspo_cli.tasks.tau2.carrier_tools import CARRIER_TOOLS
-from gspo_cli.tasks.tau2.phone_tools import PHONE_TOOLS
+from gspo_cli.tasks.tau2 import carrier_tools, phone_tools
 from gspo_cli.tasks.tau2.world import TODAY, TelecomWorld
-from gspo_cli.tasks.tools import Observation, ToolCall, by_name, run_call, tool
+from gspo_cli.tasks.tools import FunctionTool, Observation, ToolCall, by_name, run_call, tool
 
 
 @tool
@@ -20,9 +20,17 @@ def transfer_to_human_agents(world: TelecomWorld, /, summary: Annotated[str, "wh
 
 
 TRANSFER = transfer_to_human_agents.name
+
+
+def _tools_of(module: ModuleType, where: str) -> list[FunctionTool]:
+    """The tools of a module in their order, with the place in their description."""
+    tools = [value for value in vars(module).values() if isinstance(value, FunctionTool)]
+    return [replace(tool, description=f"{where}: {tool.description}") for tool in tools]
+
+
 TOOLS = by_name(
-    *(replace(tool, description=f"At the carrier: {tool.description}") for tool in CARRIER_TOOLS),
-    *(replace(tool, description=f"On the phone: {tool.description}") for tool in PHONE_TOOLS),
+    *_tools_of(carrier_tools, "At the carrier"),
+    *_tools_of(phone_tools, "On the phone"),
     transfer_to_human_agents,
 )
 

@@ -51,7 +51,7 @@ class RetailUser(Enum):
 
 @dataclass
 class TauRetail(Task):
-    """Tasks of tasks_<tasks>.jsonl or .py in `path`, which also holds the data and the policy, wiki.md.
+    """Tasks of tasks_<tasks>.jsonl or .py in `path`, which also has the data and the policy, wiki.md.
 
     Left out and counted: tasks where doing nothing wins, whose gold actions fail, and, with a scripted user,
     in free text. Without `heldout_tasks`, the tasks of some users, about `heldout`, are held out."""
