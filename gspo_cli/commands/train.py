@@ -45,6 +45,7 @@ from gspo_cli.launching.sweep import (
     table,
 )
 from gspo_cli.run.identity import RESUMABLE, State, matches
+from gspo_cli.run.summary import RunStatus
 
 if TYPE_CHECKING:
     from gspo_cli.run.folder import RunFolder
@@ -145,13 +146,13 @@ def train_here(config: RunConfig, node: DictConfig, run: RunFolder, ranks: Proce
     if run.writes:
         settings = OmegaConf.to_container(node, resolve=True)
         tracker = make_tracker(config.logging, run.path, settings, console.warn)
-    status = "failed"
+    status = RunStatus.failed
     try:
-        status = run_training(config, run, console, tracker.log, ranks=ranks)["status"]
+        status = RunStatus(run_training(config, run, console, tracker.log, ranks=ranks)["status"])
     finally:
         tracker.finish(status)
         console.close()
-    return INTERRUPTED if status == "interrupted" else 0
+    return INTERRUPTED if status is RunStatus.interrupted else 0
 
 
 def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
@@ -164,7 +165,7 @@ def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
     summary = run.path / "summary.json"
     if ended.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):
         with suppress(UserError), run.held():  # no rank could; or another process trains in the folder
-            run.write_summary(summarize(config, run, None, "failed", reward_object=False))
+            run.write_summary(summarize(config, run, None, RunStatus.failed, reward_object=False))
     if ended.message:
         if sys.stdout.isatty():
             print("\x1b[?25h", end="")  # a live view that was killed leaves no cursor
@@ -245,7 +246,7 @@ def finished_iterations(folder: Path) -> int | None:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return summary["iterations"] if summary["status"] == "completed" else None
+    return summary["iterations"] if summary["status"] == RunStatus.completed else None
 
 
 def run_command(name: str, command: Callable[[], int | None]) -> None:

@@ -17,6 +17,7 @@ from gspo_cli.compare.result import LeftOut
 from gspo_cli.diagnosis.diagnosis import settings_of
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
+from gspo_cli.run.summary import RunStatus
 
 SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
 MARKS = (SETTINGS, *LOGS)
@@ -26,7 +27,7 @@ NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "metrics.jsonl": {"num_tokens": int},
     "heldout.jsonl": {"problems": list, "solved": list, "conversations": list},
 }
-ENDED = ("completed", "stopped_early", "collapsed")
+ENDED = (RunStatus.completed, RunStatus.stopped_early, RunStatus.collapsed)
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class StoredRun:
         return self.config["task"]["name"], model["label"], model["name"]
 
     @property
-    def status(self) -> str:
+    def status(self) -> RunStatus:
         """How the run ended."""
-        return self.summary["status"]
+        return RunStatus(self.summary["status"])
 
     @property
     def iterations(self) -> int:
@@ -71,7 +72,7 @@ class StoredRun:
     def planned(self) -> int:
         """Iterations that the run stands for: a run that stopped early or collapsed keeps its last score to
         the end of what it was given."""
-        if self.status == "completed":
+        if self.status is RunStatus.completed:
             return self.iterations
         return self.config["training"]["num_outer_iterations"]
 
@@ -192,7 +193,8 @@ def _summary(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"summary.json cannot be read; {go_on}") from error
     if status not in ENDED:
-        word = {"interrupted": "was interrupted", "failed": "failed"}.get(status, f"is {status}")
+        words = {RunStatus.interrupted: "was interrupted", RunStatus.failed: "failed"}
+        word = words.get(status, f"is {status}")
         raise UserError(f"{word} after {done} of {total} iterations; {go_on}")
     return summary
 
@@ -215,7 +217,7 @@ def _check_whole(run: StoredRun) -> None:
         raise UserError("evals.jsonl has iterations twice or out of order; repeat the run")
     if not any(number_of(record, "score") is not None for record in run.evals):
         raise UserError("evals.jsonl has no held-out score; evaluate with evaluation.problems above 0")
-    if run.status == "completed" and evaluated[-1] != done:
+    if run.status is RunStatus.completed and evaluated[-1] != done:
         raise UserError(f"evals.jsonl ends at iteration {evaluated[-1]}, the run at {done}: it is damaged")
 
 

@@ -37,13 +37,14 @@ from gspo_cli.console.words import (
     tail,
     why_zero,
 )
+from gspo_cli.run.summary import RunStatus
 
 Metrics = Mapping[str, Any]
 Clock = Callable[[], float]
-
 LONGEST = 1000  # characters of a text that are looked at: a frame is drawn twice a second
 SILENCE = 5.0  # seconds after which a stage that goes on may take another line
 PHASES = {"rollout": "cyan", "reward": "yellow", "score": "blue", "update": "magenta", "eval": "green"}
+STYLES = {RunStatus.completed: "bold green", RunStatus.failed: "bold red"}
 COLUMNS = (  # label and metric
     {
         "clip tokens": "clip_ratio/token",
@@ -264,7 +265,7 @@ class LiveConsole:
     def end(self, summary: Metrics) -> None:
         self.close()
         first, *rest = describe(summary)
-        style = {"completed": "bold green", "failed": "bold red"}.get(summary["status"], "bold yellow")
+        style = STYLES.get(summary["status"], "bold yellow")
         commands = next_commands(summary)
         closing = [Text("\nNext:")] if commands else []
         self._console.print(Text("\n" + first, style), *map(Text, rest), *closing, sep="\n")

@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from gspo_cli.run.summary import RunStatus
+
 Record = Mapping[str, Any]
 
 MISSING = "–"
@@ -114,7 +116,7 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
     that was a script's object is no command's: none trains with it, and evaluation takes the task's own."""
     run = _relative(Path(summary["run_folder"]))
     commands = []
-    if summary["status"] == "collapsed":
+    if summary["status"] == RunStatus.collapsed:
         commands.append((f"gspo-doctor {shlex.quote(run)}", "see what went wrong, and what to change"))
     if summary["iterations"] > 0:
         evaluate, why = f"gspo-eval {shlex.quote(run)}", "measure its checkpoints on held-out problems"
@@ -129,21 +131,21 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
 
 def _go_on(summary: Record, resume: str) -> list[tuple[str, str]]:
     status, total = summary["status"], summary["total_iterations"]
-    if status == "completed":
+    if status == RunStatus.completed:
         why = f"train on, to iteration {2 * total}"
         return [(f"{resume} training.num_outer_iterations={2 * total}", why)]
-    if status == "stopped_early":
+    if status == RunStatus.stopped_early:
         why = f"train on to iteration {total}, past the score that stopped it"
         return [(f"{resume} evaluation.stop_at_score=null", why)]
-    if status == "collapsed":
+    if status == RunStatus.collapsed:
         why = "return to the checkpoint before the collapse and go on with a lower learning rate"
         return [(f"{resume} training.on_collapse=rollback", why)]
-    cause = "once the cause is removed, " if status == "failed" else ""
+    cause = "once the cause is removed, " if status == RunStatus.failed else ""
     return [(resume, f"{cause}continue from its last checkpoint")]
 
 
 def _partner(summary: Record) -> list[tuple[str, str]]:
-    if summary["status"] not in ("completed", "stopped_early"):
+    if summary["status"] not in (RunStatus.completed, RunStatus.stopped_early):
         return []
     other = "gspo" if summary["algorithm"] == "grpo" else "grpo"
     groups = [override(key, str(summary[key])) for key in ("task", "model")]
@@ -156,11 +158,11 @@ def _ending(summary: Record) -> str:
     run = f"{summary['algorithm']} on {summary['task']}, model {summary['model']}, seed {summary['seed']}"
     done = f"{summary['iterations']} of {summary['total_iterations']} iterations"
     return {
-        "completed": f"Completed {done}: {run}.",
-        "interrupted": f"Interrupted after {done}: {run}.",
-        "stopped_early": f"Stopped early after {done}: {run}.",
-        "collapsed": f"Stopped after {done}, because the policy collapsed: {run}.",
-        "failed": f"Failed after {done}: {run}.",
+        RunStatus.completed: f"Completed {done}: {run}.",
+        RunStatus.interrupted: f"Interrupted after {done}: {run}.",
+        RunStatus.stopped_early: f"Stopped early after {done}: {run}.",
+        RunStatus.collapsed: f"Stopped after {done}, because the policy collapsed: {run}.",
+        RunStatus.failed: f"Failed after {done}: {run}.",
     }[summary["status"]]
 
 

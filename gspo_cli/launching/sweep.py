@@ -23,7 +23,8 @@ from omegaconf import DictConfig
 from gspo_cli.console.words import fixed, override
 from gspo_cli.launching.processes import INTERRUPTED
 from gspo_cli.run.files import write_json
-from gspo_cli.run.identity import State, prepare, read_summary
+from gspo_cli.run.identity import State, prepare
+from gspo_cli.run.summary import RunStatus, read_summary
 
 COMMAND, JOBS = "sweep.json", "jobs.jsonl"
 
@@ -41,9 +42,9 @@ class Outcome:
     score: float | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> RunStatus:
         """completed, failed, or interrupted."""
-        return {0: "completed", INTERRUPTED: "interrupted"}.get(self.code, "failed")
+        return {0: RunStatus.completed, INTERRUPTED: RunStatus.interrupted}.get(self.code, RunStatus.failed)
 
 
 class SweepStart(Callback):
@@ -153,7 +154,7 @@ def table(ended: Sequence[Outcome]) -> str:
         + (f"  {each.why}" if each.why else "")
         for each, name in zip(ended, names, strict=True)
     ]
-    failed = sum(each.status == "failed" for each in ended)
+    failed = sum(each.status is RunStatus.failed for each in ended)
     return "\n".join([*lines, f"{len(ended)} jobs, {failed or 'none'} failed"])
 
 

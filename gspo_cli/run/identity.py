@@ -16,6 +16,7 @@ from gspo_cli.config.compose import load_saved
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus, read_summary
 
 RESUMABLE = (  # what may change when a run is resumed: nothing of what is computed
     "training.num_outer_iterations",
@@ -102,22 +103,11 @@ def state_of(folder: Path) -> State:
     summary = read_summary(folder)
     if summary is None:
         return State.started
-    if summary["status"] in ("stopped_early", "collapsed"):
+    if summary["status"] in (RunStatus.stopped_early, RunStatus.collapsed):
         return State.complete
     total = saved_settings(folder)["training"]["num_outer_iterations"]
-    over = summary["status"] == "completed" and summary["iterations"] >= total
+    over = summary["status"] == RunStatus.completed and summary["iterations"] >= total
     return State.complete if over else State.started
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a run folder; None where there is none. Raises UserError where it is not JSON."""
-    path = folder / "summary.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); restore or remove the file") from error
 
 
 def prepare(folder: Path, config_yaml: str) -> State:

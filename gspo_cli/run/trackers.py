@@ -15,6 +15,7 @@ from gspo_cli.config.choices import Tracker, WandbMode
 from gspo_cli.config.schema import LoggingConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
+from gspo_cli.run.summary import RunStatus
 
 Numbers = Mapping[str, float | None]
 Warn = Callable[[str], None]
@@ -26,7 +27,7 @@ class Mirror(Protocol):
     def log(self, values: Numbers, step: int) -> None:
         """Mirror the numbers of iteration `step`."""
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Close the mirror; `status` is that of summary.json."""
 
 
@@ -56,7 +57,7 @@ class NoTracker:
     def log(self, values: Numbers, step: int) -> None:
         """Nothing."""
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Nothing."""
 
 
@@ -104,10 +105,10 @@ class WandbTracker:
         """Mirror the numbers of iteration `step`, the horizontal axis of every chart."""
         self._guard.attempt(lambda: self._run.log({**_present(values), "iteration": step}))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Write the status and wait until wandb has everything. A failed run ends with exit code 1."""
-        self._guard.attempt(lambda: self._run.summary.update({"status": status}))
-        self._guard.attempt(lambda: self._run.finish(exit_code=int(status == "failed")))
+        self._guard.attempt(lambda: self._run.summary.update({"status": str(status)}))
+        self._guard.attempt(lambda: self._run.finish(exit_code=int(status == RunStatus.failed)))
 
 
 class TensorboardTracker:
@@ -137,7 +138,7 @@ class TensorboardTracker:
         event = self._event.Event(wall_time=time.time(), step=step, summary=self._summary(value=scalars))
         self._guard.attempt(lambda: self._write(event))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Close the event file."""
         self._guard.attempt(self._writer.close)
 

@@ -27,6 +27,7 @@ from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.card import objective_card
 from gspo_cli.training.checkpoint import Checkpoints
@@ -76,7 +77,7 @@ def _run_in(
 ) -> dict[str, Any]:
     """`run_training` in a folder that this process alone trains in."""
     trainer: Trainer | None = None
-    status, threads = "failed", torch.get_num_threads()
+    status, threads = RunStatus.failed, torch.get_num_threads()
     try:
         parts = build_parts(config, folder, reporter, reward, ranks)
         trainer = Trainer(config, parts, folder, reporter, track)
@@ -88,7 +89,7 @@ def _run_in(
         with stop_on_signal(trainer, reporter):
             status = trainer.train()
     except KeyboardInterrupt:
-        status = "interrupted"
+        status = RunStatus.interrupted
         raise
     except torch.OutOfMemoryError as error:  # of an update it would be smaller micro-batches
         raise UserError(
@@ -271,12 +272,12 @@ def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
 
 
 def summarize(
-    config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: str, reward_object: bool
+    config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: RunStatus, reward_object: bool
 ) -> dict[str, Any]:
     """The content of summary.json. `reward_object`: a script gave the reward, no command can rebuild it."""
     state = trainer.state if trainer else None
     return {
-        "status": status,
+        "status": status.value,
         "algorithm": config.algorithm.name,
         "model": config.model.label,
         "model_name": config.model.name,

@@ -20,6 +20,7 @@ from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
@@ -84,7 +85,7 @@ class Trainer:
         self.monitor.metrics += [r for r in self.folder.read("metrics.jsonl") if r["iteration"] <= reached]
         self.monitor.evals += [r for r in self.folder.read("evals.jsonl") if r["iteration"] <= reached]
 
-    def train(self) -> str:
+    def train(self) -> RunStatus:
         """Train to the end, a stop request, or `evaluation.stop_at_score`. Returns the status of the run."""
         total = self.config.training.num_outer_iterations
         if self.state.initial_eval is None:
@@ -92,13 +93,13 @@ class Trainer:
             self._save()
         while self.state.iteration < total:
             if self._good_enough():
-                return self._finish("stopped_early")
+                return self._finish(RunStatus.stopped_early)
             if self.ranks.any(self.stop_requested):
-                return self._finish("interrupted")
+                return self._finish(RunStatus.interrupted)
             self._iterate()
             if self._lost:
-                return self._finish("collapsed")
-        return self._finish("completed")
+                return self._finish(RunStatus.collapsed)
+        return self._finish(RunStatus.completed)
 
     def _iterate(self) -> None:
         clock, iteration = Clock(), self.state.iteration
@@ -237,7 +238,7 @@ class Trainer:
             return None
         return mean(self.updater.reward_kl([Sample.of(answer) for answer in answers]))
 
-    def _finish(self, status: str) -> str:
+    def _finish(self, status: RunStatus) -> RunStatus:
         """Make sure that the last iteration is saved."""
         last = self.checkpoints.last
         if self.ranks.agreed(last is None or self.checkpoints.iteration(last) != self.state.iteration):
