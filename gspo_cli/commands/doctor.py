@@ -83,8 +83,6 @@ def examine(path: Path) -> Report:
         raise UserError(f"{path}: has no iterations yet; wait for the first one, then ask again")
     findings = diagnose(settings, metrics, evals)
     history = History(settings, metrics, evals)
-    card = path / "card.txt"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     unread = ""
     if cut:
         last = metrics[-1]["iteration"]
@@ -94,7 +92,7 @@ def examine(path: Path) -> Report:
         verdict(settings, history, findings),
         unread,
         findings,
-        guide(history, findings, text),
+        guide(history, findings, folder.read_card()),
         commands(path, settings, metrics, findings),
     )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
@@ -19,9 +18,7 @@ UNSTABLE = {
     "reward_fell", "entropy_gone", "length_runaway", "repetition", "kl_far", "not_finite", "gradient_spike",
     "rolled_back", "held_out_fell", "reward_scale",
 }  # fmt: skip
-PART = re.compile(r"(\w+) ([\d.]+)(?: (GiB|MiB))?")
 WORTH = 0.05  # of the estimate: what saves less is not worth a change
-MEBIBYTE = 1 / 1024  # GiB
 Setting = Callable[[str], Any]
 
 
@@ -36,8 +33,8 @@ class Answer:
     settings: tuple[str, ...] = ()
 
 
-def guide(run: History, findings: Sequence[Finding], card: str) -> list[Answer]:
-    """The entries in the guide's order. `card` is the text of card.txt, empty where there is none."""
+def guide(run: History, findings: Sequence[Finding], card: Mapping[str, Any] | None) -> list[Answer]:
+    """The entries in the guide's order. `card` is what card.json holds, None where there is none."""
     return [loss(run, findings), memory(run, card), instability(run, findings)]
 
 
@@ -69,13 +66,13 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     return Answer("loss not decreasing", False, what, fix, (longer,))
 
 
-def memory(run: History, card: str) -> Answer:
+def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
     """High memory: the measured peak, and what lowers it, in the order of effect by the card's estimate."""
     peaks = run.values("memory/peak_gb")
     short = round(sum(number_of(record, "oom_events") or 0.0 for record in run.everything))
     measured = f"peak {number(max(peaks))} GiB" if peaks else "no peak was measured"
     what = f"{measured}, memory ran out {short} times" if short else f"{measured}, memory never ran out"
-    parts = estimated_parts(card)
+    parts = {} if card is None else estimated_parts(card)
     if parts:
         largest = sorted(parts, key=parts.__getitem__, reverse=True)[:3]
         named = ", ".join(f"{part} {number(parts[part])}" for part in largest)
@@ -91,11 +88,11 @@ def memory(run: History, card: str) -> Answer:
     return Answer("high memory", not short, what, fix, (savings[0][0],) if short and told else ())
 
 
-def estimated_parts(card: str) -> dict[str, float]:
-    """GiB by part of the phase that takes most, from the memory line of card.txt."""
-    line = re.search(r"^\s*memory\s.*?\(([^)]*)\)", card, flags=re.MULTILINE)
-    found = PART.findall(line.group(1)) if line else []
-    return {part: float(size) * (MEBIBYTE if unit == "MiB" else 1.0) for part, size, unit in found}
+def estimated_parts(card: Mapping[str, Any]) -> dict[str, float]:
+    """GiB by part of the phase that takes most, as card.json has it; parts under 1 MiB are left out."""
+    phases: Mapping[str, Mapping[str, int]] = card["memory"]["phases"]
+    largest = max(phases.values(), key=lambda parts: sum(parts.values()))
+    return {part: size / 2**30 for part, size in largest.items() if size >= 2**20}
 
 
 def _levers(setting: Setting, parts: dict[str, float]) -> list[tuple[str, float]]:

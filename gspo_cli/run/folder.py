@@ -1,13 +1,12 @@
 """The run folder: the contract that reports and people read.
 
-config.yaml (resolved), card.txt, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl (what became of
+config.yaml (resolved), card.txt and card.json, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl (what became of
 each held-out problem), checkpoints/, initial_model/ (where the model was made here), summary.json."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from typing import Any
 
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
-from gspo_cli.run.files import make_folder, write_atomically, write_json
+from gspo_cli.run.files import json_ready, make_folder, read_json, write_atomically, write_json
 
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
 
@@ -101,7 +100,7 @@ class RunFolder:
         """Add one line to a log, whole and flushed. Numbers that are not finite become null."""
         if not self.writes:
             return
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+        line = json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False)
         try:
             with (self.path / log).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -134,20 +133,17 @@ class RunFolder:
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
             write_atomically(self.path / log, "".join(lines))
 
-    def write_card(self, card: str) -> None:
-        """Save the objective card."""
+    def write_card(self, text: str, card: Mapping[str, Any]) -> None:
+        """Save the objective card: `text` for people as card.txt, `card` for programs as card.json."""
         if self.writes:
-            write_atomically(self.path / "card.txt", card + "\n")
+            write_atomically(self.path / "card.txt", text + "\n")
+            write_json(self.path / "card.json", json_ready(card))
+
+    def read_card(self) -> dict[str, Any] | None:
+        """card.json; None where there is none, as in older runs. Raises UserError where it is not JSON."""
+        return read_json(self.path / "card.json")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Save summary.json."""
         if self.writes:
-            write_json(self.path / "summary.json", _finite(summary))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            write_json(self.path / "summary.json", json_ready(summary))

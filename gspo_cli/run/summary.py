@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gspo_cli.errors import UserError
+from gspo_cli.run.files import read_json
 
 
 class RunStatus(StrEnum):
@@ -25,10 +24,4 @@ class RunStatus(StrEnum):
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """summary.json of a run folder; None where there is none. Raises UserError where it is not JSON."""
-    path = folder / "summary.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); restore or remove the file") from error
+    return read_json(folder / "summary.json")

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -29,12 +30,12 @@ from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus
 from gspo_cli.tasks.base import Task
-from gspo_cli.training.card import objective_card
+from gspo_cli.training.card import Card, card_text, objective_card
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.training.preflight import described, noise_floor, noise_warnings
+from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
@@ -83,9 +84,9 @@ def _run_in(
         trainer = Trainer(config, parts, folder, reporter, track)
         trainer.resume()
         card = measured_card(config, parts, reporter)
-        folder.write_card(card)
-        title = card.splitlines()[0]
-        reporter.begin(title, card, config.training.num_outer_iterations, trainer.state.iteration)
+        text = card_text(card)
+        folder.write_card(text, asdict(card))
+        reporter.begin(card.title, text, config.training.num_outer_iterations, trainer.state.iteration)
         with stop_on_signal(trainer, reporter):
             status = trainer.train()
     except KeyboardInterrupt:
@@ -105,7 +106,7 @@ def _run_in(
     return summary
 
 
-def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> str:
+def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> Card:
     """The objective card with the noise floor, of which it warns."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
     prompts, heldout = parts.prompts, parts.heldout_problems
@@ -114,8 +115,7 @@ def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> str:
     longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
-    size, noise = strategy.ranks.size, described(config, floor)
-    return objective_card(config, policy, len(problems), len(heldout), longest, noise, size)
+    return objective_card(config, policy, len(problems), len(heldout), longest, floor, strategy.ranks.size)
 
 
 def build_parts(
