@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
-from gspo_cli.config.compose import CONF_DIR, build_config
+from gspo_cli.config.compose import build_config, composed, plain_values
+from gspo_cli.config.stored import StoredConfig, stored_config
 
 
-def settings(*overrides: str) -> dict:
+def settings(*overrides: str) -> StoredConfig:
     """What config.yaml would hold."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        node = compose("train", overrides=list(overrides))
+    node = composed(overrides)
     build_config(node)
-    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    return stored_config(plain_values(node), "config.yaml")
 
 
 def line(iteration: int, **changed) -> dict:

@@ -66,7 +66,7 @@ class Plan:
 
 @cache
 def _composed(*overrides: str) -> dict[str, Any]:
-    return settings(*overrides)
+    return settings(*overrides).plain
 
 
 def config_of(plan: Plan) -> dict[str, Any]:

@@ -27,7 +27,7 @@ LOST = {"reward": 0.02, "reward_std": 0.02}
 def make_run(folder: Path, metrics: list[dict], *overrides: str) -> Path:
     """A run folder with these lines."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings(*overrides))))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings(*overrides).plain)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
     return folder
 
@@ -218,12 +218,12 @@ def test_a_new_run_takes_the_changes_and_a_stopped_one_what_may_change_on_the_wa
 
 def test_a_run_whose_options_or_reward_are_not_ours_gets_the_changes_alone(tmp_path):
     config, lost = settings("training.num_outer_iterations=20"), run_of(20, 12, **LOST)
-    config["task"]["name"] = "dice"
+    config.task["name"] = "dice"
     told = commands(tmp_path, config, lost, diagnose(config, lost))
     assert told == [
         ("gspo-train ... algorithm.learning_rate=5e-05", "a new run: your own settings, and these")
     ]
-    config["reward"] = "python object x.Y"
+    config.reward = "python object x.Y"
     assert commands(tmp_path, config, lost, diagnose(config, lost)) == []
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gspo_cli.commands.train import RESUMABLE, run_command
+from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import OBJECT, composed, literal
+from gspo_cli.config.stored import StoredConfig, read_stored
 from gspo_cli.console.words import clean, number, override
-from gspo_cli.diagnosis.diagnosis import diagnose, settings_of
+from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.guide import Answer, guide
 from gspo_cli.diagnosis.history import Finding, History, Record, Severity, number_of
 from gspo_cli.errors import UserError
@@ -74,26 +76,26 @@ def examine(path: Path) -> Report:
     if not path.is_dir():
         raise UserError(f"{path}: is not a folder; give the run folder of a gspo-train")
     folder = RunFolder(path)
-    settings = settings_of(folder.config)
+    config = read_stored(folder.config)
     metrics, cut = read_log(path / "metrics.jsonl")
     evals, _ = read_log(path / "evals.jsonl")
     if not metrics and cut:
         raise UserError(f"{path / 'metrics.jsonl'}: cannot be read from line 1 on; restore the file")
     if not metrics:
         raise UserError(f"{path}: has no iterations yet; wait for the first one, then ask again")
-    findings = diagnose(settings, metrics, evals)
-    history = History(settings, metrics, evals)
+    findings = diagnose(config, metrics, evals)
+    history = History(config, metrics, evals)
     unread = ""
     if cut:
         last = metrics[-1]["iteration"]
         unread = f"metrics.jsonl cannot be read from line {cut} on: this is about the iterations to {last}"
     return Report(
         str(path),
-        verdict(settings, history, findings),
+        verdict(config, history, findings),
         unread,
         findings,
         guide(history, findings, folder.read_card()),
-        commands(path, settings, metrics, findings),
+        commands(path, config, metrics, findings),
     )
 
 
@@ -117,12 +119,12 @@ def read_log(path: Path) -> tuple[list[Record], int | None]:
     return found, None
 
 
-def verdict(settings: Mapping[str, Any], history: History, findings: Sequence[Finding]) -> str:
+def verdict(config: StoredConfig, history: History, findings: Sequence[Finding]) -> str:
     """One sentence: healthy or not, and what was looked at."""
     grave = [finding for finding in findings if finding.severity is not Severity.note]
-    done, total = history.everything[-1]["iteration"], settings["training"]["num_outer_iterations"]
-    task, model = settings["task"].get("name"), settings["model"]["label"]
-    about = f"{settings['algorithm']['name']} on {task}, model {model}"
+    done, total = history.everything[-1]["iteration"], config.training.num_outer_iterations
+    task, model = config.task.get("name"), config.model.label
+    about = f"{config.algorithm.name} on {task}, model {model}"
     rewards = history.values("reward")
     course = f", reward {number(rewards[0])} to {number(rewards[-1])}" if rewards else ""
     state = "healthy" if not grave else f"{len(grave)} finding{'s' * (len(grave) > 1)}"
@@ -130,7 +132,7 @@ def verdict(settings: Mapping[str, Any], history: History, findings: Sequence[Fi
 
 
 def commands(
-    path: Path, settings: Mapping[str, Any], metrics: Sequence[Record], findings: Sequence[Finding]
+    path: Path, config: StoredConfig, metrics: Sequence[Record], findings: Sequence[Finding]
 ) -> list[tuple[str, str]]:
     """What to type: (command, why)."""
     grave = [finding for finding in findings if finding.severity is not Severity.note]
@@ -138,9 +140,9 @@ def commands(
     for finding in grave:
         for setting in finding.settings:
             wanted.setdefault(setting.split("=")[0], setting)
-    if not wanted or str(settings.get("reward") or "").startswith(OBJECT):
+    if not wanted or (config.reward or "").startswith(OBJECT):
         return []  # nothing to change, or a script has to
-    unfinished = metrics[-1]["iteration"] < settings["training"]["num_outer_iterations"]
+    unfinished = metrics[-1]["iteration"] < config.training.num_outer_iterations
     resume = f"gspo-train {override('resume', str(path))}"
     found = []
     if unfinished and all(key.startswith(RESUMABLE) for key in wanted):
@@ -150,7 +152,7 @@ def commands(
     if any(f.severity is Severity.collapse for f in grave) and unfinished:
         why = "return to the checkpoint before the collapse and go on with a lower learning rate"
         found.append((f"{resume} training.on_collapse=rollback", why))
-    own = own_overrides(settings)
+    own = own_overrides(config)
     if own is None:
         changes = " ".join(wanted.values())
         return [*found, (f"gspo-train ... {changes}", "a new run: your own settings, and these")]
@@ -159,16 +161,16 @@ def commands(
     return [*found, (" ".join(["gspo-train", *kept, *wanted.values()]), why)]
 
 
-def own_overrides(settings: Mapping[str, Any]) -> list[str] | None:
+def own_overrides(config: StoredConfig) -> list[str] | None:
     """The overrides that compose these settings from conf/; None where its options do not hold them."""
-    hardware = settings["hardware"]
-    place = f"zero{hardware['zero_stage']}" if hardware["zero_stage"] else "single_gpu"
+    hardware = config.hardware
+    place = f"zero{hardware.zero_stage}" if hardware.zero_stage else "single_gpu"
     chosen = {
-        "task": str(settings["task"].get("name")),
-        "model": settings["model"]["label"],
-        "algorithm": settings["algorithm"]["name"],
-        "hardware": "cpu" if hardware["device"] == "cpu" and not hardware["zero_stage"] else place,
-        "logging": settings["logging"]["report_to"],
+        "task": str(config.task.get("name")),
+        "model": config.model.label,
+        "algorithm": config.algorithm.name,
+        "hardware": "cpu" if hardware.device is Device.cpu and not hardware.zero_stage else place,
+        "logging": config.logging.report_to.value,
     }
     groups = [override(group, option) for group, option in chosen.items()]
     try:
@@ -176,7 +178,7 @@ def own_overrides(settings: Mapping[str, Any]) -> list[str] | None:
         preset = leaves(OmegaConf.to_container(composed(groups), resolve=True, enum_to_str=True))
     except (UserError, OmegaConfBaseException):
         return None
-    own = leaves(OmegaConf.to_container(OmegaConf.create(literal(settings)), resolve=True))
+    own = leaves(OmegaConf.to_container(OmegaConf.create(literal(config.plain)), resolve=True))
     changed = {
         key: value for key, value in own.items() if key in preset and preset[key] != value and key != "resume"
     }

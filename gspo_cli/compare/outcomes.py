@@ -210,7 +210,7 @@ def collapses(run: StoredRun, budget: Budget) -> int:
     metrics = run.metrics[: budget.iterations]
     back = len(column(metrics, "rolled_back_to"))
     evals = [record for record in run.evals if record["iteration"] <= budget.iterations]
-    found = diagnose(run.config, metrics, evals)
+    found = diagnose(run.settings, metrics, evals)
     stopped = run.status is RunStatus.collapsed and run.iterations <= budget.iterations
     return back + (stopped or any(finding.severity is Severity.collapse for finding in found))
 

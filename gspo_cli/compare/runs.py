@@ -10,11 +10,12 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gspo_cli.compare.result import LeftOut
-from gspo_cli.diagnosis.diagnosis import settings_of
+from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
 from gspo_cli.run.summary import RunStatus
@@ -41,6 +42,11 @@ class StoredRun:
     evals: Sequence[Record]
     heldout: Sequence[Record]
     summary: Record
+
+    @cached_property
+    def settings(self) -> StoredConfig:
+        """`config` with typed groups."""
+        return stored_config(self.config, self.folder)
 
     @property
     def seed(self) -> int:
@@ -134,7 +140,7 @@ def _below(path: Path) -> list[Path]:
 
 def read_run(folder: Path) -> StoredRun:
     """The run in `folder`. Raises UserError with what is wrong where it did not end, or is not whole."""
-    config = settings_of(folder / "config.yaml")
+    config = read_stored(folder / "config.yaml").plain
     if not isinstance(config.get("seed"), int):
         raise UserError("config.yaml has no seed; restore the file")
     if not any((folder / log).exists() for log in LOGS):

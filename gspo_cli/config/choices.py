@@ -78,6 +78,7 @@ class Truncated(Enum):
     keep = "keep"
     mask = "mask"
     penalise = "penalise"
+    penalize = "penalise"  # a second spelling; saved as the first, which earlier runs have
 
 
 class RewardErrors(Enum):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -88,9 +88,15 @@ def literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
 
 
+def plain_values(node: DictConfig, throw_on_missing: bool = False) -> dict[str, Any]:
+    """The values of a node by key: references resolved, enums as their names."""
+    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=throw_on_missing, enum_to_str=True)
+    return cast(dict[str, Any], values)  # OmegaConf's type also covers nodes that are lists
+
+
 def build_task(node: DictConfig) -> Any:
     """The task object of a `task` node: fields checked against the dataclass that `_target_` names."""
-    values = OmegaConf.to_container(node, resolve=True)
+    values = plain_values(node)
     target = values.pop("_target_", None)
     if target is None:
         raise UserError(
@@ -118,8 +124,9 @@ def build_config(node: DictConfig) -> schema.RunConfig:
     """A checked RunConfig from a composed or loaded node. Raises UserError with one sentence."""
     try:
         # plain values: keys that `+` added to a typed node would pass the merge unseen
-        values = literal(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
+        values = literal(plain_values(node, throw_on_missing=True))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
+        assert isinstance(config, schema.RunConfig)
         config.task = build_task(node.task)
         if config.reward is not None:
             _check_reward(config.reward)
@@ -139,7 +146,7 @@ def _check_reward(path: str) -> None:
 
 def resolved_yaml(node: DictConfig) -> str:
     """The configuration with every interpolation resolved, as saved with the run: it reloads anywhere."""
-    resolved = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    resolved = plain_values(node)
     resolved.pop("resume", None)
     return OmegaConf.to_yaml(OmegaConf.create(literal(resolved)))
 
@@ -152,7 +159,7 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join(overrides)}: cannot be read; write key=value") from error
     sections = [
-        key
+        str(key)
         for key in changes
         if isinstance(saved.get(key), DictConfig) and not isinstance(changes[key], DictConfig)
     ]
@@ -160,19 +167,24 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"{sections[0]}: a run keeps its own; give single settings, as in evaluation.problems=500"
         )
-    return OmegaConf.merge(saved, changes)
+    merged = OmegaConf.merge(saved, changes)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def load_saved(path: Path) -> DictConfig:
-    """The node of a saved config.yaml. Raises UserError where it is not there or not YAML."""
+    """The node of a saved config.yaml. Raises UserError where there is none, or it cannot be read."""
     try:
-        return OmegaConf.load(path)
+        node = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent}: is not a run folder (no {path.name}); give the folder of a run"
         ) from error
     except Exception as error:  # a YAML parser's many errors: all mean the same to the user
         raise UserError(f"{path}: cannot be read as YAML ({error}); restore the file") from error
+    if not isinstance(node, DictConfig):
+        raise UserError(f"{path}: has no settings of a run; give the run folder of a gspo-train")
+    return node
 
 
 def explain(error: Exception) -> str:

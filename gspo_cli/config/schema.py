@@ -194,8 +194,8 @@ class LoggingConfig:
 
 
 @dataclass
-class RunConfig:
-    """Everything one run is made of. `task` is the object that `task._target_` names, built and checked."""
+class RunSettings:
+    """The settings of a run by group, each group checked on its own."""
 
     model: ModelConfig = MISSING
     task: Any = MISSING
@@ -210,6 +210,23 @@ class RunConfig:
     reward_settings: Any = None
     seed: int = 0
     resume: str | None = None
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether evaluations measure the KL divergence from the model before training."""
+        cheap = self.model.use_lora or self.model.is_embedded
+        return self.evaluation.samples > 0 and (cheap if self.evaluation.kl is None else self.evaluation.kl)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a frozen copy of the model before training is held; under LoRA none is needed."""
+        return (self.algorithm.beta > 0 or self.measures_kl) and not self.model.use_lora
+
+
+@dataclass
+class RunConfig(RunSettings):
+    """Everything one run is made of, with the rules that cross groups. `task` is the object that
+    `task._target_` names, built and checked."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
@@ -279,17 +296,6 @@ class RunConfig:
                 f"rollout.engine=vllm: an adapter over quantised weights cannot be pushed; set model."
                 f"{self.model.quantised_by}=false, or use rollout=transformers",
             )
-
-    @property
-    def measures_kl(self) -> bool:
-        """Whether evaluations measure the KL divergence from the model before training."""
-        cheap = self.model.use_lora or self.model.is_embedded
-        return self.evaluation.samples > 0 and (cheap if self.evaluation.kl is None else self.evaluation.kl)
-
-    @property
-    def keeps_reference(self) -> bool:
-        """Whether a frozen copy of the model before training is held; under LoRA none is needed."""
-        return (self.algorithm.beta > 0 or self.measures_kl) and not self.model.use_lora
 
     def check_processes(self, processes: int) -> None:
         """Raise UserError where `processes` on each node are more than there are prompts to divide."""

@@ -37,7 +37,7 @@ def entropy_gone(run: History) -> Finding | None:
         "does not rise",
         f"use {slower(run)}; algorithm.beta=0.01 holds the policy near its reference",
         since,
-        (slower(run), "algorithm.beta=0.01") if run.setting("algorithm.beta") == 0 else (slower(run),),
+        (slower(run), "algorithm.beta=0.01") if run.config.algorithm.beta == 0 else (slower(run),),
     )
 
 
@@ -72,7 +72,7 @@ def truncation(run: History) -> Finding | None:
     since = run.above("completions/clipped_ratio", TRUNCATED)
     if since is None or _cap_grows(run) or length_runaway(run):
         return None
-    cap = run.setting("rollout.max_completion_length")
+    cap = run.config.rollout.max_completion_length
     longer = f"rollout.max_completion_length={2 * cap}"
     return Finding(
         "truncation",
@@ -112,7 +112,7 @@ def kl_far(run: History) -> Finding | None:
     jumps = len(before) == WINDOW and min(newest) > max(KL_SEEN, KL_GROWTH * fmean(before))
     if since is None and not jumps:
         return None
-    beta = f"algorithm.beta={10 * run.setting('algorithm.beta'):.3g}"
+    beta = f"algorithm.beta={10 * run.config.algorithm.beta:.3g}"
     lost = since is not None and not run.reward_rises
     return Finding(
         "kl_far",
@@ -146,7 +146,7 @@ def out_of_memory(run: History) -> Finding | None:
     if not short:
         return None
     count = round(sum(number_of(record, "oom_events") or 0.0 for record in short))
-    asked = run.setting("hardware.tokens_per_microbatch")
+    asked = run.config.hardware.tokens_per_microbatch
     left = number_of(short[-1], "tokens_per_microbatch") or asked / 2**count
     setting = f"hardware.tokens_per_microbatch={max(1, int(left))}"
     return Finding(
@@ -166,5 +166,5 @@ def _cut(record: Record) -> float | None:
 
 def _cap_grows(run: History) -> bool:
     """Whether the length curriculum is still under way: its answers are meant to be cut."""
-    start = run.setting("training.length_curriculum_start")
-    return start is not None and run.iteration <= run.setting("training.length_curriculum_iterations")
+    start = run.config.training.length_curriculum_start
+    return start is not None and run.iteration <= run.config.training.length_curriculum_iterations

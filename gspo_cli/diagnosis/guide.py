@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from gspo_cli.config.choices import Device, Optimizer
+from gspo_cli.config.schema import RunSettings
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import Finding, History, Severity, number_of, preset_rate, slower
 
@@ -19,7 +21,6 @@ UNSTABLE = {
     "rolled_back", "held_out_fell", "reward_scale",
 }  # fmt: skip
 WORTH = 0.05  # of the estimate: what saves less is not worth a change
-Setting = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     if causes:
         named = ", ".join(finding.rule for finding in causes)
         return Answer("loss not decreasing", False, f"{what}; see {named}", causes[0].fix, causes[0].settings)
-    longer = f"training.num_outer_iterations={2 * run.setting('training.num_outer_iterations')}"
+    longer = f"training.num_outer_iterations={2 * run.config.training.num_outer_iterations}"
     other = slower(run)
-    if run.setting("algorithm.learning_rate") <= preset_rate(run):
-        other = f"algorithm.learning_rate={3 * run.setting('algorithm.learning_rate'):.3g}"
+    if run.config.algorithm.learning_rate <= preset_rate(run):
+        other = f"algorithm.learning_rate={3 * run.config.algorithm.learning_rate:.3g}"
     fix = f"no rule says why: use {longer}, or {other}"
     return Answer("loss not decreasing", False, what, fix, (longer,))
 
@@ -77,7 +78,7 @@ def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
         largest = sorted(parts, key=parts.__getitem__, reverse=True)[:3]
         named = ", ".join(f"{part} {number(parts[part])}" for part in largest)
         what += f"; the card's estimate of its parts is {named} GiB"
-    savings = sorted(_levers(run.setting, parts), key=lambda lever: -lever[1])
+    savings = sorted(_levers(run.config, parts), key=lambda lever: -lever[1])
     least = WORTH * sum(parts.values())
     told = [
         f"{text} (about {number(saved)} GiB less)" if saved else text
@@ -95,35 +96,35 @@ def estimated_parts(card: Mapping[str, Any]) -> dict[str, float]:
     return {part: size / 2**30 for part, size in largest.items() if size >= 2**20}
 
 
-def _levers(setting: Setting, parts: dict[str, float]) -> list[tuple[str, float]]:
+def _levers(config: RunSettings, parts: dict[str, float]) -> list[tuple[str, float]]:
     """Settings not yet taken that lower memory, and about how many GiB each saves."""
 
     def share(part: float, *names: str) -> float:
         return part * sum(parts.get(name, 0.0) for name in names)
 
-    adapters, stage = setting("model.use_lora"), setting("hardware.zero_stage")
-    quantised = setting("model.use_4bit") or setting("model.use_8bit")
-    half_tokens = max(1, setting("hardware.tokens_per_microbatch") // 2)
-    half_rows = max(1, setting("rollout.batch_size") // 2)
+    adapters, stage = config.model.use_lora, config.hardware.zero_stage
+    quantised = config.model.use_4bit or config.model.use_8bit
+    half_tokens = max(1, config.hardware.tokens_per_microbatch // 2)
+    half_rows = max(1, config.rollout.batch_size // 2)
     levers = [
         (f"hardware.tokens_per_microbatch={half_tokens}", share(0.5, "activations"), True),
         (f"rollout.batch_size={half_rows}", share(0.5, "cache"), True),
         (
             "model.gradient_checkpointing=true",
             share(0.8, "activations"),
-            not setting("model.gradient_checkpointing"),
+            not config.model.gradient_checkpointing,
         ),
         ("model.use_lora=true", share(0.95, "optimizer", "gradients", "temporary"), not adapters),
         ("model.use_4bit=true", share(0.7, "weights"), adapters and not quantised and stage < 3),
         (
             "training.optimizer=adamw_8bit",
             share(0.6, "optimizer"),
-            stage == 0 and setting("training.optimizer") == "adamw",
+            stage == 0 and config.training.optimizer is Optimizer.adamw,
         ),
         (
             "hardware=zero2",  # over two GPUs, half of what it divides
             share(0.5, "optimizer", "gradients"),
-            stage == 0 and setting("hardware.device") == "cuda",
+            stage == 0 and config.hardware.device is Device.cuda,
         ),
         ("hardware=zero3", share(0.5, "weights"), stage in (1, 2) and not quantised),
     ]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+from gspo_cli.config.choices import AdvantageScale, ClipMode, RatioLevel
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     LASTING,
@@ -76,7 +77,7 @@ def constant_reward(run: History) -> Finding | None:
 
 def reward_scale(run: History) -> Finding | None:
     """Rewards in the hundreds, not divided by their spread."""
-    if run.setting("algorithm.advantage_scale") != "none":
+    if run.config.algorithm.advantage_scale is not AdvantageScale.none:
         return None
     since = run.since(lambda record: abs(number_of(record, "reward") or 0.0) > LARGE_REWARD)
     if since is None:
@@ -108,13 +109,12 @@ def equal_groups(run: History) -> Finding | None:
             since,
             ("evaluation.stop_at_score=0.95",),
         )
-    answers, generated = (
-        run.setting(f"training.{name}") for name in ("num_generations", "generations_per_iteration")
-    )
+    answers = run.config.training.num_generations
+    generated = run.config.training.generations_per_iteration
     more = [f"training.num_generations={2 * answers}"]
     if generated % (2 * answers):
         more.append(f"training.generations_per_iteration={2 * generated}")
-    wide = run.setting("rollout.temperature") >= 1
+    wide = run.config.rollout.temperature >= 1
     settings = ("algorithm.dynamic_sampling=true", *more, *([] if wide else ["rollout.temperature=1.0"]))
     return Finding(
         "equal_groups",
@@ -156,8 +156,8 @@ def clip_saturation(run: History) -> Finding | None:
     """Most answers that an update after the first could learn from are clipped away.
 
     A sequence ratio clips answers, a token ratio tokens; the first update of a batch has ratio 1."""
-    updates = run.setting("training.updates_per_rollout")
-    per_token = run.setting("algorithm.ratio_level") == "token"
+    updates = run.config.training.updates_per_rollout
+    per_token = run.config.algorithm.ratio_level is RatioLevel.token
     what, metric = ("tokens", "clip_ratio/token") if per_token else ("answers", "clip_ratio/sequence")
 
     def possible(record: Record) -> float:
@@ -182,8 +182,8 @@ def clip_saturation(run: History) -> Finding | None:
 
 def nothing_clips(run: History) -> Finding | None:
     """Updates so small that the clip band plays no part, and the reward stands still."""
-    bounded = run.setting("algorithm.clip_mode") != "none"
-    several = run.setting("training.updates_per_rollout") > 1
+    bounded = run.config.algorithm.clip_mode is not ClipMode.none
+    several = run.config.training.updates_per_rollout > 1
     clipped = run.values("clip_ratio/token")
     if not (bounded and several and len(clipped) >= WINDOW) or any(clipped) or run.reward_rises:
         return None
@@ -204,7 +204,7 @@ def nothing_clips(run: History) -> Finding | None:
 
 def one_update(run: History) -> Finding | None:
     """Why the clip share is 0."""
-    if run.setting("training.updates_per_rollout") > 1 or not run.records:
+    if run.config.training.updates_per_rollout > 1 or not run.records:
         return None
     return Finding(
         "one_update",
@@ -317,14 +317,11 @@ def rolled_back(run: History) -> Finding | None:
 def _widths(run: History) -> Sequence[float]:
     """Widths of the clip band in force on its bounded sides (a calibrated one moves; older runs log none);
     none where nothing clips."""
-    if run.setting("algorithm.clip_mode") == "none":
-        return []
     newest = run.records[-1] if run.records else {}
-    sides = (
-        newest.get(f"clip_range/{side}", run.setting(f"algorithm.clip_range_{side}"))
-        for side in ("left", "right")
-    )
-    return [width for width in sides if width is not None]
+    left, right = run.config.algorithm.clip_range
+    sides = (newest.get("clip_range/left", left), newest.get("clip_range/right", right))
+    bounded = run.config.algorithm.clip_mode is not ClipMode.none
+    return [width for width in sides if bounded and width is not None]
 
 
 def _binomial_error(record: Record) -> float:

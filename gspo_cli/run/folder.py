@@ -1,7 +1,7 @@
 """The run folder: the contract that reports and people read.
 
-config.yaml (resolved), card.txt and card.json, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl (what became of
-each held-out problem), checkpoints/, initial_model/ (where the model was made here), summary.json."""
+config.yaml (resolved), card.txt and card.json, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl
+(results by held-out problem), checkpoints/, initial_model/ (where the run made the model), summary.json."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from gspo_cli.config.choices import OnCollapse
-from gspo_cli.config.compose import load_saved
+from gspo_cli.config.compose import load_saved, plain_values
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
@@ -91,7 +91,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def saved_settings(folder: Path) -> dict[str, Any]:
     """The resolved configuration of a run folder. Raises UserError where there is none."""
-    return OmegaConf.to_container(load_saved(RunFolder(folder).config), resolve=True)
+    return plain_values(load_saved(RunFolder(folder).config))
 
 
 def state_of(folder: Path) -> State:
@@ -120,7 +120,7 @@ def prepare(folder: Path, config_yaml: str) -> State:
     if state is State.new:
         run.create(config_yaml)
         return state
-    wanted = OmegaConf.to_container(OmegaConf.create(config_yaml), resolve=True)
+    wanted = plain_values(OmegaConf.create(config_yaml))
     other = differences(saved_settings(folder), wanted)
     if other:
         raise UserError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from gspo_cli.config.schema import RunSettings
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.history import Finding, Record, Severity, lineage, number_of, valid_states
 from gspo_cli.errors import UserError
@@ -16,8 +16,8 @@ class Monitor:
     """Remembers a run's lines of metrics.jsonl and evals.jsonl, and what it has said of them. A resumed run
     gives it the lines of before, and it decides as if there had been no stop."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
+    def __init__(self, config: RunSettings) -> None:
+        self.config = config
         self.metrics: list[Record] = []
         self.evals: list[Record] = []
         self.found: list[Finding] = []
@@ -27,7 +27,7 @@ class Monitor:
         """Add an iteration. Returns what there is to say for the first time, or with a higher severity; what
         only explains is left to `gspo-doctor`."""
         self.metrics.append(record)
-        self.found = diagnose(self.settings, self.metrics, self.evals)
+        self.found = diagnose(self.config, self.metrics, self.evals)
         news = [f for f in self.found if f.severity.value > self._told.get(f.rule, Severity.note).value]
         self._told |= {finding.rule: finding.severity for finding in news}
         return news

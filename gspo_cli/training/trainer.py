@@ -11,7 +11,6 @@ from gspo_cli.config.choices import OnCollapse
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.reporting import Reporter
 from gspo_cli.console.reporting import Sample as ShownSample
-from gspo_cli.diagnosis.diagnosis import settings_of
 from gspo_cli.diagnosis.history import Finding
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
@@ -69,7 +68,7 @@ class Trainer:
         self.evaluator = Evaluator(config, runner)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
-        self.monitor = Monitor(settings_of(folder.config))
+        self.monitor = Monitor(config)
         self.stop_requested, self._lost = False, False
         self._earlier_seconds, self._session_start = 0.0, time.perf_counter()
 
