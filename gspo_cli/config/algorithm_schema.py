@@ -26,33 +26,55 @@ CLIP_FRACTION = 0.15  # of tokens: GSPO's with its band of the paper (Fig. 2)
 
 @dataclass
 class AlgorithmConfig:
-    """The objective, composed of advantage, ratio level, clip and aggregation. `clip_calibration=quantile`
-    starts from the configured band and then chooses it so that the share `clip_fraction` of all trained
-    tokens is clipped. `routing_replay` forces the experts of a Mixture-of-Experts model that the old policy
-    chose."""
+    """The objective, composed of advantage, ratio level, clip and aggregation."""
 
     name: str = MISSING
+    """Name of the objective, in run folders and reports."""
     ratio_level: RatioLevel = MISSING
+    """What the importance ratio is taken over."""
     clip_mode: ClipMode = ClipMode.min
+    """What the clip does to a ratio outside the band."""
     clip_range_left: float | None = MISSING
+    """Width of the clip band below 1; above 0; null leaves that side unbounded."""
     clip_range_right: float | None = MISSING
+    """Width of the clip band above 1; above 0; null leaves that side unbounded."""
     clip_calibration: ClipCalibration = ClipCalibration.none
+    """Where the clip band comes from."""
     clip_fraction: float = CLIP_FRACTION
+    """Share of the trained tokens that a calibrated band should clip; above 0, and below 1; used with
+    clip_calibration=quantile only."""
     aggregation: Aggregation = Aggregation.sequence_mean
+    """How token terms become one loss; ratio levels other than `token` take `sequence_mean` alone."""
     advantage_baseline: AdvantageBaseline = AdvantageBaseline.group_mean
+    """What is subtracted from a reward."""
     advantage_scale: AdvantageScale = AdvantageScale.group_std
+    """What the centered reward is divided by."""
     credit: Credit = Credit.trajectory
+    """Which reward a turn of the agent gets credit for; `turn` needs a ratio level with a token axis."""
     discount: float = 1.0
+    """Discount factor of later rewards per turn, used with credit=turn only; at most 1, and above 0."""
     beta: float = 0.0
+    """Weight of the KL penalty against the model before training; 0 disables it; 0 or more."""
     kl_estimator: KLEstimator = KLEstimator.k3
+    """How the KL divergence is estimated, and where it acts."""
     learning_rate: float = MISSING
+    """Learning rate after the warm-up; above 0."""
     truncated_completions: Truncated = Truncated.keep
+    """What to do with an answer that hits the length limit or the turn limit."""
     truncation_penalty: float = 0.5
+    """What `penalise` subtracts from the reward of such an answer; 0 or more."""
     dynamic_sampling: bool = False
+    """Replaces problems whose answers all earn the same reward by further ones (DAPO)."""
     dynamic_sampling_max_rounds: int = 3
+    """Maximum rounds of dynamic sampling per iteration, including the first; above 0."""
     engine_correction: EngineCorrection = EngineCorrection.none
+    """Correction for an engine that samples from a slightly different distribution than the trainer
+    computes."""
     engine_correction_max: float | None = None
+    """Upper bound of the engine ratio, above 1; null means 2 for token_truncate and 1.05 for
+    sequence_mask."""
     routing_replay: bool = False
+    """Forces the experts that the old policy chose in a Mixture-of-Experts model."""
 
     def __post_init__(self) -> None:
         for name in ("clip_range_left", "clip_range_right"):

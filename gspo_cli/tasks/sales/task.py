@@ -66,6 +66,7 @@ class Sales(ScriptedTask):
     """Customers with a need, a budget and a doubt. Held out are tables of products and words."""
 
     problems: int = 1500
+    """Number of training problems."""
 
     def policy(self) -> str:
         """How to sell, in words."""

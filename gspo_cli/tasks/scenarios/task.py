@@ -46,7 +46,9 @@ class Scenarios(ScriptedTask):
     the examples that scenarios carry."""
 
     path: str | None = None
+    """JSON file with a list of scenarios; required."""
     heldout_path: str | None = None
+    """File of held-out scenarios; null splits `heldout` scenarios off `path`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

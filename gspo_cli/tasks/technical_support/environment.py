@@ -26,7 +26,9 @@ class Mode(Enum):
     """Who holds the device: the agent has tools for it, or a user follows the agent's words."""
 
     solo = "solo"
+    """the agent, by tools"""
     scripted = "scripted"
+    """a scripted user, who follows the agent's instructions"""
 
 
 SETTING = Parameter("setting", f"one of {', '.join(VALUES)}")

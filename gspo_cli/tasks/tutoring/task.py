@@ -42,6 +42,7 @@ class Tutoring(ScriptedTask):
     """A pupil, a sum, and a second one that shows whether the hint was right. Held out are sums and words."""
 
     problems: int = 1500
+    """Number of training problems."""
 
     def policy(self) -> str:
         """How to help, in words."""
