@@ -24,7 +24,7 @@ from gspo_cli.commands import train
 from gspo_cli.config.compose import CONF_DIR, composed, resolved_yaml
 from gspo_cli.launching.sweep import SweepStart, continued, told_apart
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.identity import State, differences, fingerprint, prepare, saved_settings, state_of
+from gspo_cli.run.identity import State, changed_settings, fingerprint, prepare, saved_settings, state_of
 from gspo_cli.training.session import run_training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -323,7 +323,7 @@ def test_routing_replay_is_the_only_difference_between_grpo_and_grpo_replay():
     one, other = (
         plain(composed(["experiment=moe_replay", f"algorithm={name}"])) for name in ("grpo", "grpo_replay")
     )
-    assert differences(one, other) == ["algorithm.name", "algorithm.routing_replay"]
+    assert changed_settings(one, other) == ["algorithm.name", "algorithm.routing_replay"]
 
 
 def test_moe_replay_trains_its_three_arms(sweep, tmp_path):

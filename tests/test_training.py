@@ -304,7 +304,7 @@ def test_truncated_sampling_is_reported_as_the_bias_it_is(configure, tmp_path, r
 def test_a_run_does_not_land_on_another(configure, tmp_path, reporter):
     configured = configure()
     run(configured, tmp_path, reporter)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         run(configured, tmp_path, reporter)
 
 

@@ -19,14 +19,14 @@ from rich.text import Text
 
 from gspo_cli.commands.train import RESUMABLE, run_command
 from gspo_cli.config.choices import Device
-from gspo_cli.config.compose import OBJECT, composed, literal
+from gspo_cli.config.compose import OBJECT, composed, literal, plain_values
 from gspo_cli.config.stored import StoredConfig, read_stored
 from gspo_cli.console.words import clean, number, override
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.guide import Answer, guide
-from gspo_cli.diagnosis.history import Finding, History, Record, Severity, number_of
+from gspo_cli.diagnosis.history import Finding, History, Record, Severity
 from gspo_cli.errors import UserError
-from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.folder import RunFolder, read_log
 from gspo_cli.run.identity import leaves
 
 STYLES = {Severity.collapse: "bold red", Severity.warning: "yellow", Severity.note: "cyan"}
@@ -77,8 +77,8 @@ def examine(path: Path) -> Report:
         raise UserError(f"{path}: is not a folder; give the run folder of a gspo-train")
     folder = RunFolder(path)
     config = read_stored(folder.config)
-    metrics, cut = read_log(path / "metrics.jsonl")
-    evals, _ = read_log(path / "evals.jsonl")
+    metrics, cut = read_numbers(path / "metrics.jsonl")
+    evals, _ = read_numbers(path / "evals.jsonl")
     if not metrics and cut:
         raise UserError(f"{path / 'metrics.jsonl'}: cannot be read from line 1 on; restore the file")
     if not metrics:
@@ -99,24 +99,11 @@ def examine(path: Path) -> Report:
     )
 
 
-def read_log(path: Path) -> tuple[list[Record], int | None]:
-    """The records of a log up to the first damaged line, and the number of that line. Of the values only
-    numbers are taken."""
-    if not path.exists():
-        return [], None
-    found: list[Record] = []
-    # not splitlines: it also breaks at U+2028 and the like
-    for place, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            return found, place
-        if not isinstance(record, dict) or number_of(record, "iteration") is None:
-            return found, place
-        found.append({name: value for name, value in record.items() if isinstance(value, int | float)})
-    return found, None
+def read_numbers(path: Path) -> tuple[list[Record], int | None]:
+    """`read_log`, of whose values only numbers are taken."""
+    records, damaged = read_log(path)
+    numbers = (int, float)
+    return [{name: v for name, v in record.items() if isinstance(v, numbers)} for record in records], damaged
 
 
 def verdict(config: StoredConfig, history: History, findings: Sequence[Finding]) -> str:
@@ -150,7 +137,7 @@ def commands(
             (f"{resume} {' '.join(wanted.values())}", "go on from the last checkpoint with these changes")
         ]
     if any(f.severity is Severity.collapse for f in grave) and unfinished:
-        why = "return to the checkpoint before the collapse and go on with a lower learning rate"
+        why = "return to the checkpoint before the collapse and continue with a lower learning rate"
         found.append((f"{resume} training.on_collapse=rollback", why))
     own = own_overrides(config)
     if own is None:
@@ -175,10 +162,10 @@ def own_overrides(config: StoredConfig) -> list[str] | None:
     groups = [override(group, option) for group, option in chosen.items()]
     try:
         # through the same reading as the saved settings, so that only real differences differ
-        preset = leaves(OmegaConf.to_container(composed(groups), resolve=True, enum_to_str=True))
+        preset = leaves(plain_values(composed(groups)))
     except (UserError, OmegaConfBaseException):
         return None
-    own = leaves(OmegaConf.to_container(OmegaConf.create(literal(config.plain)), resolve=True))
+    own = leaves(plain_values(OmegaConf.create(literal(config.plain))))
     changed = {
         key: value for key, value in own.items() if key in preset and preset[key] != value and key != "resume"
     }

@@ -164,7 +164,7 @@ def train_in_workers(config: RunConfig, run: RunFolder, processes: int) -> int:
     ended = launch(worker, processes, run.logs)
     summary = run.path / "summary.json"
     if ended.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):
-        with suppress(UserError), run.held():  # no rank could; or another process trains in the folder
+        with suppress(UserError), run.locked():  # no rank could; or another process trains in the folder
             run.write_summary(summarize(config, run, None, RunStatus.failed, reward_object=False))
     if ended.message:
         if sys.stdout.isatty():

@@ -96,7 +96,7 @@ class AlgorithmConfig:
         )
         require(
             self.credit is Credit.turn or self.discount == 1,
-            f"algorithm.discount={self.discount}: is read with algorithm.credit=turn only; set that, or 1",
+            f"algorithm.discount={self.discount}: only applies with algorithm.credit=turn; set that, or 1",
         )
         require(
             self.credit is Credit.trajectory or self.ratio_level is not RatioLevel.sequence,
@@ -132,8 +132,8 @@ class AlgorithmConfig:
         )
         require(
             self.is_calibrated or self.clip_fraction == CLIP_FRACTION,
-            f"algorithm.clip_fraction={self.clip_fraction}: is read with algorithm.clip_calibration=quantile "
-            "only; set that, or leave it out",
+            f"algorithm.clip_fraction={self.clip_fraction}: only applies with algorithm.clip_calibration="
+            "quantile; set that, or leave it out",
         )
         require(
             not self.is_calibrated or self.clip_range != (None, None),
@@ -143,12 +143,12 @@ class AlgorithmConfig:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the band follows the ratios."""
+        """Whether the clip band follows the ratios."""
         return self.clip_calibration is ClipCalibration.quantile
 
     @property
     def engine_weight_max(self) -> float:
-        """The bound that `engine_correction` reads."""
+        """The bound of the engine ratio, with its default."""
         default = 1.05 if self.engine_correction is EngineCorrection.sequence_mask else 2.0
         return default if self.engine_correction_max is None else self.engine_correction_max
 
@@ -159,7 +159,7 @@ class AlgorithmConfig:
 
     @property
     def kl_in_reward(self) -> bool:
-        """Whether k1 is taken off the reward before advantages."""
+        """Whether k1 is subtracted from the reward before advantages."""
         return self.beta > 0 and self.kl_estimator is KLEstimator.k1
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 
-# (learning rate, clip widths) as multiples of the preset's, in the order in which trials are spent
+# (learning rate, clip widths) as multiples of the preset's, in the order in which they are tried
 CANDIDATES = ((1, 1), (3, 1), (1 / 3, 1), (1, 3), (1, 1 / 3), (3, 3), (1 / 3, 1 / 3), (3, 1 / 3), (1 / 3, 3))
 
 
@@ -61,11 +61,11 @@ class CompareConfig:
         require(bool(self.seeds), "compare.seeds: is empty; give seeds, e.g. compare.seeds=[0,1,2]")
         require(
             len(set(self.seeds)) == len(self.seeds),
-            f"compare.seeds={self.seeds}: has a seed twice; a run that is repeated is no second sample",
+            f"compare.seeds={self.seeds}: has a seed twice; repeating a run adds no sample",
         )
         require(
             len(set(self.algorithms)) == len(self.algorithms) > 0,
-            f"compare.algorithms={self.algorithms}: must be different ones, and at least one",
+            f"compare.algorithms={self.algorithms}: must be distinct, and at least one",
         )
         require(0.5 <= self.level < 1, f"compare.level={self.level}: must be 0.5 or more, and below 1")
         if self.threshold is not None:
@@ -77,5 +77,5 @@ class CompareConfig:
             require_positive("compare", self, "parallel")
         require(
             self.tune.trials == 0 or self.tune.seed not in self.seeds,
-            f"compare.tune.seed={self.tune.seed}: is also compared; tune with a seed of its own",
+            f"compare.tune.seed={self.tune.seed}: is also a compared seed; tune with a different one",
         )

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.config import schema
 from gspo_cli.errors import UserError
 
-OBJECT = "python object"  # what `reward` of a saved configuration begins with where a script gave the reward
+OBJECT = "python object"  # prefix of `reward` in a saved configuration where a script gave the reward
 PACKAGE = Path(__file__).resolve().parent.parent
 PLUGINS = {  # options of Hydra that packages bring, and the extra that installs each
     "hydra/launcher=joblib": "joblib",
@@ -34,7 +34,7 @@ PLUGINS = {  # options of Hydra that packages bring, and the extra that installs
     "hydra/launcher=submitit_slurm": "submitit",
     "hydra/launcher=submitit_local": "submitit",
 }
-MISSING = "???"  # OmegaConf's mark of a value that is still to be given
+MISSING = "???"  # what OmegaConf writes for a value that has not been given
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
@@ -49,7 +49,7 @@ def register() -> None:
 
 
 def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> DictConfig:
-    """conf/train.yaml under `overrides`, as gspo-train composes it; `directories` add options of one's own.
+    """conf/train.yaml under `overrides`, as gspo-train composes it; `directories` add custom options.
 
     Raises UserError."""
     register()
@@ -74,8 +74,8 @@ def locate(path: str, key: str) -> Any:
 
 
 def literal(value: Any) -> Any:
-    """A plain value, or a container of them, for OmegaConf to hold as it is: no text in it is a reference or
-    stands for a missing value."""
+    """`value` escaped so that OmegaConf takes it literally: no text in it is read as a reference or as a
+    missing value."""
     if isinstance(value, Mapping):
         return {key: literal(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -108,7 +108,7 @@ def build_task(node: DictConfig) -> Any:
     unknown = sorted(set(values) - {f.name for f in fields(cls)})
     if unknown:
         raise UserError(f"task.{unknown[0]}: is not a setting of {target}{_suggestion(unknown[0], cls)}")
-    # a structured node takes the text "???" for no value, so it is set on the object
+    # a structured node reads the text "???" as no value, so it is set on the object
     marks = [name for name in values if values[name] == MISSING and not OmegaConf.is_missing(node, name)]
     held = literal({**values, **dict.fromkeys(marks, "")})
     try:
@@ -123,7 +123,7 @@ def build_task(node: DictConfig) -> Any:
 def build_config(node: DictConfig) -> schema.RunConfig:
     """A checked RunConfig from a composed or loaded node. Raises UserError with one sentence."""
     try:
-        # plain values: keys that `+` added to a typed node would pass the merge unseen
+        # plain values: in a typed node keys that `+` added would pass the merge unchecked
         values = literal(plain_values(node, throw_on_missing=True))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
         assert isinstance(config, schema.RunConfig)
@@ -138,7 +138,7 @@ def build_config(node: DictConfig) -> schema.RunConfig:
 def _check_reward(path: str) -> None:
     if path.startswith(OBJECT):
         raise UserError(
-            f"reward={path}: was made by a script, and cannot be made again; run the script anew, or "
+            f"reward={path}: was made by a script and cannot be made again; rerun the script, or "
             "evaluate with reward=null, the task's own"
         )
     locate(path, "reward")
@@ -152,8 +152,8 @@ def resolved_yaml(node: DictConfig) -> str:
 
 
 def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
-    """`saved` with `key=value` texts applied. Raises UserError on a text that is none, or replaces a
-    section."""
+    """`saved` with `key=value` texts applied. Raises UserError on a text that is not an override,
+    or that replaces a section."""
     try:
         changes = OmegaConf.from_dotlist([text.lstrip("+") for text in overrides])
     except yaml.YAMLError as error:
@@ -165,7 +165,8 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
     ]
     if sections:
         raise UserError(
-            f"{sections[0]}: a run keeps its own; give single settings, as in evaluation.problems=500"
+            f"{sections[0]}: a whole section cannot be replaced; give single settings, as in "
+            "evaluation.problems=500"
         )
     merged = OmegaConf.merge(saved, changes)
     assert isinstance(merged, DictConfig)
@@ -201,7 +202,7 @@ def explain(error: Exception) -> str:
     key = found.group(1) if found else ""
     reason = text.splitlines()[0]
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
-        return f"{key}: is not a known setting{_suggestion(key.rpartition('.')[2], _section(key))}"
+        return f"{key}: is not a known setting{_suggestion(key.rpartition('.')[2], _group_of(key))}"
     if "Missing mandatory value" in reason or "Unexpected value '???'" in reason:
         return f"{key or reason}: has no value; give one with {key or 'key'}=..."
     if key:
@@ -221,7 +222,7 @@ def _explain_missing(error: MissingConfigException) -> str:
     return " ".join(str(error).split("\n")[0].split())
 
 
-def _section(key: str) -> Any:
+def _group_of(key: str) -> Any:
     """The dataclass that holds `key`; None where the schema knows none, as for a task's settings."""
     here: Any = schema.RunConfig
     for part in key.split(".")[:-1]:

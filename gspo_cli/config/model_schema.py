@@ -141,7 +141,7 @@ class ModelConfig:
     bnb_4bit_quant_type: QuantType = QuantType.nf4
     """Number format of 4-bit weights."""
     bnb_4bit_use_double_quant: bool = True
-    """Quantizes the constants of 4-bit quantisation too."""
+    """Quantizes the constants of 4-bit quantization too."""
     experts_implementation: ExpertsImplementation | None = None
     """How fused experts are computed; null keeps the library's default."""
     freeze_router: bool = True
@@ -176,20 +176,20 @@ class ModelConfig:
             f"model.router_aux_loss={self.router_aux_loss:g}: frozen routers learn nothing from it; set "
             "model.freeze_router=false (with model.use_lora=false), or model.router_aux_loss=0",
         )
-        self._check_quantisation()
+        self._check_quantization()
         require(
             0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must lie between 0 and 2**63"
         )
 
-    def _check_quantisation(self) -> None:
+    def _check_quantization(self) -> None:
         require(
             not (self.use_4bit and self.use_8bit),
             "model.use_4bit, model.use_8bit: are both true; set one of them to false",
         )
         require(
-            self.use_lora or not self.is_quantised,
-            f"model.{self.quantised_by}=true: quantised weights are frozen; set model.use_lora=true, or "
-            f"model.{self.quantised_by}=false",
+            self.use_lora or not self.is_quantized,
+            f"model.{self.quantized_by}=true: quantized weights are frozen; set model.use_lora=true, or "
+            f"model.{self.quantized_by}=false",
         )
         require(
             self.use_lora or not self.lora_experts,
@@ -203,21 +203,21 @@ class ModelConfig:
         )
 
     def whole(self) -> ModelConfig:
-        """The same model with its own weights alone: no adapter, and nothing quantised."""
-        return replace(self.unquantised(), use_lora=False, lora_experts=False)
+        """The same model with its own weights alone: no adapter, and nothing quantized."""
+        return replace(self.unquantized(), use_lora=False, lora_experts=False)
 
-    def unquantised(self) -> ModelConfig:
-        """The same in full precision: what is merged, or saved whole."""
+    def unquantized(self) -> ModelConfig:
+        """The same in full precision, for merging an adapter or saving whole weights."""
         return replace(self, use_4bit=False, use_8bit=False)
 
     @property
-    def is_quantised(self) -> bool:
-        """Whether frozen weights are held in 8 or 4 bits."""
+    def is_quantized(self) -> bool:
+        """Whether frozen weights have 8 or 4 bits."""
         return self.use_4bit or self.use_8bit
 
     @property
-    def quantised_by(self) -> str:
-        """The key that quantises, for messages."""
+    def quantized_by(self) -> str:
+        """The key that quantizes, for messages."""
         return "use_4bit" if self.use_4bit else "use_8bit"
 
     @property

@@ -1,6 +1,7 @@
 """Typed configuration, free of torch: one dataclass per Hydra group, defaults here and nowhere else.
 
-`__post_init__` checks ranges, `RunConfig.__post_init__` the rules that cross groups. Every message names the
+`__post_init__` checks ranges, `RunConfig.__post_init__` the rules that cross groups. The docstring under a
+field is its entry in docs/configuration.md (scripts/reference.py). Every message names the
 key and says what to do. Keys without a default are filled by the YAML of the chosen option.
 """
 
@@ -128,7 +129,7 @@ class RunSettings:
 
     @property
     def keeps_reference(self) -> bool:
-        """Whether a frozen copy of the model before training is held; under LoRA none is needed."""
+        """Whether a frozen copy of the model before training is kept; under LoRA none is needed."""
         return (self.algorithm.beta > 0 or self.measures_kl) and not self.model.use_lora
 
 
@@ -145,7 +146,7 @@ class RunConfig(RunSettings):
         )
         require(
             self.reward is not None or not self.reward_settings,
-            "reward_settings: is read with reward=<dotted path> only; name the reward, or leave it out",
+            "reward_settings: only applies with reward=<dotted path>; name the reward, or leave it out",
         )
         self._check_distribution()
         self._check_engine()
@@ -165,13 +166,13 @@ class RunConfig(RunSettings):
     def _check_distribution(self) -> None:
         stage, optimizer = self.hardware.zero_stage, self.training.optimizer
         require(
-            stage < 3 or not self.model.is_quantised,
-            "model.use_4bit, use_8bit: ZeRO-3 cannot divide quantised weights; use hardware=zero2, or leave "
-            "the model whole",
+            stage < 3 or not self.model.is_quantized,
+            "model.use_4bit, use_8bit: ZeRO-3 cannot shard quantized weights; use hardware=zero2, or turn "
+            "quantization off",
         )
         require(
             stage == 0 or optimizer is Optimizer.adamw,
-            f"training.optimizer={optimizer.value}: ZeRO divides the states of adamw only; use that, or "
+            f"training.optimizer={optimizer.value}: ZeRO shards the states of adamw only; use that, or "
             "hardware.zero_stage=0",
         )
         require(
@@ -201,13 +202,13 @@ class RunConfig(RunSettings):
                 "rollout=transformers",
             )
             require(
-                not self.model.is_quantised,
-                f"rollout.engine=vllm: an adapter over quantised weights cannot be pushed; set model."
-                f"{self.model.quantised_by}=false, or use rollout=transformers",
+                not self.model.is_quantized,
+                f"rollout.engine=vllm: an adapter over quantized weights cannot be pushed; set model."
+                f"{self.model.quantized_by}=false, or use rollout=transformers",
             )
 
     def check_processes(self, processes: int) -> None:
-        """Raise UserError where `processes` on each node are more than there are prompts to divide."""
+        """Raise UserError where there are more processes (`processes` on each node) than prompts."""
         everywhere, prompts = processes * self.hardware.nodes, self.training.prompts_per_iteration
         require(
             everywhere <= prompts,

@@ -71,7 +71,7 @@ class TrainingConfig:
             require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
         require(
             answers >= 2,
-            "training.num_generations=1: an answer is judged against the other answers to its prompt; "
+            "training.num_generations=1: an advantage compares an answer with the others to its prompt; "
             "use 2 or more",
         )
         require(

@@ -1,4 +1,4 @@
-"""What people read of a run: numbers, a summary in sentences, what to type next. Pure, free of torch."""
+"""Texts about a run for people: numbers, a summary in sentences, what to type next. Pure, free of torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def quantity(value: float) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` on one line, with nothing in it that a terminal would obey."""
+    """`text` on one line, with nothing in it that a terminal would interpret."""
     return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
 
 
@@ -89,7 +89,7 @@ def fixed(value: float | None, decimals: int = 3) -> str:
 def why_zero(metrics: Record) -> str:
     """Why this iteration's loss or clip share may be 0, or nothing."""
     if metrics.get("frac_reward_zero_std") == 1:
-        return "all groups scored equal: nothing to learn from this batch"
+        return "all groups have zero variance: nothing to learn from this batch"
     if metrics.get("updates") == 1:
         return "one update per rollout: the ratio is 1, nothing can clip"
     return ""
@@ -98,7 +98,7 @@ def why_zero(metrics: Record) -> str:
 def describe(summary: Record) -> list[str]:
     """What happened, one sentence each: ending, held-out score, best evaluation, training reward, cost."""
     first, last = _scored(summary["initial_eval"]), _scored(summary["final_eval"])
-    sentences = [_ending(summary), _held_out(first, last)]
+    sentences = [_ending(summary), _held_out_change(first, last)]
     if first is not None and last is not None and first["iteration"] != last["iteration"]:
         sentences += _pass_at_k(first, last) + _best(first, last, _scored(summary["best_eval"]))
     if summary["first_reward"] is not None and summary["last_reward"] is not None:
@@ -112,8 +112,8 @@ def describe(summary: Record) -> list[str]:
 
 
 def next_commands(summary: Record) -> list[tuple[str, str]]:
-    """(command, why) in the order of use; only what makes sense after a run that ended this way. A reward
-    that was a script's object is no command's: none trains with it, and evaluation takes the task's own."""
+    """(command, why) in the order of use, only those that make sense after a run that ended this way. No
+    command trains with a reward that was an object of a script; evaluation takes the task's own."""
     run = _relative(Path(summary["run_folder"]))
     commands = []
     if summary["status"] == RunStatus.collapsed:
@@ -126,10 +126,10 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
         commands.append((f"gspo-chat {shlex.quote(run)}", "talk to it; --watch 3 shows three conversations"))
     if summary["reward_object"]:
         return commands
-    return commands + _go_on(summary, f"gspo-train {override('resume', run)}") + _partner(summary)
+    return commands + _continue(summary, f"gspo-train {override('resume', run)}") + _partner(summary)
 
 
-def _go_on(summary: Record, resume: str) -> list[tuple[str, str]]:
+def _continue(summary: Record, resume: str) -> list[tuple[str, str]]:
     status, total = summary["status"], summary["total_iterations"]
     if status == RunStatus.completed:
         why = f"train on, to iteration {2 * total}"
@@ -138,7 +138,7 @@ def _go_on(summary: Record, resume: str) -> list[tuple[str, str]]:
         why = f"train on to iteration {total}, past the score that stopped it"
         return [(f"{resume} evaluation.stop_at_score=null", why)]
     if status == RunStatus.collapsed:
-        why = "return to the checkpoint before the collapse and go on with a lower learning rate"
+        why = "return to the checkpoint before the collapse and continue with a lower learning rate"
         return [(f"{resume} training.on_collapse=rollback", why)]
     cause = "once the cause is removed, " if status == RunStatus.failed else ""
     return [(resume, f"{cause}continue from its last checkpoint")]
@@ -166,8 +166,8 @@ def _ending(summary: Record) -> str:
     }[summary["status"]]
 
 
-def _held_out(first: Record | None, last: Record | None) -> str:
-    """The change of the held-out score, judged against its sampling error."""
+def _held_out_change(first: Record | None, last: Record | None) -> str:
+    """The change of the held-out score, compared with its sampling error."""
     known = first or last
     if known is None:
         return "No held-out evaluation was made: nothing is known about problems outside training."

@@ -1,8 +1,8 @@
-"""The rules about what the policy says, and about memory: see `rules` for those about rewards and updates.
+"""The rules about answers, and about memory: see `rules` for those about rewards and updates.
 
-What is a collapse is held against the reward: a policy that becomes certain, long or far from its reference
-while it earns more is learning. Where no absolute number means anything, the first iteration is the measure:
-its answers are the untrained model's."""
+Whether something is a collapse depends on the reward: a policy that becomes certain, long or far from its
+reference while it earns more is learning. Where no absolute bound makes sense, metrics are compared with the
+first iteration, whose answers are those of the model before training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KL_SEEN = 0.1  # nats a token, under which growth is the way from 0
 
 
 def entropy_gone(run: History) -> Finding | None:
-    """The policy is certain of every token and has not learned: nothing new will be tried."""
+    """The policy is certain of nearly every token and has not learned: it explores no more."""
     first = run.first("entropy")
     if first is None or run.reward_rises:
         return None
@@ -49,7 +49,7 @@ def length_runaway(run: History) -> Finding | None:
 
     def runs_away(record: Record) -> bool:
         length = number_of(record, "completions/mean_length") or 0.0
-        return length >= LONGER * first and (_cut(record) or 0.0) > TRUNCATED
+        return length >= LONGER * first and (_truncated_share(record) or 0.0) > TRUNCATED
 
     since = run.since(runs_away)
     if since is None:
@@ -68,7 +68,7 @@ def length_runaway(run: History) -> Finding | None:
 
 
 def truncation(run: History) -> Finding | None:
-    """Most answers do not come to their end."""
+    """Most answers are cut before their end."""
     since = run.above("completions/clipped_ratio", TRUNCATED)
     if since is None or _cap_grows(run) or length_runaway(run):
         return None
@@ -78,7 +78,7 @@ def truncation(run: History) -> Finding | None:
         "truncation",
         Severity.warning,
         f"{run.last('completions/clipped_ratio') or 0.0:.0%} of answers are cut at {cap} tokens: they are "
-        "judged before their end",
+        "scored before their end",
         f"use {longer}, or algorithm.truncated_completions=mask",
         since,
         (longer,),
@@ -86,7 +86,7 @@ def truncation(run: History) -> Finding | None:
 
 
 def repetition(run: History) -> Finding | None:
-    """Answers say the same over and over."""
+    """Answers repeat themselves."""
     first = run.first("completions/repetition")
     if first is None:
         return None
@@ -126,7 +126,7 @@ def kl_far(run: History) -> Finding | None:
 
 
 def excluded(run: History) -> Finding | None:
-    """Answers without a reward."""
+    """Answers without a reward, which are not trained on."""
     left_out = [record for record in run.records if number_of(record, "excluded")]
     if not left_out:
         return None
@@ -135,13 +135,13 @@ def excluded(run: History) -> Finding | None:
         "excluded",
         Severity.warning,
         f"some answers were left out of training ({count} in {len(left_out)} iterations)",
-        "see `excluded` in samples.jsonl for the reason, and mend the reward or the environment",
+        "see `excluded` in samples.jsonl for the reason, and fix the reward or the environment",
         left_out[0]["iteration"],
     )
 
 
 def out_of_memory(run: History) -> Finding | None:
-    """Micro-batches had to be halved on the way."""
+    """Micro-batches had to be halved during training."""
     short = [record for record in run.everything if number_of(record, "oom_events")]
     if not short:
         return None
@@ -160,7 +160,7 @@ def out_of_memory(run: History) -> Finding | None:
     )
 
 
-def _cut(record: Record) -> float | None:
+def _truncated_share(record: Record) -> float | None:
     return number_of(record, "completions/clipped_ratio")
 
 

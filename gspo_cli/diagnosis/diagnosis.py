@@ -1,4 +1,4 @@
-"""What is wrong with a run, from its own numbers: all rules at once. Pure, free of torch."""
+"""What is wrong with a run, from its metrics: all rules at once. Pure, free of torch."""
 
 from __future__ import annotations
 

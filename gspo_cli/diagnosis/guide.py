@@ -1,4 +1,4 @@
-"""The three entries of the GSPO guide's troubleshooting list, answered from a run's own numbers. Pure."""
+"""The three entries of the GSPO guide's troubleshooting list, answered from a run's metrics. Pure."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ UNSTABLE = {
     "reward_fell", "entropy_gone", "length_runaway", "repetition", "kl_far", "not_finite", "gradient_spike",
     "rolled_back", "held_out_fell", "reward_scale",
 }  # fmt: skip
-WORTH = 0.05  # of the estimate: what saves less is not worth a change
+WORTH = 0.05  # of the estimate: smaller savings are not worth a change
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an entry of the list comes to in this run; `ok` where there is nothing to do."""
+    """An entry of the list, answered for this run; `ok` where there is nothing to do."""
 
     entry: str
     ok: bool
@@ -40,10 +40,10 @@ def guide(run: History, findings: Sequence[Finding], card: Mapping[str, Any] | N
 
 
 def loss(run: History, findings: Sequence[Finding]) -> Answer:
-    """Loss not decreasing: it need not, the reward should rise."""
+    """Loss not decreasing: it need not decrease, but the reward should rise."""
     losses = run.values("loss")
     flat = (
-        f"the loss is {number(fmean(losses))} on average, which says little: advantages are centred"
+        f"the loss is {number(fmean(losses))} on average, which says little: advantages are centered"
         * bool(losses)
     )
     start = f"{flat}; " if flat else ""
@@ -103,7 +103,7 @@ def _levers(config: RunSettings, parts: dict[str, float]) -> list[tuple[str, flo
         return part * sum(parts.get(name, 0.0) for name in names)
 
     adapters, stage = config.model.use_lora, config.hardware.zero_stage
-    quantised = config.model.use_4bit or config.model.use_8bit
+    quantized = config.model.use_4bit or config.model.use_8bit
     half_tokens = max(1, config.hardware.tokens_per_microbatch // 2)
     half_rows = max(1, config.rollout.batch_size // 2)
     levers = [
@@ -115,24 +115,24 @@ def _levers(config: RunSettings, parts: dict[str, float]) -> list[tuple[str, flo
             not config.model.gradient_checkpointing,
         ),
         ("model.use_lora=true", share(0.95, "optimizer", "gradients", "temporary"), not adapters),
-        ("model.use_4bit=true", share(0.7, "weights"), adapters and not quantised and stage < 3),
+        ("model.use_4bit=true", share(0.7, "weights"), adapters and not quantized and stage < 3),
         (
             "training.optimizer=adamw_8bit",
             share(0.6, "optimizer"),
             stage == 0 and config.training.optimizer is Optimizer.adamw,
         ),
         (
-            "hardware=zero2",  # over two GPUs, half of what it divides
+            "hardware=zero2",  # over two GPUs, half of what it shards
             share(0.5, "optimizer", "gradients"),
             stage == 0 and config.hardware.device is Device.cuda,
         ),
-        ("hardware=zero3", share(0.5, "weights"), stage in (1, 2) and not quantised),
+        ("hardware=zero3", share(0.5, "weights"), stage in (1, 2) and not quantized),
     ]
-    return [(text, saved) for text, saved, open_ in levers if open_]
+    return [(text, saved) for text, saved, applies in levers if applies]
 
 
 def instability(run: History, findings: Sequence[Finding]) -> Answer:
-    """Instability: gradient norms, dropped updates, what the policy became."""
+    """Instability: gradient norms, dropped updates, entropy and KL."""
     facts = []
     norms = run.values("grad_norm")
     if norms:
@@ -148,7 +148,7 @@ def instability(run: History, findings: Sequence[Finding]) -> Answer:
         return Answer("instability", True, f"stable: {', '.join(facts)}", "")
     named = ", ".join(finding.rule for finding in found)
     settings = tuple(dict.fromkeys([slower(run), *found[0].settings]))
-    fix = f"use {settings[0]}, and training.on_collapse=rollback to go on by itself"
+    fix = f"use {settings[0]}, and training.on_collapse=rollback to recover automatically"
     return Answer(
         "instability",
         False,

@@ -1,4 +1,4 @@
-"""What a run has measured, as the rules of a diagnosis look at it. Free of torch."""
+"""The metrics of a run, as the rules of a diagnosis read them. Free of torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gspo_cli.config.schema import RunSettings
 
 Record = Mapping[str, Any]
 
-LASTING = 3  # iterations in a row before a number counts: one bad batch is chance
-WINDOW = 5  # iterations of a running mean, enough to halve the noise of one
-CERTAIN = 2.0  # standard errors that a difference exceeds to be one
+LASTING = 3  # iterations in a row before a finding: one bad batch is chance
+WINDOW = 5  # iterations of a running mean, which halves the noise of one
+CERTAIN = 2.0  # standard errors above which a difference is not chance
 
 
 class Severity(Enum):
-    """`note` explains, `warning` asks for a change, `collapse` says that the policy is being lost."""
+    """`note` explains, `warning` asks for a change, `collapse` says that the policy is collapsing."""
 
     note = 0
     warning = 1
@@ -66,8 +66,8 @@ class History:
         return number_of(self.records[-1], name) if self.records else None
 
     def since(self, holds: Callable[[Record], bool], least: int = LASTING) -> int | None:
-        """Where the unbroken row of records up to the newest began for which `holds` is true; None of a row
-        shorter than `least`."""
+        """The iteration from which on `holds` is true of all records to the newest; None where these are
+        fewer than `least`."""
         row = 0
         for record in reversed(self.records):
             if not holds(record):
@@ -99,8 +99,8 @@ class History:
 
     @cached_property
     def reward_gain(self) -> tuple[float, float, float] | None:
-        """Mean reward of the first and of the newest iterations, and what their difference must exceed to be
-        no chance. None of a run too short to tell."""
+        """Mean reward of the first and of the newest iterations, and what their difference must exceed not
+        to be chance. None where the run is too short."""
         scored = [record for record in self.records if number_of(record, "reward") is not None]
         size = min(WINDOW, len(scored) // 2)
         if size == 0:

@@ -1,5 +1,5 @@
-"""The rules about rewards and updates: each looks at a run's own numbers for one thing that goes wrong. Pure;
-a rule returns its finding or None. `answer_rules` has those about what the policy says."""
+"""The rules about rewards and updates: each looks in a run's metrics for one thing that goes wrong. Pure;
+a rule returns its finding or None. `answer_rules` has those about answers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from gspo_cli.diagnosis.history import (
 )
 
 NOISE_SHARE = 1 / 3  # of the band's narrower side: with more noise than this the clip acts at random
-EQUAL_GROUPS = 0.9  # share of groups without an advantage, where a batch teaches a tenth of what it costs
-SOLVED = 0.9  # share of solved answers, where groups are equal because nothing is left to learn
+EQUAL_GROUPS = 0.9  # share of zero-variance groups: a tenth of the batch is left to learn from
+SOLVED = 0.9  # share of solved answers, where groups have no variance because little is left to learn
 SATURATED = 0.8  # of the answers that could clip; runs that learn well have 0.3 to 0.75
 SPIKE = 10.0  # times the median gradient norm before
 FALL = 0.5  # of the best running mean of the reward
 FALL_ERRORS = 4.0  # standard errors: the best of many means is partly luck
 MANY_DROPPED = 4  # updates in a row: more than one bad batch
-LARGE_REWARD = 100.0  # where nothing divides by its spread, the gradient is as large
+LARGE_REWARD = 100.0  # where nothing divides by the spread, gradients are as large
 
 
 def learning_rate_zero(run: History) -> Finding | None:
@@ -56,7 +56,7 @@ def zero_reward(run: History) -> Finding | None:
         Severity.warning,
         f"all rewards of {len(run.records)} iterations are 0: no answer is better than another",
         "start from a model that sometimes succeeds (a cold start with model.cold_start.demonstrations and "
-        "more model.cold_start.steps), take an easier task, or mend the reward",
+        "more model.cold_start.steps), take an easier task, or fix the reward",
         run.records[0]["iteration"],
     )
 
@@ -94,7 +94,7 @@ def reward_scale(run: History) -> Finding | None:
 
 
 def equal_groups(run: History) -> Finding | None:
-    """Nearly all groups without an advantage."""
+    """Nearly all groups have zero variance, and so no advantage."""
     since = run.above("frac_reward_zero_std", EQUAL_GROUPS - 1e-9)
     if since is None or zero_reward(run) or constant_reward(run):
         return None
@@ -103,8 +103,8 @@ def equal_groups(run: History) -> Finding | None:
         return Finding(
             "equal_groups",
             Severity.note,
-            f"{share:.0%} of groups scored equal and {solved:.0%} of answers are solved: little is left to "
-            "learn",
+            f"{share:.0%} of groups have zero variance and {solved:.0%} of answers are solved: little is "
+            "left to learn",
             "take harder problems, or stop here: evaluation.stop_at_score=0.95",
             since,
             ("evaluation.stop_at_score=0.95",),
@@ -119,15 +119,15 @@ def equal_groups(run: History) -> Finding | None:
     return Finding(
         "equal_groups",
         Severity.warning,
-        f"in {share:.0%} of groups all answers scored equal: they teach nothing",
-        f"use {', '.join(settings)}, or problems that are solved now and then",
+        f"{share:.0%} of groups have zero variance (all answers scored equal): they teach nothing",
+        f"use {', '.join(settings)}, or problems that are sometimes solved",
         since,
         settings,
     )
 
 
 def reward_fell(run: History) -> Finding | None:
-    """Less than half of the best running mean is left, and not by chance."""
+    """The reward is less than half of its best running mean, and not by chance."""
     scored = [record for record in run.records if number_of(record, "reward") is not None]
     windows = [scored[max(0, end - WINDOW) : end] for end in range(1, len(scored) - LASTING + 1)]
     if not windows:
@@ -181,7 +181,7 @@ def clip_saturation(run: History) -> Finding | None:
 
 
 def nothing_clips(run: History) -> Finding | None:
-    """Updates so small that the clip band plays no part, and the reward stands still."""
+    """Updates so small that nothing clips, and the reward does not rise."""
     bounded = run.config.algorithm.clip_mode is not ClipMode.none
     several = run.config.training.updates_per_rollout > 1
     clipped = run.values("clip_ratio/token")
@@ -203,7 +203,7 @@ def nothing_clips(run: History) -> Finding | None:
 
 
 def one_update(run: History) -> Finding | None:
-    """Why the clip share is 0."""
+    """Why nothing is ever clipped."""
     if run.config.training.updates_per_rollout > 1 or not run.records:
         return None
     return Finding(
@@ -211,14 +211,14 @@ def one_update(run: History) -> Finding | None:
         Severity.note,
         "training.updates_per_rollout=1: the ratio is always 1, so that nothing can clip and the loss is "
         "0 in value",
-        "use training.updates_per_rollout=4 for what the clip is made for",
+        "use training.updates_per_rollout=4, so that the clip has an effect",
         run.records[0]["iteration"],
         ("training.updates_per_rollout=4",),
     )
 
 
 def noise(run: History) -> Finding | None:
-    """Log-probabilities differ by a good part of the clip band before any step was taken."""
+    """Log-probabilities differ by a large part of the clip band before the first step."""
     bound = NOISE_SHARE * min(_widths(run), default=math.inf)
     noisy = [record for record in run.records if (number_of(record, "ratio/first_step_abs_err") or 0) > bound]
     if not noisy:
@@ -236,7 +236,7 @@ def noise(run: History) -> Finding | None:
 
 
 def not_finite(run: History) -> Finding | None:
-    """Updates that were dropped because their gradient was no number."""
+    """Updates that were dropped because their gradient was not finite."""
     dropped = [record for record in run.records if number_of(record, "updates_skipped")]
     if not dropped:
         return None
@@ -298,7 +298,7 @@ def held_out_fell(run: History) -> Finding | None:
 
 
 def rolled_back(run: History) -> Finding | None:
-    """Weights were taken back on the way."""
+    """Weights were rolled back during training."""
     back = [record for record in run.everything if number_of(record, "rolled_back_to") is not None]
     if not back:
         return None

@@ -1,4 +1,4 @@
-"""Writing files that matter: to a temporary name first, then renamed."""
+"""Reading and writing whole files: writes go to a temporary name first, then are renamed."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ def json_ready(value: Any) -> Any:
 
 
 def make_folder(folder: Path, key: str) -> None:
-    """Make a folder where there is none. Raises UserError that names the setting `key` where it cannot be
-    made."""
+    """Create a folder unless it exists. Raises UserError that names the setting `key` where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,7 +70,7 @@ def make_folder(folder: Path, key: str) -> None:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` if the block ends well, and vanishes if it does not."""
+    """A temporary folder that is renamed to `folder` if the block succeeds, and removed if it fails."""
     temporary = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -85,7 +84,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         except OSError:
             if not folder.exists():
                 raise
-            # a run beside this one wrote the same first: what is whole is never replaced
+            # another run wrote the same folder first: a complete folder is never replaced
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -20,16 +20,36 @@ from gspo_cli.run.files import json_ready, make_folder, read_json, write_atomica
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
 
 
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The records of a log up to the first line that is not a JSON object with an iteration, and the number
+    of that line: None where all are whole. A log that does not exist has no records."""
+    if not path.exists():
+        return [], None
+    found: list[dict[str, Any]] = []
+    # not splitlines: it also breaks at U+2028 and the like, which models do write
+    for place, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError:  # damaged text, or damaged JSON
+            return found, place
+        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+            return found, place
+        found.append(record)
+    return found, None
+
+
 class RunFolder:
-    """Paths and line files of one run. Every line has an `iteration`. Of the processes of one run the first
-    one `writes`; to the others the folder is for reading."""
+    """Paths and line files of one run. Every line has an `iteration`. Only the first process of a
+    run `writes`; the others read."""
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
 
     @property
     def config(self) -> Path:
-        """The resolved configuration: what is there is what ran."""
+        """The resolved configuration, which is what ran."""
         return self.path / "config.yaml"
 
     @property
@@ -39,7 +59,7 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """What ranks other than the first print."""
+        """Output of all ranks but the first."""
         return self.path / "logs"
 
     @property
@@ -48,34 +68,32 @@ class RunFolder:
         return self.path / "initial_model"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """The length of a block in which no other process trains in the folder. Raises UserError where one
-        does."""
+    def locked(self) -> Iterator[None]:
+        """A block in which no other process trains in the folder. Raises UserError where one does."""
         descriptor = os.open(self.path, os.O_RDONLY) if self.writes else None
         try:
             if descriptor is not None:
-                self._hold(descriptor)
+                self._lock(descriptor)
             yield
         finally:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _hold(self, descriptor: int) -> None:
-        # a disk that knows no locks (some network ones) says so by another error, and holds nobody up
+    def _lock(self, descriptor: int) -> None:
+        # file systems without locks (some network ones) raise other errors: there nothing is locked
         with suppress(OSError):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"{self.path}: another process trains in this folder; wait for its end, or end it first"
+                    f"{self.path}: another process trains in this folder; wait until it ends, or end it first"
                 ) from error
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder for a new run. Raises UserError where one is there already or nothing can be
-        written."""
+        """Make the folder for a new run. Raises UserError where it holds a run, or cannot be written."""
         if self.config.exists():
             raise UserError(
-                f"{self.path}: holds a run already; continue it with resume={self.path}, or choose "
+                f"{self.path}: already holds a run; continue it with resume={self.path}, or choose "
                 "another hydra.run.dir"
             )
         make_folder(self.path, "hydra.run.dir")
@@ -83,8 +101,8 @@ class RunFolder:
 
     def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> tuple[str, Path | None]:
         """Where the model of a checkpoint is, and its adapter under LoRA. `checkpoint` is best (last where
-        there is none), last, initial, or a checkpoint's name. Raises UserError where it has none of that
-        name."""
+        there is none), last, initial, or a checkpoint's name. Raises UserError where there is no such
+        checkpoint."""
         base = str(self.initial_model) if self.initial_model.exists() else model.name
         if checkpoint == "initial":
             return base, None
@@ -93,7 +111,7 @@ class RunFolder:
             chosen = chosen.with_name("last")
         if not chosen.exists():
             found = ["initial", *sorted(path.name for path in self.checkpoints.glob("[!.]*"))]
-            raise UserError(f"--checkpoint {checkpoint}: is not there; choose one of {', '.join(found)}")
+            raise UserError(f"--checkpoint {checkpoint}: does not exist; choose one of {', '.join(found)}")
         return (base, chosen) if model.use_lora else (str(chosen), None)
 
     def append(self, log: str, record: Mapping[str, Any]) -> None:
@@ -111,21 +129,11 @@ class RunFolder:
             ) from error
 
     def read(self, log: str) -> list[dict[str, Any]]:
-        """All whole lines of a log; a last line cut by a kill is left out."""
-        path = self.path / log
-        if not path.exists():
-            return []
-        records = []
-        # not splitlines: it also breaks at U+2028 and the like, which models do write
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        """The records of a log up to the first damaged line: a kill can cut the last one."""
+        return read_log(self.path / log)[0]
 
     def rewind(self, iteration: int) -> None:
-        """Drop all lines after `iteration`, so that a resumed run repeats none and leaves no gap."""
+        """Drop all lines after `iteration`, so that a resumed run neither repeats lines nor leaves gaps."""
         if not self.writes:
             return
         for log in LOGS:

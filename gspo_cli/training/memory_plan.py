@@ -4,8 +4,8 @@ Shapes: L layers, H hidden size, Q and K widths of queries and of keys, I inner 
 k experts per token, V vocabulary, T tokens of a micro-batch, R rows of a generation batch. All in bytes.
 
 Activations are what autograd keeps for backward, tensor by tensor, under transformers' `sdpa` attention,
-which keeps no (T, T) scores. Left out: scratch space of kernels, a single quantised matrix while it is
-restored, what other libraries hold (vLLM's share above all), and a judge's own model.
+which keeps no (T, T) scores. Left out: scratch space of kernels, a single quantized matrix while it is
+dequantized, what other libraries allocate (vLLM above all), and a judge's own model.
 `scripts/benchmark_memory.py` compares it with measured peaks."""
 
 from __future__ import annotations
@@ -292,16 +292,16 @@ def _rollout(config: RunConfig, model: Dimensions, ranks: int) -> dict[str, int]
     """Cache, logits and working space of generation in training and evaluation, whichever takes more rows."""
     training, evaluation, sampling = config.training, config.evaluation, config.rollout
     conversations = math.ceil(training.generations_per_iteration / ranks)
-    judged = math.ceil(evaluation.problems / ranks)
-    rows = min(sampling.batch_size, max(conversations, judged * max(1, evaluation.samples)))
-    prompts = min(sampling.batch_size, max(math.ceil(training.prompts_per_iteration / ranks), judged))
+    evaluated = math.ceil(evaluation.problems / ranks)
+    rows = min(sampling.batch_size, max(conversations, evaluated * max(1, evaluation.samples)))
+    prompts = min(sampling.batch_size, max(math.ceil(training.prompts_per_iteration / ranks), evaluated))
     prompt, longest = sampling.max_prompt_length, longest_conversation(config, model)
     position = model.layers * _cached(config, model)  # bytes of one position of a row
     # the last token drawn is never fed
     room, before = cache_room(prompt, longest - 1)
     cache = rows * room * position
     if not config.task.environment().single_turn:  # earlier turns stay in the cache
-        cache += max(conversations, judged * max(1, evaluation.samples)) * longest * position
+        cache += max(conversations, evaluated * max(1, evaluation.samples)) * longest * position
     growing = rows * before * position // model.layers
     matrix = model.vocabulary * model.hidden * 4 * (model.width < 4)
     logits = rows * model.vocabulary

@@ -18,7 +18,7 @@ import torch
 
 from gspo_cli.config.choices import Engine
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.console.reporting import Reporter, Sample
+from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
@@ -64,7 +64,7 @@ def run_training(
             "hardware.zero_stage: the processes of ZeRO are started by the command gspo-train; use that, or "
             "hardware.zero_stage=0"
         )
-    with folder.held():
+    with folder.locked():
         return _run_in(config, folder, reporter, track, reward, ranks)
 
 
@@ -178,7 +178,7 @@ def evaluate_only(
     adapter: Path | None,
     progress: Callable[[int, int], None],
     warn: Callable[[str], None],
-) -> tuple[dict[str, Any], list[Sample]]:
+) -> tuple[dict[str, Any], list[ShownSample]]:
     """Held-out evaluation of the model at `source`, with its LoRA adapter. Returns the record and greedy
     answers."""
     task: Task = config.task
@@ -193,13 +193,13 @@ def evaluate_only(
     problems = heldout[: config.evaluation.problems]
     runner = ConversationRunner(config, reward, engine, prompts)
     found = Evaluator(config, runner).evaluate(problems, progress)
-    return found.record, [Sample.of(answer, 0) for answer in found.greedy]
+    return found.record, [ShownSample.of(answer, 0) for answer in found.greedy]
 
 
 def load_trained(config: RunConfig, source: str, adapter: Path | None) -> Policy:
     """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without adapter gets none, or where
     weights are quantised a fresh one, which changes nothing."""
-    keeps = adapter is not None or config.model.is_quantised
+    keeps = adapter is not None or config.model.is_quantized
     model = config.model if keeps else config.model.whole()
     return load_policy(source, model, config.hardware, adapter)
 

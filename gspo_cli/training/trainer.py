@@ -9,8 +9,7 @@ from typing import Any
 
 from gspo_cli.config.choices import OnCollapse
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.console.reporting import Reporter
-from gspo_cli.console.reporting import Sample as ShownSample
+from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.diagnosis.history import Finding
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
