@@ -1,8 +1,8 @@
-"""Waiting for many slow answers at once, from code that does not wait itself.
+"""Running many coroutines concurrently from synchronous code.
 
-One event loop lives in a background thread for the whole process: calls work inside a running loop too
-(Jupyter, an async script), and HTTP connections outlive them. A job that blocks instead of awaiting holds all
-others up, and no time limit can end it."""
+One event loop runs in a background thread for the lifetime of the process: so calls work inside a running
+loop too (Jupyter, an async script), and HTTP connections are reused between calls. A job that blocks instead
+of awaiting stops all others, and no time limit can end it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Background:
             return self._loop
 
     def is_current_thread(self) -> bool:
-        """Whether the caller runs in this loop, where waiting for it would wait for ever."""
+        """Whether the caller runs in this loop, where waiting for it would deadlock."""
         return threading.current_thread() is self._thread
 
 
@@ -43,29 +43,29 @@ BACKGROUND = Background()
 
 
 def gather(jobs: Iterable[Awaitable[Any]], limit: int, timeout: float | None) -> list[Any]:
-    """Run all jobs, `limit` at a time and each for at most `timeout` seconds, and return in their order what
-    they returned or the exception they raised; TookTooLong where time was up.
+    """Run all jobs, `limit` at a time and each for at most `timeout` seconds. Returns, in the order of the
+    jobs, what each returned or the exception it raised; TookTooLong where its time was up.
 
-    The time of a job starts with the job. Raises RuntimeError inside one of its own jobs."""
-    waiting = list(jobs)
-    if not waiting:
+    The clock of a job starts with the job. Raises RuntimeError when called by one of its own jobs."""
+    pending = list(jobs)
+    if not pending:
         return []
     if BACKGROUND.is_current_thread():
-        _close(waiting)
+        _close(pending)
         raise RuntimeError("gather is called by one of its own jobs; use await and asyncio.gather there")
-    future = asyncio.run_coroutine_threadsafe(_run(waiting, limit, timeout), BACKGROUND.loop())
+    future = asyncio.run_coroutine_threadsafe(_run(pending, limit, timeout), BACKGROUND.loop())
     try:
         return future.result()
-    except BaseException:  # Ctrl-C here ends the jobs there
+    except BaseException:  # Ctrl-C ends the jobs, too
         future.cancel()
         raise
 
 
 async def _run(jobs: Sequence[Awaitable[Any]], limit: int, timeout: float | None) -> list[Any]:
-    places = asyncio.Semaphore(limit)
+    slots = asyncio.Semaphore(limit)
 
     async def one(job: Awaitable[Any]) -> Any:
-        async with places:
+        async with slots:
             return await _outcome(job, timeout)
 
     try:
@@ -80,14 +80,14 @@ async def _outcome(job: Awaitable[Any], timeout: float | None) -> Any:
             return await job
     except TimeoutError as error:  # its own limit, or one inside the job
         return TookTooLong(f"took longer than {timeout:g} s") if clock.expired() else error
-    except (KeyboardInterrupt, SystemExit) as error:  # left alone, it ends the loop that all share
+    except (KeyboardInterrupt, SystemExit) as error:  # would end the shared loop
         return RuntimeError(f"raised {type(error).__name__}")
-    except Exception as error:  # of whatever job: the caller's to judge
+    except Exception as error:  # the caller handles it
         return error
 
 
 def _close(jobs: Sequence[Awaitable[Any]]) -> None:
-    """Coroutines that never started would warn of it; closing a finished one does nothing."""
+    """Close coroutines that never started, which would warn; closing a finished one does nothing."""
     for job in jobs:
         if inspect.iscoroutine(job):
             job.close()

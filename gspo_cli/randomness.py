@@ -1,5 +1,5 @@
-"""Randomness derived from (run seed, purpose, where), so that no state needs saving and order never
-matters."""
+"""Randomness derived from (run seed, purpose, place), so that no state has to be saved and the order of calls
+does not matter."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Steps per second of the shop (customer_service), and how long its conversations are.
+"""Steps per second of the customer_service environment, and how long its conversations are.
 
     python scripts/benchmark_environment.py
 
-The oracle holds every problem once per answer of a group. Only the environment's own time is counted: reset,
-step and finish, on one core. What the oracle takes, or in training the model, comes on top."""
+The oracle plays every problem once per answer of a group. Only the environment's own time is counted: reset,
+step and finish, on one core. The time of the oracle, or of the model in training, is not included."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Stopwatch:
 
 def converse(task: CustomerService, problem: Problem, seed: int, watch: Stopwatch) -> list[Message]:
     """One conversation of the oracle."""
-    shop, done = task.environment(), False
-    messages = list(watch(shop.reset, problem, seed))
+    environment, done = task.environment(), False
+    messages = list(watch(environment.reset, problem, seed))
     while not done:
         messages.append(Message("assistant", oracle.answer(messages)))
-        step = watch(shop.step, messages[-1].content)
+        step = watch(environment.step, messages[-1].content)
         messages.extend(step.messages)
         done = step.done
-    watch(shop.finish)
+    watch(environment.finish)
     return messages
 
 
@@ -52,29 +52,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--problems", type=int, default=200, help="problems of each difficulty (200)")
     parser.add_argument("--answers", type=int, default=8, help="conversations about each problem (8)")
-    parser.add_argument("--run", type=Path, help="run folder: the shop's share of its iterations, too")
+    parser.add_argument("--run", type=Path, help="run folder: print the share of its iterations, too")
     options = parser.parse_args()
     print("difficulty  conversations  agent turns  words  ms/conversation  steps/s")
     for difficulty in (1, 2, 3, 4):
         task = CustomerService("customer_service", "", "", difficulty=difficulty, problems=options.problems)
         watch = Stopwatch()
-        held = [
+        played = [
             converse(task, problem, seed, watch)
             for seed, problem in enumerate(task.train_problems())
             for _ in range(options.answers)
         ]
-        turns = [sum(message.role == "assistant" for message in messages) for messages in held]
-        words = mean(sum(len(message.content.split()) for message in messages) for messages in held)
+        turns = [sum(message.role == "assistant" for message in messages) for messages in played]
+        words = mean(sum(len(message.content.split()) for message in messages) for messages in played)
         print(
-            f"{difficulty:10}  {len(held):13}  {mean(turns):11.1f}  {words:5.0f}"
-            f"  {1000 * watch.seconds / len(held):15.2f}  {sum(turns) / watch.seconds:7.0f}"
+            f"{difficulty:10}  {len(played):13}  {mean(turns):11.1f}  {words:5.0f}"
+            f"  {1000 * watch.seconds / len(played):15.2f}  {sum(turns) / watch.seconds:7.0f}"
         )
         if options.run and difficulty == 1:
             print_share(options.run, watch.seconds / sum(turns))
 
 
 def print_share(run: Path, seconds_per_step: float) -> None:
-    """What the steps of a run's conversations take of its iterations, at the speed just measured."""
+    """The share of a run's iterations that its environment steps take, at the speed just measured."""
     config = OmegaConf.load(run / "config.yaml")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = config.training.generations_per_iteration * mean(line["num_turns"] for line in lines)

@@ -2,12 +2,12 @@
 
     python scripts/benchmark_memory.py
 
-Each shape, of random weights, runs in a process of its own: the updater takes two optimizer steps of two full
-micro-batches, then the engine generates a full batch. Measured is the highest resident memory of each above
-that before weights are loaded, after a small model of the same kind has gone the same way, so that imports
-and kernels' own buffers are not counted; weights are copied out of their file's mapping, whose pages would
-count twice. glibc is told to hand freed memory back at once (MALLOC_*): what counts is what was held at the
-same time. Exits with 1 where planned over measured is outside 0.75 to 1.25. Linux only.
+Each shape, with random weights, runs in its own process: the updater takes two optimizer steps of two full
+micro-batches, then the engine generates a full batch. Measured is the peak resident memory of each phase,
+minus what was resident before weights were loaded. A small model of the same kind runs first, so that imports
+and the kernels' own buffers are not counted. Weights are copied out of the mapping of their file, whose pages
+would count twice. glibc returns freed memory at once (MALLOC_*), so that only memory in use at one time
+counts. Exits with 1 where planned over measured is outside 0.75 to 1.25. Linux only.
 
 Left out: GPUs, several processes, models that are read in shards."""
 
@@ -23,8 +23,8 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,9 @@ CASES = {
     "gpt2, LoRA": Case({"hidden": 512, "layers": 6, "vocabulary": 16384}, 6, LORA, "gpt2"),
 }
 SMALL = {"qwen3": dense(128, 2, 512), "gpt2": {"hidden": 128, "layers": 2, "vocabulary": 512}}
+SMOKE = {
+    name: replace(CASES[name], shape=SMALL[CASES[name].family], answers=2) for name in ("full", "gpt2, LoRA")
+}
 
 
 def write(folder: Path, shape: dict[str, int], family: str) -> None:
@@ -138,20 +141,20 @@ def samples(count: int, vocabulary: int) -> list[Any]:
     mask = [False] * PROMPT + [True] * ANSWER
     ids = [[rng.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
     problem, logprobs = Problem("", ()), [0.0] * length
-    told = [Trajectory(problem, row, mask, logprobs, [], [], FinishReason.stop) for row in ids]
-    return [Sample.of(trajectory, [rng.gauss(0, 1)]) for trajectory in told]
+    trajectories = [Trajectory(problem, row, mask, logprobs, [], [], FinishReason.stop) for row in ids]
+    return [Sample.of(trajectory, [rng.gauss(0, 1)]) for trajectory in trajectories]
 
 
 def requests(vocabulary: int) -> list[Any]:
-    """Prompts of different lengths, each asked several times."""
+    """Prompts of different lengths, each sampled several times."""
     from gspo_cli.rollout.engine import Request
 
     rng = random.Random(1)
-    asked = [[rng.randrange(1, vocabulary) for _ in range(PROMPT - i)] for i in range(PROMPTS)]
-    return [Request(asked[i % PROMPTS], i, i) for i in range(ROWS)]
+    prompts = [[rng.randrange(1, vocabulary) for _ in range(PROMPT - i)] for i in range(PROMPTS)]
+    return [Request(prompts[i % PROMPTS], i, i) for i in range(ROWS)]
 
 
-def run(folder: Path, case: Case) -> dict[str, dict[str, int]]:
+def run(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
     """Both phases by the trainer's own parts. -> phase -> planned and measured bytes"""
     from gspo_cli.policy.loading import load_policy
     from gspo_cli.randomness import generator
@@ -194,37 +197,43 @@ def run(folder: Path, case: Case) -> dict[str, dict[str, int]]:
 
 
 def resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (at most since `forget_peak`) of this process, in bytes."""
+    """VmRSS (now) or VmHWM (peak since `forget_peak`) of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def forget_peak() -> None:
-    """Let VmHWM start from the present."""
+    """Reset VmHWM to the present value."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def child(arguments: argparse.Namespace) -> None:
-    """What a subprocess does: write all models, or measure one."""
+def write_models(folder: Path, cases: Mapping[str, Case]) -> None:
+    """The model of each case, and a small one of its kind."""
+    for place, case in enumerate(cases.values()):
+        write(folder / f"model{place}", case.shape, case.family)
+        small = SMALL[case.family] | ({"experts": 8} if "experts" in case.shape else {})
+        write(folder / f"small{place}", small, case.family)
+
+
+def child(work: str, folder: Path, cases: Mapping[str, Case], warm_up: bool = True) -> str:
+    """What a subprocess does: write all models, or measure one case (-> JSON) after a small model."""
     import torch
 
     from gspo_cli.config.compose import register
 
     torch.set_num_threads(1)
     register()
-    if arguments.child == "write":
-        for place, case in enumerate(CASES.values()):
-            write(arguments.folder / f"model{place}", case.shape, case.family)
-            small = SMALL[case.family] | ({"experts": 8} if "experts" in case.shape else {})
-            write(arguments.folder / f"small{place}", small, case.family)
-        return
-    case, place = CASES[arguments.child], list(CASES).index(arguments.child)
-    run(arguments.folder / f"small{place}", case)
-    print(json.dumps(run(arguments.folder / f"model{place}", case)))
+    if work == "write":
+        write_models(folder, cases)
+        return ""
+    place = list(cases).index(work)
+    if warm_up:
+        run(folder / f"small{place}", cases[work])
+    return json.dumps(run(folder / f"model{place}", cases[work]))
 
 
 def spawn(work: str, folder: str) -> str:
-    """Run `child` in a process of its own. -> what it printed. Raises RuntimeError if it fails."""
+    """Run `child` in its own process and return what it printed. Raises RuntimeError if it fails."""
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, __file__, "--child", work, "--folder", folder]
     environment = os.environ | quiet | MALLOC | {"OMP_NUM_THREADS": "1"}
@@ -232,6 +241,15 @@ def spawn(work: str, folder: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{work} failed:\n{done.stderr[-3000:]}")
     return done.stdout
+
+
+def smoke() -> None:
+    """Two tiny models in this process: checks that the script runs. Compares nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        child("write", Path(folder), SMOKE)
+        for name in SMOKE:
+            for phase, found in json.loads(child(name, Path(folder), SMOKE, warm_up=False)).items():
+                show([name, phase, *(f"{found[key] / 2**20:.0f}" for key in ("planned", "measured"))], False)
 
 
 def show(cells: Sequence[str], markdown: bool) -> None:
@@ -248,11 +266,15 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help=f"some of: {'; '.join(CASES)}")
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/benchmarks.md")
     parser.add_argument("--parts", action="store_true", help="print what is planned part by part, in MiB")
+    parser.add_argument("--smoke", action="store_true", help="tiny models, one process: checks that it runs")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments)
+        print(child(arguments.child, arguments.folder, CASES))
+        return
+    if arguments.smoke:
+        smoke()
         return
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"Python {platform.python_version()}, {packages}\n")

@@ -1,6 +1,7 @@
-"""Build the wheel, from the checkout and through the sdist, and check that it brings its configuration.
+"""Build the wheel, from the checkout and through the sdist, and check that it contains its configuration.
 
-Each wheel is installed alone, away from the checkout, and has to print the configuration that this prints."""
+Each wheel is installed alone, away from the checkout, and must print the configuration that the checkout
+prints."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ WHERE = "from gspo_cli.config.compose import CONF_DIR; print(CONF_DIR)"
 
 
 def main() -> None:
-    """Exit with 1 and a sentence where a wheel cannot be used as it is."""
+    """Exit with 1 and a sentence where a wheel is unusable."""
     with tempfile.TemporaryDirectory(prefix="gspo-wheel-") as name:
         folder = Path(name).resolve()
         wheels = {
@@ -27,11 +28,11 @@ def main() -> None:
         for how, wheel in wheels.items():
             check_content(wheel, how)
             check_command(wheel, how, folder)
-        print(f"{wheel.name}: brings its configuration, built from the checkout and through the sdist")
+        print(f"{wheel.name}: contains its configuration, built from the checkout and through the sdist")
 
 
 def build(out: Path, *what: str) -> Path:
-    """The wheel that `python -m build` makes in `out`; without `what`, by way of an sdist."""
+    """The wheel that `python -m build` makes in `out`; through an sdist where `what` is empty."""
     isolation = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
     run([sys.executable, "-m", "build", *what, *isolation, "--outdir", str(out), str(ROOT)], ROOT)
     return next(out.glob("*.whl"))
@@ -40,7 +41,7 @@ def build(out: Path, *what: str) -> Path:
 def check_content(wheel: Path, how: str) -> None:
     """Every configuration file and every module of the checkout is in the wheel."""
     files = [f"gspo_cli/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")]
-    for kind in ("*.py", "*.yaml", "*.css"):
+    for kind in ("*.py", "*.yaml", "*.css", "*.jinja"):
         files += [str(path.relative_to(ROOT)) for path in (ROOT / "gspo_cli").rglob(kind)]
     absent = sorted(set(files) - set(zipfile.ZipFile(wheel).namelist()))
     if absent:
@@ -58,11 +59,11 @@ def check_command(wheel: Path, how: str, folder: Path) -> None:
         sys.exit(f"{wheel.name}, {how}: reads its configuration from {conf}; check CONF_DIR")
     command = [sys.executable, str(site / "bin" / "gspo-train"), "--cfg", "job"]
     if run(command, elsewhere, site) != run(command, elsewhere, ROOT):
-        sys.exit(f"{wheel.name}, {how}: composes another configuration than the checkout; compare conf/")
+        sys.exit(f"{wheel.name}, {how}: composes a different configuration than the checkout; compare conf/")
 
 
 def run(command: list[str], cwd: Path, path: Path | None = None) -> str:
-    """Standard output of a command that has to succeed, with `path` as the first place to import from."""
+    """Standard output of a command that must succeed, with `path` first among the places to import from."""
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode:

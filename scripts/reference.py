@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -295,5 +296,6 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    write_atomically(REFERENCE, reference())
-    print(f"{REFERENCE}: written")
+    page = Path(sys.argv[1]) if sys.argv[1:] else REFERENCE
+    write_atomically(page, reference())
+    print(f"{page}: written")

@@ -12,14 +12,14 @@ from gspo_cli.compare.result import (
     Claim,
     Comparison,
     Contrast,
+    CounterfactualClipping,
     Estimate,
     LeftOut,
-    Outcome,
+    OutcomeSpec,
     ProblemTest,
     RunFacts,
     Series,
-    Shadow,
-    Talk,
+    SideBySide,
     Verdict,
 )
 
@@ -30,18 +30,22 @@ NASTY = (
     "\u202e back \ud800 [l](http://x.y) & &amp; $5$ *b*"
 )
 OUTCOMES = (
-    Outcome("final_score", "Final held-out score", "", "higher", "Greedy held-out score at the end."),
-    Outcome("score_at_tokens", "Score at equal tokens", "", "higher", "Held-out score at equal tokens."),
-    Outcome("auc", "Mean held-out score", "", "higher", "Area under the held-out curve over iterations."),
-    Outcome("final_reward", "Training reward", "", "higher", "Mean over the last tenth of iterations."),
-    Outcome("steps_to_threshold", "Iterations to 0.6", "iterations", "lower", "First held-out score of 0.6."),
-    Outcome("tokens_to_threshold", "Tokens to 0.6", "tokens", "lower", "Sampled tokens until then."),
-    Outcome("worst_drop", "Worst drop", "", "lower", "Largest fall below the running maximum."),
-    Outcome("collapses", "Collapses", "", "lower", "Runs in which the policy collapsed."),
-    Outcome("clip_token", "Clipped tokens", "share", "none", "Share of trained tokens that were clipped."),
-    Outcome("clip_sequence", "Clipped answers", "share", "none", "Share of answers that were clipped."),
-    Outcome("expert_change", "Expert change", "share", "none", "Experts that change with one update."),
-    Outcome("wall_seconds", "Wall time", "s", "lower", "Seconds from start to end."),
+    OutcomeSpec("final_score", "Final held-out score", "", "higher", "Greedy held-out score at the end."),
+    OutcomeSpec("score_at_tokens", "Score at equal tokens", "", "higher", "Held-out score at equal tokens."),
+    OutcomeSpec("auc", "Mean held-out score", "", "higher", "Area under the held-out curve over iterations."),
+    OutcomeSpec("final_reward", "Training reward", "", "higher", "Mean over the last tenth of iterations."),
+    OutcomeSpec(
+        "steps_to_threshold", "Iterations to 0.6", "iterations", "lower", "First held-out score of 0.6."
+    ),
+    OutcomeSpec("tokens_to_threshold", "Tokens to 0.6", "tokens", "lower", "Sampled tokens until then."),
+    OutcomeSpec("worst_drop", "Worst drop", "", "lower", "Largest fall below the running maximum."),
+    OutcomeSpec("collapses", "Collapses", "", "lower", "Runs in which the policy collapsed."),
+    OutcomeSpec(
+        "clip_token", "Clipped tokens", "share", "none", "Share of trained tokens that were clipped."
+    ),
+    OutcomeSpec("clip_sequence", "Clipped answers", "share", "none", "Share of answers that were clipped."),
+    OutcomeSpec("expert_change", "Expert change", "share", "none", "Experts that change with one update."),
+    OutcomeSpec("wall_seconds", "Wall time", "s", "lower", "Seconds from start to end."),
 )
 VALUES = {
     "final_score": (0.8123, 0.0713),
@@ -106,7 +110,7 @@ def charts(arms: Sequence[str]) -> list[Chart]:
     ]
 
 
-def contrast(outcome: Outcome, arm: str, place: int, seeds: int) -> Contrast:
+def contrast(outcome: OutcomeSpec, arm: str, place: int, seeds: int) -> Contrast:
     """Of the first arm everything is found; of the second nothing."""
     value, difference = VALUES.get(outcome.key, (None, None))
     if value is None or difference is None:
@@ -167,7 +171,7 @@ def conversation(answer: str, reward: float | None, **more: Any) -> dict[str, An
     } | more
 
 
-def talks(arms: Sequence[str]) -> list[Talk]:
+def talks(arms: Sequence[str]) -> list[SideBySide]:
     answers = {
         arm: conversation(f"I am sorry. {arm} refunds 31.50 now.\nAnything else?", 0.9) for arm in arms
     }
@@ -175,12 +179,12 @@ def talks(arms: Sequence[str]) -> list[Talk]:
         arms[0]: conversation(NASTY, None, excluded="the grader failed"),
         BASELINE: conversation("No.", 0.0),
     }
-    return [Talk("refund-17", 0, answers), Talk("refund-<18>", 0, nasty)]
+    return [SideBySide("refund-17", 0, answers), SideBySide("refund-<18>", 0, nasty)]
 
 
-def shadow(arm: str, other: str) -> Shadow:
+def shadow(arm: str, other: str) -> CounterfactualClipping:
     numbers = (0.0013, 0.1512, 0.0021, 0.1498, 0.731)
-    return Shadow(arm, other, *(estimate(value, value / 10) for value in numbers))
+    return CounterfactualClipping(arm, other, *(estimate(value, value / 10) for value in numbers))
 
 
 CLAIMS = (

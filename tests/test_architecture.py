@@ -47,10 +47,11 @@ OWNERS = {
     "tensorboard": {"run/trackers.py"},
     "math_verify": {"rewards/maths_worker.py"},
     "httpx": {"chat_endpoint.py"},
-    "bitsandbytes": {"policy/quantisation.py", "policy/optimizers.py"},
+    "bitsandbytes": {"policy/quantization.py", "policy/optimizers.py"},
     "vllm": {"rollout/vllm_engine.py"},
-    "deepspeed": {"training/zero.py", "policy/divided.py"},
+    "deepspeed": {"training/zero.py", "policy/weights.py"},
     "scipy": {"compare"},
+    "jinja2": {"compare", "policy"},
 }
 OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 

@@ -72,7 +72,7 @@ def test_a_template_that_refuses_a_role_is_one_sentence(load):
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         + tokenizer.chat_template
     )
-    with pytest.raises(UserError, match=r"refuses a conversation of system, user \(no system\)"):
+    with pytest.raises(UserError, match=r"rejects a conversation of system, user \(no system\)"):
         ChatFormat(tokenizer, []).prompt_ids((Message("system", "Be brief."), USER))
 
 

@@ -16,8 +16,9 @@ from rich.console import Console
 from shop_conversations import CANCEL, problem_of
 from talking_runs import trained, use_cache
 
-from gspo_cli.commands.chat import Narrated, Person, chat_command, main, shower
-from gspo_cli.commands.evaluate import resolve
+from gspo_cli.commands.chat import chat_command, main, printer
+from gspo_cli.commands.chat_environments import HumanUser, ShownEnvironment
+from gspo_cli.commands.model_source import resolve
 from gspo_cli.tasks.base import SingleTurn, Step
 from gspo_cli.tasks.customer_service import oracle
 from gspo_cli.tasks.customer_service.environment import Shop
@@ -132,13 +133,13 @@ def test_the_agent_before_training_is_another(chat):
 def test_words_only_where_no_environment_is_wanted(chat, run, arguments):
     folder = run if arguments == "--free" else run / "checkpoints" / "last"
     out = chat(arguments, "hello\n", folder)
-    assert out[0].startswith("Words only")
+    assert out[0].startswith("Text only")
     assert [line.partition(":")[0] for line in out[1:]] == ["user", "agent"]
 
 
 def test_a_task_of_single_answers_has_words_only(chat, run):
     out = chat("model=tiny task=arithmetic", "1+1=\n", run / "checkpoints" / "last")
-    assert out[0].startswith("Words only")
+    assert out[0].startswith("Text only")
     out = chat("model=tiny task=arithmetic --watch 1", "", run / "checkpoints" / "last")
     assert [line.partition(":")[0] for line in out[1:3]] == ["user", "agent"]
 
@@ -150,7 +151,7 @@ def test_a_run_whose_reward_a_script_gave_can_be_talked_to_and_watched(chat, run
     (folder / "config.yaml").write_text(saved.replace("reward: null", "reward: python object mine.Reward"))
     assert chat("", "hello\n", folder)[-1].startswith("agent")
     out = chat("--watch 1", "", folder)
-    assert out[0] == "A Python script gave the run's reward; judged here by the task's own."
+    assert out[0] == "The run's reward was a Python object; conversations are scored by the task's own."
     assert any("standing/outcome" in line for line in out)
 
 
@@ -186,7 +187,9 @@ def test_a_folder_that_is_not_there_is_one_sentence():
 
 def test_tools_act_on_the_shop_of_the_problem_and_changes_are_shown():
     shown = Shown()
-    person = Person(Shop(), said_by(["yes", "no, thanks"]), shown, first="i am mia27@mail.com. cancel 482.")
+    person = HumanUser(
+        Shop(), said_by(["yes", "no, thanks"]), shown, first="i am mia27@mail.com. cancel 482."
+    )
     assert person.reset(problem_of(CANCEL), 0) == (Message("user", "i am mia27@mail.com. cancel 482."),)
     assert person.step("/find_customer mia27@mail.com").messages[0].role == "tool"
     assert person.step("shall i cancel 482?").messages == (Message("user", "yes"),)
@@ -200,7 +203,7 @@ def test_tools_act_on_the_shop_of_the_problem_and_changes_are_shown():
 
 
 def test_a_person_is_asked_again_until_they_say_something():
-    person = Person(None, said_by(["", "  \t", " hello "]), Shown())
+    person = HumanUser(None, said_by(["", "  \t", " hello "]), Shown())
     assert person.step("hi").messages == (Message("user", "hello"),)
     assert person.step("/cancel_order 482").done
 
@@ -209,14 +212,14 @@ def test_ctrl_c_at_the_prompt_leaves():
     def interrupted():
         raise KeyboardInterrupt
 
-    person = Person(None, interrupted, Shown())
+    person = HumanUser(None, interrupted, Shown())
     assert person.step("hi").done
     assert person.left
 
 
 def test_the_tasks_user_is_shown_as_the_agent_hears_them():
     shown, environment, problem = Shown(), Shop(), problem_of(CANCEL)
-    narrated = Narrated(environment, shown)
+    narrated = ShownEnvironment(environment, shown)
     messages = list(narrated.reset(problem, 0))
     done = False
     while not done:
@@ -239,7 +242,7 @@ def test_an_environment_that_waits_is_shown_when_it_answers():
             return Step((Message("user", "at last"),))
 
     shown = Shown()
-    waiting = Narrated(Slow(), shown).step("hello?")
+    waiting = ShownEnvironment(Slow(), shown).step("hello?")
     with pytest.raises(StopIteration) as finished:
         waiting.send(None)
     assert finished.value.value == Step((Message("user", "at last"),))
@@ -249,12 +252,12 @@ def test_an_environment_that_waits_is_shown_when_it_answers():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_what_a_model_says_is_shown_and_not_obeyed(terminal):
     file = io.StringIO()
-    show = shower(Console(file=file, force_terminal=terminal, color_system=None, highlight=False, width=60))
+    show = printer(Console(file=file, force_terminal=terminal, color_system=None, highlight=False, width=60))
     show("assistant", "\x1b[2J\x07[bold]red[/bold] \x9b31m\u202eabc\r\nsecond line\x00")
     assert file.getvalue() == "agent: �[2J�[bold]red[/bold] �31m�abc\n       second line�\n"
 
 
 def test_a_pipe_gets_whole_lines():
     file = io.StringIO()
-    shower(Console(file=file, highlight=False, width=40))("tool", "word " * 50)
+    printer(Console(file=file, highlight=False, width=40))("tool", "word " * 50)
     assert len(file.getvalue().splitlines()) == 1

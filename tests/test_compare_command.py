@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gspo_cli.compare.missing_runs import Source, reward_at_end
+from gspo_cli.compare.missing_runs import SharedSettings, reward_at_end
 from tests.stored_runs import write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def test_a_comparison_that_is_stopped_and_then_killed_goes_on(tmp_path):
         told = stopped.communicate()[1]
     assert (stopped.returncode, told) == (
         130,
-        "gspo-compare: stopped; the same command goes on where it stands\n",
+        "gspo-compare: stopped; the same command resumes from the last checkpoints\n",
     )
     reached = json.loads((base / "runs" / name / "summary.json").read_text())["iterations"]
     assert 2 <= reached < 60
@@ -158,10 +158,10 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
     [
         ([], "nothing to compare; give run folders, or what to train"),
         (["nowhere"], "nowhere: does not exist"),
-        (["."], "holds no run"),
-        (["seed=3"], "seed=3: is decided by the comparison"),
-        (["algorithm=grpo"], "algorithm=grpo: is decided by the comparison"),
-        (["hydra.run.dir=x"], "hydra.run.dir=x: is decided by the comparison"),
+        (["."], "contains no run"),
+        (["seed=3"], "seed=3: is set by the comparison"),
+        (["algorithm=grpo"], "algorithm=grpo: is set by the comparison"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x: is set by the comparison"),
         (["task=nope"], "task=nope: is not an option"),
         (["task=arithmetic", "compare.algorithms=[gspo,nope]"], "algorithm=nope: is not an option"),
         (["training.updates_per_rollout=1"], "training.updates_per_rollout=1: the ratio is then 1"),
@@ -195,9 +195,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, arguments, s
 def test_folders_take_no_settings_of_runs(tmp_path):
     write_run(tmp_path / "run")
     for text, reason in (
-        ("task=arithmetic", "runs in folders are compared as they are"),
-        ("compare.seeds=[0]", "decides what is trained, and folders are given"),
-        ("compare.tune.trials=3", "decides what is trained, and folders are given"),
+        ("task=arithmetic", "does not apply to runs in folders"),
+        ("compare.seeds=[0]", "sets what is trained, but folders are given"),
+        ("compare.tune.trials=3", "sets what is trained, but folders are given"),
     ):
         done = compare(tmp_path, "run", text)
         assert done.returncode == 2
@@ -209,7 +209,7 @@ def test_runs_from_before_a_change_of_the_users_code_or_data_are_other_runs(tmp_
     code, data = tmp_path / "judged.py", tmp_path / "mine.jsonl"
     code.write_text("from gspo_cli import RewardFunction\nclass Mine(RewardFunction): pass\n")
     data.write_text('{"prompt": "1+1", "answer": "2"}\n' * 20)
-    source = Source(["task=jsonl", f"task.path={data}", "reward=judged.Mine"])
+    source = SharedSettings(["task=jsonl", f"task.path={data}", "reward=judged.Mine"])
     names = [source.run("gspo", 0, None).folder.name]
     code.write_text(code.read_text() + "# better\n")
     names.append(source.run("gspo", 0, None).folder.name)

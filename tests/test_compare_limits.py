@@ -14,13 +14,15 @@ import pytest
 from rich.console import Console
 
 from gspo_cli.commands.compare_view import show
-from gspo_cli.compare import markdown, page
 from gspo_cli.compare.comparison import compare
+from gspo_cli.compare.content import reading
+from gspo_cli.compare.contrasts import problem_tests
 from gspo_cli.compare.outcomes import EVALUATIONS, PRIMARY, budget_of, evaluations_to
-from gspo_cli.compare.problems import problem_tests
+from gspo_cli.compare.report import markdown, page
 from gspo_cli.compare.result import Estimate, Verdict
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.statistics import adjusted, mean_difference
+from gspo_cli.compare.tables import problem_table
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
@@ -90,20 +92,20 @@ def test_the_problem_test_names_runs_and_no_algorithm_as_the_winner():
     assert test.p < 0.01
     said = "the 3 runs of gspo solve more held-out problems than the 3 of grpo, by 0.2 ["
     assert test.sentence.startswith(said)
-    assert test.sentence.endswith("other seeds may turn it, the headline's test is about that")
+    assert test.sentence.endswith("other seeds may give another result, which the headline tests")
     (turned,) = found(runs, baseline="gspo").problem_tests
     assert turned.sentence.startswith(
         said.replace("gspo", "x").replace("grpo", "gspo").replace("x", "grpo").replace("more", "fewer")
     )
     (one,) = found([runs[0], runs[3]]).problem_tests
     assert one.sentence.startswith("one run of gspo solves more held-out problems than one of grpo, by 0.2")
-    assert one.sentence.endswith("other seeds may turn it, one says nothing about that")
+    assert one.sentence.endswith("other seeds may give another result, about which one seed says nothing")
     same = found(runs_of(gspo=EXACT, grpo=EXACT)).problem_tests[0].sentence
     assert same.startswith("not distinguishable on these problems: the 3 runs of gspo and the 3 of grpo")
     (void,) = found([changed(runs[0], rollout__temperature=0.5), *runs[1:]]).problem_tests
     assert void.sentence.startswith("no verdict; ")
     methods = " ".join(found(runs).methods)
-    assert "names no algorithm the better one" in methods
+    assert "not which algorithm is better" in methods
 
 
 def test_the_problem_test_is_adjusted_over_arms():
@@ -113,7 +115,7 @@ def test_the_problem_test_is_adjusted_over_arms():
     assert [test.p_adjusted for test in tests] == adjusted([test.p for test in tests])
     assert tests[1].p_adjusted > tests[1].p
     assert "(adjusted p " in tests[1].sentence
-    assert f"({number(tests[1].p_adjusted, 2)})" in markdown.problem_table(found(runs)).rows[1][7]
+    assert f"({number(tests[1].p_adjusted, 2)})" in str(problem_table(found(runs)).rows[1][7])
 
 
 def test_runs_that_did_not_learn_say_nothing_about_algorithms():
@@ -144,7 +146,7 @@ def test_a_rise_is_more_than_two_standard_errors_of_both_scores():
 def test_runs_that_all_end_at_the_ceiling_or_the_floor_are_said():
     full = found(runs_of(gspo={"final": 1.2, **EXACT}, grpo={"final": 1.1, **EXACT}))
     assert full.headline[1].startswith("All runs solve everything: ")
-    assert full.cautions[0] == "All runs end at a held-out score of 1: take harder problems."
+    assert full.cautions[0] == "All runs end at a held-out score of 1: use harder problems."
     assert IDLE not in full.headline
     lost = [with_scores(run, 0.3, 0.5, 0.6, 0.5, 0.0, 0.0) for run in runs_of(gspo=0.5, grpo=0.5)]
     assert found(lost).headline[1].startswith("All runs end at 0: ")
@@ -174,14 +176,14 @@ def test_an_arm_of_which_not_all_runs_reached_the_threshold_has_no_value():
     shown = console.file.getvalue()
     assert "…" not in shown
     assert all(part in shown for part in ("no verdict: 5 of 5", "and 1 of 5 reached"))
-    for text in (markdown.text(comparison), page.html(comparison)):
+    for text in (markdown(comparison), page(comparison)):
         assert "no verdict: 5 of 5 and 1 of 5 reached" in text
 
 
 def test_there_is_no_threshold_where_the_lowest_arm_does_not_rise():
     comparison = found(runs_of(gspo={"final": 0.8, **EXACT}, grpo={"final": 0.3, **EXACT}))
     steps = contrast_of(comparison, "steps_to_threshold")
-    why = "no threshold, for the lowest arm's held-out score did not rise; give compare.threshold"
+    why = "no threshold, because the lowest arm's held-out score did not rise; give compare.threshold"
     assert steps.sentence == f"not measured: {why}"
     assert steps.arm.value is None
     assert contrast_of(comparison, "auc").arm.value is not None
@@ -224,7 +226,7 @@ def test_over_which_seeds_a_difference_is_stands_beside_it():
 
 def test_that_intervals_are_not_adjusted_is_said_where_they_stand():
     comparison = found(runs_of(gspo=0.7, grpo=0.7))
-    assert 'one may exclude 0 beside "not distinguishable"' in markdown.reading(comparison)
+    assert 'one may exclude 0 beside "not distinguishable"' in reading(comparison)
     assert any("Intervals are not adjusted" in method for method in comparison.methods)
 
 
@@ -265,9 +267,7 @@ def test_a_run_that_was_prepared_and_never_started_is_left_out_and_said(sweep):
     shutil.copy(sweep / "grpo-s0" / "config.yaml", sweep / "next")
     runs, (out,) = find_runs([sweep])
     assert len(runs) == 4
-    assert out.reason == (
-        f"was prepared, and never started; start it with gspo-train resume={sweep / 'next'}"
-    )
+    assert out.reason == (f"was prepared but never started; start it with gspo-train resume={sweep / 'next'}")
 
 
 def test_tuning_trials_beside_runs_are_compared_only_where_they_are_given(sweep, tmp_path):
@@ -290,11 +290,11 @@ def rewritten(log, place, change):
     [
         ("heldout.jsonl", lambda line: line.pop("problems"), "line 2 of heldout.jsonl has no problems"),
         ("heldout.jsonl", lambda line: line.update(solved=None), "line 2 of heldout.jsonl has no solved"),
-        ("heldout.jsonl", lambda line: line["solved"].pop(), "line 2 of heldout.jsonl is not whole"),
+        ("heldout.jsonl", lambda line: line["solved"].pop(), "line 2 of heldout.jsonl is incomplete"),
         (
             "heldout.jsonl",
             lambda line: line["conversations"][0].pop("reward"),
-            "line 2 of heldout.jsonl is not",
+            "line 2 of heldout.jsonl is incomplete",
         ),
         (
             "metrics.jsonl",

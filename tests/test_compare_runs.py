@@ -70,7 +70,7 @@ def test_neither_the_order_of_paths_nor_a_second_time_changes_anything(folder):
 
 
 @pytest.mark.parametrize(
-    ("path", "sentence"), [("nowhere", "nowhere: does not exist"), (".", "holds no run")]
+    ("path", "sentence"), [("nowhere", "nowhere: does not exist"), (".", "contains no run")]
 )
 def test_a_path_without_runs_is_refused(tmp_path, monkeypatch, path, sentence):
     monkeypatch.chdir(tmp_path)
@@ -114,7 +114,7 @@ def no_settings(run):
         (cut_in_the_middle, "line 5 of metrics.jsonl is damaged"),
         (cut_at_the_end, "line 20 of metrics.jsonl is damaged"),
         (without_an_iteration, "metrics.jsonl has gaps"),
-        (unfinished, "did not end (no summary.json); continue it with gspo-train resume="),
+        (unfinished, "has not ended (no summary.json); continue it with gspo-train resume="),
         (going_on, "metrics.jsonl ends at iteration 20, summary.json at 15"),
         (no_settings, "cannot be read as YAML"),
         (lambda run: (run / "evals.jsonl").unlink(), "has no evals.jsonl"),
@@ -147,8 +147,8 @@ def test_runs_of_another_task_or_model_are_left_out(folder):
     write_stored(folder / "model", changed(run, model__label="tiny_moe"))
     runs, out = find_runs([folder])
     assert len(runs) == 6
-    assert reasons(out)["task"].startswith("task countdown, most of the runs are of task arithmetic")
-    assert reasons(out)["model"].startswith("model tiny_moe, most of the runs are of model tiny")
+    assert reasons(out)["task"].startswith("task countdown, most of the runs have task arithmetic")
+    assert reasons(out)["model"].startswith("model tiny_moe, most of the runs have model tiny")
 
 
 def test_of_a_repeated_run_the_longest_counts_then_the_last_by_name(folder):
@@ -156,8 +156,8 @@ def test_of_a_repeated_run_the_longest_counts_then_the_last_by_name(folder):
     shutil.copytree(folder / "sweep" / "grpo-s1", folder / "a-copy")
     runs, out = find_runs([folder])
     assert len(runs) == 6
-    assert "a-longer counts, which has 30 iterations" in reasons(out)["gspo-s0"]
-    assert "grpo-s1 counts, the last by name" in reasons(out)["a-copy"]
+    assert "a-longer is used, which has 30 iterations" in reasons(out)["gspo-s0"]
+    assert "grpo-s1 is used, the last by name" in reasons(out)["a-copy"]
 
 
 def test_one_arm_is_not_a_comparison():
@@ -243,7 +243,7 @@ def test_a_collapsed_run_counts_with_its_last_score():
     assert [run.outcomes["collapses"] for run in grpo] == [1, 1, 1]
     assert [run.outcomes["final_score"] for run in grpo] == [0.05] * 3
     assert found.contrasts[0].verdict is Verdict.higher
-    assert any("collapsed before the budget's end" in caution for caution in found.cautions)
+    assert any("collapsed before the end of the budget" in caution for caution in found.cautions)
     assert found.headline[-1] == "Collapses: gspo 0 in 3 runs, grpo 3 in 3 runs."
 
 
@@ -301,7 +301,7 @@ def test_conversations_are_of_one_problem_and_seed_and_first_where_arms_differ()
 def test_the_commands_that_reproduce_compose_to_what_ran():
     from omegaconf import OmegaConf
 
-    from gspo_cli.compare.naming import overrides
+    from gspo_cli.compare.arms import overrides
     from gspo_cli.config.compose import composed
     from gspo_cli.run.identity import differences
 

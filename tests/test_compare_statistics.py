@@ -14,7 +14,7 @@ from scipy import stats
 from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.contrasts import contrasts
 from gspo_cli.compare.outcomes import PRIMARY, budget_of, crossing, measure, outcomes, resolutions, spikes
-from gspo_cli.compare.result import Outcome, Verdict
+from gspo_cli.compare.result import OutcomeSpec, Verdict
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.statistics import (
     adjusted,
@@ -210,7 +210,7 @@ def contrasts_with_p(**wanted):
         for name, p in wanted.items()
     }
     tables["grpo"] = {seed: {PRIMARY: 0.0} for seed in range(5)}
-    return contrasts(tables, "grpo", [Outcome(PRIMARY, "", "", "higher", "")], {}, LEVEL, resamples=2)
+    return contrasts(tables, "grpo", [OutcomeSpec(PRIMARY, "", "", "higher", "")], {}, LEVEL, resamples=2)
 
 
 @pytest.mark.parametrize(("p", "verdict"), [(0.049, Verdict.higher), (0.051, Verdict.not_distinguishable)])
@@ -258,7 +258,7 @@ def test_the_problem_test_counts_problems_and_sees_a_difference():
     assert (test.only_arm - test.only_baseline) / test.problems == pytest.approx(test.difference.value)
     assert test.p < 0.01
     assert test.sentence.startswith("the 5 runs of gspo solve more held-out problems than the 5 of grpo, by")
-    assert test.sentence.endswith("other seeds may turn it, the headline's test is about that")
+    assert test.sentence.endswith("other seeds may give another result, which the headline tests")
     alike = problems_differ(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0, 0.0]), LEVEL)
     assert alike[1] == 1.0
     all_better = problems_differ(

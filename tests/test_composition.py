@@ -10,9 +10,9 @@ import pytest
 
 from gspo_cli.config.choices import RewardErrors
 from gspo_cli.errors import UserError
-from gspo_cli.rewards.base import RewardError, RewardFunction, score
+from gspo_cli.rewards.base import RewardError, RewardFunction
 from gspo_cli.rewards.composition import WeightedReward
-from gspo_cli.rewards.scoring import score_all
+from gspo_cli.rewards.scoring import score, score_all, validate
 from gspo_cli.rewards.verifiers import VerifierReward
 from gspo_cli.types import FinishReason, Message, Problem, RewardResult, Trajectory
 
@@ -63,7 +63,8 @@ class AwaitedBroken(RewardFunction):
 
 
 def judged(reward, trajectory=None):
-    return asyncio.run(score(reward, trajectory or conversation()))
+    trajectory = trajectory or conversation()
+    return validate(reward, trajectory, *score(reward, [trajectory]))
 
 
 @pytest.mark.parametrize("kind", [Plain, Awaited])
@@ -166,7 +167,7 @@ def test_a_part_with_too_many_turns_is_named():
         ({}, (0.0, 1.0), "parts: are empty"),
         ({"a": (float("nan"), Plain(1.0))}, (0.0, 1.0), r"parts\.a: has weight nan"),
         ({"a": (float("inf"), Plain(1.0))}, (0.0, 1.0), r"parts\.a: has weight inf"),
-        ({"a": (1.0, Plain)}, (0.0, 1.0), r"parts\.a: is no RewardFunction"),
+        ({"a": (1.0, Plain)}, (0.0, 1.0), r"parts\.a: is not a RewardFunction"),
         ({"a": (1.0, Plain(1.0))}, (1.0, 1.0), r"minimum=1\.0: must be below maximum=1\.0"),
     ],
 )
@@ -180,9 +181,9 @@ def test_a_turn_after_damage_is_not_paid_what_the_lower_bound_forgives():
     found = {}
     for name, turns in earned.items():
         part = Plain(sum(turns), turns=turns)
-        found[name] = asyncio.run(score(WeightedReward({"part": (1.0, part)}), conversation(turns=3)))
+        found[name] = judged(WeightedReward({"part": (1.0, part)}), conversation(turns=3))
     assert [list(result.turn_rewards) for result in found.values()] == [[0, 0, 0], [0, 0, 0], [0, 0.6, 0.4]]
     # damage undone within the bounds is paid as far as it lifts the whole
     back = Plain(0.2, turns=[0.5, -0.8, 0.5])
-    result = asyncio.run(score(WeightedReward({"part": (1.0, back)}), conversation(turns=3)))
+    result = judged(WeightedReward({"part": (1.0, back)}), conversation(turns=3))
     assert list(result.turn_rewards) == pytest.approx([0.5, -0.5, 0.2])

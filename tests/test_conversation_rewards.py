@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
 
 from gspo_cli.config.choices import RewardErrors
 from gspo_cli.errors import UserError
-from gspo_cli.rewards.base import RewardError, score
+from gspo_cli.rewards.base import RewardError
 from gspo_cli.rewards.conversation import (
     MANNER_WEIGHT,
     WEIGHTS,
@@ -18,7 +17,7 @@ from gspo_cli.rewards.conversation import (
     create_customer_service_reward,
 )
 from gspo_cli.rewards.manner import MannerReward, manner
-from gspo_cli.rewards.scoring import score_all
+from gspo_cli.rewards.scoring import score, score_all, validate
 from gspo_cli.types import FinishReason, Message, Outcome, Problem, RewardResult, Trajectory
 
 
@@ -46,7 +45,7 @@ def trajectory(messages, progress=(), solved=None, **metadata):
 
 
 def judged(reward, conversation) -> RewardResult:
-    return asyncio.run(score(reward, conversation))
+    return validate(reward, conversation, *score(reward, [conversation]))
 
 
 def manner_of(*texts):

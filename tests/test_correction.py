@@ -35,7 +35,7 @@ def test_token_weights_are_the_ratio_up_to_the_bound(configure):
     weights, stats = engine_weights(OLD, OLD - DIFFERENCE, MASK, chosen)
     expected = torch.tensor([[1.5, 2.0, 0.5], [1.2, 1 / 1.2, 1.0]])
     torch.testing.assert_close(weights, expected, rtol=1e-6, atol=0)
-    assert (stats.judged, stats.dropped) == (5, 1)
+    assert (stats.counted, stats.dropped) == (5, 1)
     assert stats.ratio_sum == pytest.approx(1.5 + 4 + 0.5 + 1.2 + 1 / 1.2, rel=1e-6)
 
 
@@ -44,7 +44,7 @@ def test_sequences_are_masked_by_their_geometric_mean(configure):
     chosen = algorithm(configure, "algorithm.engine_correction=sequence_mask")
     weights, stats = engine_weights(OLD, OLD - DIFFERENCE, MASK, chosen)
     assert weights.tolist() == [[0.0], [1.0]]
-    assert (stats.judged, stats.dropped) == (2, 1)
+    assert (stats.counted, stats.dropped) == (2, 1)
     assert stats.ratio_sum == pytest.approx(3 ** (1 / 3) + 1, rel=1e-6)
 
 

@@ -13,6 +13,7 @@ from dataclasses import is_dataclass, replace
 from enum import Enum
 from functools import reduce
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import get_type_hints
 
 import pytest
@@ -120,6 +121,15 @@ def test_links_of_the_pages_lead_somewhere():
     for page, text in PAGES.items():
         targets = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
         assert not [link for link in targets if not (ROOT / "docs" / link).exists()], page
+
+
+def test_files_and_modules_that_the_pages_name_exist():
+    others = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    for page, text in (PAGES | {path.name: path.read_text(encoding="utf-8") for path in others}).items():
+        named = re.findall(r"\b(?:gspo_cli|conf|examples|scripts|tests)/[\w/.]*\w", text)
+        assert not [path for path in named if not (ROOT / path).exists()], page
+        for name in set(re.findall(r"\bgspo_cli(?:\.\w+)+", text)):
+            assert resolve_name(name), page
 
 
 def test_inline_mathematics_ends_on_its_line():

@@ -13,8 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from gspo_cli.commands.doctor import commands, examine, lines, own_overrides, show
+from gspo_cli.commands.doctor import lines, show
 from gspo_cli.diagnosis.diagnosis import diagnose
+from gspo_cli.diagnosis.examination import commands, examine, own_overrides
 from gspo_cli.diagnosis.guide import estimated_parts, guide
 from gspo_cli.diagnosis.history import History
 from gspo_cli.errors import UserError
@@ -169,7 +170,7 @@ def test_a_damaged_log_is_diagnosed_as_far_as_it_can_be_read(tmp_path):
     whole = (folder / "metrics.jsonl").read_bytes()
     (folder / "metrics.jsonl").write_bytes(whole[:-30])
     report = examine(folder)
-    assert report.unread == "metrics.jsonl cannot be read from line 20 on: this is about the iterations to 19"
+    assert report.unread == "metrics.jsonl cannot be read from line 20 on; this report ends at iteration 19"
     assert [finding.rule for finding in report.findings] == ["reward_fell"]
     assert report.unread in lines(report)[1]
     cut = whole.split(b"\n")
@@ -221,7 +222,7 @@ def test_a_run_whose_options_or_reward_are_not_ours_gets_the_changes_alone(tmp_p
     config.task["name"] = "dice"
     told = commands(tmp_path, config, lost, diagnose(config, lost))
     assert told == [
-        ("gspo-train ... algorithm.learning_rate=5e-05", "a new run: your own settings, and these")
+        ("gspo-train ... algorithm.learning_rate=5e-05", "a new run: your settings with these changes")
     ]
     config.reward = "python object x.Y"
     assert commands(tmp_path, config, lost, diagnose(config, lost)) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gspo_cli.launching.processes import Ending, launch
+from gspo_cli.launching.processes import LaunchResult, launch
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def script(*lines: str) -> list[str]:
 
 def test_every_rank_is_told_who_it_is_and_the_others_write_to_a_file(tmp_path, capfd):
     told = "[os.environ[k] for k in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR')]"
-    assert launch(script(f"print({told})"), 3, tmp_path / "logs") == Ending(0)
+    assert launch(script(f"print({told})"), 3, tmp_path / "logs") == LaunchResult(0)
     assert capfd.readouterr().out == "['0', '0', '3', '3', '127.0.0.1']\n"
     for rank in (1, 2):
         expected = f"['{rank}', '{rank}', '3', '3', '127.0.0.1']\n"
@@ -52,7 +52,8 @@ def test_a_rank_that_the_system_kills_is_told_from_one_that_failed(tmp_path):
         script("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(60)"), 2, tmp_path
     )
     assert ended.code == 1
-    assert ended.message.startswith("rank 1 of 2 was ended by SIGKILL, perhaps for want of memory; its log")
+    reason = "rank 1 of 2 was killed by SIGKILL, perhaps because memory ran out; its log"
+    assert ended.message.startswith(reason)
 
 
 def test_bad_input_that_another_rank_found_is_a_sentence_with_exit_code_2(tmp_path):
@@ -61,15 +62,15 @@ def test_bad_input_that_another_rank_found_is_a_sentence_with_exit_code_2(tmp_pa
         2,
         tmp_path,
     )
-    assert ended == Ending(2, "task.path: is gone")
+    assert ended == LaunchResult(2, "task.path: is gone")
 
 
 def test_bad_input_that_the_first_rank_told_is_not_told_again(tmp_path):
-    assert launch(script("time.sleep(rank)", "sys.exit(2)"), 2, tmp_path) == Ending(2)
+    assert launch(script("time.sleep(rank)", "sys.exit(2)"), 2, tmp_path) == LaunchResult(2)
 
 
 def test_an_interrupted_run_is_no_failure(tmp_path):
-    assert launch(script("sys.exit(130)"), 2, tmp_path) == Ending(130)
+    assert launch(script("sys.exit(130)"), 2, tmp_path) == LaunchResult(130)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -93,7 +94,7 @@ def test_signals_reach_the_first_rank_alone(tmp_path, number):
         time.sleep(0.05)
     process.send_signal(number)
     said, _ = process.communicate(timeout=30)
-    assert said == "Ending(code=0, message=None)\n"
+    assert said == "LaunchResult(code=0, message=None)\n"
     assert (tmp_path / "heard-0").exists()
     assert not (tmp_path / "heard-1").exists()
 

@@ -13,7 +13,7 @@ from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import expert_parameters, load_policy
-from gspo_cli.policy.quantisation import merged
+from gspo_cli.policy.weights import merged
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
 
@@ -124,7 +124,7 @@ def test_expert_adapters_load_back_to_the_bit(load, folders, tmp_path):
 
 def test_expert_adapters_are_not_loaded_onto_experts_in_four_bits(load, folders, tmp_path):
     load("qwen3_moe", use_lora=True, lora_experts=True).save(tmp_path)
-    with pytest.raises(UserError, match=r"^model.use_4bit=true: the adapter in .* is for experts"):
+    with pytest.raises(UserError, match=r"^model.use_4bit=true: the adapter in .* adapts experts"):
         opened(folders["qwen3_moe"], tmp_path, use_4bit=True)
 
 

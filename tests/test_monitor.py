@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gspo_cli.commands.train import RESUMABLE
 from gspo_cli.console.words import describe, next_commands
 from gspo_cli.diagnosis.history import lineage, valid_states
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.identity import RESUMABLE
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.metrics import repetition
 from gspo_cli.training.monitor import Monitor

@@ -18,7 +18,7 @@ from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.optimizers import make_optimizer
-from gspo_cli.policy.quantisation import merged
+from gspo_cli.policy.weights import merged
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import evaluate_only, run_training
@@ -222,7 +222,7 @@ def test_a_saved_adapter_loads_onto_the_quantised_model_and_is_all_that_is_saved
 
 @pytest.mark.parametrize("bits", BITS)
 def test_nothing_is_merged_into_quantised_weights(load, bits):
-    with pytest.raises(UserError, match="an adapter is not merged into quantised weights"):
+    with pytest.raises(UserError, match="an adapter is not merged into quantized weights"):
         merged(load("qwen3_moe", use_lora=True, **{bits: True}).model)
 
 
@@ -241,7 +241,7 @@ def test_weights_that_are_stored_quantised_load_as_what_they_are(folders, load, 
     with torch.no_grad():
         assert torch.equal(policy(ids, mask, 1.0)[0], ours(ids, mask, 1.0)[0])
     for settings in ({"use_lora": False}, {}, {"use_8bit": True}):
-        with pytest.raises(UserError, match="its weights are stored quantised"):
+        with pytest.raises(UserError, match="the quantization of its weights"):
             opened(tmp_path, **settings)
 
 
@@ -268,7 +268,7 @@ def test_a_bitsandbytes_that_does_not_work_here_is_one_sentence(load, monkeypatc
     for kernel in ("quantize_4bit", "int8_vectorwise_quant"):
         monkeypatch.setattr(f"bitsandbytes.functional.{kernel}", fails)
     sentence = (
-        rf"^model\.{bits}: bitsandbytes cannot quantise on cpu here \(no kernel image is available\); set"
+        rf"^model\.{bits}: bitsandbytes cannot quantize on cpu here \(no kernel image is available\); set"
     )
     with pytest.raises(UserError, match=sentence):
         load("qwen3", use_lora=True, **{bits: True})

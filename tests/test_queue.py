@@ -18,8 +18,9 @@ from rich.console import Console
 from gspo_cli.config.choices import Device
 from gspo_cli.errors import UserError
 from gspo_cli.launching import queue
-from gspo_cli.launching.queue import Ended, Job, Place, Slot, Status, make_slots, run_queue, visible_gpus
+from gspo_cli.launching.queue import Job, QueuedJob, Slot, Status, make_slots, run_queue
 from gspo_cli.launching.queue_table import LiveTable, PlainTable, Tail
+from gspo_cli.launching.start import visible_gpus
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Slot("CPU", {})
@@ -41,7 +42,7 @@ def python(tmp_path: Path, name: str, *lines: str) -> Job:
     return Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.log")
 
 
-def run(jobs, slots, table=None) -> dict[str, Ended]:
+def run(jobs, slots, table=None) -> dict[str, QueuedJob]:
     return {ended.job.name: ended for ended in run_queue(jobs, slots, table or Blank())}
 
 
@@ -71,17 +72,20 @@ def test_each_gpu_has_one_job_at_a_time_and_all_gpus_are_used(tmp_path, monkeypa
         assert all(ended < began for (_, ended), (began, _) in pairwise(times))
 
 
-def test_gpus_are_dealt_out_in_groups_and_too_many_runs_are_refused(monkeypatch):
+def test_gpus_are_assigned_in_groups_and_too_many_runs_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
     groups = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in make_slots(Device.cuda, None, 2)]
     assert groups == ["4,5", "6,7"]
     assert len(make_slots(Device.cuda, 1, 2)) == 1
-    with pytest.raises(UserError, match=r"parallel=3: 5 GPUs are visible, and a run takes 2; use 2 at most"):
+    with pytest.raises(UserError, match=r"parallel=3: 5 GPUs are visible, and a run takes 2; use at most 2"):
         make_slots(Device.cuda, 3, 2)
 
 
-@pytest.mark.parametrize(("value", "gpus"), [("", []), ("-1", []), ("2,-1,3", ["2"]), ("0", ["0"])])
-def test_hidden_gpus_are_not_dealt_out(monkeypatch, value, gpus):
+@pytest.mark.parametrize(
+    ("value", "gpus"),
+    [("", []), ("-1", []), ("2,-1,3", ["2"]), ("0", ["0"]), ("1,none,2", ["1"]), ("0,1,0", [])],
+)
+def test_hidden_gpus_are_not_assigned(monkeypatch, value, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert visible_gpus() == gpus
     if not gpus:
@@ -121,7 +125,7 @@ def test_a_job_that_fails_ends_no_other_and_its_last_words_are_kept(tmp_path):
     assert {name: (ended.code, ended.why) for name, ended in ends.items()} == {
         "bug": (1, "ended with exit code 1: RuntimeError: a shape is wrong"),
         "input": (2, "task.path: is gone"),
-        "memory": (-9, "was ended by SIGKILL, perhaps for want of memory"),
+        "memory": (-9, "was killed by SIGKILL, perhaps because memory ran out"),
         "good": (0, ""),
     }
 
@@ -256,12 +260,12 @@ class Clock:
         return self.now
 
 
-def followed(tmp_path: Path, name: str, iteration: int | None, score: float) -> Place:
+def followed(tmp_path: Path, name: str, iteration: int | None, score: float) -> QueuedJob:
     """A running place with a run folder."""
     folder = tmp_path / name
     folder.mkdir()
     write(folder, iteration, score)
-    place = Place(Job(name, [], folder / "log.txt", folder, 20), Status.running, Slot("GPU 3", {}), began=0.0)
+    place = QueuedJob(Job(name, [], folder / "log.txt", folder, 20), Status.running, Slot("GPU 3", {}))
     return place
 
 
@@ -273,7 +277,7 @@ def write(folder: Path, iteration: int | None, score: float) -> None:
         file.write(json.dumps({"iteration": 0, "score": score}) + "\n")
 
 
-def shown(table: LiveTable, places: list[Place], height: int = 24) -> list[str]:
+def shown(table: LiveTable, places: list[QueuedJob], height: int = 24) -> list[str]:
     console = Console(width=80, file=io.StringIO())
     console.print(table.frame(places, height))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
@@ -282,7 +286,7 @@ def shown(table: LiveTable, places: list[Place], height: int = 24) -> list[str]:
 def test_the_live_table_shows_each_job_with_its_place_numbers_and_time_left(tmp_path):
     clock = Clock()
     place = followed(tmp_path, "gspo-s0", None, 0.5)
-    waiting = Place(Job("grpo-s0", [], tmp_path / "none", tmp_path / "none", 20))
+    waiting = QueuedJob(Job("grpo-s0", [], tmp_path / "none", tmp_path / "none", 20))
     table = LiveTable(Console(file=io.StringIO()), clock=clock)
     shown(table, [place])
     clock.now = 30.0
@@ -295,10 +299,10 @@ def test_the_live_table_shows_each_job_with_its_place_numbers_and_time_left(tmp_
 
 
 def test_the_live_table_fits_its_terminal_and_says_why_jobs_failed(tmp_path):
-    places = [Place(Job(f"run-{i:02}", [], tmp_path / str(i))) for i in range(40)]
-    failed = Ended(places[37].job, Status.failed, 1, "ended with exit code 1: OSError: disk", 2.0)
-    places[37].status, places[37].ended, places[37].began = Status.failed, failed, 0.0
-    places[39].status, places[39].slot, places[39].began = Status.running, HERE, 0.0
+    places = [QueuedJob(Job(f"run-{i:02}", [], tmp_path / str(i))) for i in range(40)]
+    places[37].status, places[37].seconds, places[37].code = Status.failed, 2.0, 1
+    places[37].why = "ended with exit code 1: OSError: disk"
+    places[39].status, places[39].slot = Status.running, HERE
     lines = shown(LiveTable(Console(file=io.StringIO())), places, 12)
     assert len(lines) < 12
     assert [line.split()[0] for line in lines if "failed" in line or "running on" in line][:2] == [

@@ -16,18 +16,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from gspo_cli.commands.compare_view import show
-from gspo_cli.compare import figures, markdown, page
-from gspo_cli.compare.figures import (
-    label_lines,
-    line_chart,
-    log_ticks,
-    nice_ticks,
-    notes,
-    spread,
-    tick_labels,
-)
-from gspo_cli.compare.report import write_report
-from gspo_cli.compare.result import Chart, Estimate, Series, Talk
+from gspo_cli.compare import figures
+from gspo_cli.compare.axes import log_ticks, nice_ticks, tick_labels
+from gspo_cli.compare.content import sections
+from gspo_cli.compare.figures import label_lines, line_chart, notes, spread
+from gspo_cli.compare.report import STYLE, markdown, page, write_report
+from gspo_cli.compare.result import Chart, Estimate, Series, SideBySide, value_text
+from gspo_cli.compare.tables import estimate_cell, main_contrasts
 from gspo_cli.console.words import number
 
 FOUR = ("gspo", "gspo_token", BASELINE, LONG)
@@ -83,16 +78,16 @@ def contrast_numbers(found):
     for contrast, outcome in ((c, o) for c in found.contrasts for o in found.outcomes if o.key == c.outcome):
         for each in (contrast.arm, contrast.baseline, contrast.difference):
             for value in (each.value, each.low, each.high):
-                yield value, markdown.value_words(value, outcome.unit)
+                yield value, value_text(value, outcome.unit)
         for value in (contrast.p, contrast.p_adjusted):
             yield value, number(value, 2)
-        yield contrast.seeds_needed, markdown.value_words(contrast.seeds_needed)
-        yield contrast.detectable, markdown.value_words(contrast.detectable, outcome.unit)
+        yield contrast.seeds_needed, value_text(contrast.seeds_needed)
+        yield contrast.detectable, value_text(contrast.detectable, outcome.unit)
 
 
 @pytest.mark.parametrize("found", SHAPES)
 def test_the_page_closes_what_it_opens_and_heads_its_columns(found):
-    text = page.html(found)
+    text = page(found)
     reading = Reading(text)
     assert (reading.open, reading.wrong) == ([], [])
     for row in re.findall(r"<th [^>]*>", text):
@@ -108,7 +103,7 @@ def test_the_page_closes_what_it_opens_and_heads_its_columns(found):
 
 @pytest.mark.parametrize("found", SHAPES)
 def test_the_page_loads_nothing_and_links_citations_only(found):
-    text = page.html(found)
+    text = page(found)
     reading = Reading(text)
     loading = {"src", "srcset", "data", "action", "poster", "background", "xlink:href"}
     assert not [a for a in reading.attributes if a[1] in loading or a[1].startswith("on")]
@@ -135,7 +130,7 @@ def test_every_number_of_a_contrast_is_in_all_three_files(tmp_path):
 
 
 def test_the_page_shows_numbers_in_the_rows_they_belong_to():
-    rows = re.findall(r"<tr>(.*?)</tr>", page.html(comparison()))
+    rows = re.findall(r"<tr>(.*?)</tr>", page(comparison()))
     row = next(re.sub(r"<svg.*?</svg>", "", row) for row in rows if "Final held-out score" in row)
     cells = [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
     assert cells == [
@@ -171,7 +166,9 @@ def test_numbers_that_are_none_become_null_and_a_dash(tmp_path, bad):
 
 
 def test_what_a_model_wrote_is_shown_and_never_obeyed(tmp_path):
-    talk = Talk("a|b`c<i>", 0, {"gspo": conversation(NASTY, 0.5), BASELINE: conversation("```\n````", 0.1)})
+    talk = SideBySide(
+        "a|b`c<i>", 0, {"gspo": conversation(NASTY, 0.5), BASELINE: conversation("```\n````", 0.1)}
+    )
     found = comparison(title=NASTY, headline=[NASTY], methods=[NASTY], talks=[talk], reproduce=[NASTY])
     md, html, *_ = [path.read_text(encoding="utf-8") for path in write_report(found, tmp_path)]
     reading = Reading(html)
@@ -193,7 +190,7 @@ def test_what_a_model_wrote_is_shown_and_never_obeyed(tmp_path):
 
 def test_a_cell_of_a_markdown_table_stays_one_cell():
     claim = dataclasses.replace(CLAIMS[0], claim=NASTY, measured="one\ntwo | three")
-    text = markdown.text(comparison(claims=[claim]))
+    text = markdown(comparison(claims=[claim]))
     row = next(line for line in text.split("\n") if "two" in line)
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 5
     assert "`b`" not in row.replace("\\`", "")
@@ -215,7 +212,7 @@ def test_a_report_leaves_no_figure_of_an_earlier_one(tmp_path):
 
 def test_markdown_opens_with_the_verdict_and_names_what_stands_beside_it():
     found = comparison()
-    lines = markdown.text(found).split("\n")
+    lines = markdown(found).split("\n")
     assert lines[2] == f"**{found.headline[0]}**"
     assert "![Held-out score](held_out.svg)" in lines
     assert any("(report.html)" in line for line in lines)
@@ -223,14 +220,14 @@ def test_markdown_opens_with_the_verdict_and_names_what_stands_beside_it():
 
 def test_both_pages_have_their_sections_in_one_order():
     found = comparison(FOUR)
-    html = re.findall(r"<h2[^>]*>(.*?)</h2>", page.html(found))
-    assert html == re.findall(r"^## (.*)$", markdown.text(found), re.M)
-    assert html == [title for title, _ in page.SECTIONS]
+    html = re.findall(r"<h2[^>]*>(.*?)</h2>", page(found))
+    assert html == re.findall(r"^## (.*)$", markdown(found), re.M)
+    assert html == [section.title for section in sections(found)]
 
 
 def test_what_voids_a_verdict_stands_above_the_tables():
     found = comparison(voided=["Learning rates differ."], cautions=["One run collapsed."])
-    for text in (page.html(found), markdown.text(found)):
+    for text in (page(found), markdown(found)):
         assert found.headline[1] in text
         places = [
             text.index(part) for part in (found.headline[1], *found.voided, *found.cautions, "Difference")
@@ -299,8 +296,8 @@ def test_zero_on_a_logarithmic_axis_is_left_out_and_said():
     curve = Series("gspo", [0, 1, 2], [0.0, 0.1, 0.2], [0.0, 0.0, 0.1], [0.1, 0.2, 0.3])
     chart = Chart("clip", "Clip", "iterations", "share", [curve], log_y=True)
     assert notes(chart) == [
-        "Values of 0 have no place on the logarithmic axis and are left out.",
-        "Intervals that reach 0 go down to the foot of the axis.",
+        "Values of 0 cannot be shown on the logarithmic axis and are left out.",
+        "Intervals that reach 0 extend to the bottom of the axis.",
     ]
     assert "gspo: 0.1 at 1, 0.2 [0.1, 0.3] at 2." in line_chart(chart, ["gspo"])
     assert notes(dataclasses.replace(chart, log_y=False)) == []
@@ -338,7 +335,7 @@ def ratio(one, other):
 
 
 def test_text_and_lines_stand_out_from_their_ground():
-    themes = re.findall(r":root \{(.*?)\}", page.STYLE.read_text(encoding="utf-8"), re.S)
+    themes = re.findall(r":root \{(.*?)\}", STYLE.read_text(encoding="utf-8"), re.S)
     assert len(themes) == 2
     grounds = (figures.GROUND, figures.GROUND_DARK)
     for theme, lines, alone in zip(themes, (figures.LIGHT, figures.DARK), grounds, strict=True):
@@ -366,9 +363,10 @@ def test_the_terminal_shows_the_verdict_and_whole_cells_in_80_columns(found):
     joined = " ".join(shown.split())
     for sentence in (*found.headline, *found.voided):
         assert sentence in joined
-    for outcome, contrast in markdown.main_pairs(found):
-        for part in markdown.estimate_words(contrast.difference, outcome.unit).split(" [", 1):
-            assert part in shown
+    for outcome, contrast in main_contrasts(found):
+        cell = estimate_cell(contrast.difference, outcome.unit)
+        assert cell.text in shown
+        assert cell.aside in shown
 
 
 def test_the_terminal_obeys_no_markup():
@@ -379,22 +377,22 @@ def test_the_terminal_obeys_no_markup():
 def test_an_outcome_that_nothing_measured_says_so():
     found = comparison()
     assert OUTCOMES[10].key == "expert_change"
-    for text in (page.html(found), markdown.text(found)):
+    for text in (page(found), markdown(found)):
         assert "not measured" in text
     without = comparison(contrasts=[c for c in found.contrasts if c.outcome != "expert_change"])
-    row = next(line for line in markdown.text(without).split("\n") if line.startswith("| Expert change"))
+    row = next(line for line in markdown(without).split("\n") if line.startswith("| Expert change"))
     assert row.count("–") == 6
     assert "not measured" in row
 
 
 def test_what_all_arms_were_told_is_shown_once_and_their_answers_each():
     same = {arm: conversation("Yes.", 1.0) for arm in FOUR}
-    text = page.html(comparison(talks=[Talk("a", 0, same)]))
+    text = page(comparison(talks=[SideBySide("a", 0, same)]))
     assert (text.count("my order 4711 came broken"), text.count("Yes.")) == (1, 4)
 
 
 def test_the_lead_figure_is_on_the_first_screen_only_once():
     svg = line_chart(charts(FOUR)[0], FOUR)
-    text = page.html(comparison(FOUR))
+    text = page(comparison(FOUR))
     assert text.count(svg) == 1
     assert text.index(svg) < text.index("<h2")

@@ -124,5 +124,5 @@ def test_what_is_no_reward_model_is_refused(folder, tmp_path):
 def test_a_language_model_without_a_trained_output_is_refused(folder, tmp_path):
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     Qwen3ForCausalLM(Qwen3Config(**SHAPE, vocab_size=300, num_labels=1)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"is no reward model \(score.weight is not in its files\)"):
+    with pytest.raises(UserError, match=r"is not a reward model \(score.weight is not in its files\)"):
         HuggingFaceReward(str(tmp_path))

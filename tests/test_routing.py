@@ -30,7 +30,7 @@ from gspo_cli.policy.routing import (
     RoutingStats,
     predicting,
     require_routing,
-    shares_normalised,
+    shares_normalized,
     shares_of_all,
     shares_of_chosen,
 )
@@ -175,7 +175,7 @@ def test_a_change_is_counted_in_sets_where_a_trained_token_is_predicted():
     routed = RouterPass(None, False)
     for layer in range(3):
         for ids in (now, before):  # the second is what gradient checkpointing computes again
-            routed.note(layer, torch.zeros(14, 8), ids[:, :, layer].reshape(14, 4))
+            routed.record(layer, torch.zeros(14, 8), ids[:, :, layer].reshape(14, 4))
     expected = RoutingStats()
     for row, token, layer in np.ndindex(2, 7, 3):
         if token + 1 < 7 and mask[row, token + 1]:
@@ -189,9 +189,9 @@ def test_a_change_is_counted_in_sets_where_a_trained_token_is_predicted():
 @pytest.mark.parametrize(
     ("router", "config", "rule"),
     [
-        (Qwen3MoeTopKRouter, Qwen3MoeConfig(hidden_size=64, norm_topk_prob=True), shares_normalised),
+        (Qwen3MoeTopKRouter, Qwen3MoeConfig(hidden_size=64, norm_topk_prob=True), shares_normalized),
         (Qwen3MoeTopKRouter, Qwen3MoeConfig(hidden_size=64, norm_topk_prob=False), shares_of_all),
-        (MixtralTopKRouter, MixtralConfig(hidden_size=64), shares_normalised),
+        (MixtralTopKRouter, MixtralConfig(hidden_size=64), shares_normalized),
         (JambaTopKRouter, JambaConfig(hidden_size=64), shares_of_all),
         (GptOssTopKRouter, GptOssConfig(hidden_size=64), shares_of_chosen),
     ],
@@ -347,10 +347,10 @@ def test_without_an_auxiliary_loss_no_logits_are_kept(load):
 def test_settings_for_routers_are_refused_where_there_are_none(load, configure):
     policy = load("qwen3")
     config, _ = configure("algorithm=grpo", "algorithm.routing_replay=true")
-    with pytest.raises(UserError, match=r"routing_replay=true: .* has no experts to choose from; set"):
+    with pytest.raises(UserError, match=r"routing_replay=true: .* has no routed experts; set"):
         Updater(policy, config)
     config, _ = configure("model=tiny_moe", "model.router_aux_loss=0.1")
-    with pytest.raises(UserError, match=r"router_aux_loss=0\.1: .* has no experts to choose from; set"):
+    with pytest.raises(UserError, match=r"router_aux_loss=0\.1: .* has no routed experts; set"):
         Updater(policy, config)
     with pytest.raises(
         UserError, match=r"router_aux_loss=0\.1: frozen routers .* model\.freeze_router=false"
@@ -373,7 +373,7 @@ def test_routers_that_weigh_by_another_rule_are_watched_but_not_forced(configure
         model(torch.arange(10).view(1, 10))
     assert routed.experts((1, 10)).shape == (1, 10, 1, 2)
     config, _ = configure("algorithm.routing_replay=true")
-    with pytest.raises(UserError, match="weighs its experts in a way not known here"):
+    with pytest.raises(UserError, match="weights its experts by an unknown rule"):
         require_routing(routing, config)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 
 import pytest
 
 from gspo_cli.randomness import generator
-from gspo_cli.rewards.base import score
+from gspo_cli.rewards.scoring import score, validate
 from gspo_cli.tasks.sales.customer import DOUBTS, FEATURES, Product, scenario
 from gspo_cli.tasks.sales.task import Sales
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
@@ -74,7 +73,7 @@ def reward(task, problem, agent):
     trajectory = Trajectory(problem, [], [], [], [], messages, FinishReason.stop, progress=progress)
     trajectory.turn_rewards = [0.0] * len(progress)
     trajectory.outcome = environment.finish()
-    return asyncio.run(score(task.reward(), trajectory))
+    return validate(task.reward(), trajectory, *score(task.reward(), [trajectory]))
 
 
 def heard(talk):

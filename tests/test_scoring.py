@@ -13,8 +13,8 @@ import pytest
 from gspo_cli.concurrency import TookTooLong, gather
 from gspo_cli.config.choices import RewardErrors
 from gspo_cli.errors import UserError
-from gspo_cli.rewards.base import RewardError, RewardFunction, build, score
-from gspo_cli.rewards.scoring import score_all
+from gspo_cli.rewards.base import RewardError, RewardFunction, build
+from gspo_cli.rewards.scoring import score, score_all, validate
 from gspo_cli.types import FinishReason, Message, Problem, RewardResult, Trajectory
 
 
@@ -91,7 +91,7 @@ def test_solved_is_what_the_reward_says_or_a_total_near_1(total, says, solved):
 )
 def test_an_unusable_result_is_an_error_and_no_reward(result, reason):
     with pytest.raises(RewardError, match=reason):
-        asyncio.run(score(Returns(result), conversation()))
+        validate(Returns(result), conversation(), *score(Returns(result), [conversation()]))
     trajectory = conversation()
     score_all(Returns(result), [trajectory], RewardErrors.exclude)
     assert trajectory.reward is None
@@ -261,8 +261,8 @@ def test_a_reward_is_built_from_its_path_and_settings():
             r"reward_settings\.stregth: is not a setting of .*; it takes strength, softness",
         ),
         ("Tuned", {}, r"reward_settings\.strength: has no value, and .*Tuned needs one"),
-        ("Tuned", {"strength": 10}, r"refuses its reward_settings \(strength is over 9\)"),
-        ("Tuned", {"strength": "x"}, "refuses its reward_settings"),
+        ("Tuned", {"strength": 10}, r"rejects its reward_settings \(strength is over 9\)"),
+        ("Tuned", {"strength": "x"}, "rejects its reward_settings"),
         ("Slow", {"seconds": 1, "limit": 3}, r"reward_settings\.limit: .*it takes seconds"),
         ("conversation", {}, "must be a subclass"),
         ("Absent", {}, "cannot be imported"),

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from gspo_cli.algorithm.counterfactual import (
+    CounterfactualStats,
+    LengthStats,
+    Objective,
+    counterfactual_objectives,
+    observe,
+)
 from gspo_cli.algorithm.objective import policy_loss
-from gspo_cli.algorithm.shadow import LengthStats, Objective, ShadowStats, observe, shadow_objectives
 from gspo_cli.config.choices import ClipMode, RatioLevel
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
@@ -43,8 +49,8 @@ def test_grpo_clips_a_token_where_gspo_clips_the_sequence():
         [1.1, 1 / 1.1, 1.1, 9.0],  # 2 trained tokens, whose ratios cancel in s
     ]
     advantages, lengths = [1.0, -1.0, -2.0, 0.0, 1.0], [4, 4, 4, 4, 2]
-    grpo = seen(ratios, advantages, GSPO, {"grpo": GRPO}, lengths).shadows["grpo"]
-    gspo = seen(ratios, advantages, GRPO, {"gspo": GSPO}, lengths).shadows["gspo"]
+    grpo = seen(ratios, advantages, GSPO, {"grpo": GRPO}, lengths).counterfactuals["grpo"]
+    gspo = seen(ratios, advantages, GRPO, {"gspo": GSPO}, lengths).counterfactuals["gspo"]
     assert (grpo.clipped_tokens, grpo.clipped_sequences) == (2, 2)
     assert (gspo.clipped_tokens, gspo.clipped_sequences) == (8, 2)
     # weights: of GSPO 0, 0, 1.5^(1/4), 1; of GRPO 3/4, 3/4, 4.5/4, (1.1 + 1/1.1)/2
@@ -60,7 +66,7 @@ def test_grpo_clips_a_token_where_gspo_clips_the_sequence():
 
 def test_cispo_weighs_by_the_capped_ratio_and_clips_whatever_the_sign():
     ratios = [[2.0, 1.0], [2.0, 0.1], [1.0, 1.0]]
-    found = seen(ratios, [1.0, -1.0, 1.0], CISPO, {"grpo": GRPO, "cispo": CISPO}).shadows
+    found = seen(ratios, [1.0, -1.0, 1.0], CISPO, {"grpo": GRPO, "cispo": CISPO}).counterfactuals
     # CISPO: (1.27 + 1)/2, (1.27 + 0.1)/2, 1; GRPO: (0 + 1)/2, (2 + 0)/2, 1
     x, y = np.array([2.27 / 2, 1.37 / 2, 1]), np.array([0.5, 1, 1])
     assert found["grpo"].correlation == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-12)
@@ -72,9 +78,9 @@ def test_gspo_and_gspo_token_are_one_where_the_advantage_is_constant():
     random = np.random.default_rng(0)
     ratios = np.exp(random.normal(0, 3e-3, size=(32, 6))).tolist()
     advantages = random.normal(size=32)
-    found = seen(ratios, advantages, GSPO, {"gspo": GSPO, "gspo_token": GSPO_TOKEN}).shadows
+    found = seen(ratios, advantages, GSPO, {"gspo": GSPO, "gspo_token": GSPO_TOKEN}).counterfactuals
     constant = np.repeat(advantages[:, None], 6, axis=1)
-    per_token = seen(ratios, constant, GSPO_TOKEN, {"gspo_token": GSPO_TOKEN}).shadows
+    per_token = seen(ratios, constant, GSPO_TOKEN, {"gspo_token": GSPO_TOKEN}).counterfactuals
     assert 0 < found["gspo"].clipped_sequences < 32
     assert found["gspo"] == found["gspo_token"]
     assert per_token["gspo_token"].clipped_tokens == found["gspo"].clipped_tokens
@@ -95,7 +101,7 @@ def test_an_advantage_per_token_clips_part_of_a_sequence_in_gspo_token_and_all_o
         [0.0, 1.0, 0.0, 0.0],  # one token is enough to be compared
     ]
     shadows = {"gspo": GSPO, "gspo_token": GSPO_TOKEN}
-    found = seen(ratios, advantages, GRPO, shadows, [4, 4, 3, 4]).shadows
+    found = seen(ratios, advantages, GRPO, shadows, [4, 4, 3, 4]).counterfactuals
     assert (found["gspo_token"].clipped_tokens, found["gspo_token"].clipped_sequences) == (2, 2)
     assert (found["gspo"].clipped_tokens, found["gspo"].clipped_sequences) == (4, 1)
     # weights - 1: GSPO 0.1, -1, 0; GSPO-token 3.3/4 - 1 twice, 0
@@ -121,7 +127,7 @@ def test_the_own_objective_as_its_shadow_has_its_clip_shares_and_correlation_one
     stats = policy_loss(*batch, algorithm, 1.0)[1]
     own = Objective.of(algorithm)
     seen = observe(*batch, own, {"own": own}, median=5)
-    shadow = seen.shadows["own"]
+    shadow = seen.counterfactuals["own"]
     assert shadow.clipped_tokens == stats.clipped_low + stats.clipped_high
     assert shadow.clipped_sequences == stats.clipped_sequences
     assert (stats.clipped_sequences > 0) == (name != "rloo")
@@ -139,9 +145,9 @@ def test_shadows_add_up_over_micro_batches():
     parts = [observe(*(t[rows] for t in batch), CISPO, shadows, median=4)
              for rows in (slice(5), slice(5, 6), slice(6, None))]  # fmt: skip
     for name in shadows:
-        total = sum((part.shadows[name] for part in parts), start=ShadowStats())
-        assert vars(total) == pytest.approx(vars(whole.shadows[name]), rel=1e-12, abs=1e-12)
-        assert total.correlation == pytest.approx(whole.shadows[name].correlation, abs=1e-12)
+        total = sum((part.counterfactuals[name] for part in parts), start=CounterfactualStats())
+        assert vars(total) == pytest.approx(vars(whole.counterfactuals[name]), rel=1e-12, abs=1e-12)
+        assert total.correlation == pytest.approx(whole.counterfactuals[name].correlation, abs=1e-12)
         assert 0 < abs(total.correlation) < 1
     for half in ("short", "long"):
         total = sum((getattr(part, half) for part in parts), start=LengthStats())
@@ -151,15 +157,15 @@ def test_shadows_add_up_over_micro_batches():
 @pytest.mark.parametrize("spread", [0.0, 1e-4])
 def test_the_correlation_of_weights_that_do_not_vary_or_are_too_few_is_not_defined(spread):
     same = [[1 + spread] * 3] * 5
-    assert seen(same, [-1.0] * 5, GSPO, {"grpo": GRPO}).shadows["grpo"].correlation is None
-    assert seen([[1.1, 1.0, 1.0]], [-1.0], GSPO, {"grpo": GRPO}).shadows["grpo"].correlation is None
+    assert seen(same, [-1.0] * 5, GSPO, {"grpo": GRPO}).counterfactuals["grpo"].correlation is None
+    assert seen([[1.1, 1.0, 1.0]], [-1.0], GSPO, {"grpo": GRPO}).counterfactuals["grpo"].correlation is None
     overflowed = [[math.inf, 1.0], [1.0, 1.0], [1.1, 1.0]]
-    assert seen(overflowed, [-1.0] * 3, GRPO, {"grpo": GRPO}).shadows["grpo"].correlation is None
+    assert seen(overflowed, [-1.0] * 3, GRPO, {"grpo": GRPO}).counterfactuals["grpo"].correlation is None
 
 
 def test_the_first_minibatch_counts_in_clip_shares_and_not_in_the_correlation():
     ratios, advantages = [[2.0, 1.0], [1.0, 1.0]], [1.0, 1.0]
-    found = seen(ratios, advantages, GSPO, {"grpo": GRPO}, compare_weights=False).shadows["grpo"]
+    found = seen(ratios, advantages, GSPO, {"grpo": GRPO}, compare_weights=False).counterfactuals["grpo"]
     assert (found.clipped_tokens, found.compared, found.x, found.yy) == (1, 0, 0, 0)
 
 
@@ -181,12 +187,12 @@ def test_the_first_minibatch_counts_in_clip_shares_and_not_in_the_correlation():
 )
 def test_a_run_is_compared_with_what_it_is_not(configure, overrides, names):
     config = configure(*overrides.split())[0]
-    assert list(shadow_objectives(config.algorithm, config.model.presets)) == names
+    assert list(counterfactual_objectives(config.algorithm, config.model.presets)) == names
 
 
 def test_shadows_have_the_bands_of_the_model(configure):
     config = configure("algorithm=dapo", "model=large", "model.name=x")[0]
-    found = shadow_objectives(config.algorithm, config.model.presets)
+    found = counterfactual_objectives(config.algorithm, config.model.presets)
     assert found["gspo"].band == (1 - 2e-4, 1 + 3e-4)
     assert found["grpo"].band == (1 - 0.2, 1 + 0.27)
 

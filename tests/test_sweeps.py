@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.commands import train
 from gspo_cli.config.compose import CONF_DIR, composed, resolved_yaml
-from gspo_cli.launching.sweep import SweepStart, continued, told_apart
+from gspo_cli.launching.queue_launcher import offer_queue
+from gspo_cli.launching.sweep import SweepStart, job_names, resumed_sweep
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, changed_settings, fingerprint, prepare, saved_settings, state_of
 from gspo_cli.training.session import run_training
@@ -125,9 +126,9 @@ def test_a_failing_job_ends_no_sweep_and_the_next_one_runs_as_if_alone(sweep, tm
         ["1", "reward=judges.Breaks", "failed"],
         ["2", "reward=judges.Last", "completed"],
     ]
-    assert told.out.splitlines()[-2:] == ["3 jobs, 1 failed", "compare them: gspo-compare s"]
+    assert told.out.splitlines()[-2:] == ["3 jobs, 1 failed", "compare with: gspo-compare s"]
     assert "no such judge" in told.err
-    assert "sweep s: if it is cut short, gspo-train -m resume=s" in told.out
+    assert "sweep s: if it is interrupted, continue with: gspo-train -m resume=s" in told.out
     first, broken, last = jobs_of(tmp_path / "s")
     assert (first["code"], broken["code"], last["code"]) == (0, 2, 0)
     assert first["score"] == score_of(Path(first["folder"])) > 0
@@ -168,7 +169,7 @@ def test_a_killed_sweep_continues_where_it_stands(sweep, tmp_path, capfd):
     written = (done / "metrics.jsonl").stat().st_mtime_ns
     assert sweep("-m", "resume=s", small=()) == 0
     out = capfd.readouterr().out
-    assert f"{done}: is complete already" in out
+    assert f"{done}: is already complete" in out
     assert f"{cut}: continues" in out
     assert (done / "metrics.jsonl").stat().st_mtime_ns == written
     assert [job["code"] for job in jobs_of(tmp_path / "s")] == [0, 0, 0]
@@ -257,7 +258,7 @@ def test_optuna_maximises_the_held_out_score_and_a_search_repeats_its_draws(swee
     assert 1e-5 <= best.best_params["algorithm.learning_rate"] <= 1e-3
     capfd.readouterr()
     assert sweep("-m", "resume=s", "hydra.sweeper.n_trials=3", small=()) == 0
-    assert capfd.readouterr().out.count("is complete already") == 2
+    assert capfd.readouterr().out.count("is already complete") == 2
     assert jobs_of(tmp_path / "s")[:2] == before
     assert len(jobs_of(tmp_path / "s")) == 3
 
@@ -340,18 +341,19 @@ def test_moe_replay_trains_its_three_arms(sweep, tmp_path):
 
 def test_jobs_are_told_apart_by_what_not_all_have():
     jobs = [["seed=0", "algorithm.learning_rate=0.00012520653814999459", "task=x"], ["seed=1", "task=x"]]
-    assert told_apart(jobs) == ["seed=0 learning_rate=0.0001252", "seed=1"]
+    assert job_names(jobs) == ["seed=0 learning_rate=0.0001252", "seed=1"]
 
 
 def test_resume_of_a_sweep_gives_its_command_again_in_its_folder(tmp_path):
     folder = tmp_path / "a sweep"
     folder.mkdir()
     (folder / "sweep.json").write_text(json.dumps({"arguments": ["-m", "seed=0,1", "hydra.sweep.dir=x"]}))
-    again = continued(["-m", f"resume={folder}", "hydra.launcher.parallel=2"])
+    again = resumed_sweep(["-m", f"resume={folder}", "hydra.launcher.parallel=2"])
     assert again == ["-m", "seed=0,1", "hydra.launcher.parallel=2", f'hydra.sweep.dir="{folder}"']
-    assert continued(["-m", "resume=elsewhere"]) == ["-m", "resume=elsewhere"]
-    assert continued([f"resume={folder}"]) == [f"resume={folder}"]
+    assert resumed_sweep(["-m", "resume=elsewhere"]) == ["-m", "resume=elsewhere"]
+    assert resumed_sweep([f"resume={folder}"]) == [f"resume={folder}"]
 
 
 def test_the_queue_is_found_as_a_plugin():
+    offer_queue()
     assert "hydra_plugins.gspo_cli.QueueLauncher" in Plugins.instance().class_name_to_class

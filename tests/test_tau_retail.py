@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from retail_files import (
 
 from gspo_cli.config.compose import CONF_DIR
 from gspo_cli.errors import UserError
-from gspo_cli.rewards.base import score
+from gspo_cli.rewards.scoring import score, validate
 from gspo_cli.tasks.tau.database import Book
 from gspo_cli.tasks.tau.files import read_cases, retail_problem
 from gspo_cli.tasks.tau.oracle import play, service
@@ -58,7 +57,7 @@ def judged(task, problem, turns):
         problem, [], [], [], [], messages, FinishReason.stop, [0.0] * len(progress), progress,
         environment.finish(),
     )  # fmt: skip
-    return asyncio.run(score(task.reward(), trajectory))
+    return validate(task.reward(), trajectory, *score(task.reward(), [trajectory]))
 
 
 def test_the_yaml_lists_every_setting_of_its_task():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 
@@ -11,7 +10,8 @@ import pytest
 import torch
 
 from gspo_cli.errors import UserError
-from gspo_cli.rewards.base import RewardError, RewardFunction, score
+from gspo_cli.rewards.base import RewardError, RewardFunction
+from gspo_cli.rewards.scoring import score, validate
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.credit import trainable, with_advantages
 from gspo_cli.training.session import run_training
@@ -165,8 +165,8 @@ def test_what_is_no_finite_number_is_a_reward_error(result, reason):
 
     trajectory = Trajectory(Problem("p", ()), [1], [True], [0.0], [0], [], FinishReason.stop)
     with pytest.raises(RewardError, match=reason):
-        asyncio.run(score(Returns(), trajectory))
-    plain = asyncio.run(score(Odd(), trajectory))
+        validate(Returns(), trajectory, *score(Returns(), [trajectory]))
+    plain = validate(Odd(), trajectory, *score(Odd(), [trajectory]))
     assert (plain.total_reward, plain.component_rewards) == (0.5, {"part": 0.25})
 
 

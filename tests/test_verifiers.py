@@ -181,7 +181,7 @@ def test_a_function_of_the_user_is_found_by_its_path_and_goes_by_its_name(tmp_pa
     reward = VerifierReward("python:my_grader.shout")
     assert judge(reward, "YES", "yes").component_rewards == {"shout": 1.0}
     assert judge(reward, "", "").total_reward == 0
-    with pytest.raises(UserError, match=r"task\.verifier=.*no function"):
+    with pytest.raises(UserError, match=r"task\.verifier=.*not a function"):
         resolve_verifier("python:my_grader.LEVEL")
     for wrong in ("python:my_grader.absent", "python:absent_module.f", "python:f", "python:"):
         with pytest.raises(UserError, match=r"task\.verifier=.*cannot be imported"):

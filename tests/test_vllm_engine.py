@@ -15,7 +15,7 @@ from gspo_cli.config.model_schema import ModelConfig, Shape
 from gspo_cli.errors import UserError
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
-from gspo_cli.policy.plain_weights import plain_weights
+from gspo_cli.policy.weights import plain_weights
 from gspo_cli.rollout import vllm_engine
 from gspo_cli.rollout.engine import Request, Sampling
 from gspo_cli.rollout.transformers_engine import TransformersEngine
@@ -196,7 +196,7 @@ def test_every_single_weight_arrives(engine):
 @needs_vllm
 @pytest.mark.parametrize("size", [0.02, 1e-5, 1e-6])
 def test_an_engine_that_stays_with_stale_weights_is_noticed(engine, monkeypatch, size):
-    stale = [(name, tensor.clone()) for name, tensor in plain_weights(engine.policy)]
+    stale = [(name, tensor.clone()) for name, tensor in plain_weights(engine.policy.causal_model)]
     disturb(engine.policy, size)
     monkeypatch.setattr(vllm_engine, "plain_weights", lambda policy: iter(stale))
     with pytest.raises(UserError, match="does not take new weights"):
@@ -205,10 +205,10 @@ def test_an_engine_that_stays_with_stale_weights_is_noticed(engine, monkeypatch,
 
 @needs_vllm
 def test_an_engine_with_one_stale_layer_is_noticed(engine, monkeypatch):
-    old = dict(plain_weights(engine.policy))
+    old = dict(plain_weights(engine.policy.causal_model))
     kept = {name: tensor.clone() for name, tensor in old.items() if ".layers.1." in name}
     disturb(engine.policy)
-    new = dict(plain_weights(engine.policy)) | kept
+    new = dict(plain_weights(engine.policy.causal_model)) | kept
     monkeypatch.setattr(vllm_engine, "plain_weights", lambda policy: iter(new.items()))
     with pytest.raises(UserError, match="does not take new weights"):
         engine.refresh()
@@ -283,7 +283,7 @@ def test_plain_weights_are_those_of_the_merged_model_on_disk(load, tmp_path, nam
         pytest.skip("has no experts")
     policy = load(name, use_lora=True, lora_experts=experts)
     disturb(policy)
-    found = {key: tensor.clone() for key, tensor in plain_weights(policy)}
+    found = {key: tensor.clone() for key, tensor in plain_weights(policy.causal_model)}
     policy.model.merge_and_unload().save_pretrained(tmp_path)
     saved = dict(load_file(tmp_path / "model.safetensors"))
     assert set(saved) <= set(found)

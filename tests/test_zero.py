@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gspo_cli.launching.processes import Ending, launch
+from gspo_cli.launching.processes import LaunchResult, launch
 from gspo_cli.run.folder import RunFolder
 from tests.rank_steps import steps
 from tests.test_resume import SMALL
@@ -67,7 +67,7 @@ def cases(tmp_path_factory, folders, configure):
         configs[case] = (config, folder)
     command = [sys.executable, "-m", "tests.rank_steps", *(str(folder) for _, folder in configs.values())]
     ended = launch(command, 2, root / "logs")
-    assert ended == Ending(0), (root / "logs" / "rank-1.log").read_text()
+    assert ended == LaunchResult(0), (root / "logs" / "rank-1.log").read_text()
     return configs
 
 
@@ -184,7 +184,7 @@ def test_a_killed_rank_ends_the_run_with_its_message(tmp_path):
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - killed < 15
     assert process.returncode == 1
-    assert "rank 1 of 2 was ended by SIGKILL" in said.splitlines()[-1]
+    assert "rank 1 of 2 was killed by SIGKILL" in said.splitlines()[-1]
     assert f"resume={tmp_path / 'run'}" in said.splitlines()[-1]
     assert "Traceback" not in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"

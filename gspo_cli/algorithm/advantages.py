@@ -1,4 +1,4 @@
-"""Rewards to advantages, relative to the other answers to the same prompt.
+"""From rewards to advantages, relative to the other answers to the same prompt.
 
 Shapes: P prompts, G answers per prompt, K turns."""
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gspo_cli.config.choices import AdvantageBaseline, AdvantageScale
 
-ZERO_RANGE = 1e-6  # rewards of a group closer than this, relative to their size, count as equal
+ZERO_RANGE = 1e-6  # rewards of a group closer than this, relative to their size, are treated as equal
 
 
 def group_advantages(
@@ -21,14 +21,14 @@ def group_advantages(
     """How much better each answer is than its group. rewards, valid (P, G) -> (P, G) in float64.
 
     GSPO paper, Eq. 6, with the sample standard deviation (n - 1), as TRL and verl have it. Answers that are
-    not `valid` leave the baseline and get 0, whatever their reward. A group whose rewards are equal, or that
-    has fewer than two valid answers, gets exactly 0.
+    not `valid` are not part of the baseline and get 0, whatever their reward. A group with equal rewards, or
+    with fewer than two valid answers, gets exactly 0.
     """
     rewards = torch.where(valid, rewards, 0).double()
     count = valid.sum(dim=1, keepdim=True)  # (P, 1)
-    centred = torch.where(valid, rewards - rewards.sum(dim=1, keepdim=True) / count.clamp(min=1), 0)
+    centered = torch.where(valid, rewards - rewards.sum(dim=1, keepdim=True) / count.clamp(min=1), 0)
     if scale is AdvantageScale.group_std:
-        spread = (centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()  # (P, 1)
+        spread = (centered.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()  # (P, 1)
     elif scale is AdvantageScale.batch_std:
         everything = rewards[valid]
         spread = everything.std() if everything.numel() > 1 else torch.ones(())
@@ -36,14 +36,14 @@ def group_advantages(
         spread = torch.ones(())
     if baseline is AdvantageBaseline.leave_one_out:
         # r_i - mean of the others = (r_i - mean) n / (n - 1)
-        centred = centred * count / (count - 1).clamp(min=1)
+        centered = centered * count / (count - 1).clamp(min=1)
     informative = valid & has_spread(rewards, valid)[:, None]
     # filter on the range, not the deviation: rounding leaves a constant group a tiny one
-    return torch.where(informative, centred / torch.where(informative, spread, 1), 0)
+    return torch.where(informative, centered / torch.where(informative, spread, 1), 0)
 
 
 def rewards_to_go(turn_rewards: Tensor, discount: float) -> Tensor:
-    """What is earned from each turn on: R_k = r_k + discount R_(k+1). (P, G, K) -> (P, G, K)"""
+    """Discounted sums of rewards from each turn on: R_k = r_k + discount R_(k+1). (P, G, K) -> (P, G, K)"""
     to_go = turn_rewards.clone()
     for turn in range(turn_rewards.shape[2] - 2, -1, -1):
         to_go[:, :, turn] += discount * to_go[:, :, turn + 1]
@@ -53,11 +53,11 @@ def rewards_to_go(turn_rewards: Tensor, discount: float) -> Tensor:
 def turn_advantages(
     to_go: Tensor, taken: Tensor, baseline: AdvantageBaseline, scale: AdvantageScale
 ) -> Tensor:
-    """How much better an answer did from a turn on than those of its group that took as many turns.
+    """How much better an answer did from a turn on than the others of its group that reached this turn.
 
-    to_go, taken (P, G, K) -> (P, G, K) in float64. Turns of the same number are compared, each as a group of
-    its own: one that a single answer reached, or where all earn the same, gets exactly 0. With one turn this
-    is `group_advantages`."""
+    to_go, taken (P, G, K) -> (P, G, K) in float64. The answers' turns of the same number form a group: where
+    only one answer reached it, or all earn the same, the advantage is exactly 0. With one turn this is
+    `group_advantages`."""
     prompts, answers, turns = to_go.shape
     by_turn = group_advantages(
         to_go.transpose(1, 2).reshape(prompts * turns, answers),

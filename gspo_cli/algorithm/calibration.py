@@ -1,8 +1,9 @@
-"""Clip calibration: the widths of the band that would have clipped a given share of the trained tokens of an
-iteration, from the ratios that its updates met.
+"""Clip calibration: the clip widths that would have clipped a given share of an iteration's trained tokens,
+computed from the ratios of its updates.
 
-Algorithms whose ratios spread differently are so compared at an equal clip fraction, beside the widths of the
-paper. The first iteration takes the configured widths; each later one those that fit the one before it.
+It compares algorithms whose ratios spread differently at an equal clip fraction, as an alternative to the
+widths of the paper. The first iteration takes the configured widths, each later one those calibrated on the
+iteration before.
 
 Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`; N candidates for a clip."""
 
@@ -20,13 +21,14 @@ from gspo_cli.algorithm.objective import clip_sides, sequence_log_ratio, token_l
 from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.schema import AlgorithmConfig
 
-NARROWEST = 1e-8  # a width of 0 is none
+NARROWEST = 1e-8  # a width of 0 is not allowed
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a band of no width would clip: `deviation` is ratio - 1, below 0 where it would be from below, and
-    `tokens` how many trained tokens go with it (1 for a token ratio). Both (N,) float32, without an order."""
+    """What a band of width 0 would clip: `deviation` is ratio - 1, negative where clipped from below, and
+    `tokens` the number of trained tokens of that ratio (1 for a token ratio). Both (N,) float32, in no order.
+    """
 
     deviation: np.ndarray
     tokens: np.ndarray
@@ -40,7 +42,7 @@ def candidates(
     action_mask: Tensor,
     algorithm: AlgorithmConfig,
 ) -> Candidates:
-    """Three (B, T), advantages (B, 1) or (B, T) as the ratio level takes them -> those of a micro-batch."""
+    """The candidates of a micro-batch. Three (B, T), advantages (B, 1) or (B, T), as the ratio level says."""
     log_ratio = token_log_ratio(logprobs.detach(), old_logprobs, action_mask)
     per_token = algorithm.ratio_level is RatioLevel.token
     at_level = log_ratio if per_token else sequence_log_ratio(log_ratio, action_mask)
@@ -64,11 +66,11 @@ def calibrated(
 ) -> tuple[float | None, float | None]:
     """Widths (left, right) for the next iteration, in place of `widths`.
 
-    Each bounded side is to clip its equal part of `fraction` of all `trained_tokens` (those of A = 0 and of
-    the first minibatch included): half from below and half from above, or all on the one side that has a
-    bound. At most that many are clipped: the ratio at the quantile itself is not. A side with fewer
-    candidates than it is to clip takes the smallest deviation among them, at least 1e-8; one without any
-    stays. A side without a bound stays without. The left width is at most 1: a ratio is never below 0."""
+    Together the bounded sides should clip `fraction` of all `trained_tokens` (including those with A = 0 and
+    those of the first minibatch): half from below and half from above, or all on the only bounded side. At
+    most that many are clipped: the ratio at the quantile itself is not. A side with fewer candidates than it
+    should clip takes the smallest deviation among them, at least 1e-8; without candidates it keeps its width.
+    An unbounded side stays unbounded. The left width is at most 1: a ratio is never below 0."""
     deviation = np.concatenate([np.empty(0, np.float32), *(part.deviation for part in seen)])
     tokens = np.concatenate([np.empty(0, np.float32), *(part.tokens for part in seen)])
     bounded = [width for width in widths if width is not None]

@@ -1,10 +1,9 @@
-"""The policy objective as pure functions of tensors: ratio -> clip -> aggregate, and the KL penalty beside
-it.
+"""The policy objective as pure functions of tensors: ratio -> clip -> aggregate, and the KL penalty.
 
 Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`. `action_mask` (B, T) is true on trained
 tokens; all other positions may hold anything. `advantages` is (B, 1), or (B, T) where the ratio level has a
-token axis. Denominators are passed in: they count one whole optimizer step, whatever the micro-batch, rank or
-accumulation.
+token axis. Denominators are passed in: they count one whole optimizer step, independent of how it is split
+into micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gspo_cli.algorithm.accumulators import Accumulator, maximum, minimum
 from gspo_cli.config.choices import Aggregation, ClipMode, KLEstimator, RatioLevel
 from gspo_cli.config.schema import AlgorithmConfig
 
 
 @dataclass(frozen=True)
-class LossStats:
-    """Sums over trained tokens and sequences, to be added up over micro-batches and ranks.
+class LossStats(Accumulator):
+    """Sums over trained tokens and sequences.
 
     `deviation_*` describe ratio - 1 at the algorithm's own level: per sequence, or per token for token
     ratios."""
@@ -34,17 +34,10 @@ class LossStats:
     ratios: float = 0.0
     deviation_sum: float = 0.0
     deviation_squares: float = 0.0
-    deviation_min: float = float("inf")
-    deviation_max: float = float("-inf")
+    deviation_min: float = minimum()
+    deviation_max: float = maximum()
     kl_sum: float = 0.0
     loss: float = 0.0
-
-    def __add__(self, other: LossStats) -> LossStats:
-        merge = {"deviation_min": min, "deviation_max": max}
-        mine, theirs = vars(self), vars(other)
-        return LossStats(
-            **{k: merge[k](mine[k], theirs[k]) if k in merge else mine[k] + theirs[k] for k in mine}
-        )
 
 
 def token_log_ratio(logprobs: Tensor, old_logprobs: Tensor, action_mask: Tensor) -> Tensor:
@@ -56,6 +49,12 @@ def token_log_ratio(logprobs: Tensor, old_logprobs: Tensor, action_mask: Tensor)
 def sequence_log_ratio(log_ratio: Tensor, action_mask: Tensor) -> Tensor:
     """log s = mean over trained tokens of log w_t (GSPO paper, Eq. 7). (B, T) -> (B, 1)"""
     return log_ratio.sum(dim=1, keepdim=True) / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def trained_mean(values: Tensor, action_mask: Tensor) -> Tensor:
+    """Mean over the trained tokens of a sequence, whatever stands elsewhere. (B, T) -> (B, 1)"""
+    total = torch.where(action_mask, values, 0).sum(dim=1, keepdim=True)
+    return total / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def importance_log_ratio(
@@ -71,7 +70,7 @@ def importance_log_ratio(
     log_s = sequence_log_ratio(log_ratio, action_mask)
     if level is RatioLevel.sequence:
         return log_s
-    own = torch.where(action_mask, logprobs - logprobs.detach(), 0)  # 0 in value, the score in gradient
+    own = torch.where(action_mask, logprobs - logprobs.detach(), 0)  # value 0, gradient of log pi
     return log_s.detach() + own
 
 
@@ -87,7 +86,7 @@ def surrogate(
     weight = value.clamp(min=low, max=high) * advantages
     clipped_low, clipped_high = clip_sides(value, advantages, algorithm.clip_mode, algorithm.band)
     if algorithm.clip_mode is ClipMode.stop_gradient:
-        # CISPO, arXiv 2506.13585 Eq. 4: the weight is capped on its own, every token keeps its score
+        # CISPO, arXiv 2506.13585 Eq. 4: the weight is capped on its own, every token keeps its gradient
         term = weight * torch.where(action_mask, logprobs, 0)
         return term, clipped_low & action_mask, clipped_high & action_mask
     clipped = clipped_low | clipped_high
@@ -99,8 +98,7 @@ def surrogate(
 def clip_sides(
     value: Tensor, advantages: Tensor, mode: ClipMode, band: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Where the clip holds a ratio from below and from above; never where A = 0. (B, T) or (B, 1) -> two
-    alike"""
+    """Where a ratio is clipped from below and from above; never where A = 0. (B, T) or (B, 1) -> two alike"""
     low, high = band
     if mode is ClipMode.stop_gradient:
         return (value < low) & (advantages != 0), (value > high) & (advantages != 0)
@@ -121,11 +119,9 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor, esti
 
 
 def reward_kl(old_logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor) -> Tensor:
-    """k1 averaged over a sequence's trained tokens, to be subtracted from its reward as beta x k1. (B, T) ->
-    (B,)"""
-    return sequence_log_ratio(token_log_ratio(old_logprobs, ref_logprobs, action_mask), action_mask).squeeze(
-        dim=1
-    )
+    """k1 averaged over a sequence's trained tokens; its reward is reduced by beta x k1. (B, T) -> (B,)"""
+    log_ratio = token_log_ratio(old_logprobs, ref_logprobs, action_mask)
+    return sequence_log_ratio(log_ratio, action_mask).squeeze(dim=1)
 
 
 def loss_denominator(
@@ -173,9 +169,8 @@ def policy_loss(
         kl = kl_penalty(logprobs, ref_logprobs, action_mask, algorithm.kl_estimator)
         loss = loss + algorithm.beta * aggregate(kl, action_mask, algorithm.aggregation, denominator)
     per_token = algorithm.ratio_level is RatioLevel.token
-    reported = (
-        log_ratio.detach() if per_token else log_ratio.detach()[:, :1]
-    )  # sequence levels: one value a row
+    # at the sequence levels all tokens of a row have the same value
+    reported = log_ratio.detach() if per_token else log_ratio.detach()[:, :1]
     return loss, _stats(loss, reported, low, high, kl, action_mask)
 
 
@@ -191,8 +186,8 @@ def check_shapes(
     if tuple(advantages.shape) not in allowed:
         raise ValueError(
             f"advantages of shape {tuple(advantages.shape)} do not fit a {level.value} ratio over "
-            f"{(rows, length)}: "
-            "a sequence ratio takes one advantage per sequence (B, 1); use sequence_token for one per token"
+            f"{(rows, length)}: a sequence ratio takes one advantage "
+            "per sequence (B, 1); use sequence_token for one per token"
         )
 
 

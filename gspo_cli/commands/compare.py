@@ -1,73 +1,70 @@
-"""`gspo-compare`: what one algorithm changes against another, from run folders or from runs made for it."""
+"""`gspo-compare`: compares algorithms, from run folders or from runs that it trains itself."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import hashlib
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.commands.train import run_command
-from gspo_cli.compare.missing_runs import Source, plan, reward_at_end, train_all, trials
+from gspo_cli.commands.entry import command_parser, run_command
+from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare, train_missing, tune
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
-from gspo_cli.config.compose import explain, register
-from gspo_cli.console.words import number
+from gspo_cli.config.compose import explain
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
-from gspo_cli.launching.queue import Ended, Status
+from gspo_cli.launching.queue import QueuedJob, Status
 from gspo_cli.run.files import make_folder
 from gspo_cli.run.folder import RunFolder
 
-DESCRIPTION = """gspo-compare reports what GSPO changes against GRPO, or any algorithms against each other:
-verdicts with intervals over seeds, curves, clip fractions, stability, conversations side by side. It compares
-run folders and sweeps, or trains what is missing itself; a comparison that was cut goes on where it stands.
+DESCRIPTION = """gspo-compare compares GSPO with GRPO, or any algorithms with each other: verdicts with
+intervals over seeds, curves, clip fractions, stability, conversations side by side. It compares run folders
+and sweeps, or trains the missing runs itself; an interrupted comparison resumes from its last checkpoints.
 """
 EXAMPLES = """examples:
   gspo-compare task=arithmetic compare.seeds=[0,1,2] compare.algorithms=[gspo,grpo]
-      trains six runs, then reports; runs that are there already are not made again
+      trains six runs, then reports; runs that are already complete are not repeated
   gspo-compare outputs/sweeps/<sweep>
       reports on the runs of a sweep
   gspo-compare model=tiny_moe 'compare.algorithms=[gspo,grpo,"grpo algorithm.routing_replay=true"]'
       GRPO with and without routing replay
   gspo-compare task=arithmetic compare.tune.trials=5
-      tunes learning rate and clip range of each algorithm first, with a seed of its own
+      first tunes learning rate and clip range of each algorithm, with a separate seed
 
 settings (compare.<name>=<value>):
-  algorithms, seeds   what is run: [gspo,grpo] and [0,1,2]
-  baseline            what the others are held against: grpo where it is there
+  algorithms, seeds   the runs: [gspo,grpo] and [0,1,2]
+  baseline            what the others are compared with: grpo if present
   level               of intervals and verdicts: 0.95
   threshold           held-out score of "steps to threshold": 80% of the way to the lowest mean final score
   allow               settings beside algorithm and seed that may differ: none; e.g. [rollout.temperature]
   tune.trials, tune.iterations, tune.seed
-                      runs that tune each algorithm before: 0, as many as compared, 1000
+                      runs that tune each algorithm first: 0, as long as the compared runs, 1000
   parallel            runs at once: one for each visible GPU, or one
   folder              where runs and report go: outputs/compare/<task>-<model>
 """
 
-# what is trained: nothing of it where folders are given
+# settings of what is trained: not allowed where folders are given
 OF_TRAINING = tuple(f"compare.{name}" for name in ("algorithms=", "seeds=", "parallel=", "tune."))
 
 
 def main() -> None:
     """Entry point of `gspo-compare`."""
-    sys.path.insert(0, os.getcwd())  # tasks and rewards by dotted path from the user's folder
     run_command("gspo-compare", compare_command)
 
 
 def compare_command() -> int:
-    """Make or find runs, compare them, write and show the report; returns the exit code."""
+    """Train or find the runs, compare them, write and show the report; returns the exit code."""
     arguments = parse()
-    register()
     if not arguments.what:
         raise UserError(
             "nothing to compare; give run folders, or what to train: gspo-compare task=arithmetic "
@@ -79,20 +76,22 @@ def compare_command() -> int:
     shared = [text for text in overrides if not text.startswith(("compare.", "compare="))]
     if not folders:
         try:
-            return made(Source(shared, arguments.config_dir), settings)
+            return train_and_report(SharedSettings(shared, arguments.config_dir), settings)
         except KeyboardInterrupt:
-            print("gspo-compare: stopped; the same command goes on where it stands", file=sys.stderr)
+            print(
+                "gspo-compare: stopped; the same command resumes from the last checkpoints", file=sys.stderr
+            )
             return INTERRUPTED
     for text in overrides:
         require(
             not text.startswith(OF_TRAINING),
-            f"{text}: decides what is trained, and folders are given; leave it out, or give the folders of "
-            "the runs that are wanted",
+            f"{text}: sets what is trained, but folders are given; leave it out, or give the folders of the "
+            "runs to compare",
         )
     if shared:
         raise UserError(
-            f"{shared[0]}: runs in folders are compared as they are; leave it out, or leave the folders out "
-            "to train runs with it"
+            f"{shared[0]}: does not apply to runs in folders; leave it out, or leave the folders out to "
+            "train runs with it"
         )
     paths = [Path(folder) for folder in folders]
     report(paths, settings, report_folder(settings, paths))
@@ -101,26 +100,24 @@ def compare_command() -> int:
 
 def parse() -> argparse.Namespace:
     """The command line: run folders, or settings as for gspo-train."""
-    parser = argparse.ArgumentParser(
-        prog="gspo-compare",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("gspo-compare", DESCRIPTION, EXAMPLES)
     parser.add_argument("what", nargs="*", help="run folders or sweeps; or settings as for gspo-train")
     parser.add_argument(
-        "-cd", "--config-dir", type=Path, action="append", default=[], help="folder with options of your own"
+        "-cd", "--config-dir", type=Path, action="append", default=[], help="folder with custom options"
     )
     return parser.parse_intermixed_args()
 
 
 def compare_settings(overrides: Sequence[str]) -> CompareConfig:
-    """The checked settings that `compare.<name>=<value>` texts give. Raises UserError."""
+    """The checked settings from `compare.<name>=<value>` texts. Raises UserError."""
     for text in overrides:
         check_known(text.partition("=")[0].removeprefix("compare."))
     try:
         given = OmegaConf.from_dotlist(list(overrides)).get("compare", {})
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CompareConfig), given))
+        # to_object's type covers lists and scalars too; of a structured node it returns the dataclass
+        return cast(
+            CompareConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CompareConfig), given))
+        )
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join(overrides)}: cannot be read; write compare.name=value") from error
     except OmegaConfBaseException as error:
@@ -128,7 +125,7 @@ def compare_settings(overrides: Sequence[str]) -> CompareConfig:
 
 
 def check_known(key: str) -> None:
-    """Raise UserError where compare.`key` is no setting."""
+    """Raise UserError where compare.`key` is not a setting."""
     section, _, name = key.rpartition(".")
     kinds = {"": CompareConfig, "tune": TuneConfig}
     known = [f.name for f in fields(kinds.get(section, CompareConfig)) if f.name != "tune"]
@@ -138,46 +135,24 @@ def check_known(key: str) -> None:
     require(section in kinds and name in known, f"compare.{key}: is not a setting; {hint}")
 
 
-def made(source: Source, settings: CompareConfig) -> int:
-    """Train what is missing, then report."""
-    notes = ["Learning rates and clip ranges are those that the configuration gives; none was tuned."]
-    planned, ended = plan(source, settings), []  # bad input answers before a trial starts
-    base = planned[0].folder.parent.parent
+def train_and_report(shared: SharedSettings, settings: CompareConfig) -> int:
+    """Train the missing runs, then report; returns the exit code."""
+    notes = ["Learning rates and clip ranges are those of the configuration; none was tuned."]
+    runs = runs_to_compare(shared, settings)  # bad input fails before a trial starts
+    ended: list[QueuedJob] = []
+    base = runs[0].folder.parent.parent
     make_folder(base, "compare.folder")
-    with RunFolder(base).held():
+    with RunFolder(base).locked():
         if settings.tune.trials:
-            settings, notes, ended = tuned(source, settings)
-            planned = plan(source, settings)
-        ended += train_all(planned, settings)
-        report([run.folder for run in planned], settings, base, notes)
+            settings, notes, ended = tune(shared, settings)
+            runs = runs_to_compare(shared, settings)
+        ended += train_missing(runs, settings)
+        report([run.folder for run in runs], settings, base, notes)
     return 1 if any(end.status is Status.failed for end in ended) else 0
 
 
-def tuned(source: Source, settings: CompareConfig) -> tuple[CompareConfig, list[str], list[Ended]]:
-    """The settings with each algorithm's best trial in its place, what was tried, in sentences, and how the
-    trials ended."""
-    spent = {entry: trials(source, settings, entry) for entry in settings.algorithms}
-    ended = train_all([run for runs in spent.values() for run in runs], settings)
-    chosen, notes = [], []
-    for entry, runs in spent.items():
-        rewards = {run.entry: reward_at_end(run.folder) for run in runs}
-        whole = {tried: reward for tried, reward in rewards.items() if reward is not None}
-        if not whole:
-            raise UserError(f"compare.tune: all trials of {entry} failed; see {runs[0].folder}.log")
-        best = max(whole, key=lambda tried: whole[tried])
-        chosen.append(best)
-        listed = "; ".join(
-            f"{tried}: {'failed' if reward is None else number(reward)}" for tried, reward in rewards.items()
-        )
-        notes.append(
-            f"{entry} was tuned with {len(runs)} trials, seed {settings.tune.seed}, by the training reward "
-            f"at their end: {listed}. Taken: {best}."
-        )
-    return replace(settings, algorithms=chosen), notes, ended
-
-
 def report_folder(settings: CompareConfig, paths: Sequence[Path]) -> Path:
-    """Where the report on given folders goes: into the one folder, or into one named after all of them."""
+    """Where the report on given folders goes: into the folder itself, or into one named after all of them."""
     if settings.folder is not None:
         return Path(settings.folder)
     if len(paths) == 1:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from pathlib import Path
 
-from gspo_cli.api.config import model_overrides
-from gspo_cli.commands.train import run_command
-from gspo_cli.config.compose import build_config, composed, load_saved, register, with_overrides
-from gspo_cli.config.schema import RunConfig
-from gspo_cli.errors import UserError
-from gspo_cli.run.folder import RunFolder
+from gspo_cli.commands.entry import run_command
+from gspo_cli.commands.model_source import model_parser, resolve
 
+DESCRIPTION = "Evaluate a run folder or a model folder on held-out problems: greedy score and pass@k."
 EXAMPLES = """examples:
   gspo-eval outputs/arithmetic-tiny-gspo/<run>
       the run's best checkpoint on its held-out problems
   gspo-eval outputs/arithmetic-tiny-gspo/<run> --checkpoint last evaluation.samples=16
       the last one, with pass@16
   gspo-eval <model folder> task=gsm8k task.path=train.jsonl
-      a model that no run of ours made
+      a model that was not trained by gspo-train
 """
 
 
 def main() -> None:
     """Entry point of `gspo-eval`."""
-    sys.path.insert(0, "")  # rewards and verifiers by dotted path from the user's folder
     run_command("gspo-eval", evaluate_command)
 
 
 def evaluate_command() -> int:
     """Evaluate and print; --json prints the record alone."""
-    arguments = parse()
+    parser = model_parser("gspo-eval", DESCRIPTION, EXAMPLES)
+    parser.add_argument("--samples", type=int, default=3, help="how many answers to show (default 3)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
+    arguments = parser.parse_intermixed_args()  # overrides may stand after flags
     config, source, adapter = resolve(arguments.folder, arguments.checkpoint, arguments.overrides)
 
     from rich.console import Console
@@ -61,46 +58,6 @@ def evaluate_command() -> int:
     if arguments.samples:
         console.print(samples_table(samples[: arguments.samples], console.width))
     return 0
-
-
-def parse() -> argparse.Namespace:
-    """The command line: a folder, flags, and overrides as for gspo-train."""
-    parser = argparse.ArgumentParser(
-        prog="gspo-eval",
-        description="Evaluate a run folder or a model folder on held-out problems: greedy score and pass@k.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="run folder of gspo-train, or a folder with a model")
-    parser.add_argument(
-        "overrides", nargs="*", help="settings as for gspo-train, e.g. evaluation.problems=500"
-    )
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (default), last, initial, or a checkpoint's name"
-    )
-    parser.add_argument("--samples", type=int, default=3, help="how many answers to show (default 3)")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
-    return parser.parse_intermixed_args()  # overrides may stand after flags
-
-
-def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunConfig, str, Path | None]:
-    """Configuration, where the model is, and its LoRA adapter if it has one. Raises UserError."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder; give a run folder or a model folder")
-    register()
-    if not (folder / "config.yaml").exists():
-        if not (folder / "config.json").exists():
-            raise UserError(
-                f"{folder}: is neither a run folder (config.yaml) nor a model folder (config.json)"
-            )
-        # absolute: a folder called tiny is no embedded model
-        group, name = model_overrides(folder.absolute())
-        chosen = any(text.startswith("model=") for text in overrides)
-        node = composed([*([] if chosen else [group]), *overrides, name])
-        return build_config(node), str(folder), None
-    node = with_overrides(load_saved(folder / "config.yaml"), overrides)
-    config = build_config(node)
-    return config, *RunFolder(folder).checkpoint_model(checkpoint, config.model)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,46 @@
-"""Every outcome of every arm against the baseline: tested, adjusted, and said in words. Pure.
+"""Tests every outcome of every arm, and the held-out problems, against the baseline. Pure.
 
-Families: the primary outcome is tested alone (adjusted over arms); all other outcomes of which one direction
-is better are adjusted together over outcomes and arms; so are those that only describe."""
+Families of outcomes: the primary outcome is tested alone (adjusted over arms); all other outcomes with a
+better direction are adjusted together over outcomes and arms; so are the descriptive ones. The test over
+problems is about these runs: how far the difference would hold on other problems, not with other seeds."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from gspo_cli.compare.outcomes import PRIMARY, TO_THRESHOLD
-from gspo_cli.compare.result import Contrast, Estimate, Outcome, Verdict
+from gspo_cli.compare.result import Contrast, Estimate, OutcomeSpec, ProblemTest, Verdict
+from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import (
     MOST_SEEDS,
     RESAMPLES,
-    Tested,
+    DifferenceTest,
     adjusted,
     detectable,
     estimates,
     mean_difference,
+    problems_differ,
     seeds_needed,
 )
 from gspo_cli.console.words import number
 
-Table = Mapping[int, Mapping[str, float | None]]  # seed -> outcome -> value, of one arm
+Measurements = Mapping[int, Mapping[str, float | None]]  # seed -> outcome -> value, of one arm
 
 
 def arm_estimates(
-    tables: Mapping[str, Table], outcomes: Sequence[Outcome], level: float, resamples: int = RESAMPLES
+    tables: Mapping[str, Measurements],
+    outcomes: Sequence[OutcomeSpec],
+    level: float,
+    resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Estimate]]:
-    """arm -> outcome -> interquartile mean with its interval over seeds; none of a threshold that not all
-    runs of the arm reached."""
+    """arm -> outcome -> interquartile mean with its interval over seeds; without a value where not all runs
+    of the arm reached the threshold."""
     found = {}
     for name, table in tables.items():
-        rows = [
-            [math.nan if (value := table[seed][o.key]) is None else value for seed in sorted(table)]
-            for o in outcomes
-        ]
+        rows = [[table[seed][o.key] for seed in sorted(table)] for o in outcomes]
         found[name] = dict(zip((o.key for o in outcomes), estimates(rows, level, resamples), strict=True))
         short = {o.key: measured(table, o.key) for o in outcomes if _not_reached(o, {name: table})}
         found[name] |= {key: Estimate(None, n=len(own), of=len(table)) for key, own in short.items()}
@@ -43,71 +48,66 @@ def arm_estimates(
 
 
 def contrasts(
-    tables: Mapping[str, Table],
+    tables: Mapping[str, Measurements],
     baseline: str,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[OutcomeSpec],
     resolution: Mapping[str, float],
     level: float,
     voided: bool = False,
     resamples: int = RESAMPLES,
 ) -> list[Contrast]:
     """All contrasts, by outcome, then by arm. `resolution` is the step in which an outcome is counted; with
-    `voided` nothing gets a verdict."""
+    `voided` no contrast gets a verdict."""
     middle = arm_estimates(tables, outcomes, level, resamples)
     pairs = [(outcome, name) for outcome in outcomes for name in tables if name != baseline]
-    tests: dict[tuple[str, str], Tested | None] = {}
+    missing: dict[tuple[str, str], str] = {}
+    tests: dict[tuple[str, str], DifferenceTest] = {}
     for outcome, name in pairs:
-        sides = (measured(tables[name], outcome.key), measured(tables[baseline], outcome.key))
-        short = _not_reached(outcome, {n: tables[n] for n in (name, baseline)})
-        step = resolution.get(outcome.key, 0.0)
-        tests[outcome.key, name] = None if short else mean_difference(*sides, level, step)
-    p_values = _adjusted_by_family(pairs, tests)
+        missing[outcome.key, name] = _not_reached(outcome, {n: tables[n] for n in (name, baseline)})
+        if not missing[outcome.key, name]:
+            sides = (measured(tables[name], outcome.key), measured(tables[baseline], outcome.key))
+            test = mean_difference(*sides, level, resolution.get(outcome.key, 0.0))
+            if test is None:
+                missing[outcome.key, name] = f"not measured{outcome.missing and f': {outcome.missing}'}"
+            else:
+                tests[outcome.key, name] = test
+    p_values = _adjusted_by_family(outcomes, tests)
     found = []
-    for outcome, name in pairs:
-        test, p = tests[outcome.key, name], p_values.get((outcome.key, name))
-        short = _not_reached(outcome, {n: tables[n] for n in (name, baseline)})
-        verdict = Verdict.void if voided or p is None else _verdict(test, p, level)
-        runs = max(middle[side][outcome.key].n for side in (name, baseline))
-        strict = level if not p else 1 - (1 - level) * test.p / p  # the level that this p is held to
-        needed = seeds_needed(test, strict) if verdict is Verdict.not_distinguishable else None
-        found.append(
-            Contrast(
-                outcome.key, name, baseline, middle[name][outcome.key], middle[baseline][outcome.key],
-                Estimate(None) if test is None else Estimate(test.mean, test.low, test.high, min(test.runs)),
-                test is not None and test.paired, None if test is None else test.p, p, verdict,
-                short or _unmeasured(outcome, test)
-                or _sentence(name, test, runs, p, verdict, needed, voided),
-                needed,
-                None if test is None else detectable(test, strict),
-            )
+    for key, name in ((outcome.key, name) for outcome, name in pairs):
+        unknown = Contrast(
+            key, name, baseline, middle[name][key], middle[baseline][key], Estimate(None), False, None, None,
+            Verdict.void, missing[key, name],
         )  # fmt: skip
+        if (key, name) in tests:
+            found.append(_tested(unknown, tests[key, name], p_values.get((key, name)), level, voided))
+        else:
+            found.append(unknown)
     return found
 
 
-def measured(table: Table, key: str) -> dict[int, float]:
+def measured(table: Measurements, key: str) -> dict[int, float]:
     """Values of one outcome by seed, without those that are missing."""
     return {seed: value for seed, values in table.items() if (value := values[key]) is not None}
 
 
 def _adjusted_by_family(
-    pairs: Sequence[tuple[Outcome, str]],
-    tests: Mapping[tuple[str, str], Tested | None],
+    outcomes: Sequence[OutcomeSpec], tests: Mapping[tuple[str, str], DifferenceTest]
 ) -> dict[tuple[str, str], float]:
-    """p of each contrast that has one, adjusted over its family."""
-    families: dict[str, list[tuple[str, str]]] = {}
-    for outcome, name in pairs:
-        test = tests[outcome.key, name]
-        if test is not None and test.p is not None:
-            family = PRIMARY if outcome.key == PRIMARY else f"describes: {outcome.better == 'none'}"
-            families.setdefault(family, []).append((outcome.key, name))
-    found = {}
+    """p of each test that has one, adjusted over its family."""
+    better = {outcome.key: outcome.better for outcome in outcomes}
+    families: dict[str, dict[tuple[str, str], float]] = {}
+    for (key, name), test in tests.items():
+        if test.p is not None:
+            family = PRIMARY if key == PRIMARY else f"describes: {better[key] == 'none'}"
+            families.setdefault(family, {})[key, name] = test.p
+    found: dict[tuple[str, str], float] = {}
     for members in families.values():
-        found |= dict(zip(members, adjusted([tests[member].p for member in members]), strict=True))
+        found |= dict(zip(members, adjusted(list(members.values())), strict=True))
     return found
 
 
-def _not_reached(outcome: Outcome, tables: Mapping[str, Table]) -> str:
-    """How many runs reached the threshold, in words; nothing where all did, or none had one to reach."""
+def _not_reached(outcome: OutcomeSpec, tables: Mapping[str, Measurements]) -> str:
+    """How many runs reached the threshold, in words; empty where all did, or there is no threshold."""
     if outcome.key not in TO_THRESHOLD or outcome.missing:
         return ""
     reached = {name: len(measured(table, outcome.key)) for name, table in tables.items()}
@@ -119,60 +119,130 @@ def _not_reached(outcome: Outcome, tables: Mapping[str, Table]) -> str:
     return f"no verdict: only {' and '.join(parts)} reached the threshold" if parts else ""
 
 
-def _unmeasured(outcome: Outcome, test: Tested | None) -> str:
-    if test is not None:
-        return ""
-    return f"not measured: {outcome.missing}" if outcome.missing else "not measured"
+def _tested(
+    contrast: Contrast, test: DifferenceTest, p: float | None, level: float, voided: bool
+) -> Contrast:
+    """The contrast with the result of its test; `p` is the adjusted one."""
+    verdict = Verdict.void
+    if p is not None and not voided:
+        verdict = Verdict.higher if test.mean > 0 else Verdict.lower
+        verdict = Verdict.not_distinguishable if p >= 1 - level else verdict
+    strict = 1 - (1 - level) * test.p / p if p and test.p is not None else level  # the level this p must meet
+    needed = seeds_needed(test, strict) if verdict is Verdict.not_distinguishable else None
+    found = replace(
+        contrast,
+        difference=Estimate(test.mean, test.low, test.high, min(test.runs)),
+        paired=test.paired,
+        p=test.p,
+        p_adjusted=p,
+        verdict=verdict,
+        seeds_needed=needed,
+        detectable=detectable(test, strict),
+    )
+    return replace(found, sentence=_sentence(found, test, voided))
 
 
-def _verdict(test: Tested, p: float, level: float) -> Verdict:
-    if p >= 1 - level:
-        return Verdict.not_distinguishable
-    return Verdict.higher if test.mean > 0 else Verdict.lower
-
-
-def _sentence(
-    name: str, test: Tested, runs: int, p: float | None, verdict: Verdict, needed: int | None, voided: bool
-) -> str:
-    difference = _difference(test)
+def _sentence(contrast: Contrast, test: DifferenceTest, voided: bool) -> str:
+    name, p, verdict = contrast.arm_name, contrast.p_adjusted, contrast.verdict
     if min(test.runs) < 2:
-        return f"one seed: no verdict; the difference is {difference}"
-    seeds = f"{test.runs[0]} {'shared ' * (test.paired and test.runs[0] < runs)}seeds"
+        return f"one seed: no verdict; the difference is {contrast.difference}"
+    shared = "shared " if test.paired and test.runs[0] < max(contrast.arm.n, contrast.baseline.n) else ""
+    seeds = f"{test.runs[0]} {shared}seeds"
     if test.runs[0] != test.runs[1]:
         seeds = f"{test.runs[0]} and {test.runs[1]} seeds"
-    shown = f"({seeds}, {'adjusted ' * (p != test.p)}{p_words(p)})"
+    shown = f"({seeds}, {'adjusted ' * (p != test.p)}{_p_phrase(p)})"
     if voided:
-        return f"no verdict: the comparison is void; the difference is {difference} {shown}"
+        return f"no verdict: the comparison is void; the difference is {contrast.difference} {shown}"
     if verdict is not Verdict.not_distinguishable:
-        return f"{name} is {verdict.value} by {_difference(test, absolute=True)} {shown}"
+        return f"{name} is {verdict.value} by {_magnitude(contrast.difference)} {shown}"
     if test.mean == 0:
         return f"not distinguishable: no difference ({seeds})"
-    text = f"not distinguishable: the difference is {difference} {shown}"
+    text = f"not distinguishable: the difference is {contrast.difference} {shown}"
     if test.error is None:
         return text
-    if needed is None:
-        return f"{text}; more than {MOST_SEEDS} seeds each would be needed to settle one of this size"
-    return f"{text}; about {needed} seeds each would settle one of this size"
+    needed = contrast.seeds_needed
+    many = f"more than {MOST_SEEDS}" if needed is None else f"about {needed}"
+    return f"{text}; {many} seeds per arm would be needed to detect a difference of this size"
 
 
-def _difference(test: Tested, absolute: bool = False) -> str:
-    """0.05 [0.01, 0.09], with the signs turned where a verdict says the direction."""
-    return interval_words(Estimate(test.mean, test.low, test.high), absolute)
+def _magnitude(difference: Estimate) -> Estimate:
+    """The size of a difference: the signs of value and interval changed so that the value is positive."""
+    value, low, high = difference.value or 0.0, difference.low, difference.high
+    if value >= 0 or low is None or high is None:
+        return replace(difference, value=abs(value))
+    return replace(difference, value=-value, low=-high, high=-low)
 
 
-def interval_words(estimate: Estimate, absolute: bool = False) -> str:
-    """A difference with its interval, where `absolute` with the signs turned so that it is positive."""
-    mean = estimate.value or 0.0
-    turned = absolute and mean < 0
-    value = abs(mean) if absolute else mean
-    if estimate.low is None or estimate.high is None:
-        return number(value)
-    low, high = (-estimate.high, -estimate.low) if turned else (estimate.low, estimate.high)
-    return f"{number(value)} [{number(low)}, {number(high)}]"
-
-
-def p_words(p: float | None) -> str:
+def _p_phrase(p: float | None) -> str:
     """p = 0.02, or p < 0.001."""
     if p is None:
         return "no p"
     return "p < 0.001" if p < 0.001 else f"p = {number(p, 2)}"
+
+
+def problem_tests(
+    arms: Mapping[str, Sequence[StoredRun]], baseline: str, end: int, level: float, voided: bool = False
+) -> list[ProblemTest]:
+    """The test over held-out problems of every arm that allows one, with p adjusted over the arms."""
+    named = [name for name in arms if name != baseline]
+    made = [_problem_test(name, baseline, arms[name], arms[baseline], end, level) for name in named]
+    found = [each for each in made if each is not None]
+    p_values = adjusted([p for _, p, _ in found])
+    return [
+        replace(test, p_adjusted=p, sentence=_problem_sentence(test, p, seeds, level, voided))
+        for (test, _, seeds), p in zip(found, p_values, strict=True)
+    ]
+
+
+def _problem_test(
+    name: str, baseline: str, arm: Sequence[StoredRun], other: Sequence[StoredRun], end: int, level: float
+) -> tuple[ProblemTest, float, int] | None:
+    """Problems by who solves them at the last evaluation to `end`, averaged over the seeds that both arms
+    have; p, and the number of those seeds.
+
+    None where runs wrote no heldout.jsonl, no seed is shared, or the problems differ."""
+    lines = [{run.seed: line for run in runs if (line := run.last_heldout(end))} for runs in (arm, other)]
+    shared = sorted(set(lines[0]) & set(lines[1]))
+    if not shared or len({tuple(side[seed]["problems"]) for side in lines for seed in shared}) > 1:
+        return None
+    # (seeds, problems); nan where a conversation was left out
+    solved = [np.array([side[seed]["solved"] for seed in shared], dtype=float) for side in lines]
+    known = np.isfinite(solved[0]) & np.isfinite(solved[1])
+    scored = known.any(axis=0)
+    if not scored.any():
+        return None
+    here, there = (np.where(known, side, 0.0)[:, scored] for side in solved)
+    weight = known[:, scored].sum(axis=0)
+    shares = here.sum(axis=0) / weight, there.sum(axis=0) / weight
+    both, only_arm, only_baseline, neither = (
+        float((np.where(known[:, scored], cell, 0.0).sum(axis=0) / weight).sum())
+        for cell in (here * there, here * (1 - there), (1 - here) * there, (1 - here) * (1 - there))
+    )
+    difference, p = problems_differ(*shares, level)
+    test = ProblemTest(
+        name, baseline, int(scored.sum()), both, only_arm, only_baseline, neither, difference, p, ""
+    )
+    return test, p, len(shared)
+
+
+def _problem_sentence(test: ProblemTest, p: float, seeds: int, level: float, voided: bool) -> str:
+    """About these runs only: the luck of a seed can make p small as well, so no algorithm is called
+    better."""
+    several = seeds > 1
+    sides = f"the {seeds} runs of {test.arm_name}" if several else f"one run of {test.arm_name}"
+    others = f"the {seeds} of {test.baseline_name}" if several else f"one of {test.baseline_name}"
+    shown = f"({'adjusted ' * (p != test.p)}{_p_phrase(p)})"
+    signed = str(replace(test.difference, value=test.difference.value or 0.0))
+    if voided:
+        return f"no verdict; the difference in the share of held-out problems solved is {signed} {shown}"
+    if p >= 1 - level:
+        return (
+            f"not distinguishable on these problems: {sides} and {others} differ in the share that they "
+            f"solve by {signed} {shown}"
+        )
+    more = "more" if (test.difference.value or 0) > 0 else "fewer"
+    beyond = "which the headline tests" if several else "about which one seed says nothing"
+    return (
+        f"{sides} {'solve' if several else 'solves'} {more} held-out problems than {others}, by "
+        f"{_magnitude(test.difference)} {shown}; other seeds may give another result, {beyond}"
+    )

@@ -1,6 +1,6 @@
 """The charts of a comparison: interquartile means over seeds with bootstrap intervals. Pure.
 
-Shapes: P points of a curve, n runs of an arm. Curves hold as many points as a figure can show."""
+Shapes: P points of a curve, n runs of an arm. Curves have at most as many points as a figure can show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POINTS = 60
 Arms = Mapping[str, Sequence[StoredRun]]
 SHORTER = "A run that ended before the budget keeps its last score."
 
-# key, title, label of the axis, metric, whether values span decades
+# key, title, label of the y axis, metric, whether values span decades
 METRICS = (
     ("reward", "Training reward", "reward", "reward", False),
     ("clip_token", "Clipped tokens", "share of trained tokens", "clip_ratio/token", True),
@@ -51,6 +51,7 @@ def charts(arms: Arms, budget: Budget, level: float) -> list[Chart]:
 
 
 Curves = Mapping[str, tuple[Sequence[float], np.ndarray]]  # arm -> x (P,), values (P, n)
+Position = Callable[[StoredRun, int], float]  # (run, iteration) -> x
 
 
 def _some_ended(arms: Arms, budget: Budget) -> bool:
@@ -79,7 +80,7 @@ def _series(name: str, x: Sequence[float], values: np.ndarray, level: float) -> 
 
 
 def _grid(runs: Sequence[StoredRun], end: int) -> list[int]:
-    """Iterations of the evaluations of any of the runs, thinned to POINTS, the ends kept."""
+    """Iterations of the evaluations of any of the runs, thinned to POINTS, both ends included."""
     places = sorted({place for run in runs for place in score_curve(run, end)[0]})
     if places[-1] < end:
         places.append(end)
@@ -88,61 +89,63 @@ def _grid(runs: Sequence[StoredRun], end: int) -> list[int]:
     return [places[round(i)] for i in np.linspace(0, len(places) - 1, POINTS)]
 
 
-def _scores_at(runs: Sequence[StoredRun], end: int, grid: Sequence[float], position: Sequence) -> np.ndarray:
-    """Scores of each run at `grid`, linear between evaluations, whose places `position` gives. (P, n)"""
+def _scores_at(runs: Sequence[StoredRun], end: int, grid: Sequence[float], position: Position) -> np.ndarray:
+    """Scores of each run at `grid`, linear between evaluations at their `position`. (P, n)"""
     columns = []
-    for run, at in zip(runs, position, strict=True):
+    for run in runs:
         places, scores = score_curve(run, end)
-        columns.append(np.interp(grid, [at(place) for place in places], scores))
+        columns.append(np.interp(grid, [position(run, place) for place in places], scores))
     return np.stack(columns, axis=1)
+
+
+def _iteration(run: StoredRun, iteration: int) -> float:
+    return iteration
 
 
 def _over_iterations(arms: Arms, budget: Budget) -> Curves:
     found = {}
     for name, runs in arms.items():
-        grid, same = _grid(runs, budget.iterations), [lambda place: place] * len(runs)
-        found[name] = grid, _scores_at(runs, budget.iterations, grid, same)
+        grid = _grid(runs, budget.iterations)
+        found[name] = grid, _scores_at(runs, budget.iterations, grid, _iteration)
     return found
 
 
 def _over_tokens(arms: Arms, budget: Budget) -> Curves:
-    def position(run: StoredRun) -> Callable[[int], float]:
-        return lambda place: tokens_at(run, place)
-
-    found = {}
-    for name, runs in arms.items():
-        grid = np.linspace(0, budget.tokens, max(2, len(_grid(runs, budget.iterations))))
-        at = [position(run) for run in runs]
-        found[name] = grid.tolist(), _scores_at(runs, budget.iterations, grid, at)
-    return found
+    return {name: _evenly(runs, budget, budget.tokens, tokens_at) for name, runs in arms.items()}
 
 
 def _over_seconds(arms: Arms, budget: Budget) -> Curves | None:
-    """Each arm to the time of its fastest run that used up the budget; None where iterations were not
+    """Each arm up to the time at which its fastest run reached the budget; None where iterations were not
     timed."""
-    clocks = {id(run): _clock(run, budget.iterations) for runs in arms.values() for run in runs}
-    if any(clock is None for clock in clocks.values()):
+    everything = [run for runs in arms.values() for run in runs]
+    if any(seconds_at(run, budget.iterations) is None for run in everything):
         return None
+    clocks = {id(run): _clock(run, budget.iterations) for run in everything}
+
+    def seconds(run: StoredRun, iteration: int) -> float:
+        clock = clocks[id(run)]
+        return clock[min(iteration, len(clock) - 1)]
+
     found = {}
     for name, runs in arms.items():
         whole = [run for run in runs if run.iterations >= budget.iterations] or runs
         end = min(clocks[id(run)][-1] for run in whole)
-        grid = np.linspace(0, end, max(2, len(_grid(runs, budget.iterations))))
-        at = [_reader(clocks[id(run)]) for run in runs]
-        found[name] = grid.tolist(), _scores_at(runs, budget.iterations, grid, at)
+        found[name] = _evenly(runs, budget, end, seconds)
     return found
 
 
-def _clock(run: StoredRun, end: int) -> list[float] | None:
-    """Seconds of training after each iteration, the start included."""
-    if seconds_at(run, end) is None:
-        return None
+def _evenly(
+    runs: Sequence[StoredRun], budget: Budget, end: float, position: Position
+) -> tuple[list[float], np.ndarray]:
+    """Evenly spaced x from 0 to `end`, as many as evaluations, and the scores there."""
+    grid = np.linspace(0, end, max(2, len(_grid(runs, budget.iterations)))).tolist()
+    return grid, _scores_at(runs, budget.iterations, grid, position)
+
+
+def _clock(run: StoredRun, end: int) -> list[float]:
+    """Seconds of training after each iteration, including the start."""
     times = [number_of(record, "time/iteration") or 0.0 for record in run.metrics[:end]]
     return [0.0, *np.cumsum(times).tolist()]
-
-
-def _reader(clock: Sequence[float]) -> Callable[[int], float]:
-    return lambda place: clock[min(place, len(clock) - 1)]
 
 
 def _over_kl(arms: Arms, budget: Budget, level: float, kept: str) -> Chart | None:
@@ -150,12 +153,11 @@ def _over_kl(arms: Arms, budget: Budget, level: float, kept: str) -> Chart | Non
     series = []
     for name, runs in arms.items():
         grid = _grid(runs, budget.iterations)
-        kls = [_kl_curve(run, budget.iterations) for run in runs]
-        if any(kl is None for kl in kls):
-            continue
-        x = np.mean([np.interp(grid, places, values) for places, values in kls], axis=0)
-        same = [lambda place: place] * len(runs)
-        series.append(_series(name, x.tolist(), _scores_at(runs, budget.iterations, grid, same), level))
+        kls = [kl for run in runs if (kl := _kl_curve(run, budget.iterations)) is not None]
+        if len(kls) == len(runs):
+            x = np.mean([np.interp(grid, places, values) for places, values in kls], axis=0)
+            scores = _scores_at(runs, budget.iterations, grid, _iteration)
+            series.append(_series(name, x.tolist(), scores, level))
     if not series:
         return None
     note = f"Mean KL over seeds at each evaluation, in the order of training. {kept}".strip()
@@ -164,6 +166,7 @@ def _over_kl(arms: Arms, budget: Budget, level: float, kept: str) -> Chart | Non
 
 
 def _kl_curve(run: StoredRun, end: int) -> tuple[list[int], list[float]] | None:
+    """Iterations and KL of the evaluations that measured it; None of fewer than two."""
     known = [(r["iteration"], kl) for r in run.evals if (kl := number_of(r, "kl")) is not None]
     inside = [pair for pair in known if pair[0] <= end]
     return ([place for place, _ in inside], [kl for _, kl in inside]) if len(inside) >= 2 else None
@@ -183,7 +186,7 @@ def _metric_chart(
     if not series:
         return None
     note = f"Means of {size} iterations. " if size > 1 else ""
-    note += "Over the runs that were still going." if _some_ended(arms, budget) else ""
+    note += "Over the runs that were still training." if _some_ended(arms, budget) else ""
     return Chart(key, title, "iteration", y_label, series, log_y, note.strip())
 
 

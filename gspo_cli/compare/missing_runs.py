@@ -1,7 +1,8 @@
-"""The runs that gspo-compare makes itself: composed and checked first, then trained where they are not there.
+"""The runs that gspo-compare trains itself: all are composed and checked first, then the missing ones are
+trained.
 
-A run's folder is named after its algorithm, its seed and the fingerprint of its configuration, so that what
-was trained before is found again, by this comparison or the next."""
+A run's folder is named after its algorithm, its seed and the fingerprint of its configuration, so that later
+comparisons find the runs that are already complete."""
 
 from __future__ import annotations
 
@@ -9,30 +10,32 @@ import hashlib
 import importlib.util
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gspo_cli.compare.naming import arms_of, baseline_of
+from gspo_cli.compare.arms import arms_of, baseline_of, resolved_settings
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
 from gspo_cli.config.compose import build_config, composed, resolved_yaml
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.launching.queue import Ended, Status, make_slots, run_queue, training_job
+from gspo_cli.console.words import number
+from gspo_cli.errors import UserError
+from gspo_cli.launching.queue import QueuedJob, Status, make_slots, run_queue, training_job
 from gspo_cli.launching.queue_table import make_table
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, fingerprint, prepare, state_of
 
-OURS = ("algorithm", "seed", "resume", "hydra")  # decided by the comparison
+RESERVED = ("algorithm", "seed", "resume", "hydra")  # set by the comparison
 WIDTHS = ("clip_range_left", "clip_range_right")
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One run: what was asked for, its checked configuration, and where it is or will be."""
+class ComparisonRun:
+    """One run of a comparison: its entry of compare.algorithms, its checked configuration and its folder."""
 
     entry: str
     seed: int
@@ -42,31 +45,31 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """What the live table calls it."""
+        """Its name in the live table."""
         return f"{self.entry} s{self.seed}"
 
 
 @dataclass(frozen=True)
-class Source:
-    """What all runs of a comparison share: overrides, and folders with options of one's own."""
+class SharedSettings:
+    """What all runs of a comparison share: overrides, and folders with custom options."""
 
     overrides: Sequence[str]
     directories: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         for directory in self.directories:
-            require(directory.is_dir(), f"-cd {directory}: is not a folder; give one with your own options")
+            require(directory.is_dir(), f"-cd {directory}: is not a folder; give one with custom options")
         for text in self.overrides:
             key = text.lstrip("+~").partition("=")[0]
             group = key.partition("/")[0].partition(".")[0]
             require(
-                key != "algorithm" and (group not in OURS or key.startswith("algorithm.")),
-                f"{text}: is decided by the comparison; use compare.algorithms and compare.seeds",
+                key != "algorithm" and (group not in RESERVED or key.startswith("algorithm.")),
+                f"{text}: is set by the comparison; use compare.algorithms and compare.seeds",
             )
 
-    def run(self, entry: str, seed: int, base: Path | None, *more: str, place: str = "runs") -> Planned:
-        """The run of `entry`, an option of the group algorithm with overrides after it, in the folder `place`
-        of the comparison. Raises UserError."""
+    def run(self, entry: str, seed: int, base: Path | None, *more: str, place: str = "runs") -> ComparisonRun:
+        """The run of `entry`, an option of the group algorithm followed by overrides, in the subfolder
+        `place` of the comparison. Raises UserError where its configuration is not valid."""
         option, *own = shlex.split(entry)
         node = composed(
             [*self.overrides, f"algorithm={option}", *own, *more, f"seed={seed}"], self.directories
@@ -82,40 +85,37 @@ class Source:
             "hardware.nodes: gspo-compare starts runs on this machine; train on many nodes first, then "
             "compare the run folders",
         )
-        settings = as_saved(node)
-        mark = hashlib.sha256(f"{fingerprint(settings)} {sources(settings)}".encode()).hexdigest()[:8]
+        settings = resolved_settings(node)
+        mark = hashlib.sha256(f"{fingerprint(settings)} {input_digests(settings)}".encode()).hexdigest()[:8]
         base = base or Path("outputs", "compare", f"{config.task.name}-{config.model.label}")
-        return Planned(entry, seed, node, config, base / place / f"{config.algorithm.name}-s{seed}-{mark}")
+        folder = base / place / f"{config.algorithm.name}-s{seed}-{mark}"
+        return ComparisonRun(entry, seed, node, config, folder)
 
 
-def plan(source: Source, settings: CompareConfig) -> list[Planned]:
-    """All runs of a comparison, checked, seeds of one after the other so that a cut comparison has pairs."""
+def runs_to_compare(shared: SharedSettings, settings: CompareConfig) -> list[ComparisonRun]:
+    """All runs of a comparison, checked. All algorithms of one seed come first, then the next seed, so that
+    an interrupted comparison has pairs."""
     require(
         len(settings.algorithms) > 1,
         f"compare.algorithms={settings.algorithms}: there is nothing to compare it with; give two or more",
     )
     base = None if settings.folder is None else Path(settings.folder)
-    found = [source.run(entry, seed, base) for seed in settings.seeds for entry in settings.algorithms]
-    seen: dict[Path, Planned] = {}
+    found = [shared.run(entry, seed, base) for seed in settings.seeds for entry in settings.algorithms]
+    seen: dict[Path, ComparisonRun] = {}
     for run in found:
         same = seen.setdefault(run.folder, run)
         require(
             same is run,
             f"compare.algorithms: {same.entry} and {run.entry} are one configuration; leave one of them out",
         )
-    stored = [StoredRun(str(run.folder), as_saved(run.node), (), (), (), {}) for run in found]
-    baseline_of(arms_of(stored, settings.algorithms), settings.baseline)  # before hours of training
+    stored = [StoredRun(str(run.folder), resolved_settings(run.node), (), (), (), {}) for run in found]
+    baseline_of(arms_of(stored, settings.algorithms), settings.baseline)  # checked before hours of training
     return found
 
 
-def as_saved(node: DictConfig) -> dict[str, Any]:
-    """A configuration as config.yaml holds it."""
-    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-
-
-def sources(settings: Mapping[str, Any]) -> str:
-    """What a run reads beside its settings, as a digest: files that the task names, and modules of the user's
-    own. Runs from before a change of theirs are other runs."""
+def input_digests(settings: Mapping[str, Any]) -> str:
+    """Digests of what a run reads beside its settings: files that the task names, and the user's own modules.
+    Where they change, the run is another one."""
     files = [value for value in settings["task"].values() if isinstance(value, str) and Path(value).is_file()]
     for target in (settings["task"].get("_target_"), settings["reward"]):
         module = target.rpartition(".")[0] if target else ""
@@ -126,25 +126,46 @@ def sources(settings: Mapping[str, Any]) -> str:
     return " ".join(digests)
 
 
-def trials(source: Source, settings: CompareConfig, entry: str) -> list[Planned]:
-    """The runs by which the learning rate and the clip range of `entry` are tuned."""
+def tune(shared: SharedSettings, settings: CompareConfig) -> tuple[CompareConfig, list[str], list[QueuedJob]]:
+    """Train the tuning trials of each algorithm. Returns the settings with each algorithm replaced by its
+    best trial, what was tried, in sentences, and how the trials ended."""
+    trials = {entry: tuning_trials(shared, settings, entry) for entry in settings.algorithms}
+    ended = train_missing([run for runs in trials.values() for run in runs], settings)
+    chosen, notes = [], []
+    for entry, runs in trials.items():
+        rewards = {run.entry: reward_at_end(run.folder) for run in runs}
+        complete = {tried: reward for tried, reward in rewards.items() if reward is not None}
+        if not complete:
+            raise UserError(f"compare.tune: all trials of {entry} failed; see {runs[0].folder}.log")
+        best = max(complete, key=lambda tried: complete[tried])
+        chosen.append(best)
+        listed = "; ".join(
+            f"{tried}: {'failed' if reward is None else number(reward)}" for tried, reward in rewards.items()
+        )
+        notes.append(
+            f"{entry} was tuned with {len(runs)} trials, seed {settings.tune.seed}, by the training reward "
+            f"at their end: {listed}. Chosen: {best}."
+        )
+    return replace(settings, algorithms=chosen), notes, ended
+
+
+def tuning_trials(shared: SharedSettings, settings: CompareConfig, entry: str) -> list[ComparisonRun]:
+    """The runs that tune the learning rate and the clip range of `entry`."""
     base = None if settings.folder is None else Path(settings.folder)
     tune = settings.tune
-    own = OmegaConf.select(source.run(entry, tune.seed, base).node, "algorithm")
-    shared = ["evaluation.every=0"]
+    preset = OmegaConf.select(shared.run(entry, tune.seed, base).node, "algorithm")
+    more = ["evaluation.every=0"]
     if tune.iterations is not None:
-        shared.append(f"training.num_outer_iterations={tune.iterations}")
+        more.append(f"training.num_outer_iterations={tune.iterations}")
     found = []
     for rate, width in CANDIDATES[: tune.trials]:
-        changes = scaled(own, rate, width)
-        added = " ".join([entry, *changes])
-        found.append(source.run(added, tune.seed, base, *shared, place="trials"))
-    return list({run.folder: run for run in found}.values())  # a width that is not there cannot be scaled
+        changed = " ".join([entry, *scaled_overrides(preset, rate, width)])
+        found.append(shared.run(changed, tune.seed, base, *more, place="trials"))
+    return list({run.folder: run for run in found}.values())  # scaling a width of null changes nothing
 
 
-def scaled(algorithm: DictConfig, rate: float, width: float) -> list[str]:
-    """Overrides for a learning rate and clip widths that are multiples of `algorithm`'s; nothing for what
-    stays."""
+def scaled_overrides(algorithm: DictConfig, rate: float, width: float) -> list[str]:
+    """Overrides that scale the learning rate and the clip widths of `algorithm`; none for a factor of 1."""
     factors = {"learning_rate": rate, **dict.fromkeys(WIDTHS, width)}
     return [
         f"algorithm.{name}={algorithm[name] * factor:.4g}"
@@ -155,7 +176,7 @@ def scaled(algorithm: DictConfig, rate: float, width: float) -> list[str]:
 
 def reward_at_end(folder: Path) -> float | None:
     """Mean training reward of the last tenth of a run, of three iterations at least. None where a reward is
-    missing, or the run did not come to its end."""
+    missing or the run is not complete."""
     if state_of(folder) is not State.complete:
         return None
     rewards: list[Any] = [line["reward"] for line in RunFolder(folder).read("metrics.jsonl")]
@@ -163,20 +184,20 @@ def reward_at_end(folder: Path) -> float | None:
     return None if not last or None in last else sum(last) / len(last)
 
 
-def train_all(planned: Sequence[Planned], settings: CompareConfig) -> list[Ended]:
-    """Train those of `planned` that are not complete, each in a process of its own; returns how each of them
-    ended. Raises KeyboardInterrupt after Ctrl-C, when those that ran have saved a checkpoint."""
+def train_missing(runs: Sequence[ComparisonRun], settings: CompareConfig) -> list[QueuedJob]:
+    """Train the runs that are not complete, each in its own process; returns how each of them ended. Raises
+    KeyboardInterrupt after Ctrl-C, once the active runs have saved a checkpoint."""
     jobs = []
-    for run in planned:
+    for run in runs:
         if prepare(run.folder, resolved_yaml(run.node)) is not State.complete:
             log = run.folder.with_name(f"{run.folder.name}.log")
             iterations = run.config.training.num_outer_iterations
             jobs.append(training_job(run.name, run.folder, log, iterations))
-    if len(jobs) < len(planned):
-        print(f"{len(planned) - len(jobs)} of {len(planned)} runs are there already", flush=True)
+    if len(jobs) < len(runs):
+        print(f"{len(runs) - len(jobs)} of {len(runs)} runs are already complete", flush=True)
     if not jobs:
         return []
-    hardware = planned[0].config.hardware
+    hardware = runs[0].config.hardware
     slots = make_slots(hardware.device, settings.parallel, hardware.processes or 1)
     ended = run_queue(jobs, slots, make_table())
     if any(end.status in (Status.interrupted, Status.not_started) for end in ended):

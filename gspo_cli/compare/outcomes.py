@@ -1,7 +1,7 @@
-"""What is measured of each run, in one number per outcome. Pure.
+"""Measures the outcomes of each run, one number per outcome. Pure.
 
-Score and length are per held-out problem and per answer; clip shares are of trained tokens or answers. A run
-that stopped early or collapsed keeps its last score to the end of the budget."""
+Scores are per held-out problem, lengths per answer, clip shares per trained token or answer. A run that
+stopped early or collapsed keeps its last score to the end of the budget."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from statistics import fmean
 
 import numpy as np
 
-from gspo_cli.compare.result import Outcome
-from gspo_cli.compare.runs import StoredRun, arm_key
+from gspo_cli.compare.result import CounterfactualClipping, OutcomeSpec
+from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.statistics import estimates
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.history import WINDOW, Record, Severity, number_of
 from gspo_cli.diagnosis.rules import SPIKE
 from gspo_cli.run.summary import RunStatus
 
 PRIMARY = "final_score"
-END = 0.1  # share of the iterations that count as the end of a run, at least
-FEW = 3  # iterations
-RISE = 0.8  # of the way from the first score to the lowest arm's final one: the threshold where none is given
-EVALUATIONS = 5  # of each run: what is read off between fewer is the line drawn through them, not the run
+END = 0.1  # share of the iterations that count as the end of a run
+FEW = 3  # iterations that count as the end of a run, at least
+RISE = 0.8  # default threshold: this share of the way from the first score to the lowest arm's final one
+EVALUATIONS = 5  # per run, for interpolation: with fewer the line between them says little about the run
 TO_THRESHOLD = ("steps_to_threshold", "tokens_to_threshold")
-BETWEEN = ("score_at_tokens", "auc", *TO_THRESHOLD)  # outcomes that are read off between evaluations
+BETWEEN = ("score_at_tokens", "auc", *TO_THRESHOLD)  # outcomes interpolated between evaluations
 
-# outcome -> metric whose mean over iterations it is
+# outcome -> the metric of which it is the mean over iterations
 MEANS = {
     "clip_token": "clip_ratio/token",
     "clip_sequence": "clip_ratio/sequence",
@@ -42,9 +43,9 @@ MEANS = {
 
 @dataclass(frozen=True)
 class Budget:
-    """What all runs are compared at: `iterations` (the fewest that a run was given), `tokens` sampled (the
-    fewest of any run that used its budget up), and the held-out `threshold`, None where not every arm rose.
-    `evaluations` and `samples` are the fewest of any run: the k of pass@k."""
+    """Where all runs are compared: at `iterations` (the fewest planned for any run) and at `tokens` sampled
+    (the fewest of any run that reached those iterations). `threshold` is a held-out score, None where not
+    every arm improved. `evaluations` and `samples` (the k of pass@k) are the fewest of any run."""
 
     iterations: int
     tokens: float
@@ -53,7 +54,7 @@ class Budget:
     samples: int
 
 
-def outcomes(budget: Budget) -> list[Outcome]:
+def outcomes(budget: Budget) -> list[OutcomeSpec]:
     """All outcomes, the primary one first; without pass@k where a run drew no samples."""
     end, half = f"iteration {budget.iterations}", "by trained tokens, within each minibatch"
     known = budget.threshold is not None
@@ -87,7 +88,7 @@ def outcomes(budget: Budget) -> list[Outcome]:
         ("wall_seconds", "training time", "s", "none", "without evaluation"),
         ("num_tokens", "sampled tokens", "tokens", "none", f"up to {end}"),
     ]  # fmt: skip
-    drawn = [Outcome(*row) for row in rows if budget.samples or row[0] != "pass_at_k"]
+    drawn = [OutcomeSpec(*row) for row in rows if budget.samples or row[0] != "pass_at_k"]
     missing = unmeasured(budget)
     return [
         replace(o, what=f"{o.what}; not measured: {missing[o.key]}", missing=missing[o.key])
@@ -98,10 +99,10 @@ def outcomes(budget: Budget) -> list[Outcome]:
 
 
 def unmeasured(budget: Budget) -> dict[str, str]:
-    """Outcomes that the budget does not allow to be measured, each with the reason."""
-    none = {}
+    """Outcomes that cannot be measured with this budget, each with the reason."""
+    none: dict[str, str] = {}
     if budget.threshold is None:
-        why = "no threshold, for the lowest arm's held-out score did not rise; give compare.threshold"
+        why = "no threshold, because the lowest arm's held-out score did not rise; give compare.threshold"
         none |= dict.fromkeys(TO_THRESHOLD, why)
     if budget.evaluations < EVALUATIONS:
         why = f"fewer than {EVALUATIONS} evaluations; use a smaller evaluation.every"
@@ -109,23 +110,23 @@ def unmeasured(budget: Budget) -> dict[str, str]:
     return none
 
 
-def resolutions(problems: int) -> dict[str, float]:
-    """The step in which an outcome is counted; what is not here varies continuously."""
+def resolutions(problems: float) -> dict[str, float]:
+    """The step in which an outcome is counted; outcomes without one are continuous."""
     scores = (PRIMARY, "score_at_tokens", "auc", "best_score", "worst_drop", "pass_at_k")
     steps = ("collapses", "grad_spikes", "num_tokens")
     return dict.fromkeys(scores, 1 / problems) | dict.fromkeys(steps, 1.0)
 
 
 def budget_of(runs: Sequence[StoredRun], threshold: float | None) -> Budget:
-    """The common budget; a `threshold` of None becomes RISE of the way from the mean first score to the mean
-    final score of the lowest arm, so that arms of any strength can reach it."""
+    """The common budget. A `threshold` of None becomes RISE of the way from the mean first score to the mean
+    final score of the lowest arm, so that every arm can reach it."""
     iterations = min(run.planned for run in runs)
     whole = [run for run in runs if run.iterations >= iterations] or list(runs)
     tokens = min(tokens_at(run, iterations) for run in whole)
     if threshold is None:
         ends: dict[str, list[float]] = {}
         for run in runs:
-            ends.setdefault(arm_key(run), []).append(score_curve(run, iterations)[1][-1])
+            ends.setdefault(run.arm_key, []).append(score_curve(run, iterations)[1][-1])
         first = fmean(score_curve(run, iterations)[1][0] for run in runs)
         last = min(map(fmean, ends.values()))
         threshold = first + RISE * (last - first) if last > first else None
@@ -135,16 +136,16 @@ def budget_of(runs: Sequence[StoredRun], threshold: float | None) -> Budget:
 
 
 def evaluations_to(run: StoredRun, until: int) -> int:
-    """Evaluations with a score up to `until`. After the end of a run its last one stands for those that it
-    would have had."""
+    """The number of evaluations with a score up to `until`. Those that a run would have had after its end are
+    counted, as its last score stands for them."""
     every = run.config["evaluation"]["every"]
     carried = until // every - min(run.iterations, until) // every if every else 0
     return len(score_curve(run, until)[0]) + carried
 
 
 def score_curve(run: StoredRun, until: int) -> tuple[list[int], list[float]]:
-    """Iterations of the evaluations that gave a score, and the scores; at least one, the first, even where
-    it came after `until`."""
+    """Iterations and scores of the evaluations that gave a score; at least the first one, even where it came
+    after `until`."""
     scored = [(r["iteration"], s) for r in run.evals if (s := number_of(r, "score")) is not None]
     inside = [pair for pair in scored if pair[0] <= until] or scored[:1]
     return [place for place, _ in inside], [score for _, score in inside]
@@ -157,7 +158,7 @@ def last_evaluation(run: StoredRun, until: int) -> Record:
 
 
 def tokens_at(run: StoredRun, iteration: int) -> float:
-    """Tokens sampled up to `iteration`, or to the end of a shorter run."""
+    """Tokens sampled up to `iteration`, or up to the end of a shorter run."""
     if iteration == 0:
         return 0.0
     return number_of(run.metrics[min(iteration, run.iterations) - 1], "num_tokens") or 0.0
@@ -165,12 +166,13 @@ def tokens_at(run: StoredRun, iteration: int) -> float:
 
 def seconds_at(run: StoredRun, iteration: int) -> float | None:
     """Seconds of training up to `iteration`; None where iterations were not timed."""
-    times = [number_of(record, "time/iteration") for record in run.metrics[:iteration]]
-    return None if None in times else sum(times)
+    records = run.metrics[:iteration]
+    times = column(records, "time/iteration")
+    return sum(times) if len(times) == len(records) else None
 
 
 def measure(run: StoredRun, budget: Budget) -> dict[str, float | None]:
-    """Every outcome of one run; None where it was not measured, or not reached."""
+    """Every outcome of one run; None where it was not measured or not reached."""
     metrics = run.metrics[: budget.iterations]
     places, scores = score_curve(run, budget.iterations)
     last = last_evaluation(run, budget.iterations)
@@ -181,14 +183,14 @@ def measure(run: StoredRun, budget: Budget) -> dict[str, float | None]:
         "score_at_tokens": float(np.interp(budget.tokens, [tokens_at(run, p) for p in places], scores)),
         "auc": _mean_over(places, scores, budget.iterations),
         "best_score": max(scores),
-        "final_reward": _mean(column(metrics, "reward")[-_few(metrics) :]),
+        "final_reward": mean_or_none(column(metrics, "reward")[-_few(metrics) :]),
         "pass_at_k": number_of(last, f"pass@{budget.samples}"),
         **_to_threshold(run, budget, places, scores),
         "worst_drop": max(max(scores[: i + 1]) - score for i, score in enumerate(scores)),
         "collapses": float(collapses(run, budget)),
         "grad_spikes": float(spikes(column(metrics, "grad_norm"))),
-        **{key: _mean(column(metrics, metric)) for key, metric in MEANS.items()},
-        "length_final": _mean(lengths[-_few(metrics) :]),
+        **{key: mean_or_none(column(metrics, metric)) for key, metric in MEANS.items()},
+        "length_final": mean_or_none(lengths[-_few(metrics) :]),
         "length_change": fmean(lengths[-_few(metrics) :]) - fmean(lengths[: _few(metrics)])
         if lengths
         else None,
@@ -201,12 +203,12 @@ def measure(run: StoredRun, budget: Budget) -> dict[str, float | None]:
 
 
 def column(metrics: Sequence[Record], name: str) -> list[float]:
-    """Finite values of a metric, in order."""
+    """The finite values of a metric, in order."""
     return [value for record in metrics if (value := number_of(record, name)) is not None]
 
 
 def collapses(run: StoredRun, budget: Budget) -> int:
-    """Rollbacks within the budget, and one more where the run ended collapsed there."""
+    """The number of rollbacks within the budget, plus one where the run ended collapsed."""
     metrics = run.metrics[: budget.iterations]
     back = len(column(metrics, "rolled_back_to"))
     evals = [record for record in run.evals if record["iteration"] <= budget.iterations]
@@ -232,7 +234,8 @@ def _few(metrics: Sequence[Record]) -> int:
     return max(FEW, round(END * len(metrics)))
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """The mean; None of no values."""
     return fmean(values) if values else None
 
 
@@ -256,7 +259,7 @@ def _to_threshold(
 
 
 def crossing(xs: Sequence[float], scores: Sequence[float], threshold: float) -> float | None:
-    """Where the score first is `threshold`, linear between evaluations; None where it never is."""
+    """Where the score first reaches `threshold`, linear between evaluations; None where it never does."""
     best = np.maximum.accumulate(scores).tolist()
     place = bisect_left(best, threshold)
     if place == len(best):
@@ -265,3 +268,24 @@ def crossing(xs: Sequence[float], scores: Sequence[float], threshold: float) -> 
         return float(xs[0])
     before, after = scores[place - 1], scores[place]
     return xs[place - 1] + (xs[place] - xs[place - 1]) * (threshold - before) / (after - before)
+
+
+def counterfactuals(
+    arms: Mapping[str, Sequence[StoredRun]], budget: Budget, level: float
+) -> list[CounterfactualClipping]:
+    """What other objectives would have clipped on the batches of each arm, where its runs measured that."""
+    found = []
+    for name, runs in arms.items():
+        logged = {key for run in runs for record in run.metrics[:1] for key in record}
+        others = sorted({key.split("/")[1] for key in logged if key.startswith("shadow/")})
+        for other in others:
+            metrics = (
+                f"shadow/{other}/clip_token", "clip_ratio/token", f"shadow/{other}/clip_sequence",
+                "clip_ratio/sequence", f"shadow/{other}/weight_correlation",
+            )  # fmt: skip
+            means = [
+                [mean_or_none(column(run.metrics[: budget.iterations], key)) for run in runs]
+                for key in metrics
+            ]
+            found.append(CounterfactualClipping(name, other, *estimates(means, level)))
+    return found

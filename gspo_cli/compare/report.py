@@ -1,49 +1,63 @@
-"""Writes a report: report.md, report.html, report.json and the figure of the first. Pure but for that."""
+"""Writes the report on a comparison: report.md, report.html, report.json and the lead figure.
+
+The Markdown and the page render the same content. The page needs no network and no script."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gspo_cli.compare import markdown, page
-from gspo_cli.compare.figures import line_chart
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from gspo_cli.compare.content import ProblemConversations, Section, content_of, printable
+from gspo_cli.compare.figures import line_chart, notes, palette, swatch
 from gspo_cli.compare.result import Comparison
+from gspo_cli.compare.tables import Cell, ColumnKind, ReportTable
+from gspo_cli.console.words import clean
 from gspo_cli.run.files import make_folder, write_atomically
 
 FIGURE = "held_out.svg"
+STYLE = Path(__file__).with_name("page.css")
+ROLES = ("system", "user", "assistant", "tool")
+LINKED = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:)\]]|arXiv:\d{4}\.\d{4,5}")
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
-    """All files of the report, made in memory before the first is written. Raises UserError where one cannot
-    be written."""
-    arms = [arm.name for arm in comparison.arms]
+    """Write all files of the report; all are rendered before the first is written. Raises UserError where one
+    cannot be written."""
     texts = {
-        "report.md": markdown.text(comparison),
-        "report.html": page.html(comparison),
+        "report.md": markdown(comparison),
+        "report.html": page(comparison),
         "report.json": json_text(comparison),
     }
     if comparison.charts:
+        arms = [arm.name for arm in comparison.arms]
         texts[FIGURE] = line_chart(comparison.charts[0], arms, alone=True) + "\n"
     make_folder(folder, "compare.folder")
     for name, text in texts.items():
         write_atomically(folder / name, text)
     if FIGURE not in texts:
-        (folder / FIGURE).unlink(missing_ok=True)  # an earlier report's: beside this one it would lie
+        (folder / FIGURE).unlink(missing_ok=True)  # one of an earlier report does not belong to this one
     return [folder / name for name in texts]
 
 
 def json_text(comparison: Comparison) -> str:
-    """The comparison as it is, keys sorted; numbers that are not finite become null."""
+    """The comparison as JSON, keys sorted; numbers that are not finite become null."""
     return json.dumps(plain(comparison), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, enums and collections as JSON has them."""
+    """Dataclasses, enums and collections as JSON values."""
     if is_dataclass(value):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Enum):
@@ -53,3 +67,146 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown(comparison: Comparison) -> str:
+    """report.md. The lead chart is the file held_out.svg beside it."""
+    content = content_of(comparison)
+    first, *others = content.headline
+    parts = [f"# {_escaped(content.title)}", f"**{_escaped(first)}**", *map(_escaped, others)]
+    for title, lines in (("Inconclusive", content.inconclusive), ("Caveats", content.caveats)):
+        parts += [f"**{title}**\n\n{_list(lines)}"] if lines else []
+    if content.lead:
+        parts += [f"![{_escaped(content.lead.title)}]({FIGURE})", *map(_escaped, notes(content.lead))]
+    parts += [_table(content.main), content.reading, _escaped(content.subject)]
+    parts += ["All figures, light and dark, are in [report.html](report.html)."]
+    for section in content.sections:
+        parts += [f"## {_escaped(section.title)}", *_section(section)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    parts = [_table(section.table)] if section.table else []
+    parts += [_escaped(section.note), _list([f"{term}: {meaning}" for term, meaning in section.definitions])]
+    parts.append(_list(section.sentences))
+    for problem in section.conversations:
+        parts += _conversations(problem)
+    return [*parts, _fenced("\n".join(section.commands), "sh") if section.commands else ""]
+
+
+def _table(table: ReportTable) -> str:
+    if not table.rows:
+        return ""
+    names = [_escaped(name) for name, _ in table.columns]
+    rules = ["--:" if kind is ColumnKind.number else ":--" for _, kind in table.columns]
+    rows = [names, rules, *([_escaped(str(cell)) for cell in row] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_escaped(line)}" for line in lines)
+
+
+def _conversations(problem: ProblemConversations) -> list[str]:
+    parts = [f"### {_escaped(problem.title)}", *_messages(problem.shared)]
+    for conversation in problem.arms:
+        parts.append(f"#### {_escaped(conversation.arm_name)}: {_escaped(conversation.result)}")
+        parts += _messages(conversation.messages)
+    return parts
+
+
+def _messages(messages: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"**{_escaped(role)}**\n\n{_fenced(text)}" for role, text in messages]
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    """A block whose fence is longer than any inside."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _escaped(text: str) -> str:
+    """One line that GitHub shows as it is, in a table too. Brackets that form no link stay readable."""
+    shown = re.sub(r"[\\`*|~$]", r"\\\g<0>", clean(text))
+    shown = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", shown)
+    shown = re.sub(r"&(?=#|\w+;)", "&amp;", shown)
+    shown = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", shown)
+    shown = re.sub(r"\](?=[(\[:])", r"\\]", shown)
+    shown = re.sub(r"^([#+=>-]+)(?=\s|$)|^>", r"\\\g<0>", shown)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", shown)
+
+
+def page(comparison: Comparison) -> str:
+    """report.html. All texts are cleaned and escaped on output; only figures and styles are markup."""
+    content = content_of(comparison)
+    arms = list(content.arms)
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            content=content,
+            style=Markup(STYLE.read_text(encoding="utf-8") + palette()),
+            swatches=defaultdict(str, {arm: Markup(swatch(place)) for place, arm in enumerate(arms)}),
+            draw=lambda chart: Markup(line_chart(chart, arms)),
+            notes=notes,
+            roles=ROLES,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_cleaned,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    filters = (anchor, breakable, groups, linked, minus, verbatim)
+    found.filters |= {each.__name__: each for each in filters}
+    return found
+
+
+def _cleaned(value: Any) -> Any:
+    """A text of the template on one line, without control characters; jinja escapes it after this."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def verbatim(text: str) -> Markup:
+    """Text of several lines, escaped."""
+    return escape(printable(text))
+
+
+def breakable(text: str) -> Markup:
+    """A name whose line may break after each `=`."""
+    return Markup("=<wbr>").join(clean(text).split("="))
+
+
+def minus(text: str) -> str:
+    """Numbers with a typographic minus."""
+    return re.sub(r"-(?=\d)", "−", text)
+
+
+def anchor(title: str) -> str:
+    """The id of a section."""
+    return title.lower().replace(" ", "-")
+
+
+def linked(text: str) -> Markup:
+    """Text whose addresses and arXiv numbers are links."""
+    parts, end, line = [], 0, clean(text)
+    for found in LINKED.finditer(line):
+        address = found[0].replace("arXiv:", "https://arxiv.org/abs/")
+        link = Markup('<a href="{}">{}</a>').format(address, found[0])
+        parts += [escape(line[end : found.start()]), link]
+        end = found.end()
+    return Markup("").join([*parts, line[end:]])
+
+
+def groups(table: ReportTable) -> list[tuple[str, list[Sequence[Cell]]]]:
+    """Rows by their first cell where the table is grouped; else all rows under no heading."""
+    if not table.grouped:
+        return [("", list(table.rows))]
+    return [(heading, list(rows)) for heading, rows in groupby(table.rows, key=lambda row: row[0].text)]

@@ -1,18 +1,22 @@
-"""What a comparison found, as plain data: report.json is exactly this, and the pages show nothing else.
+"""The result of a comparison as plain data, and how its numbers are written. report.json is exactly this
+data; the other reports show nothing else.
 
-An arm is one algorithm with its settings, run with some seeds. None stands for what was not measured."""
+An arm is one algorithm with its settings, run with one or more seeds. None means not measured."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from gspo_cli.console.words import MISSING, duration, number, share
+
 
 class Verdict(Enum):
-    """What a contrast says. `void` where a verdict is not allowed: one seed, or runs that differ in more than
-    algorithm and seed."""
+    """The result of a contrast. `void` means that no verdict is possible: there is one seed only, or the runs
+    differ in more than algorithm and seed."""
 
     higher = "higher"
     lower = "lower"
@@ -22,8 +26,8 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval at the comparison's level. `n` is how many runs it rests on. Where only `n`
-    of an arm's `of` runs reached a threshold there is no value: that of those alone would flatter."""
+    """A value with its interval at the comparison's level, from `n` runs. Where only `n` of an arm's `of`
+    runs reached a threshold there is no value: the mean over those runs alone would be biased."""
 
     value: float | None
     low: float | None = None
@@ -31,11 +35,31 @@ class Estimate:
     n: int = 0
     of: int | None = None
 
+    def __str__(self) -> str:
+        """0.81 [0.78, 0.85], or the value alone where there is no interval."""
+        return f"{value_text(self.value)} {self.interval_text()}".rstrip()
+
+    def interval_text(self, unit: str = "") -> str:
+        """[0.78, 0.85], or nothing."""
+        if self.value is None or self.low is None or self.high is None or not math.isfinite(self.value):
+            return ""
+        return f"[{value_text(self.low, unit)}, {value_text(self.high, unit)}]"
+
+
+def value_text(value: float | None, unit: str = "") -> str:
+    """A number as its unit is read: a share, a duration, or significant digits; – where there is none."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    sign, size = "-" if value < 0 else "", abs(value)
+    if unit == "s":
+        return sign + (duration(size) if size >= 10 else f"{number(size)}s")
+    return sign + (share(size) if unit == "share" else number(size))
+
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run that was compared. `outcomes` holds its numbers by outcome key; `initial_score` and
-    `first_reward` show whether runs of one seed began alike."""
+    """One compared run. `outcomes` has its values by outcome key; `initial_score` and `first_reward` show
+    whether the runs of one seed started alike."""
 
     folder: str
     seed: int
@@ -50,7 +74,8 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Arm:
-    """`overrides` is what gspo-train is given to get it, seed aside; `objective` says it in one line."""
+    """An algorithm with its settings. `objective` describes it in one line; `overrides` are the arguments of
+    gspo-train that reproduce it, apart from the seed."""
 
     name: str
     objective: str
@@ -65,16 +90,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that was given and is not compared, and why, in one sentence."""
+    """A given folder that is not compared, and the reason in one sentence."""
 
     folder: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What is measured of each run, in one number. `better` is higher, lower, or none where neither is.
-    `missing` says why no run has it, nothing where runs may."""
+class OutcomeSpec:
+    """A quantity that is measured once per run. `better` is the desired direction: higher, lower or none.
+    `missing` is the reason where it could not be measured in any run."""
 
     key: str
     title: str
@@ -90,9 +115,10 @@ class Contrast:
 
     `arm` and `baseline` are interquartile means with bootstrap intervals over seeds; `difference` is the
     mean of arm minus baseline with the t interval that belongs to `p`. `p_adjusted` accounts for all
-    contrasts of that outcome's family. `seeds_needed` is how many seeds each arm would need for a difference
-    like this one to be found with 80% power, None where no number would do or the verdict is settled;
-    `detectable` the smallest difference that the present seeds would find so often."""
+    contrasts of that outcome's family. `seeds_needed` is the number of seeds per arm that would detect a
+    difference of this size with 80% power; None where no feasible number would, or where the difference is
+    already significant. `detectable` is the smallest difference that the present seeds detect with that
+    power."""
 
     outcome: str
     arm_name: str
@@ -111,9 +137,9 @@ class Contrast:
 
 @dataclass(frozen=True)
 class ProblemTest:
-    """Held-out problems solved by both, one or none of two arms after training, over all paired seeds, and
-    the paired test on the difference of the share of seeds that solve each problem. `p_adjusted` accounts for
-    the other arms."""
+    """Held-out problems solved by both, one or neither of two arms after training, averaged over the paired
+    seeds, and the paired test of the share of seeds that solve each problem. `p_adjusted` accounts for the
+    other arms."""
 
     arm_name: str
     baseline_name: str
@@ -130,7 +156,7 @@ class ProblemTest:
 
 @dataclass(frozen=True)
 class Series:
-    """One arm's curve: interquartile mean over seeds with a bootstrap interval, at each `x`."""
+    """The curve of one arm: at each `x` the interquartile mean over seeds with its bootstrap interval."""
 
     arm_name: str
     x: Sequence[float]
@@ -141,7 +167,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves of one metric over one axis. `log_y` where values span decades."""
+    """Curves of one metric over one axis. `log_y` is for values that span decades."""
 
     key: str
     title: str
@@ -153,9 +179,9 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Shadow:
-    """On the batches of one arm: what the objective `other` would have clipped beside what was clipped, and
-    how its weights per answer correlate with those that were used. Means over iterations, then over seeds."""
+class CounterfactualClipping:
+    """On the batches of one arm: what the objective `other` would have clipped, what was clipped, and how its
+    weights per answer correlate with the weights used. Means over iterations, then over seeds."""
 
     arm_name: str
     other: str
@@ -168,7 +194,7 @@ class Shadow:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the guide or the paper says, where, and what was measured here."""
+    """A published claim, its source and value, and what was measured here."""
 
     claim: str
     source: str
@@ -177,8 +203,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Talk:
-    """One held-out problem after training, as each arm answered it (same seed)."""
+class SideBySide:
+    """The conversations of all arms on one held-out problem after training, with one seed."""
 
     problem_id: str
     seed: int
@@ -187,9 +213,8 @@ class Talk:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of a report. `headline` is the verdict in sentences, the first the most important; `voided` says
-    why verdicts are void, nothing where they hold; `cautions` are what a reader must know of how the runs
-    compare."""
+    """All of a report. `headline` is the verdict in sentences, the most important first. `voided` lists why
+    verdicts are void and is empty otherwise; `cautions` are caveats about how the runs compare."""
 
     title: str
     task: str
@@ -201,13 +226,13 @@ class Comparison:
     cautions: Sequence[str]
     arms: Sequence[Arm]
     left_out: Sequence[LeftOut]
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[OutcomeSpec]
     contrasts: Sequence[Contrast]
     problem_tests: Sequence[ProblemTest]
     charts: Sequence[Chart]
-    shadows: Sequence[Shadow]
+    shadows: Sequence[CounterfactualClipping]
     claims: Sequence[Claim]
-    talks: Sequence[Talk]
+    talks: Sequence[SideBySide]
     differences: Sequence[Mapping[str, Any]]
     reproduce: Sequence[str]
     methods: Sequence[str] = field(default_factory=tuple)

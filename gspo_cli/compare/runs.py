@@ -1,7 +1,7 @@
-"""Finding and reading the run folders that are compared: what can be read whole, and why the rest cannot.
+"""Finds and reads the run folders to compare, with the reason for each that cannot be compared.
 
-A run is compared when it ended (completed, stopped early at its score, or collapsed, which is an outcome),
-its logs are whole, and it is of the task and model that most of the folders are of."""
+A run is compared when it has ended (completed, stopped early at its score, or collapsed, which is an
+outcome), its logs are complete, and it has the task and model of most of the folders."""
 
 from __future__ import annotations
 
@@ -22,18 +22,27 @@ from gspo_cli.run.summary import RunStatus
 
 SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
 MARKS = (SETTINGS, *LOGS)
-TOLD = {"problem_id", "messages", "expected", "reward", "components", "finish_reason", "excluded"}
-# beside `iteration`: what is read of a line, and the kind that it must be; all else may be missing
+CONVERSATION_KEYS = {
+    "problem_id",
+    "messages",
+    "expected",
+    "reward",
+    "components",
+    "finish_reason",
+    "excluded",
+}
+# keys that a line must have beside `iteration`, and their types; all others may be missing
 NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "metrics.jsonl": {"num_tokens": int},
     "heldout.jsonl": {"problems": list, "solved": list, "conversations": list},
 }
 ENDED = (RunStatus.completed, RunStatus.stopped_early, RunStatus.collapsed)
+RESTORE = "restore the file, or repeat the run"
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as its folder holds it: the resolved configuration, the lines of its logs (`heldout` is empty
+    """The contents of a run folder: the resolved configuration, the lines of its logs (`heldout` is empty
     where the run wrote none), and summary.json."""
 
     folder: str
@@ -50,13 +59,18 @@ class StoredRun:
 
     @property
     def seed(self) -> int:
-        """Of the run: problem order, sampling, minibatches."""
+        """The seed of problem order, sampling and minibatches."""
         return self.config["seed"]
 
     @property
     def algorithm(self) -> Mapping[str, Any]:
-        """The resolved section: what tells arms apart."""
+        """The resolved algorithm section, in which arms differ."""
         return self.config["algorithm"]
+
+    @property
+    def arm_key(self) -> str:
+        """Equal for the runs of one arm."""
+        return json.dumps(self.algorithm, sort_keys=True)
 
     @property
     def subject(self) -> tuple[str, str, str]:
@@ -71,23 +85,28 @@ class StoredRun:
 
     @property
     def iterations(self) -> int:
-        """Iterations that were done."""
+        """The number of completed iterations."""
         return self.metrics[-1]["iteration"] if self.metrics else 0
 
     @property
     def planned(self) -> int:
-        """Iterations that the run stands for: a run that stopped early or collapsed keeps its last score to
-        the end of what it was given."""
+        """The iterations that the run counts for: one that stopped early or collapsed keeps its last score to
+        the end of its planned iterations."""
         if self.status is RunStatus.completed:
             return self.iterations
         return self.config["training"]["num_outer_iterations"]
+
+    def last_heldout(self, end: int) -> Record | None:
+        """The newest line of heldout.jsonl at or before iteration `end`."""
+        inside = [line for line in self.heldout if line["iteration"] <= end]
+        return inside[-1] if inside else None
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[StoredRun], list[LeftOut]]:
     """All runs in `paths` that can be compared, and the folders that cannot, each with the reason.
 
-    A path is a run folder, or a folder that holds some at any depth. The result does not depend on the order
-    of `paths`. Raises UserError where a path is not there or holds no run."""
+    A path is a run folder, or a folder that contains some at any depth. The result does not depend on the
+    order of `paths`. Raises UserError where a path does not exist or contains no run."""
     read, left_out = [], []
     for folder in run_folders(paths):
         try:
@@ -101,14 +120,16 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[StoredRun], list[LeftOut]]:
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:
-    """Run folders in `paths`, in order of their names, each once. Raises UserError as `find_runs` does."""
+    """Run folders in `paths`, sorted by name, each once. Raises UserError as `find_runs` does."""
     found: dict[Path, Path] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: does not exist; give run folders, or a folder that holds some")
+            raise UserError(f"{path}: does not exist; give run folders, or a folder that contains some")
         here = [path.parent] if path.is_file() and path.name in MARKS else list(_below(path))
         if not here:
-            raise UserError(f"{path}: holds no run (a folder with config.yaml and metrics.jsonl); train some")
+            raise UserError(
+                f"{path}: contains no run (a folder with config.yaml and metrics.jsonl); train some"
+            )
         for folder in here:
             known = found.setdefault(folder.resolve(), folder)
             found[folder.resolve()] = min(known, folder, key=lambda each: (len(str(each)), str(each)))
@@ -116,8 +137,8 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def _below(path: Path) -> list[Path]:
-    """Run folders in `path`, links followed, each real folder once. A folder that holds a part of a run alone
-    is one (a damaged or a new one) only where no run is inside it."""
+    """Run folders in `path`, each real folder once; links are followed. A folder with only some files of a
+    run counts as a (damaged or new) run only if no run is inside it."""
     whole, parts = [], []
     seen: set[Path] = set()
     for name, inner, files in os.walk(path, followlinks=True):
@@ -126,10 +147,10 @@ def _below(path: Path) -> list[Path]:
             inner.clear()
             continue
         seen.add(real)
-        tuning = {"trials"} if "runs" in inner else set()  # of a comparison: made to choose settings by
+        tuning = {"trials"} if "runs" in inner else set()  # of a comparison: they chose settings
         inner[:] = sorted(each for each in set(inner) - tuning if not each.startswith("."))
         if SETTINGS in files and any(log in files for log in LOGS):
-            inner.clear()  # nothing inside a run is another run
+            inner.clear()  # a run contains no other run
             whole.append(folder)
         elif any(mark in files for mark in MARKS):
             parts.append(folder)
@@ -139,12 +160,12 @@ def _below(path: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> StoredRun:
-    """The run in `folder`. Raises UserError with what is wrong where it did not end, or is not whole."""
+    """The run in `folder`. Raises UserError with the reason where it has not ended or is incomplete."""
     config = read_stored(folder / "config.yaml").plain
     if not isinstance(config.get("seed"), int):
         raise UserError("config.yaml has no seed; restore the file")
     if not any((folder / log).exists() for log in LOGS):
-        raise UserError(f"was prepared, and never started; start it with gspo-train resume={folder}")
+        raise UserError(f"was prepared but never started; start it with gspo-train resume={folder}")
     summary = _summary(folder)
     metrics, evals = lines(folder / "metrics.jsonl"), lines(folder / "evals.jsonl")
     heldout = lines(folder / "heldout.jsonl") if (folder / "heldout.jsonl").exists() else []
@@ -155,11 +176,11 @@ def read_run(folder: Path) -> StoredRun:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log. Raises UserError where it is not there, or a line is no record."""
+    """The records of a log. Raises UserError where the log is missing or a line is not a valid record."""
     try:
         texts = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
-        raise UserError(f"has no {path.name}; the run is not whole") from error
+        raise UserError(f"has no {path.name}; the run is incomplete") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} cannot be read ({error})") from error
     records = []
@@ -169,58 +190,58 @@ def lines(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"line {place} of {path.name} is damaged; restore the file, or repeat") from error
+            raise UserError(f"line {place} of {path.name} is damaged; {RESTORE}") from error
         if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
-            raise UserError(f"line {place} of {path.name} names no iteration; restore the file, or repeat")
+            raise UserError(f"line {place} of {path.name} has no iteration; {RESTORE}")
         for key, kind in NEEDED.get(path.name, {}).items():
             if not isinstance(record.get(key), kind):
-                raise UserError(f"line {place} of {path.name} has no {key}; restore the file, or repeat")
+                raise UserError(f"line {place} of {path.name} has no {key}; {RESTORE}")
         records.append(record)
     return records
 
 
 def _check_heldout(heldout: Sequence[Record]) -> None:
-    """Raise UserError where a line says of other than its problems whether they were solved, or holds a
-    conversation that cannot be shown."""
+    """Raise UserError where a line does not have one result per problem, or has an incomplete
+    conversation."""
     for place, line in enumerate(heldout, start=1):
-        told = line["conversations"]
-        if len(line["solved"]) != len(line["problems"]) or any(TOLD - set(talk) for talk in told):
-            raise UserError(f"line {place} of heldout.jsonl is not whole; restore the file, or repeat")
+        incomplete = any(CONVERSATION_KEYS - set(conversation) for conversation in line["conversations"])
+        if incomplete or len(line["solved"]) != len(line["problems"]):
+            raise UserError(f"line {place} of heldout.jsonl is incomplete; {RESTORE}")
 
 
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
-    go_on = f"continue it with gspo-train resume={folder}"
+    resume = f"continue it with gspo-train resume={folder}"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         status, done, total = (summary[key] for key in ("status", "iterations", "total_iterations"))
     except FileNotFoundError as error:
-        raise UserError(f"did not end (no summary.json); {go_on}") from error
+        raise UserError(f"has not ended (no summary.json); {resume}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"summary.json cannot be read; {go_on}") from error
+        raise UserError(f"summary.json cannot be read; {resume}") from error
     if status not in ENDED:
         words = {RunStatus.interrupted: "was interrupted", RunStatus.failed: "failed"}
         word = words.get(status, f"is {status}")
-        raise UserError(f"{word} after {done} of {total} iterations; {go_on}")
+        raise UserError(f"{word} after {done} of {total} iterations; {resume}")
     return summary
 
 
 def _check_whole(run: StoredRun) -> None:
-    """Raise UserError where logs have gaps, or are not those of the summary."""
+    """Raise UserError where the logs have gaps or do not match the summary."""
     places = [record["iteration"] for record in run.metrics]
     if places != list(range(1, len(places) + 1)):
-        raise UserError("metrics.jsonl has gaps, or iterations twice; repeat the run")
+        raise UserError("metrics.jsonl has gaps or repeated iterations; repeat the run")
     done = run.summary["iterations"]
     if run.iterations != done:
         raise UserError(
             f"metrics.jsonl ends at iteration {run.iterations}, summary.json at {done}: it is damaged, or "
-            "going on at this moment"
+            "the run is still in progress"
         )
     if not run.metrics:
-        raise UserError("made no iteration; train it")
+        raise UserError("has no iterations; train it")
     evaluated = [record["iteration"] for record in run.evals]
     if evaluated != sorted(set(evaluated)):
-        raise UserError("evals.jsonl has iterations twice or out of order; repeat the run")
+        raise UserError("evals.jsonl has repeated or unordered iterations; repeat the run")
     if not any(number_of(record, "score") is not None for record in run.evals):
         raise UserError("evals.jsonl has no held-out score; evaluate with evaluation.problems above 0")
     if run.status is RunStatus.completed and evaluated[-1] != done:
@@ -228,7 +249,7 @@ def _check_whole(run: StoredRun) -> None:
 
 
 def _of_one_subject(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:
-    """Runs of the task and model that most are of; of equally many the first by name."""
+    """The runs of the most frequent task and model (in a tie, the first by name), and the others left out."""
     counts = Counter(run.subject for run in runs)
     if not counts:
         return [], []
@@ -241,25 +262,21 @@ def _of_one_subject(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[Le
 def _other_subject(subject: tuple[str, str, str], chosen: tuple[str, str, str]) -> str:
     kinds = ("task", "model", "model.name")
     kind, is_one, most = next(each for each in zip(kinds, subject, chosen, strict=True) if each[1] != each[2])
-    return f"{kind} {is_one}, most of the runs are of {kind} {most}; compare it with its own kind"
-
-
-def arm_key(run: StoredRun) -> str:
-    """Equal for runs of one arm."""
-    return json.dumps(run.algorithm, sort_keys=True)
+    return f"{kind} {is_one}, most of the runs have {kind} {most}; compare it with runs of the same {kind}"
 
 
 def _without_repeats(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:
-    """One run per arm and seed: the longest, of equally long ones the last by name, where times stand."""
+    """One run per arm and seed: the longest; of equally long ones the last by name, where names have
+    times."""
     kept: dict[tuple[str, int], StoredRun] = {}
     for run in sorted(runs, key=lambda each: (each.iterations, each.folder)):
-        kept[arm_key(run), run.seed] = run
+        kept[run.arm_key, run.seed] = run
     left_out = []
     for run in runs:
-        counted = kept[arm_key(run), run.seed]
+        counted = kept[run.arm_key, run.seed]
         if counted is not run:
-            why = f"repeats seed {run.seed} of {run.algorithm['name']}: {counted.folder} counts, "
+            why = f"repeats seed {run.seed} of {run.algorithm['name']}: {counted.folder} is used, "
             longer = counted.iterations > run.iterations
             why += f"which has {counted.iterations} iterations" if longer else "the last by name"
-            left_out.append(LeftOut(run.folder, f"{why}; a repeated run is no second sample"))
-    return [run for run in runs if kept[arm_key(run), run.seed] is run], left_out
+            left_out.append(LeftOut(run.folder, f"{why}; a repeated run is not a second sample"))
+    return [run for run in runs if kept[run.arm_key, run.seed] is run], left_out

@@ -1,4 +1,4 @@
-"""Estimates, intervals and tests, by scipy. Pure: equal numbers give equal results, whatever came before.
+"""Estimates, intervals and tests, by scipy. Pure: resampling uses a fixed seed.
 
 Shapes: K outcomes or points of a curve, n runs (seeds) of one arm."""
 
@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
 from gspo_cli.compare.result import Estimate
 
 RESAMPLES = 2000  # of the bootstrap
 PERMUTATIONS = 5000
-SEED = 20250718  # of resampling alone
-TRIM = 0.25  # cut from each end: what is left is the interquartile mean
+SEED = 20250718  # of resampling only
+TRIM = 0.25  # cut from each end for the interquartile mean
 POWER = 0.8
-MOST_SEEDS = 1000  # a plan for more is none
-NO_SPREAD = 1e-9  # of the values: what is left of equal numbers after subtraction
+MOST_SEEDS = 1000  # more are not feasible
+NO_SPREAD = 1e-9  # relative to the values: the rounding error of subtracting equal numbers
 ROUNDING = math.sqrt(1 / 6)  # standard deviation of a difference of two values rounded to steps of 1
 
 
@@ -31,23 +30,26 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return stats.trim_mean(values, TRIM, axis=axis)
 
 
-def estimates(values: ArrayLike, level: float, resamples: int = RESAMPLES) -> list[Estimate]:
+def estimates(
+    values: np.ndarray | Sequence[Sequence[float | None]], level: float, resamples: int = RESAMPLES
+) -> list[Estimate]:
     """Interquartile mean of each row with its percentile bootstrap interval. (K, n) -> K
 
-    nan stands for what was not measured and is left out; one run has no interval."""
+    Values that are nan or None were not measured and are left out; one run has no interval."""
     table = np.asarray(values, dtype=float)
     measured = np.isfinite(table)
     found = [Estimate(None)] * len(table)
     for mask in np.unique(measured, axis=0):
         rows = np.flatnonzero((measured == mask).all(axis=1))
         if mask.any():
-            for row, estimate in zip(rows, _whole(table[np.ix_(rows, mask)], level, resamples), strict=True):
+            complete = table[np.ix_(rows, mask)]
+            for row, estimate in zip(rows, _complete(complete, level, resamples), strict=True):
                 found[row] = estimate
     return found
 
 
-def _whole(table: np.ndarray, level: float, resamples: int) -> list[Estimate]:
-    """Estimates of rows of which nothing is missing."""
+def _complete(table: np.ndarray, level: float, resamples: int) -> list[Estimate]:
+    """Estimates of rows without missing values."""
     n = table.shape[1]
     middle = interquartile_mean(table).tolist()
     if n == 1:
@@ -69,12 +71,12 @@ def _whole(table: np.ndarray, level: float, resamples: int) -> list[Estimate]:
 
 
 @dataclass(frozen=True)
-class Tested:
+class DifferenceTest:
     """A difference of means, arm minus baseline, and the test that it is 0.
 
-    With n runs in each arm the standard error is sqrt(variance / n), with `freedom` * (n - 1) degrees of
-    freedom: what planning needs. `error` and `df` are those of the present runs; None where there is no
-    spread to judge by."""
+    `variance` and `freedom` are for planning: with n runs in each arm the standard error is sqrt(variance /
+    n), with `freedom` * (n - 1) degrees of freedom. `error` and `df` are those of the present runs, None
+    where they have no spread."""
 
     mean: float
     low: float | None
@@ -90,11 +92,11 @@ class Tested:
 
 def mean_difference(
     arm: Mapping[int, float], baseline: Mapping[int, float], level: float, resolution: float = 0.0
-) -> Tested | None:
-    """Test of the difference between two arms, values by seed; None where one of them has none.
+) -> DifferenceTest | None:
+    """Test of the difference between two arms, values by seed; None where one of them has no values.
 
-    Paired by seed, over the shared ones, where `seeds_to_pair` finds some, else Welch's on all runs.
-    `resolution` is the step in which values are counted (0: none): no spread is taken to be below that of
+    Paired over the shared seeds where `seeds_to_pair` finds some, else Welch's test on all runs. `resolution`
+    is the step in which values are counted (0: continuous); the spread is taken to be at least that of
     rounding to it."""
     if not arm or not baseline:
         return None
@@ -109,47 +111,49 @@ def mean_difference(
 
 
 def seeds_to_pair(arm: Iterable[int], baseline: Iterable[int]) -> list[int]:
-    """The shared seeds where all of the smaller arm's are, two at least unless the arms have the same one:
-    otherwise pairing would cost more runs than it gains. None where arms cannot be paired."""
+    """The shared seeds to pair by; none where the arms should not be paired.
+
+    All seeds of the smaller arm must be shared, and at least two unless both arms have the same single seed:
+    otherwise pairing would lose more runs than it gains."""
     here, there = set(arm), set(baseline)
     shared = here & there
     pairs = len(shared) == min(len(here), len(there)) and (len(shared) >= 2 or here == there)
     return sorted(shared) if pairs else []
 
 
-def _paired(arm: np.ndarray, baseline: np.ndarray, level: float, resolution: float) -> Tested:
-    """Student's t on the differences of a seed."""
+def _paired(arm: np.ndarray, baseline: np.ndarray, level: float, resolution: float) -> DifferenceTest:
+    """Student's t test on the differences per seed."""
     differences = arm - baseline
     n, mean = len(differences), float(differences.mean())
     if n < 2:
-        return Tested(mean, None, None, None, (n, n), True)
+        return DifferenceTest(mean, None, None, None, (n, n), True)
     floor = ROUNDING * resolution
     spread = float(differences.std(ddof=1))
     if spread <= max(floor, NO_SPREAD * _size(arm, baseline)):
         if abs(mean) <= NO_SPREAD * _size(arm, baseline):
-            return Tested(0.0, 0.0, 0.0, 1.0, (n, n), True)
-        if floor == 0:  # equal in all seeds: every sign could have been the other
-            return Tested(mean, None, None, 2 * 0.5**n, (n, n), True)
+            return DifferenceTest(0.0, 0.0, 0.0, 1.0, (n, n), True)
+        if floor == 0:  # equal in all seeds: the sign test
+            return DifferenceTest(mean, None, None, 2 * 0.5**n, (n, n), True)
         error = floor / math.sqrt(n)
         low, high, p = _student(mean, error, n - 1, level)
-        return Tested(mean, low, high, p, (n, n), True, floor**2, 1.0, error, n - 1)
+        return DifferenceTest(mean, low, high, p, (n, n), True, floor**2, 1.0, error, n - 1)
     error, p = spread / math.sqrt(n), float(stats.ttest_rel(arm, baseline).pvalue)
     low, high, _ = _student(mean, error, n - 1, level)
-    return Tested(mean, low, high, p, (n, n), True, spread**2, 1.0, error, n - 1)
+    return DifferenceTest(mean, low, high, p, (n, n), True, spread**2, 1.0, error, n - 1)
 
 
-def _welch(arm: np.ndarray, baseline: np.ndarray, level: float, resolution: float) -> Tested:
-    """Welch's t, for arms of different seeds and spreads."""
+def _welch(arm: np.ndarray, baseline: np.ndarray, level: float, resolution: float) -> DifferenceTest:
+    """Welch's t test, for arms with different seeds and spreads."""
     runs, mean = (len(arm), len(baseline)), float(arm.mean() - baseline.mean())
     if min(runs) < 2:
-        return Tested(mean, None, None, None, runs, False)
+        return DifferenceTest(mean, None, None, None, runs, False)
     size = _size(arm, baseline)
     floor = resolution * ROUNDING / math.sqrt(2)
     spreads = [float(values.std(ddof=1)) for values in (arm, baseline)]
     if max(spreads) <= NO_SPREAD * size and (abs(mean) <= NO_SPREAD * size or floor == 0):
         if abs(mean) <= NO_SPREAD * size:
-            return Tested(0.0, 0.0, 0.0, 1.0, runs, False)
-        return Tested(mean, None, None, min(1.0, 2 / math.comb(sum(runs), runs[0])), runs, False)
+            return DifferenceTest(0.0, 0.0, 0.0, 1.0, runs, False)
+        return DifferenceTest(mean, None, None, min(1.0, 2 / math.comb(sum(runs), runs[0])), runs, False)
     if min(spreads) > max(floor, NO_SPREAD * size):
         result = stats.ttest_ind(arm, baseline, equal_var=False)
         p, df = float(result.pvalue), float(result.df)
@@ -163,7 +167,7 @@ def _welch(arm: np.ndarray, baseline: np.ndarray, level: float, resolution: floa
         low, high, p = _student(mean, error, df, level)
     variances = [spread**2 for spread in spreads]
     freedom = sum(variances) ** 2 / sum(variance**2 for variance in variances)
-    return Tested(mean, low, high, p, runs, False, sum(variances), freedom, error, df)
+    return DifferenceTest(mean, low, high, p, runs, False, sum(variances), freedom, error, df)
 
 
 def _size(*values: np.ndarray) -> float:
@@ -171,27 +175,27 @@ def _size(*values: np.ndarray) -> float:
 
 
 def _student(mean: float, error: float, df: float, level: float) -> tuple[float, float, float]:
-    """Interval and two-sided p of a mean with its standard error."""
+    """Interval and two-sided p of a mean, from its standard error."""
     width = float(special.stdtrit(df, (1 + level) / 2)) * error
     return mean - width, mean + width, float(2 * stats.t.sf(abs(mean) / error, df))
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's adjustment over one family."""
+    """p values adjusted over one family by Benjamini and Hochberg's method."""
     return stats.false_discovery_control(p_values, method="bh").tolist() if p_values else []
 
 
 def power(effect: float, df: float, level: float) -> float:
-    """Chance that the two-sided t test finds an effect of so many standard errors (noncentral t)."""
+    """The power of the two-sided t test at an effect of `effect` standard errors (noncentral t)."""
     bound = float(special.stdtrit(df, (1 + level) / 2))
     upper, lower = (float(special.nctdtr(df, effect, at)) for at in (bound, -bound))
-    # far from the bound the chance of a miss underflows to nan
+    # far from the bound the probability of a miss underflows to nan
     return 1.0 if math.isnan(upper) else 1 - upper + (0.0 if math.isnan(lower) else lower)
 
 
-def seeds_needed(tested: Tested, level: float) -> int | None:
-    """Seeds of each arm with which a difference of this size and spread is found with POWER; None where more
-    than MOST_SEEDS are, or there is no difference."""
+def seeds_needed(tested: DifferenceTest, level: float) -> int | None:
+    """The seeds per arm that detect a difference of this size and spread with POWER; None where that takes
+    more than MOST_SEEDS, or there is no difference."""
     if tested.error is None or tested.mean == 0:
         return None
 
@@ -204,16 +208,16 @@ def seeds_needed(tested: Tested, level: float) -> int | None:
     return plans[place] if place < len(plans) else None
 
 
-def detectable(tested: Tested, level: float) -> float | None:
-    """The smallest difference that the present runs would find with POWER; None without a spread."""
+def detectable(tested: DifferenceTest, level: float) -> float | None:
+    """The smallest difference that the present runs detect with POWER; None without a spread."""
     if tested.error is None or tested.df is None:
         return None
-    return tested.error * _effect_found(round(tested.df, 6), level)
+    return tested.error * _detected_effect(round(tested.df, 6), level)
 
 
 @lru_cache(maxsize=4096)
-def _effect_found(df: float, level: float) -> float:
-    """Standard errors that an effect must have to be found with POWER."""
+def _detected_effect(df: float, level: float) -> float:
+    """The effect, in standard errors, that is detected with POWER."""
     high = 4.0
     while power(high, df, level) < POWER:
         high *= 2
@@ -221,8 +225,8 @@ def _effect_found(df: float, level: float) -> float:
 
 
 def problems_differ(arm: np.ndarray, baseline: np.ndarray, level: float) -> tuple[Estimate, float]:
-    """Mean difference over problems, its bootstrap interval, and p of the paired permutation test: each
-    problem's two shares swapped at random. Shares per problem, (problems,) both."""
+    """Mean difference over problems with its bootstrap interval, and p of the paired permutation test, which
+    swaps the two shares of a problem at random. Both arguments are shares per problem, (problems,)."""
     difference = arm - baseline
     n = len(difference)
     if n < 2 or not difference.any():

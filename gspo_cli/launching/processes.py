@@ -1,7 +1,8 @@
-"""The processes of a run on one machine: started together, ended together. Free of torch.
+"""The ranks of a run on one machine, which start and end together; and signals passed to child processes.
+Free of torch.
 
-The first rank has the terminal; what the others print goes to a file each. Signals go to the first rank
-alone, which tells the others at the end of the iteration."""
+The first rank has the terminal; each of the others prints to a file. Signals go to the first rank alone,
+which tells the others at the end of the iteration."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,14 @@ from types import FrameType
 from gspo_cli.errors import UserError
 
 POLL = 0.1  # seconds
-GRACE = 3.0  # seconds that the first rank gets to write down a failure of another one
-LEAVE = 10.0  # seconds that the others get to end after the first one
+GRACE = 3.0  # seconds that the first rank gets to record the failure of another one
+LEAVE = 10.0  # seconds that the other ranks get to end after the first one
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a run of many processes ended: exit code, and what went wrong where the first rank has not said
-    so."""
+class LaunchResult:
+    """How the ranks ended: the exit code, and what went wrong where the first rank has not printed it."""
 
     code: int
     message: str | None = None
@@ -43,8 +43,9 @@ def require_deepspeed() -> None:
         )
 
 
-def launch(command: Sequence[str], processes: int, logs: Path) -> Ending:
-    """Run `command` as ranks 0 to `processes` - 1 of one world, told by RANK, WORLD_SIZE and their like.
+def launch(command: Sequence[str], processes: int, logs: Path) -> LaunchResult:
+    """Run `command` as ranks 0 to `processes` - 1 of one process group, with RANK, WORLD_SIZE and so on in
+    their environment.
 
     A rank that dies ends all others within seconds. Raises UserError where `logs` cannot be written."""
     try:
@@ -52,7 +53,7 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> Ending:
         files = [log_file(logs, rank).open("wb") for rank in range(processes)]
     except OSError as error:
         raise UserError(f"{logs}: cannot be written ({error.strerror}); free space") from error
-    shared = os.environ | world_of(processes)
+    shared = os.environ | shared_environment(processes)
     workers = [
         subprocess.Popen(
             command,
@@ -77,8 +78,8 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> Ending:
     return ending(workers, failed, logs)
 
 
-def world_of(processes: int) -> dict[str, str]:
-    """What the ranks of one machine share: a port to meet at, and cores."""
+def shared_environment(processes: int) -> dict[str, str]:
+    """The variables that all ranks of one machine get: where they meet, and their share of the cores."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,15 +95,15 @@ def world_of(processes: int) -> dict[str, str]:
 
 
 def wait(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Until all have ended, or one has failed and the others had their time. Returns the rank that failed
-    first, None where none did."""
+    """Wait until all have ended, or one has failed and the others had time to end. Returns the rank that
+    failed first; None where none did."""
     failed, deadline = None, float("inf")
     while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
         time.sleep(POLL)
         codes = [worker.poll() for worker in workers]
         bad = [rank for rank, code in enumerate(codes) if code not in (None, 0, INTERRUPTED)]
         if failed is None and bad:
-            failed = bad[-1]  # of two in one moment the first rank is the one that noticed the other
+            failed = bad[-1]  # where two fail at once, the first rank failed because of the other
             deadline = time.monotonic() + GRACE
         elif codes[0] is not None and deadline == float("inf"):
             deadline = time.monotonic() + LEAVE
@@ -110,46 +111,57 @@ def wait(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
     return failed if failed is not None or not bad else bad[-1]
 
 
-def ending(workers: Sequence[subprocess.Popen[bytes]], failed: int | None, logs: Path) -> Ending:
-    """What to tell of workers that have all ended."""
+def ending(workers: Sequence[subprocess.Popen[bytes]], failed: int | None, logs: Path) -> LaunchResult:
+    """The result of workers that have all ended."""
     first = workers[0].returncode
     if failed is None or first == INTERRUPTED:
-        return Ending(first)
+        return LaunchResult(first)
     code = workers[failed].returncode
-    if first == 2 and code > 0:  # bad input or a full disk: its sentence is on the terminal
-        return Ending(2)
+    if first == 2 and code > 0:  # bad input or a full disk: the sentence is on the terminal
+        return LaunchResult(2)
     log = log_file(logs, failed)
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if code == 2 and lines:  # a sentence already
-        return Ending(2, lines[-1].removeprefix("gspo-train: "))
+    if code == 2 and lines:  # the sentence of a UserError
+        return LaunchResult(2, lines[-1].removeprefix("gspo-train: "))
     last = f": {lines[-1].strip()}" if lines and code > 0 else ""
-    return Ending(1, f"rank {failed} of {len(workers)} {how_it_ended(code)}{last}; its log is {log}")
+    return LaunchResult(1, f"rank {failed} of {len(workers)} {how_it_ended(code)}{last}; its log is {log}")
 
 
 def how_it_ended(code: int) -> str:
-    """A process's exit code, or the negative number of the signal that ended it, in words."""
+    """An exit code, or the negative number of the signal that ended a process, in words."""
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name
-    return f"was ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+    return f"was killed by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
 
 
 def log_file(logs: Path, rank: int) -> Path:
-    """Where a rank's words go; those of the first one only when it fails."""
+    """What a rank prints; of the first rank only the traceback of a failure."""
     return logs / f"rank-{rank}.log"
 
 
 @contextmanager
 def signals_passed_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go on to `worker`; this process waits."""
+    """A block in which Ctrl-C and SIGTERM are sent on to `worker`, and this process waits."""
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int) -> None:
         if worker.poll() is None:
             worker.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    with signals_handled_by(forward):
+        yield
+
+
+@contextmanager
+def signals_handled_by(handler: Callable[[int], None]) -> Iterator[None]:
+    """A block in which Ctrl-C and SIGTERM call `handler`, and nothing else."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        handler(number)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -1,4 +1,4 @@
-"""The queue of a sweep in the terminal: a live table where there is one to draw on, lines elsewhere."""
+"""The queue of a sweep in the terminal: a live table where the output is a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.text import Text
 from gspo_cli.console.live import SteadyLive
 from gspo_cli.console.progress import Clock
 from gspo_cli.console.words import MISSING, duration, fixed
-from gspo_cli.launching.queue import Place, QueueTable, Status
+from gspo_cli.launching.queue import Job, QueuedJob, QueueTable, Status
 
 FRAME = 0.5  # seconds between frames
 ROOM = ("header", "footer", "cursor")  # lines of a terminal that are not jobs
@@ -41,16 +41,16 @@ STYLES = {
 
 
 def make_table(stays: bool = True) -> QueueTable:
-    """The live table on a terminal, lines for a pipe or a log. `stays`: its end is left there, for want of
-    another summary."""
+    """The live table on a terminal, lines for a pipe or a log. `stays`: its last state stays on the screen,
+    because no other summary follows."""
     console = Console()
     live = sys.stdout.isatty() and console.is_interactive
     return LiveTable(console, stays) if live else PlainTable(sys.stdout, stays)
 
 
 class Tail:
-    """The newest line of a file of JSON lines that grows. What was read is not read again; a file that was
-    written anew (a run that continues drops lines) is."""
+    """The newest line of a growing file of JSON lines. Only what is new is read; a file that was replaced (a
+    resumed run drops lines) is read from its start."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset, self._file = path, 0, -1
@@ -71,21 +71,22 @@ class Tail:
             whole = new[: new.rfind(b"\n") + 1]
             self._offset += len(whole)
             if whole:
-                with suppress(ValueError):  # of a damaged file the table shows what it can
+                with suppress(ValueError):  # a damaged line: the one before it stays
                     self.last = json.loads(whole.rstrip(b"\n").rpartition(b"\n")[2])
         return self.last
 
 
 class Follower:
-    """How far the job of a place is, read from its run folder."""
+    """How far a job is, read from its run folder."""
 
-    def __init__(self, place: Place) -> None:
-        folder = place.job.folder
-        logs = () if folder is None else ("metrics.jsonl", "evals.jsonl")
-        self._tails = [Tail(folder / log) for log in logs]
-        self._total = place.job.iterations
+    def __init__(self, job: Job) -> None:
+        folder, self._total = job.folder, job.iterations
+        logs = () if folder is None else (folder / "metrics.jsonl", folder / "evals.jsonl")
+        self._tails = [Tail(log) for log in logs]
         self._marks: list[tuple[int, float]] = []  # first and newest iteration seen, with their times
-        self.iteration, self.reward, self.score = 0, None, None
+        self.iteration = 0
+        self.reward: float | None = None
+        self.score: float | None = None
 
     def look(self, now: float) -> None:
         """Read what is new."""
@@ -114,41 +115,38 @@ class Follower:
         return duration(pace * (self._total - newest) - min(pace, now - reached))
 
 
-def elapsed(place: Place, now: float) -> str:
-    """How long a job has run."""
-    if place.began is None:
-        return MISSING
-    return duration(now - place.began if place.ended is None else place.ended.seconds)
-
-
-def said(place: Place) -> str:
-    """A job's status, and where it runs."""
-    running = place.status is Status.running and place.slot is not None
-    return f"running on {place.slot.name}" if running else place.status.value
-
-
 class Board:
-    """Places with what their run folders say."""
+    """Jobs with what their run folders show."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._followers: dict[Path, Follower] = {}
 
-    def row(self, place: Place) -> list[str]:
+    def row(self, queued: QueuedJob) -> list[str]:
         """Cells of a job: iteration, reward, held-out score, time it took, time left."""
-        now, follower = self.clock(), self.follower(place)
+        now, follower = self.clock(), self.follower(queued.job)
         follower.look(now)
-        left = follower.eta(now) if place.status is Status.running else MISSING
-        return [follower.count, fixed(follower.reward), fixed(follower.score), elapsed(place, now), left]
+        running = queued.status is Status.running
+        seconds = now - queued.started if running else queued.seconds
+        elapsed = MISSING if seconds is None else duration(seconds)
+        left = follower.eta(now) if running else MISSING
+        return [follower.count, fixed(follower.reward), fixed(follower.score), elapsed, left]
 
-    def follower(self, place: Place) -> Follower:
-        """What reads the run folder of a place's job."""
-        return self._followers.setdefault(place.job.log, Follower(place))
+    def follower(self, job: Job) -> Follower:
+        """What reads the run folder of a job."""
+        return self._followers.setdefault(job.log, Follower(job))
 
 
-def tally(places: Sequence[Place]) -> str:
+def status_text(queued: QueuedJob) -> str:
+    """A job's status, and where it runs."""
+    if queued.status is Status.running and queued.slot is not None:
+        return f"running on {queued.slot.name}"
+    return queued.status.value
+
+
+def tally(jobs: Sequence[QueuedJob]) -> str:
     """How many jobs are in which status."""
-    counts = Counter(place.status.value for place in places)
+    counts = Counter(each.status.value for each in jobs)
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
@@ -161,41 +159,41 @@ class LiveTable:
         # drawn from this thread alone: processes are forked from it
         self._live = SteadyLive(console=console, auto_refresh=False, transient=True)
 
-    def show(self, places: Sequence[Place]) -> None:
+    def show(self, jobs: Sequence[QueuedJob]) -> None:
         """Redraws twice a second."""
         if self._board.clock() - self._drawn >= FRAME:
             self._live.start()
             self._drawn = self._board.clock()
-            self._live.update(self.frame(places, self._console.height), refresh=True)
+            self._live.update(self.frame(jobs, self._console.height), refresh=True)
 
-    def close(self, places: Sequence[Place]) -> None:
-        """Leaves the whole table on screen, or nothing."""
+    def close(self, jobs: Sequence[QueuedJob]) -> None:
+        """Leaves the whole table on the screen, or nothing."""
         self._live.stop()
         if self._stays:
-            self._console.print(self.frame(places, 2 * len(places) + len(ROOM)))
+            self._console.print(self.frame(jobs, 2 * len(jobs) + len(ROOM)))
 
-    def frame(self, places: Sequence[Place], height: int) -> Group:
-        """The table of `places`, and why some failed; where a terminal of `height` lines has no room for all,
-        those that run or failed come first."""
+    def frame(self, jobs: Sequence[QueuedJob], height: int) -> Group:
+        """The table of `jobs`, and why some failed. Where a terminal of `height` lines has no room for all,
+        running and failed ones come first."""
         room = max(1, height - len(ROOM))
-        failed = [place for place in places if place.status is Status.failed]
-        whys = failed[-max(3, room - len(places)) :]
-        room = max(1, room - len(whys))
-        urgent = sorted(range(len(places)), key=lambda i: URGENCY.index(places[i].status))[:room]
-        lines = [Text(tally(places), "dim")]
-        for place in whys:
-            lines.append(Text.assemble((place.job.name, "bold"), f": {place.ended.why}"))
-        return Group(self._table([places[i] for i in sorted(urgent)]), *lines)
+        failed = [each for each in jobs if each.status is Status.failed]
+        reasons = failed[-max(3, room - len(jobs)) :]
+        room = max(1, room - len(reasons))
+        urgent = sorted(range(len(jobs)), key=lambda i: URGENCY.index(jobs[i].status))[:room]
+        lines = [Text(tally(jobs), "dim")]
+        for each in reasons:
+            lines.append(Text.assemble((each.job.name, "bold"), f": {each.why}"))
+        return Group(self._table([jobs[i] for i in sorted(urgent)]), *lines)
 
-    def _table(self, places: Sequence[Place]) -> Table:
+    def _table(self, jobs: Sequence[QueuedJob]) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         table.add_column("run", no_wrap=True, overflow="ellipsis")
         table.add_column("status", no_wrap=True, min_width=14)
         for name in ("iteration", "reward", "held-out", "elapsed", "eta"):
             table.add_column(name, no_wrap=True, justify="right", min_width=max(6, len(name)))
-        for place in places:
-            status = Text(said(place), STYLES[place.status])
-            table.add_row(Text(place.job.name), status, *map(Text, self._board.row(place)))
+        for each in jobs:
+            status = Text(status_text(each), STYLES[each.status])
+            table.add_row(Text(each.job.name), status, *map(Text, self._board.row(each)))
         return table
 
 
@@ -204,26 +202,27 @@ class PlainTable:
 
     def __init__(self, file: TextIO, stays: bool = True, clock: Clock = time.monotonic) -> None:
         self._file, self._stays, self._board = file, stays, Board(clock)
-        self._told: dict[Path, tuple[Status, int]] = {}
+        self._printed: dict[Path, tuple[Status, int]] = {}
 
-    def show(self, places: Sequence[Place]) -> None:
+    def show(self, jobs: Sequence[QueuedJob]) -> None:
         """Prints what is new."""
-        width = max(len(place.job.name) for place in places)
-        for place in places:
-            if place.status is Status.waiting:
+        width = max(len(each.job.name) for each in jobs)
+        for each in jobs:
+            if each.status is Status.waiting:
                 continue
-            count, reward, score, spent, left = self._board.row(place)
-            total, done = place.job.iterations, self._board.follower(place).iteration
-            news = (place.status, 10 * done // total if total else 0)
-            if self._told.get(place.job.log) != news:
-                self._told[place.job.log] = news
-                time_left = f"eta {left}" if place.status is Status.running else f"in {spent}"
-                why = f": {place.ended.why}" if place.status is Status.failed else ""
-                parts = (f"{said(place)}{why}", count, f"reward {reward}", f"held-out {score}", time_left)
-                print(f"{place.job.name:<{width}}  {'  '.join(parts)}", file=self._file, flush=True)
+            count, reward, score, elapsed, left = self._board.row(each)
+            total, done = each.job.iterations, self._board.follower(each.job).iteration
+            news = (each.status, 10 * done // total if total else 0)
+            if self._printed.get(each.job.log) != news:
+                self._printed[each.job.log] = news
+                time_left = f"eta {left}" if each.status is Status.running else f"in {elapsed}"
+                why = f": {each.why}" if each.status is Status.failed else ""
+                status = f"{status_text(each)}{why}"
+                parts = (status, count, f"reward {reward}", f"held-out {score}", time_left)
+                print(f"{each.job.name:<{width}}  {'  '.join(parts)}", file=self._file, flush=True)
 
-    def close(self, places: Sequence[Place]) -> None:
+    def close(self, jobs: Sequence[QueuedJob]) -> None:
         """Prints how many jobs ended in which way."""
-        self.show(places)
+        self.show(jobs)
         if self._stays:
-            print(tally(places), file=self._file, flush=True)
+            print(tally(jobs), file=self._file, flush=True)

@@ -1,8 +1,9 @@
-"""A sweep, which is a multirun of Hydra's: what its jobs leave, how it continues, what it says at its end.
+"""A sweep, which is a multirun of Hydra: what its jobs leave behind, how it continues, what it prints at its
+end.
 
 The folder of a sweep holds sweep.json (the command), jobs.jsonl (a line per job that ended, written by
 whichever process ran it), and a run folder per job. A sweep that is started again in its folder skips the
-jobs that are complete and continues those that are not."""
+jobs that are complete and continues the others."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from gspo_cli.config.compose import register
 from gspo_cli.console.words import fixed, override
 from gspo_cli.launching.processes import INTERRUPTED
 from gspo_cli.run.files import write_json
@@ -30,9 +32,9 @@ COMMAND, JOBS = "sweep.json", "jobs.jsonl"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """How job `job` of a sweep ended: gspo-train's exit code, why where it failed, and the final held-out
-    score."""
+    score. A line of jobs.jsonl."""
 
     job: int
     overrides: Sequence[str]
@@ -48,10 +50,14 @@ class Outcome:
 
 
 class SweepStart(Callback):
-    """Called by Hydra (conf/train.yaml) at the start of a sweep: keeps its command, and says how to continue
-    it. A command that is already there gives way to this one only when a job of this one is good."""
+    """Called by Hydra (conf/train.yaml) at the start of a sweep: saves its command, and prints how to
+    continue it. A command that is already saved is replaced only once a job of this one is accepted."""
 
     folder: ClassVar[Path | None] = None  # of the sweep that this process runs
+
+    def __reduce__(self) -> tuple[Callable[[], SweepStart], tuple[()]]:
+        """Launchers such as joblib send this object to new processes, which then need our resolvers."""
+        return registered, ()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the sweep's folder."""
@@ -59,108 +65,30 @@ class SweepStart(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         SweepStart.folder = folder
         if not (folder / COMMAND).exists():
-            keep_command(folder)
+            save_command(folder)
         (folder / JOBS).unlink(missing_ok=True)
-        print(f"sweep {folder}: if it is cut short, gspo-train -m {override('resume', str(folder))}")
+        print(f"sweep {folder}: if it is interrupted, continue with: {resume_command(folder)}")
 
 
-def keep_command(folder: Path) -> None:
-    """Write down what this sweep was started with."""
+def registered() -> SweepStart:
+    """A SweepStart in a process where Hydra has everything that `register` adds to it."""
+    register()
+    return SweepStart()
+
+
+def resume_command(folder: Path) -> str:
+    """The command that continues the sweep in `folder`."""
+    return f"gspo-train -m {override('resume', str(folder))}"
+
+
+def save_command(folder: Path) -> None:
+    """Save what this sweep was started with."""
     write_json(folder / COMMAND, {"arguments": sys.argv[1:]})
 
 
-def in_sweep() -> bool:
-    """Whether the present job is one of a sweep."""
-    return HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def prepared(folder: Path, config_yaml: str) -> State:
-    """`prepare` the folder of a sweep's job, and say where it is not new."""
-    state = prepare(folder, config_yaml)
-    if SweepStart.folder is not None:
-        keep_command(SweepStart.folder)
-    if state is not State.new:
-        print(f"{folder}: {'is complete already' if state is State.complete else 'continues'}", flush=True)
-    return state
-
-
-def final_score(folder: Path) -> float | None:
-    """The score of a run's last held-out evaluation; None where there is none."""
-    summary = read_summary(folder)
-    return summary["final_eval"]["score"] if summary and summary["final_eval"] else None
-
-
-def record(job: int, overrides: Sequence[str], folder: Path, code: int, why: str, sweep: Path) -> Outcome:
-    """Write down how a job ended."""
-    score = final_score(folder) if code == 0 else None
-    outcome = Outcome(job, list(overrides), str(folder), code, why, score)
-    with (sweep / JOBS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
-    return outcome
-
-
-def record_this(code: int, why: str) -> float | None:
-    """Write down how the present job ended. Returns its score, which a sweeper may maximise; None where it
-    failed. An interrupted job ends the sweep: raises SystemExit."""
-    hydra = HydraConfig.get()
-    folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-    outcome = record(hydra.job.num, hydra.overrides.task, folder, code, why, sweep)
-    if code == INTERRUPTED:
-        sys.exit(code)
-    return outcome.score
-
-
-def outcomes(sweep: Path) -> list[Outcome]:
-    """How the jobs of a sweep ended that did, in their order."""
-    path = sweep / JOBS
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return sorted((Outcome(**json.loads(line)) for line in lines if line), key=lambda each: each.job)
-
-
-def ended_jobs() -> list[Outcome]:
-    """Of the sweep that this process runs; none where it runs none."""
-    return outcomes(SweepStart.folder) if SweepStart.folder is not None else []
-
-
-def exit_code(ended: Sequence[Outcome]) -> int:
-    """Of a sweep: 0 where no job failed, 2 where all did for bad input, 130 where it was interrupted."""
-    codes = {each.code for each in ended}
-    if INTERRUPTED in codes:
-        return INTERRUPTED
-    return 0 if codes <= {0} else 2 if codes == {2} else 1
-
-
-def told_apart(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """A name for each job of a sweep: those of its overrides that not all have, in short."""
-    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    return [" ".join(shortened(text) for text in overrides if text not in shared) for overrides in jobs]
-
-
-def shortened(text: str) -> str:
-    """An override without the groups of its key, a long number to four digits."""
-    key, _, value = text.partition("=")
-    long_number = re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", value) and len(value) > 8
-    return (
-        f"{key.rpartition('.')[2]}={float(value):.4g}" if long_number else f"{key.rpartition('.')[2]}={value}"
-    )
-
-
-def table(ended: Sequence[Outcome]) -> str:
-    """A line per job: its number, what it differs in, how it ended, its held-out score."""
-    names = told_apart([each.overrides for each in ended])
-    width = max((len(name) for name in names), default=0)
-    lines = [
-        f"{each.job:>3}  {name:<{width}}  {each.status:<11}  held-out {fixed(each.score)}"
-        + (f"  {each.why}" if each.why else "")
-        for each, name in zip(ended, names, strict=True)
-    ]
-    failed = sum(each.status is RunStatus.failed for each in ended)
-    return "\n".join([*lines, f"{len(ended)} jobs, {failed or 'none'} failed"])
-
-
-def continued(arguments: list[str]) -> list[str]:
-    """The arguments of gspo-train, where they say `-m resume=<sweep folder>` replaced by those that the sweep
-    began with, in its folder. Others that stand beside them are added."""
+def resumed_sweep(arguments: list[str]) -> list[str]:
+    """The arguments of gspo-train. `-m resume=<sweep folder>` is replaced by those that the sweep began with,
+    in its folder; other arguments are added to them."""
     given = [text for text in arguments if text.startswith("resume=")]
     if not given or not {"-m", "--multirun"} & set(arguments):
         return arguments
@@ -171,3 +99,98 @@ def continued(arguments: list[str]) -> list[str]:
     began = [text for text in began if not text.startswith("hydra.sweep.dir=")]
     added = [text for text in arguments if text not in (*given, "-m", "--multirun")]
     return [*began, *added, *shlex.split(override("hydra.sweep.dir", str(folder)))]
+
+
+def in_sweep() -> bool:
+    """Whether the present job is one of a sweep."""
+    return HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def prepare_job(folder: Path, config_yaml: str) -> State:
+    """`prepare` the folder of a sweep's job, and print where it is not new."""
+    state = prepare(folder, config_yaml)
+    if SweepStart.folder is not None:
+        save_command(SweepStart.folder)
+    if state is not State.new:
+        print(f"{folder}: {'is already complete' if state is State.complete else 'continues'}", flush=True)
+    return state
+
+
+def final_score(folder: Path) -> float | None:
+    """The score of a run's last held-out evaluation; None where there is none."""
+    summary = read_summary(folder)
+    return summary["final_eval"]["score"] if summary and summary["final_eval"] else None
+
+
+def record_job(
+    job: int, overrides: Sequence[str], folder: Path, code: int, why: str, sweep: Path
+) -> JobResult:
+    """Add the result of a job to jobs.jsonl."""
+    score = final_score(folder) if code == 0 else None
+    result = JobResult(job, list(overrides), str(folder), code, why, score)
+    with (sweep / JOBS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+    return result
+
+
+def record_present_job(code: int, why: str) -> float | None:
+    """Add the result of the present job. Returns its score, which a sweeper may maximize; None where it
+    failed. An interrupted job ends the sweep: raises SystemExit."""
+    hydra = HydraConfig.get()
+    folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+    result = record_job(hydra.job.num, hydra.overrides.task, folder, code, why, sweep)
+    if code == INTERRUPTED:
+        sys.exit(code)
+    return result.score
+
+
+def job_results() -> list[JobResult]:
+    """How the jobs ended, so far, of the sweep that this process runs; none where it runs none."""
+    path = None if SweepStart.folder is None else SweepStart.folder / JOBS
+    if path is None or not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return sorted((JobResult(**json.loads(line)) for line in lines if line), key=lambda result: result.job)
+
+
+def report_sweep() -> int:
+    """Print how the jobs of this process's sweep ended and what to run next. Returns the exit code: 0 where
+    no job failed, 2 where all failed for bad input, 130 where it was interrupted."""
+    results, folder = job_results(), SweepStart.folder
+    if not results or folder is None:
+        return 0
+    print(f"\n{table(results)}", flush=True)
+    codes = [result.code for result in results]
+    if INTERRUPTED in codes:
+        print(f"continue with: {resume_command(folder)}", flush=True)
+        return INTERRUPTED
+    if codes.count(0) > 1:
+        print(f"compare with: gspo-compare {shlex.quote(str(folder))}", flush=True)
+    return 0 if set(codes) == {0} else 2 if set(codes) == {2} else 1
+
+
+def table(results: Sequence[JobResult]) -> str:
+    """A line per job: its number, what it differs in, how it ended, its held-out score."""
+    names = job_names([result.overrides for result in results])
+    width = max((len(name) for name in names), default=0)
+    lines = [
+        f"{result.job:>3}  {name:<{width}}  {result.status:<11}  held-out {fixed(result.score)}"
+        + (f"  {result.why}" if result.why else "")
+        for result, name in zip(results, names, strict=True)
+    ]
+    failed = sum(result.code not in (0, INTERRUPTED) for result in results)
+    return "\n".join([*lines, f"{len(results)} jobs, {failed or 'none'} failed"])
+
+
+def job_names(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """A short name for each job of a sweep: the overrides that not all of them have."""
+    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [" ".join(shortened(text) for text in overrides if text not in shared) for overrides in jobs]
+
+
+def shortened(text: str) -> str:
+    """An override without the groups of its key, a long number with four digits."""
+    key, _, value = text.partition("=")
+    if re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", value) and len(value) > 8:
+        value = f"{float(value):.4g}"
+    return f"{key.rpartition('.')[2]}={value}"

@@ -1,16 +1,17 @@
-"""Conversations as token ids, with the model's own chat template or a plain documented one.
+"""Conversations as token ids, with the model's own chat template or a plain one.
 
 Token-in, token-out: what the policy sampled is never decoded and encoded again. Only the first prompt and
 the messages between two agent turns are encoded here; the latter as the template's suffix after an assistant
 turn.
 
-What users and tools say is data: control tokens of the tokenizer that are spelled out in it are broken, so
-that no text can end its message and pose as another speaker."""
+Messages of users and tools are data: control tokens spelled out in them are broken up, so that no text can
+end its message and pretend to be another speaker."""
 
 from __future__ import annotations
 
 import re
 from functools import cached_property, lru_cache
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -19,84 +20,84 @@ from gspo_cli.errors import UserError
 from gspo_cli.tasks.tools import Tool, line_guide
 from gspo_cli.types import Message
 
-# for tokenizers without a template, e.g. gpt2's: a line with the speaker, then what is said
-# ("User:\nHi\nAssistant:\nHello<eos>\n"); the agent's words start a line, so that word boundaries do not move
+# for tokenizers without a template, e.g. gpt2's: a line with the speaker, then the text
+# ("User:\nHi\nAssistant:\nHello<eos>\n"); the agent's text starts a line, so that word boundaries do not move
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.role | capitalize + ':\n' + message.content }}"
     "{{ eos_token if message.role == 'assistant' }}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 PLAIN_SPEAKER = re.compile(r"^(?=(?:System|User|Assistant|Tool):[ \t\r]*$)", re.MULTILINE)
-# <|user|>, [/INST], <<SYS>>, </s>: how templates mark speakers where these are no tokens of their own
+# <|user|>, [/INST], <<SYS>>, </s>: how templates mark speakers where these marks are not tokens
 MARKS = re.compile(r"<\|[^|<>\s]+\|>|\[/?[A-Z_]{3,}\]|<</?[A-Z]+>>|</?[a-z_]{2,}>")
 PLACEHOLDER = "PLACEHOLDER"
 PROBE = Tool("tool_probe", "Whether a template announces tools and passes on what they say.")
-TOOL_SAYS = "Tool result:\n"  # how a model whose template has no tool role hears one, as the user's message
+# starts a tool's message where the template has no tool role: it is sent as the user's
+TOOL_SAYS = "Tool result:\n"
 
 
 class ChatFormat:
-    """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one that demonstrations
-    use.
+    """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one used in
+    demonstrations.
 
-    Raises UserError where the tokenizer has no end token, or its template refuses or drops messages."""
+    Raises UserError where the tokenizer has no end token, or its template rejects or drops messages."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_stop_ids: list[int]) -> None:
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
             tokenizer.chat_template = PLAIN_TEMPLATE
-        self._controls = _spelled_out(tokenizer)
+        self._controls = _control_tokens(tokenizer)
         stop_ids = {*generation_stop_ids, tokenizer.eos_token_id} - {None}
         if PROBE.name not in self._after_assistant([Message("user", PROBE.name)], generate=True):
             raise UserError("model.name: its chat template drops later user turns; choose another model")
         after = self._encode(self._after_assistant([], generate=False))
-        # what the template writes after an answer ends it, also where a base model names another end token
+        # the template's token after an answer ends it, also where a base model declares another end token
         ends = after and (after[0] in stop_ids or after[0] in tokenizer.added_tokens_decoder)
         if not stop_ids and not ends:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
         self.end_id: int = after[0] if ends else (tokenizer.eos_token_id or min(stop_ids))
         self.stop_ids = frozenset(stop_ids | {self.end_id})
-        self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)  # a group asks once per answer
+        self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)  # called once per answer of a group
 
     def prompt_ids(self, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
-        """Ids of a conversation's opening, up to where the agent speaks. Tools are announced by the template,
-        or as lines of the system message where it has no place for them."""
+        """Ids of a conversation's first messages, up to where the agent's turn begins. Tools are announced by
+        the template, or in the system message where the template does not support tools."""
         return list(self._prompt_ids(messages, tools))
 
     def answer_ids(self, text: str) -> list[int]:
-        """Ids of an agent turn written by somebody else, end token included."""
+        """Ids of an agent turn given as text, with the end token."""
         return [*self._encode(text), self.end_id]
 
     def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
-        """Ids of what follows an agent turn that ended with `last_id`, up to where the agent speaks again."""
+        """Ids of what follows an agent turn that ended with `last_id`, up to where its next turn begins."""
         ids = self._encode(self._after_assistant(list(messages), generate=True))
-        # the end token that the policy sampled is its own; a cut answer is closed by the template's,
-        # untrained. Some templates write white space before it.
+        # an end token that the policy sampled is not repeated; a truncated answer is closed by the template's
+        # one, which is not trained. Some templates write white space before it.
         if self.end_id in ids[:3] and last_id in self.stop_ids:
             place = ids.index(self.end_id)
-            if not self.tokenizer.decode(ids[:place]).strip():
+            if not str(self.tokenizer.decode(ids[:place])).strip():
                 return ids[place + 1 :]
         return ids
 
     def text(self, ids: list[int]) -> str:
-        """What an agent turn says: without its end token and other special tokens."""
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        ).strip()
+        """The text of an agent turn, without special tokens."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text).strip()
 
     @cached_property
     def pad_id(self) -> int:
-        """Filler for batches; always masked."""
+        """Padding of batches; always masked."""
         pad = self.tokenizer.pad_token_id
         return self.end_id if pad is None else pad
 
     @cached_property
     def announces_tools(self) -> bool:
-        """Whether the template tells a model which tools there are, and so has a format for calling them."""
+        """Whether the template lists the tools, and so has a format for calling them."""
         return PROBE.name in (self._try([Message("user", "Hi")], (PROBE,)) or "")
 
     @cached_property
-    def hears_tools(self) -> bool:
-        """Whether the template passes on messages of the role `tool`."""
+    def has_tool_role(self) -> bool:
+        """Whether the template renders messages of the role `tool`."""
         before = [Message("user", "Hi"), Message("assistant", "Hello")]
         return PROBE.name in (self._try([*before, Message("tool", PROBE.name)], ()) or "")
 
@@ -106,8 +107,8 @@ class ChatFormat:
         return self._encode(self._render(list(messages), generate=True, tools=tools))
 
     def _after_assistant(self, messages: list[Message], generate: bool) -> str:
-        """What the template writes after an agent turn: some rewrite what stands before, and that is never
-        used."""
+        """What the template writes after an agent turn. What it writes before is not used: some templates
+        rewrite it."""
         opening = [Message("user", "Hi"), Message("assistant", PLACEHOLDER)]
         _, found, tail = self._render(opening + messages, generate=generate).partition(PLACEHOLDER)
         if not found:
@@ -115,32 +116,32 @@ class ChatFormat:
         return tail
 
     def _render(self, messages: list[Message], generate: bool, tools: tuple[Tool, ...] = ()) -> str:
-        if any(m.role == "tool" for m in messages) and not self.hears_tools:
+        if any(m.role == "tool" for m in messages) and not self.has_tool_role:
             messages = [Message("user", TOOL_SAYS + m.content) if m.role == "tool" else m for m in messages]
         try:
             return self._template(messages, generate, tools)
         except TemplateError as error:
             roles = ", ".join(dict.fromkeys(m.role for m in messages))
             raise UserError(
-                f"model.name: its chat template refuses a conversation of {roles} ({error}); leave out "
+                f"model.name: its chat template rejects a conversation of {roles} ({error}); leave out "
                 "task.system_prompt or choose another model"
             ) from error
 
     def _try(self, messages: list[Message], tools: tuple[Tool, ...]) -> str | None:
-        """The conversation as the template renders it, None where it refuses."""
+        """The conversation as the template renders it, None where it rejects it."""
         try:
             return self._template(messages, True, tools)
         except TemplateError:
             return None
 
     def _template(self, messages: list[Message], generate: bool, tools: tuple[Tool, ...]) -> str:
-        heard = [{"role": m.role, "content": self._as_data(m)} for m in messages]
-        schemas = [tool.schema() for tool in tools] or None
+        safe = [{"role": m.role, "content": self._as_data(m)} for m in messages]
+        schemas: list[Any] | None = [tool.schema() for tool in tools] or None
         render = self.tokenizer.apply_chat_template
-        return render(heard, tools=schemas, tokenize=False, add_generation_prompt=generate)
+        return str(render(safe, tools=schemas, tokenize=False, add_generation_prompt=generate))
 
     def _as_data(self, message: Message) -> str:
-        """What is said, with no control token in it where it is not the task's or the agent's own text."""
+        """The content, without control tokens where it comes from a user or a tool."""
         if message.role not in ("user", "tool"):
             return message.content
         content = self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)
@@ -152,18 +153,18 @@ class ChatFormat:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
-def _spelled_out(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Finds in a text what controls a conversation, longest first: the tokenizer's control tokens, and marks
-    that its template writes as plain text. Tokens of white space are harmless."""
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches what controls a conversation, longest first: the tokenizer's control tokens, and marks that
+    its template writes as plain text. Tokens of white space are harmless."""
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     spoken = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    rendered = tokenizer.apply_chat_template(spoken, tokenize=False, add_generation_prompt=False)
+    rendered = str(tokenizer.apply_chat_template(spoken, tokenize=False, add_generation_prompt=False))
     tokens |= set(MARKS.findall(rendered)) | set(MARKS.findall(str(tokenizer.chat_template)))
     longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _with_guide(messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> tuple[Message, ...]:
-    """The messages with the tools' line form at the end of the system message."""
+    """The messages, with a guide to calling the tools at the end of the system message."""
     system, rest = (messages[0].content, messages[1:]) if messages[0].role == "system" else ("", messages)
     return (Message("system", f"{system}\n\n{line_guide(tools)}".strip()), *rest)

@@ -1,12 +1,12 @@
-"""Models that need no download: a Qwen3 or Qwen3-MoE shape and a tokenizer trained on the task's own text.
+"""Models that need no download: a small Qwen3 or Qwen3-MoE, and a tokenizer trained on the task's text.
 
-Both are written as an ordinary model folder, so that everything after goes through the code that loads any
-model."""
+Both are written as an ordinary model folder, which is then loaded like any other model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,7 +30,7 @@ TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits and a one-token-per-role chat template; encodes any text."""
+    """Byte-level BPE with single digits and a chat template with one token per role; encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -55,8 +55,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def build_model(shape: Shape, vocabulary: int, seed: int) -> PreTrainedModel:
-    """A freshly initialised model of `shape` with tied embeddings; the same seed gives the same weights."""
-    common = {
+    """A newly initialized model of `shape` with tied embeddings; the same seed gives the same weights."""
+    common: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.layers,

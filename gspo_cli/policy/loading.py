@@ -1,4 +1,4 @@
-"""From a hub id or a local folder to a Policy: dropout off, precision set, frozen weights quantised, LoRA
+"""From a hub id or a local folder to a Policy: dropout off, precision set, frozen weights quantized, LoRA
 added."""
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from gspo_cli.config.choices import Device, Precision
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
-from gspo_cli.policy.divided import whole_shape
 from gspo_cli.policy.policy import Policy
-from gspo_cli.policy.quantisation import (
+from gspo_cli.policy.quantization import (
     loader_options,
-    quantise_parameters,
+    quantize_parameters,
     require_as_configured,
     score_as_trained,
 )
+from gspo_cli.policy.weights import full_shape
 
 transformers_logging.disable_progress_bar()
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the error that ends them is ours
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; we report the final error
 
 ROUTERS = {"gate", "router"}
 
@@ -41,9 +41,9 @@ def load_policy(
 ) -> Policy:
     """The policy at `name` (hub id or folder), with a fresh LoRA adapter or the one saved in `adapter`.
 
-    Trained weights are fp32 whatever the precision: bf16 rounds away updates of 1e-5. Frozen weights take the
+    Trained weights are fp32 at any precision: bf16 rounds away updates of 1e-5. Frozen weights take the
     precision's dtype, or 4 or 8 bits; where all weights are trained, bf16 means autocast. Raises UserError
-    where nothing loads.
+    where the model cannot be loaded.
     """
     bf16 = hardware.precision is Precision.bf16
     dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
@@ -53,17 +53,17 @@ def load_policy(
     if model.is_quantized:
         score_as_trained(causal, dtype)
     else:
-        causal.to(device)
+        causal.to(device)  # type: ignore[arg-type]  # transformers decorates it without `self`
     require_as_configured(causal, name, model)
     experts = expert_parameters(causal)
     _check_experts(causal, model, experts)
     if model.use_4bit:
-        quantise_parameters(causal, experts, model)
+        quantize_parameters(causal, experts, model)
     switch_dropout_off(causal)
     freeze_routers(causal, model.freeze_router)
     wrapped = _add_lora(causal, model, experts, adapter) if model.use_lora else causal
     if model.gradient_checkpointing:
-        # the older name on releases before 5.20
+        # releases before 5.20 have the older name
         newer = "activation_checkpointing_enable"
         enable = getattr(causal, newer if hasattr(causal, newer) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
@@ -71,7 +71,7 @@ def load_policy(
 
 
 def torch_device(hardware: HardwareConfig) -> torch.device:
-    """The device of `hardware`. Raises UserError where there is no such device."""
+    """The device of `hardware`. Raises UserError where the machine does not have it."""
     if hardware.device is Device.cuda and not torch.cuda.is_available():
         raise UserError(
             "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
@@ -80,7 +80,7 @@ def torch_device(hardware: HardwareConfig) -> torch.device:
 
 
 def switch_dropout_off(model: nn.Module) -> None:
-    """Set every dropout to 0: live while scoring, it alone clips most samples at GSPO's band."""
+    """Set every dropout to 0: active dropout alone would clip most samples at GSPO's band."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -90,25 +90,24 @@ def switch_dropout_off(model: nn.Module) -> None:
 
 
 def freeze_routers(model: nn.Module, frozen: bool) -> None:
-    """Fix which experts a Mixture-of-Experts model chooses for a hidden state (router weights are
-    `mlp.gate`)."""
+    """Freeze the routers of a Mixture-of-Experts model, or train them (their weights are `mlp.gate`)."""
     for name, parameter in model.named_parameters():
         if ".gate.weight" in name or ".router." in name:
             parameter.requires_grad_(not frozen)
 
 
 def expert_parameters(causal: PreTrainedModel) -> list[str]:
-    """Names of fused expert weights: (experts, rows, columns) each, one or two per layer; empty where the
-    model has none."""
+    """Names of fused expert weights, of shape (experts, rows, columns), one or two per layer; none in a dense
+    model."""
     return [
         name
         for name, parameter in causal.named_parameters()
-        if len(whole_shape(parameter)) == 3 and name.rpartition(".")[0].endswith(".experts")
+        if len(full_shape(parameter)) == 3 and name.rpartition(".")[0].endswith(".experts")
     ]
 
 
 def _check_experts(causal: PreTrainedModel, model: ModelConfig, experts: Sequence[str]) -> None:
-    """Set how experts are computed. Raises UserError on settings for experts that the model has not."""
+    """Set the experts' implementation. Raises UserError on settings that the model does not support."""
     if model.lora_experts and not experts:
         raise UserError(
             f"model.lora_experts=true: {type(causal).__name__} has no fused experts; set "
@@ -121,8 +120,8 @@ def _check_experts(causal: PreTrainedModel, model: ModelConfig, experts: Sequenc
         causal.set_experts_implementation(wanted)
     if not experts or wanted not in causal.get_experts_implementation().values():
         raise UserError(
-            f"model.experts_implementation={wanted}: {type(causal).__name__} has no experts that can be "
-            "computed in several ways; set model.experts_implementation=null"
+            f"model.experts_implementation={wanted}: {type(causal).__name__} has no experts with a "
+            "choice of implementations; set model.experts_implementation=null"
         )
 
 
@@ -131,7 +130,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         with warnings.catch_warnings():
-            # weights that are stored quantised stay as they are, which is checked when they are there
+            # weights stored quantized are loaded as they are, which require_as_configured checks
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             causal = AutoModelForCausalLM.from_pretrained(
                 name, dtype=dtype, trust_remote_code=trust_remote_code, **options
@@ -143,13 +142,12 @@ def _load(
             reason = "it is a LoRA adapter; merge it into its model first"
         raise UserError(
             f"model.name={name}: cannot be loaded ({reason}); give a hub id or a folder with "
-            "config.json, weights "
-            "and tokenizer, or model=tiny, which needs no download"
+            "config.json, weights and tokenizer, or model=tiny, which needs no download"
         ) from error
 
 
 def lora_targets(causal: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that LoRA adapts: all but the output layer, the routers and the experts."""
+    """Names of the linear layers that LoRA adapts: all except the output layer, routers and experts."""
     head = causal.get_output_embeddings()
     names = {
         path.rpartition(".")[2]
@@ -164,12 +162,12 @@ def _add_lora(
 ) -> PeftModel:
     config = _lora_config(causal, model, experts)
     if adapter is not None and model.use_4bit and LoraConfig.from_pretrained(adapter).target_parameters:
-        raise UserError(  # peft would leave out the experts' part with no more than a warning
-            f"model.use_4bit=true: the adapter in {adapter} is for experts, which take none in 4 bits; set "
+        raise UserError(  # peft would only warn, and leave out the experts' part
+            f"model.use_4bit=true: the adapter in {adapter} adapts experts, which 4 bits do not support; set "
             "model.use_4bit=false"
         )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft 0.21 asks transformers by a name that transformers 5.23 deprecates
+        # peft 0.21 uses a name that transformers 5.23 deprecates
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(model.init_seed)
         try:
@@ -184,10 +182,10 @@ def _lora_config(causal: PreTrainedModel, model: ModelConfig, experts: Sequence[
     named = model.lora_target_modules
     if named and ROUTERS & {name.rpartition(".")[2] for name in named}:
         raise UserError(
-            "model.lora_target_modules: names a router, and LoRA trains none: leave gate and router out, or "
-            "give null for all linear layers but these"
+            "model.lora_target_modules: names a router, which LoRA does not adapt; leave out gate and "
+            "router, or give null for all other linear layers"
         )
-    # without the layer's number: one name for all layers
+    # without the layer number: one name for all layers
     matrices = sorted({".".join(path.split(".")[-3:]) for path in experts})
     return LoraConfig(
         r=model.lora_r,

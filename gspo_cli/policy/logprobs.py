@@ -1,4 +1,4 @@
-"""Log-probabilities straight from hidden states, without keeping logits for backward.
+"""Log-probabilities from hidden states, without keeping logits for backward.
 
 Shapes: N tokens, D hidden size, V vocabulary."""
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-CHUNK_ELEMENTS = 2**22  # logits held at once, in fp32: 16 MiB
+CHUNK_ELEMENTS = 2**22  # of logits in memory at once, in fp32: 16 MiB
 
 
 def linear_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """fp32 logits of an LM head, divided by the temperature. (N, D) -> (N, V)"""
-    # the product itself is fp32: rounding logits to bf16 costs more than the GSPO band is wide
+    # the product itself is fp32: the error of bf16 logits is larger than the width of the GSPO band
     logits = linear(hidden.float(), weight.float(), None if bias is None else bias.float())
     return logits if temperature == 1 else logits / temperature
 
@@ -35,20 +35,20 @@ class LinearLogprobs(torch.autograd.Function):
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """hidden (N, D), weight (V, D), bias (V,) or None, targets (N,) -> logprobs (N,), entropy (N,), both
-        fp32; entropy is 0 where it was not asked for."""
+        fp32; entropy is 0 without `with_entropy`."""
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropy, normaliser = torch.zeros_like(logprobs), torch.empty_like(logprobs)
+        entropy, log_normalizer = torch.zeros_like(logprobs), torch.empty_like(logprobs)
         weight32 = weight.float()
         for part in _chunks(len(targets), weight.shape[0]):
             logits = linear_logits(hidden[part], weight32, bias, temperature)
-            normaliser[part] = logits.logsumexp(dim=-1)
+            log_normalizer[part] = logits.logsumexp(dim=-1)
             logprobs[part] = (
-                logits.gather(dim=-1, index=targets[part, None]).squeeze(dim=-1) - normaliser[part]
+                logits.gather(dim=-1, index=targets[part, None]).squeeze(dim=-1) - log_normalizer[part]
             )
             if with_entropy:
-                probabilities = (logits - normaliser[part, None]).exp_()
-                entropy[part] = normaliser[part] - probabilities.mul_(logits).sum(dim=-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+                probabilities = (logits - log_normalizer[part, None]).exp_()
+                entropy[part] = log_normalizer[part] - probabilities.mul_(logits).sum(dim=-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -56,7 +56,7 @@ class LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """d log p(y) / d logits = onehot(y) - softmax, chunk by chunk."""
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        hidden, weight, bias, targets, log_normalizer = ctx.saved_tensors
         weight32 = weight.float()
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight32) if ctx.needs_input_grad[1] else None
@@ -64,7 +64,7 @@ class LinearLogprobs(torch.autograd.Function):
         for part in _chunks(len(targets), weight.shape[0]):
             logits = linear_logits(hidden[part], weight32, bias, ctx.temperature)
             scaled = grad[part, None] / ctx.temperature  # (n, 1)
-            grad_logits = logits.sub_(normaliser[part, None]).exp_().mul_(-scaled)
+            grad_logits = logits.sub_(log_normalizer[part, None]).exp_().mul_(-scaled)
             grad_logits.scatter_add_(dim=-1, index=targets[part, None], src=scaled)
             grad_hidden[part] = (grad_logits @ weight32).to(hidden.dtype)
             if grad_weight is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +17,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: RunConfig) -> tor
     """AdamW over `parameters` with the settings of `config`.
 
     In 8 bits a tensor of at least 4096 elements takes 2 bytes of state per element instead of 8; smaller ones
-    keep fp32 states. Paged states come back unpaged from a checkpoint, in the GPU's memory.
+    keep fp32 states. Paged states are restored from a checkpoint unpaged, into the GPU's memory.
 
-    Raises UserError where bitsandbytes is absent."""
+    Raises UserError where bitsandbytes is needed and not installed."""
     training, kind = config.training, config.training.optimizer
-    settings = {
+    settings: dict[str, Any] = {
         "lr": config.algorithm.learning_rate,
         "betas": (training.adam_beta1, training.adam_beta2),
         "weight_decay": training.weight_decay,

@@ -1,4 +1,4 @@
-"""The model being trained: scores tokens, offers its reference, and saves itself.
+"""The model being trained: log-probabilities under it and its reference, and its weights on disk.
 
 Shapes: B sequences, T tokens, right-padded; D hidden size. The one shift between logits and tokens is here:
 the log-probability of token t comes from the hidden state at t - 1."""
@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
-from gspo_cli.policy.divided import whole
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
 from gspo_cli.policy.routing import Routing, predicting
+from gspo_cli.policy.weights import gathered
 
 
 class Policy(nn.Module):
-    """A causal language model with its tokenizer, seen as a distribution over actions."""
+    """A causal language model with its tokenizer."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class Policy(nn.Module):
         self.chat = ChatFormat(tokenizer, _generation_stop_ids(self.causal_model))
         self._frozen_reference: PreTrainedModel | None = None
         self.model.eval()
-        with whole(self.causal_model.parameters()):
+        with gathered(self.causal_model.parameters()):
             self._check_head()
             self.routing = Routing(self.causal_model)
 
     @property
     def causal_model(self) -> PreTrainedModel:
-        """The model without its adapter wrapper (the adapter's layers stay inside)."""
+        """The model without its adapter wrapper (the adapter's layers are still part of it)."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
@@ -91,18 +91,20 @@ class Policy(nn.Module):
     def _reference(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         if self._frozen_reference is not None:
             return self._score(self._frozen_reference, token_ids, action_mask, temperature, False)
+        if not isinstance(self.model, PeftModel):
+            raise RuntimeError("the policy has no reference: call keep_reference first")
         with self.model.disable_adapter():
             return self._score(self.causal_model, token_ids, action_mask, temperature, False)
 
     def keep_reference(self, model: PreTrainedModel) -> None:
-        """Use `model` as the frozen reference. Under LoRA none is needed: the adapter is switched off
-        instead."""
+        """Use `model` as the frozen reference. Not needed with LoRA: its reference is the model without the
+        adapter."""
         self._frozen_reference = model.eval().requires_grad_(False)
 
     def next_token_logits(self, hidden: Tensor, temperature: float) -> Tensor:
         """fp32 logits for sampling from last hidden states. (B, D) -> (B, V)"""
         head = self.causal_model.get_output_embeddings()
-        with torch.autocast(hidden.device.type, enabled=False):  # the product is fp32 here, too
+        with torch.autocast(hidden.device.type, enabled=False):  # as in training the product is fp32
             return linear_logits(hidden, head.weight, head.bias, temperature)
 
     def autocasting(self) -> torch.autocast | nullcontext:
@@ -113,10 +115,9 @@ class Policy(nn.Module):
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Train mode for the length of a block, which lets gradient checkpointing act; eval mode otherwise.
+        """Train mode within the block, which gradient checkpointing needs; eval mode otherwise.
 
-        In train mode checkpointing would drop the key-value cache inside generation. Dropout is 0 in both
-        modes."""
+        In train mode checkpointing would disable the key-value cache of generation. Dropout is always 0."""
         self.model.train()
         try:
             yield
@@ -130,7 +131,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def load_weights(self, folder: Path) -> None:
-        """Put the weights that `save` wrote in the place of the present ones."""
+        """Replace the weights by those that `save` wrote."""
         if isinstance(self.model, PeftModel):
             set_peft_model_state_dict(self.model, load_peft_weights(folder, device="cpu"))
         else:
@@ -161,7 +162,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Refuse models whose logits are not a plain linear map of the last hidden state (soft caps,
+        """Raise UserError for models whose logits are not a linear map of the last hidden state (soft caps,
         scales)."""
         causal = self.causal_model
         head = causal.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Rewards of conversations: how things stand at the end, as the environment has checked it, and manner."""
+"""Rewards of conversations: the progress that the environment reports, and the manner of the agent."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from gspo_cli.rewards.composition import WeightedReward
 from gspo_cli.rewards.manner import MannerReward
 from gspo_cli.types import Message, RewardResult, Trajectory
 
-# With 0.1 for manner the best conversation earns 1. Policy is 0 at best: its weight is what violations cost.
+# With 0.1 for manner the best conversation earns 1. Policy is at most 0: its weight is what violations cost.
 WEIGHTS = {"outcome": 0.6, "facts": 0.3, "policy": 0.5}
 MANNER_WEIGHT = 0.1
 
 
 class ProgressReward(RewardFunction):
-    """The environment's last progress, weighted by `weights`; each turn earns what changed with it.
+    """The environment's last progress, weighted by `weights`; each turn earns the change it made.
 
-    Solved where the environment's outcome says so. 0 where an environment reports no progress at all; one
-    that lacks a weighted name is an error. Raises UserError on weights that are not finite numbers."""
+    Solved if the environment's outcome says so. 0 for an environment that reports no progress at all; a
+    weighted name that is missing from the progress is an error. Raises UserError on infinite weights."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         self.weights = dict(WEIGHTS if weights is None else weights)
@@ -31,7 +31,7 @@ class ProgressReward(RewardFunction):
     def compute_reward(
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
     ) -> RewardResult:
-        """The weighted sum; the standing's values are the components."""
+        """The weighted sum; the reported values are the components."""
         solved = trajectory.outcome.solved
         if not any(trajectory.progress):
             return RewardResult(0.0, solved=solved)
@@ -55,14 +55,14 @@ class ProgressReward(RewardFunction):
 def conversation_reward(
     weights: Mapping[str, float] | None = None, manner_weight: float = MANNER_WEIGHT
 ) -> WeightedReward:
-    """Standing and manner as one reward in [0, 1]. Weights mean what they say: let those of what can be
-    reached add up to 1 with `manner_weight`. Solved is what the environment says, whatever the manner."""
+    """Progress and manner as one reward in [0, 1]. Choose weights so that a perfect conversation, with
+    `manner_weight`, adds up to 1. `solved` is what the environment reports, whatever the manner."""
     return WeightedReward(
         {"standing": (1.0, ProgressReward(weights)), "manner": (manner_weight, MannerReward())}
     )
 
 
 def create_customer_service_reward(weights: Mapping[str, float] | None = None) -> WeightedReward:
-    """The guide's name for the reward of a support agent: the outcome weighs most, then the facts told, then
-    empathy, action, professionalism, length and similarity."""
+    """The reward of a customer service agent: the outcome weighs most, then the facts told, then empathy,
+    action, professionalism, length and similarity."""
     return conversation_reward(weights)

@@ -1,4 +1,4 @@
-"""A language model as the judge, behind any OpenAI-compatible URL."""
+"""LLM-as-a-judge behind any OpenAI-compatible URL."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 class LLMJudge(RewardFunction):
     """The score that `model` at `url` gives by `rubric`, from 0 to `scale`, as a reward in [0, 1].
 
-    A reply without a score is an error, not a 0. `cache` names a JSON-lines file: what was asked before, to
-    the letter, is not asked again. The attempts fit into the minute that a reward has: mind that when
-    `timeout` or `retries` grow."""
+    A reply without a score is an error, not a 0. `cache` names a JSON-lines file of scores: a request that is
+    in it is not sent again. All attempts together must fit into `training.reward_timeout` (a minute by
+    default): mind that when you raise `timeout` or `retries`."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class LLMJudge(RewardFunction):
     async def compute_reward(
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
     ) -> RewardResult:
-        """Ask for a score, once per conversation and cache. Raises RewardError where the reply is none."""
+        """Ask for a score, or take it from the cache. Raises RewardError where the reply holds none."""
         asked = self.question(trajectory.messages)
         key = self._key(asked)
         score = None if self.cache is None else self.cache.scores.get(key)
@@ -86,7 +86,7 @@ class LLMJudge(RewardFunction):
         return RewardResult(reward, {"judge": reward})
 
     def question(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """What the judge is sent: its instructions, and the conversation as data."""
+        """The messages sent to the judge: its instructions, and the conversation as data."""
         lines = "\n".join(_as_data(message) for message in messages)
         fenced = f"<conversation>\n{lines}\n</conversation>\nReply with the JSON object only."
         return [
@@ -100,17 +100,17 @@ class LLMJudge(RewardFunction):
 
 
 class ScoreCache:
-    """Scores by key in a JSON-lines file, which runs may share: each line is written in one go, and one that
-    cannot be read is asked for again. Raises UserError where the file cannot be used."""
+    """Scores by key in a JSON-lines file, which runs may share: each line is one write, and unreadable lines
+    are skipped. Raises UserError where the file cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-            self._append("" if text.endswith("\n") or not text else "\n")  # ends a line that was cut
+            self._append("" if text.endswith("\n") or not text else "\n")  # ends a truncated line
         except OSError as error:
-            raise UserError(f"cache={path}: cannot be used ({error}); give a file to write to") from error
+            raise UserError(f"cache={path}: cannot be used ({error}); give a writable file") from error
         self.scores = dict(filter(None, map(_read_line, text.splitlines())))
 
     def keep(self, key: str, score: float) -> None:
@@ -127,23 +127,23 @@ class ScoreCache:
 
 
 def read_score(reply: str, scale: float) -> float:
-    """The number of `{"score": n}`, or a bare number; thoughts before it and a code fence around it do not
-    matter. Raises RewardError on anything else, and outside 0 to `scale`."""
+    """The number of `{"score": n}`, or a bare number; a leading <think> block and a code fence are ignored.
+    Raises RewardError on anything else, and outside 0 to `scale`."""
     text = THOUGHTS.sub("", reply).strip()
     try:
-        said = json.loads(text.removeprefix("```json").removeprefix("```").removesuffix("```"))
+        parsed = json.loads(text.removeprefix("```json").removeprefix("```").removesuffix("```"))
     except (ValueError, RecursionError):
-        said = None
-    score = said.get("score") if isinstance(said, dict) else said
+        parsed = None
+    score = parsed.get("score") if isinstance(parsed, dict) else parsed
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise RewardError(f"the judge gave no score but {reply[:200]!r}")
+        raise RewardError(f"the judge gave no score; it replied {reply[:200]!r}")
     if not 0 <= score <= scale:  # nan, too
         raise RewardError(f"the judge gave {str(score)[:40]}, not a score from 0 to {scale:g}")
     return float(score)
 
 
 def _as_data(message: Message) -> str:
-    """One line of JSON in which no tag can stand."""
+    """One line of JSON that cannot contain a tag."""
     text = message.content
     cut = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} [cut]"
     line = json.dumps({"role": message.role, "content": cut})

@@ -1,7 +1,7 @@
-"""The English words that `gspo_cli.rewards.manner` listens for.
+"""The English words that `gspo_cli.rewards.manner` looks for.
 
-Beginnings match words that start so: "refund" is also refunded and refunds. Phrases match whole words in
-their order."""
+Beginnings match words that start with them: "refund" also matches refunded and refunds. Phrases match whole
+words in order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ POLITE_OR_VAGUE = """
 NEEDS = """
     email name order number zip phone address help may shall would could what which how when where who"""
 FUNCTION_WORDS = frozenset(GRAMMAR.split())
-EMPTY_WORDS = FUNCTION_WORDS | frozenset(POLITE_OR_VAGUE.split())  # they do not say what a text is about
-ASKING = frozenset(NEEDS.split())  # a question asks with these for what an agent has to know
+EMPTY_WORDS = FUNCTION_WORDS | frozenset(POLITE_OR_VAGUE.split())  # they do not tell what a text is about
+ASKING = frozenset(NEEDS.split())  # a question with one of these asks for what an agent needs to know
 
 EMPATHY = ("sorry", "apolog", "understand", "frustrat", "unfortunate", "inconvenien", "regret", "appreciat")
 COURTESY = ("thank", "please", "certain", "absolute", "happy", "glad", "welcome", "immediate", "priorit")
@@ -56,7 +56,7 @@ DEEDS = (
 )
 ACTION = (*PROMISES, *DEEDS)
 FINDINGS = frozenset(("is", "are", "was", "were", "has", "had", "costs", "means"))
-DONE = frozenset(("done", "sent", "found"))  # deeds that are done without "ed"
+DONE = frozenset(("done", "sent", "found"))  # completed actions that do not end in "ed"
 KEYWORDS = (*EMPATHY, *COURTESY, *ACTION)
 
 UPSET = (
@@ -64,7 +64,7 @@ UPSET = (
     *("terribl", "awful", "defect", "complain", "crack", "unhappy", "worst", "annoy"),
     *("ridiculous", "delay", "unacceptabl", "stolen", "furious", "scratch"),
 )
-UPSET_WORDS = frozenset(  # whole, for "later" and "failsafe" are no complaints
+UPSET_WORDS = frozenset(  # whole words: "later" and "failsafe" are not complaints
     ("late", "lost", "torn", "fail", "fails", "failed", "failing", "failure", "failures")
 )
 

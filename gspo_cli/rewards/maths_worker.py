@@ -1,5 +1,5 @@
-"""math-verify in a process of its own: a tower of powers must not stop a run, and the library's own time
-limits fail outside a main thread."""
+"""math-verify in a separate process: an answer such as a tower of powers must not hang a run, and the
+library's own time limits work in a main thread only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from multiprocessing.process import BaseProcess
 from threading import Lock
 
 SECONDS = 10
-LOCK = Lock()  # without it threads receive each other's verdicts
+LOCK = Lock()  # without it threads receive each other's results
 
 
-def same_mathematics(answer_text: str, gold: str) -> bool | None:
-    """Whether both mean the same; False after `SECONDS`, None where `gold` cannot be read."""
+def equal_mathematics(answer_text: str, gold: str) -> bool | None:
+    """Whether both are equal; False after `SECONDS`, None where `gold` cannot be parsed."""
     with LOCK:
         return _ask(answer_text, gold)
 
@@ -35,7 +35,7 @@ def _ask(answer_text: str, gold: str) -> bool | None:
 
 @cache
 def _worker() -> tuple[BaseProcess, Connection]:
-    context = get_context("spawn")  # forking a process that holds torch's threads can deadlock
+    context = get_context("spawn")  # forking a process with torch's threads can deadlock
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there,), daemon=True)
     process.start()

@@ -27,9 +27,9 @@ class HuggingFaceReward(RewardFunction):
     """`squash(scale * output)` of the model `name_or_folder`, a hub id or a local folder; the output itself
     is logged as `logit`.
 
-    Conversations are written by the model's own chat template, or as `role: text` lines where it has none,
-    and lose their beginning where they are longer than it reads. `device` is the GPU where there is one, by
-    default. Raises UserError where the model cannot be loaded or has not one trained output."""
+    Conversations are rendered with the model's chat template, or as `role: text` lines where it has none, and
+    truncated at the beginning where they are too long for it. `device` is by default the GPU, where there is
+    one. Raises UserError where the model cannot be loaded or does not have exactly one trained output."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class HuggingFaceReward(RewardFunction):
         return result
 
     def compute_rewards(self, trajectories: Sequence[Trajectory]) -> list[RewardResult]:
-        """The rewards of all conversations, `batch_size` at a time and the long ones together."""
+        """The rewards of all conversations, `batch_size` at a time, sorted by length to save padding."""
         texts = [conversation_text(self.tokenizer, trajectory.messages) for trajectory in trajectories]
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         logits = [0.0] * len(texts)
@@ -89,7 +89,7 @@ class HuggingFaceReward(RewardFunction):
 
 
 def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model, ready to judge. Raises UserError with the reason where they are not."""
+    """Tokenizer and model in eval mode. Raises UserError where they cannot be used as a reward model."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -109,7 +109,7 @@ def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBa
     require(outputs == 1, f"name_or_folder={name_or_folder}: has {outputs} outputs; a reward model has one")
     for missing in sorted(report["missing_keys"]):
         raise UserError(
-            f"name_or_folder={name_or_folder}: is no reward model ({missing} is not in its files)"
+            f"name_or_folder={name_or_folder}: is not a reward model ({missing} is not in its files)"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -118,13 +118,13 @@ def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBa
 
 
 def conversation_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """The conversation as the model reads it. What looks like one of its control tokens is broken up, so that
-    no message can end early or pose as another's."""
+    """The conversation as the model reads it. Control tokens spelled out in a message are broken up, so that
+    no message can end early or pretend to be another's."""
     plain = [{"role": m.role, "content": _disarmed(tokenizer, m.content)} for m in messages]
     if tokenizer.chat_template is None:
         lines = [f"{message['role']}: {message['content']}" for message in plain]
         return "\n".join(line.replace("\n", "\n  ") for line in lines)  # only a message starts a line
-    return tokenizer.apply_chat_template(plain, tokenize=False)
+    return str(tokenizer.apply_chat_template(plain, tokenize=False))
 
 
 def _disarmed(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -1,18 +1,19 @@
-"""Judging finished conversations, all at once."""
+"""From finished conversations to rewards: score, validate, write the result to the trajectory."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from gspo_cli.concurrency import gather
+from gspo_cli.concurrency import TookTooLong, gather
 from gspo_cli.config.choices import RewardErrors
 from gspo_cli.errors import UserError
-from gspo_cli.rewards.base import RewardError, RewardFunction, settled, verdicts
+from gspo_cli.rewards.base import RewardError, RewardFunction, Score
 from gspo_cli.types import RewardResult, Trajectory
 
-SUCCESS = 0.99  # a reward from here on counts as solved, where the reward itself does not say
+SUCCESS = 0.99  # the least reward that counts as solved, where the reward itself does not say
 
 
 def score_all(
@@ -22,39 +23,77 @@ def score_all(
     limit: int = 16,
     timeout: float = 60.0,
 ) -> None:
-    """Set reward, components, turn rewards and `solved` of every trajectory that has no reason to be left
-    out.
+    """Set reward, components, turn rewards and `solved` of every trajectory that is not excluded already.
 
-    The environment's own turn rewards are added to the total. Plain rewards are called here, one by one;
-    those that are awaited run `limit` at a time, each for at most `timeout` seconds. A failing reward raises
-    UserError, or marks the trajectory excluded, as `on_error` says; it is never a 0."""
-    judged = [t for t in trajectories if t.excluded is None]
-    results = judge(function, judged, limit, timeout)
-    for trajectory, result in zip(judged, results, strict=True):
-        if isinstance(result, RewardResult):
-            settle(trajectory, result)
-        elif on_error is RewardErrors.exclude:
-            trajectory.excluded = str(result)
-        else:
-            raise UserError(
-                f"reward: {result} on problem {trajectory.problem.id}; mend it, or leave such answers out "
-                "with training.reward_errors=exclude"
-            ) from result
+    The environment's own turn rewards are added to the total. A reward that fails raises UserError or
+    excludes the trajectory, as `on_error` says; it is never a 0."""
+    scored = [t for t in trajectories if t.excluded is None]
+    for trajectory, value in zip(scored, score(function, scored, limit, timeout), strict=True):
+        try:
+            write_result(trajectory, validate(function, trajectory, value))
+        except RewardError as error:
+            if on_error is not RewardErrors.exclude:
+                raise UserError(
+                    f"reward: {error} on problem {trajectory.problem.id}; fix it, or leave such answers out "
+                    "with training.reward_errors=exclude"
+                ) from error
+            trajectory.excluded = str(error)
 
 
-def judge(
-    function: RewardFunction, trajectories: Sequence[Trajectory], limit: int, timeout: float
-) -> list[RewardResult | RewardError]:
-    """The checked result of each trajectory, or the error instead of it."""
-    found = verdicts(function, trajectories)
-    awaited = iter(gather([verdict for verdict in found if inspect.isawaitable(verdict)], limit, timeout))
-    done = [next(awaited) if inspect.isawaitable(verdict) else verdict for verdict in found]
-    return [settled(function, t, result) for t, result in zip(trajectories, done, strict=True)]
+def score(
+    function: RewardFunction, trajectories: Sequence[Trajectory], limit: int = 16, timeout: float = 60.0
+) -> list[Any]:
+    """What `function` returns for each trajectory, or the exception in its place; not validated yet.
+
+    Plain rewards run here, one by one. Coroutines run `limit` at a time, each for at most `timeout` seconds.
+    """
+    scores = call(function, trajectories)
+    awaited = iter(gather([value for value in scores if inspect.isawaitable(value)], limit, timeout))
+    return [next(awaited) if inspect.isawaitable(value) else value for value in scores]
 
 
-def settle(trajectory: Trajectory, result: RewardResult) -> None:
-    """Write `result` into `trajectory`. The turns' rewards add up to the whole: what neither environment nor
-    reward gave to a turn goes to the last."""
+def call(function: RewardFunction, trajectories: Sequence[Trajectory]) -> list[Score]:
+    """`function.compute_rewards`, with an exception for every trajectory where it fails as a whole."""
+    try:
+        scores = list(function.compute_rewards(trajectories))
+        if len(scores) != len(trajectories):
+            returned = f"{type(function).__name__} returned {len(scores)} results"
+            raise RewardError(f"{returned} for {len(trajectories)} conversations")
+        return scores
+    except Exception as error:  # code we did not write
+        return [error] * len(trajectories)
+
+
+def validate(function: RewardFunction, trajectory: Trajectory, value: Any) -> RewardResult:
+    """`value` with plain numbers. Raises RewardError where it is an exception, is not a RewardResult, holds a
+    number that is not finite, or has more turn rewards than the trajectory has turns."""
+    name = type(function).__name__
+    if isinstance(value, RewardError):
+        raise value
+    if isinstance(value, TookTooLong):
+        raise RewardError(f"{name} {value}")
+    if isinstance(value, BaseException):
+        raise RewardError(f"{name} raised {type(value).__name__}: {value}") from value
+    if not isinstance(value, RewardResult):
+        raise RewardError(f"{name} returned {type(value).__name__}, not RewardResult")
+    try:  # numbers of numpy and torch are accepted
+        total = float(value.total_reward)
+        components = {part: float(number) for part, number in value.component_rewards.items()}
+        turns = [float(number) for number in value.turn_rewards]
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"{name} returned a reward that is not a number: {error}") from error
+    numbered = {f"turn_rewards[{place}]": number for place, number in enumerate(turns)}
+    for part, number in {"total_reward": total, **components, **numbered}.items():
+        if not math.isfinite(number):
+            raise RewardError(f"{name} returned a {part} that is not finite")
+    if len(turns) > trajectory.num_turns:
+        raise RewardError(f"{name} returned {len(turns)} turn_rewards for {trajectory.num_turns} turns")
+    return RewardResult(total, components, value.metadata, turns, value.solved)
+
+
+def write_result(trajectory: Trajectory, result: RewardResult) -> None:
+    """Write a validated `result` to `trajectory`. Its turn rewards then add up to its reward: what neither
+    environment nor reward gave to a turn goes to the last one."""
     total = result.total_reward + math.fsum(trajectory.turn_rewards)
     turns = list(trajectory.turn_rewards)
     for turn, earned in enumerate(result.turn_rewards):

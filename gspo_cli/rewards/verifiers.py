@@ -1,7 +1,7 @@
 """Verifiers: pure functions `(answer_text, gold) -> 0.0 or 1.0`, and the reward that applies one.
 
-An empty answer scores 0. What is judged is text that a model chose: nothing here executes it, and a verifier
-accepts one answer, not a list of guesses.
+An empty answer scores 0. Answers are untrusted text: nothing here executes them, and a verifier accepts one
+answer, not a list of guesses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.compose import locate
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.rewards.maths_worker import same_mathematics
+from gspo_cli.rewards.maths_worker import equal_mathematics
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 Verifier = Callable[[str, str], float]
@@ -27,7 +27,7 @@ NUMBER = re.compile(
     r"(?:(?<![0-9)\]])[-\u2212])?(?:\$[-\u2212]?)?"
     r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]*\.[0-9]+|[0-9]+)"
 )
-# One capital, or several joined as in "B or C", "(B), (C)". "I think" and, after a choice, "A cat" are prose.
+# One capital, or several joined as in "B or C", "(B), (C)". "I think" and, after a choice, "A cat" are not.
 CHOICES = (
     r"((?!I\s+[a-z])[A-Z](?![\w'])"
     r"(?:[^\w.;]*(?:(?:or|and)\b[^\w.;]*)?[A-Z](?![\w'])(?!\s+(?!(?:or|and)\b)[a-z]))*)"
@@ -65,8 +65,8 @@ def regex(answer_text: str, gold: str) -> float:
 def choice(answer_text: str, gold: str) -> float:
     """1 where the capital letter given as the answer is `gold`; giving different letters is wrong.
 
-    Phrases such as "Answer: B" or "the answer is (B)" decide, wherever they stand; without one the text has
-    to start with its letter: "B", "(B)", "B. Paris". Raises UserError where `gold` is not one letter A-Z.
+    Phrases such as "Answer: B" or "the answer is (B)" decide, wherever they are; without one the text has to
+    start with its letter: "B", "(B)", "B. Paris". Raises UserError where `gold` is not one letter A-Z.
     """
     given = STATED.findall(answer_text) or LEADING.findall(answer_text)
     letters = {letter for group in given for letter in re.findall(r"\b[A-Z]\b", group)}
@@ -74,15 +74,15 @@ def choice(answer_text: str, gold: str) -> float:
 
 
 def maths(answer_text: str, gold: str) -> float:
-    """1 where both are the same mathematics for the library math-verify (Apache-2.0, extra `math`).
+    """1 where the library math-verify (Apache-2.0, extra `math`) finds both equal.
 
-    Judged in a worker process, with 0 for what takes too long. Raises UserError where `gold` cannot be read.
+    Compared in a worker process, with 0 for what takes too long. Raises UserError where `gold` cannot be
+    parsed.
     """
-    verdict = same_mathematics(answer_text, gold)
-    require(
-        verdict is not None, f"gold answer {gold!r}: is no mathematics; write a number, or LaTeX as $...$"
-    )
-    return float(verdict)
+    equal = equal_mathematics(answer_text, gold)
+    if equal is None:
+        raise UserError(f"gold answer {gold!r}: is not valid mathematics; write a number, or LaTeX as $...$")
+    return float(equal)
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -95,15 +95,14 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def resolve_verifier(name: str) -> Verifier:
-    """The verifier of `task.verifier`: a key of VERIFIERS, or `python:module.function` for the user's own.
+    """The verifier of `task.verifier`: a key of VERIFIERS, or `python:module.function` for a custom one.
 
     Raises UserError on an unknown name, a function that cannot be imported, and `maths` without its library.
     """
     if name.startswith("python:"):
         verifier = locate(name.removeprefix("python:"), "task.verifier")
-        require(
-            callable(verifier), f"task.verifier={name}: is no function; give (answer_text, gold) -> float"
-        )
+        message = f"task.verifier={name}: is not a function; give (answer_text, gold) -> float"
+        require(callable(verifier), message)
         return verifier
     choices = ", ".join(VERIFIERS)
     require(name in VERIFIERS, f"task.verifier={name}: choose one of {choices}, or python:module.function")
@@ -113,7 +112,7 @@ def resolve_verifier(name: str) -> Verifier:
 
 
 def check_gold(name: str, gold: str, where: str) -> None:
-    """Raise UserError naming `where` if verifier `name` cannot use `gold`: while reading, not mid-run."""
+    """Raise UserError naming `where` if verifier `name` cannot use `gold`. For the loading of tasks."""
     checks = {"numeric": gold_number, "regex": gold_pattern, "choice": gold_letter}
     try:
         checks.get(name, str)(gold)
@@ -126,7 +125,7 @@ class VerifierReward(RewardFunction):
 
     def __init__(self, name: str) -> None:
         self.verifier = resolve_verifier(name)
-        self.component = name.rpartition(".")[2]  # a user's function goes by its own name
+        self.component = name.rpartition(".")[2]  # a custom function is logged under its own name
 
     def compute_reward(
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
@@ -138,7 +137,7 @@ class VerifierReward(RewardFunction):
 
 
 def gold_number(gold: str) -> Decimal:
-    """The number that `gold` is. Raises UserError where it is none, or more than one."""
+    """`gold` as a number. Raises UserError where it is not exactly one."""
     text = gold.strip().rstrip(".%")
     single = NUMBER.fullmatch(text) is not None
     require(single, f"gold answer {gold.strip()!r}: is not one number; use another task.verifier")
@@ -146,7 +145,7 @@ def gold_number(gold: str) -> Decimal:
 
 
 def gold_pattern(gold: str) -> re.Pattern[str]:
-    """The compiled pattern. Raises UserError where it is none."""
+    """The compiled pattern. Raises UserError where it does not compile."""
     try:
         return re.compile(gold)
     except re.error as error:

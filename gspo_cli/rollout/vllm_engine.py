@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from gspo_cli.config.choices import Device, Precision
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
-from gspo_cli.policy.plain_weights import plain_weights
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.weights import plain_weights
 from gspo_cli.rollout.engine import Completion, Request, Sampling
 from gspo_cli.rollout.sampling import draw, greedy, uniforms
 from gspo_cli.types import FinishReason
@@ -146,7 +146,7 @@ class VLLMEngine:
         nearer to where it was, or answers exactly as before although the policy does not."""
         try:
             self.llm.apply_model(_let_experts_pack)
-            weights = plain_weights(self.policy)
+            weights = plain_weights(self.policy.causal_model)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
             raise UserError(f"{self._refusal()} ({' '.join(str(error).split())[:300]})") from error

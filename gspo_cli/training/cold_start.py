@@ -24,7 +24,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
-from gspo_cli.policy.quantisation import merged
+from gspo_cli.policy.weights import merged
 from gspo_cli.randomness import generator
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from gspo_cli.config.choices import Device, Engine, ExpertsImplementation, Optimizer, Precision
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.policy.divided import whole_shape
 from gspo_cli.policy.logprobs import CHUNK_ELEMENTS
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.weights import full_shape
 
 SPARE = 64  # positions that `GrowingLayer` adds at least
 STATES = {Optimizer.adamw: 8, Optimizer.paged_adamw: 8}  # bytes per trained element; others keep two of 1
@@ -105,9 +105,9 @@ def dimensions(policy: Policy) -> Dimensions:
     key_heads = values.get("num_key_value_heads") or heads
     experts = values.get("num_experts") or values.get("num_local_experts") or 0
     inner = values.get("moe_intermediate_size") if experts else None
-    adapters = {n: whole_shape(p) for n, p in parameters if ".lora_A." in n and ".experts." not in n}
+    adapters = {n: full_shape(p) for n, p in parameters if ".lora_A." in n and ".experts." not in n}
     trained = {name: p for name, p in parameters if p.requires_grad}
-    matrices = [p for n, p in trained.items() if len(whole_shape(p)) == 2 and not _contains([n], *UNCAST)]
+    matrices = [p for n, p in trained.items() if len(full_shape(p)) == 2 and not _contains([n], *UNCAST)]
     inputs = {_reads(name): columns for name, (_, columns) in adapters.items()}
     inputs = {read: columns for read, columns in inputs.items() if not _is_attention_output(read)}
     return Dimensions(
@@ -389,4 +389,4 @@ def _is_attention_output(read: tuple[str, bool]) -> bool:
 
 
 def _elements(parameter: Any) -> int:
-    return math.prod(whole_shape(parameter))
+    return math.prod(full_shape(parameter))

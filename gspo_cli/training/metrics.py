@@ -16,8 +16,8 @@ import torch
 from gspo_cli.algorithm.accumulators import Accumulator, maximum
 from gspo_cli.algorithm.calibration import Candidates
 from gspo_cli.algorithm.correction import EngineStats
+from gspo_cli.algorithm.counterfactual import CounterfactualStats, LengthStats
 from gspo_cli.algorithm.objective import LossStats
-from gspo_cli.algorithm.shadow import LengthStats, ShadowStats
 from gspo_cli.policy.routing import RoutingStats
 from gspo_cli.types import FinishReason, Trajectory
 
@@ -41,7 +41,7 @@ class Sums(Accumulator):
     logp_difference_tokens: int = 0
     first_step_abs_err: float | None = maximum(None)
     engine: EngineStats = field(default_factory=EngineStats)
-    shadows: dict[str, ShadowStats] = field(default_factory=dict)
+    shadows: dict[str, CounterfactualStats] = field(default_factory=dict)
     short: LengthStats = field(default_factory=LengthStats)
     long: LengthStats = field(default_factory=LengthStats)
     candidates: tuple[Candidates, ...] = ()
@@ -169,10 +169,10 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
             "sampling/logp_difference/mean": sums.logp_difference_sum / sums.logp_difference_tokens,
             "sampling/logp_difference/max": sums.logp_difference_max,
         }
-    if sums.engine.judged:
+    if sums.engine.counted:
         metrics |= {
-            "sampling/dropped_fraction": sums.engine.dropped / sums.engine.judged,
-            "sampling/engine_ratio_mean": sums.engine.ratio_sum / sums.engine.judged,
+            "sampling/dropped_fraction": sums.engine.dropped / sums.engine.counted,
+            "sampling/engine_ratio_mean": sums.engine.ratio_sum / sums.engine.counted,
         }
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens

@@ -90,21 +90,17 @@ def join(hardware: HardwareConfig) -> ProcessGroup:
     device = None
     if hardware.device is Device.cuda:
         local = int(os.environ["LOCAL_RANK"])
-        if local >= visible_gpus():
+        found = torch.cuda.device_count()
+        if local >= found:
             raise UserError(
-                f"hardware.processes: rank {local} of this node finds {visible_gpus()} GPUs; use as many "
-                "processes as there are, or check CUDA_VISIBLE_DEVICES"
+                f"hardware.processes: rank {local} of this node finds {found} GPUs; use as many "
+                "processes as there are GPUs, or check CUDA_VISIBLE_DEVICES"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     backend = "gloo" if device is None else "nccl"
     distributed.init_process_group(backend, timeout=PATIENCE, device_id=device)
     return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
-
-
-def visible_gpus() -> int:
-    """How many GPUs CUDA_VISIBLE_DEVICES leaves to this machine's runs."""
-    return torch.cuda.device_count()
 
 
 def leave(ranks: ProcessGroup, code: int = 0) -> NoReturn:

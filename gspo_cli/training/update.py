@@ -14,8 +14,13 @@ from torch import Tensor
 
 from gspo_cli.algorithm.calibration import calibrated, candidates
 from gspo_cli.algorithm.correction import engine_weights, weighted
+from gspo_cli.algorithm.counterfactual import (
+    CounterfactualStats,
+    Objective,
+    counterfactual_objectives,
+    observe,
+)
 from gspo_cli.algorithm.objective import policy_loss, reward_kl, sequence_log_ratio
-from gspo_cli.algorithm.shadow import Objective, ShadowStats, observe, shadow_objectives
 from gspo_cli.config.choices import OldLogprobs, Schedule
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
@@ -45,13 +50,13 @@ class Updater:
         )
         self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
-        self.shadows = shadow_objectives(config.algorithm, config.model.presets)
+        self.shadows = counterfactual_objectives(config.algorithm, config.model.presets)
 
     def run(self, samples: Sequence[Sample], order: np.random.Generator, clock: Clock) -> UpdateReport:
         """Split `samples` (the same on every rank) into `updates_per_rollout` minibatches and take one
         optimizer step on each. The report is of all ranks."""
         report = UpdateReport(
-            Sums(shadows={name: ShadowStats() for name in self.shadows}),
+            Sums(shadows={name: CounterfactualStats() for name in self.shadows}),
             clip_range=self.algorithm.clip_range,
             with_kl=self.config.algorithm.kl_in_loss,
         )
@@ -103,7 +108,7 @@ class Updater:
         scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, ref_logprobs=micro.ref_logprobs)
         seen = observe(*scored, Objective.of(algorithm), self.shadows, median, compare_weights=not first)
-        sums = Sums(stats, engine=judged, shadows=seen.shadows, short=seen.short, long=seen.long)
+        sums = Sums(stats, engine=judged, shadows=seen.counterfactuals, short=seen.short, long=seen.long)
         if algorithm.is_calibrated:
             sums.candidates = (candidates(*scored, algorithm),)
         if first:

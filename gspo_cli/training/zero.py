@@ -22,9 +22,9 @@ from torch import Tensor
 from gspo_cli.config.choices import Device, Precision
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.launching.processes import require_deepspeed
-from gspo_cli.policy.divided import dividing, whole
 from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.weights import gathered, zero_init
 from gspo_cli.training.batch import collate
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OptimizerState
@@ -82,7 +82,7 @@ class ZeroStrategy:
             yield
             return
         offload = self.engine.optimizer.parameter_offload
-        with whole(self.policy.model.parameters()):
+        with gathered(self.policy.model.parameters()):
             for parameter in self.policy.parameters():
                 parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]  # DeepSpeed's
             offload._remove_module_hooks()
@@ -96,7 +96,7 @@ class ZeroStrategy:
     def save(self, folder: Path) -> OptimizerState:
         """See `Strategy`."""
         needed = self._parameters if self.policy.has_adapter else self.policy.model.parameters()
-        with whole(needed):
+        with gathered(needed):
             if self.ranks.is_first:
                 self.policy.save(folder)
         self.ranks.wait()  # the first rank writes for long; DeepSpeed's own groups have less patience
@@ -123,10 +123,10 @@ class ZeroStrategy:
 
     def restore_weights(self, folder: Path) -> None:
         """See `Strategy`."""
-        with whole(self.policy.model.parameters(), changed=True):
+        with gathered(self.policy.model.parameters(), modified=True):
             self.policy.load_weights(folder)
         for parameter in self._parameters:
-            with whole([parameter]):
+            with gathered([parameter]):
                 value = parameter.detach().float().clone()
             self._deepspeed.utils.safe_set_full_fp32_param(parameter, value)
 
@@ -182,7 +182,7 @@ def sharded_loading(config: RunConfig) -> AbstractContextManager[None]:
     settings = engine_config(config, config.model.shape.hidden_size)
     if config.hardware.precision is Precision.bf16 and config.model.use_lora:
         settings["bf16"] = {"enabled": True}  # the dtype in which frozen weights are sharded
-    return dividing(settings)
+    return zero_init(settings)
 
 
 def imported(device: Device) -> ModuleType:

@@ -1,8 +1,9 @@
-"""Frozen weights in 4 or 8 bits (bitsandbytes), which score the same with and without gradient.
+"""Frozen weights in 4 or 8 bits (bitsandbytes), with the same scores with and without gradient.
 
-Linear layers are quantised, but the output layer; in 4 bits fused expert weights are too. Embeddings, norms
-and routers keep the dtype of `hardware.precision`; in 8 bits so do fused experts, for which bitsandbytes has
-no 8-bit form. Nothing quantised is ever trained, merged into, or saved: a checkpoint holds the adapter."""
+All linear layers but the output layer are quantized; in 4 bits fused expert weights are, too. Embeddings,
+norms and routers keep the dtype of `hardware.precision`; in 8 bits so do fused experts, for which
+bitsandbytes has no 8-bit form. Quantized weights are never trained, merged into or saved: a checkpoint holds
+the adapter only."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -19,8 +19,8 @@ from gspo_cli.errors import UserError
 
 
 def loader_options(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` is told: nothing without quantisation, else how and where, with products in
-    `dtype`. Raises UserError where bitsandbytes is absent or cannot quantise on `device`."""
+    """Arguments of `from_pretrained`: none without quantization, else how and where, with matrix products in
+    `dtype`. Raises UserError where bitsandbytes is missing or cannot quantize on `device`."""
     if not model.is_quantized:
         return {}
     _require_bitsandbytes(model, device)
@@ -53,27 +53,27 @@ def _require_bitsandbytes(model: ModelConfig, device: torch.device) -> None:
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{key}: bitsandbytes cannot quantise on {device.type} here ({reason}); set {key}=false"
+            f"{key}: bitsandbytes cannot quantize on {device.type} here ({reason}); set {key}=false"
         ) from error
 
 
 def require_as_configured(causal: PreTrainedModel, name: str, model: ModelConfig) -> None:
-    """Raise UserError where the weights at `name` are stored quantised otherwise than `model` says."""
+    """Raise UserError if the weights at `name` are stored in another quantization than `model` says."""
     expected = {torch.uint8} if model.use_4bit else {torch.int8} if model.use_8bit else set()
-    if _integer_dtypes(causal) != expected:
+    if stored_dtypes(causal) != expected:
         raise UserError(
-            f"model.name={name}: its weights are stored quantised, and otherwise than model.use_4bit and "
-            "model.use_8bit say; set these as the weights are stored, or name the full-precision model"
+            f"model.name={name}: the quantization of its weights differs from model.use_4bit and "
+            "model.use_8bit; set these as the weights are stored, or name the full-precision model"
         )
 
 
 def score_as_trained(causal: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Let quantised layers compute in `dtype`, the same in eval and train mode, with and without gradient.
+    """Let quantized layers compute in `dtype`, the same in eval and train mode, with and without gradient.
 
-    bitsandbytes 0.50 does not on a CPU. Scoring would repack 4-bit weights for AVX512-BF16 (products in bf16
-    from then on, through which no gradient flows, and an error where a width is no multiple of 64); and it
-    would round the inputs of 8-bit layers, which training does not: log-probabilities 1e-2 apart, where
-    GSPO's clip band is 3e-4 wide."""
+    By default bitsandbytes 0.50 does not. On a CPU scoring would repack 4-bit weights for AVX512-BF16
+    (products in bf16 from then on, through which no gradient flows, and an error where a width is not a
+    multiple of 64). It would also round the inputs of 8-bit layers, which training does not: the
+    log-probabilities would differ by 1e-2, where GSPO's clip band is 3e-4 wide."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     for module in causal.modules():
@@ -85,14 +85,15 @@ def score_as_trained(causal: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _stay_in_train_mode(module: nn.Module, _: tuple[object, ...]) -> None:
-    module.training = True  # all that an 8-bit layer reads it for is how to multiply
+    module.training = True  # an 8-bit layer only reads it to choose how to multiply
 
 
-def quantise_parameters(causal: PreTrainedModel, paths: Sequence[str], model: ModelConfig) -> None:
-    """Hold the named parameters (the fused experts) in 4 bits; each use of one restores it for its layer.
+def quantize_parameters(causal: PreTrainedModel, paths: Sequence[str], model: ModelConfig) -> None:
+    """Store the named parameters (the fused experts) in 4 bits; each use dequantizes one for its layer.
 
-    They are loaded whole first: that is the most memory a 4-bit Mixture-of-Experts model takes. In an update
-    the restored weights are kept for backward, of one layer under gradient checkpointing, else of all."""
+    They are loaded in full precision first, which is the peak memory of a 4-bit Mixture-of-Experts model. An
+    update keeps the dequantized weights for backward: of one layer under gradient checkpointing, else of all.
+    """
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
     for path in paths:
@@ -105,16 +106,6 @@ def quantise_parameters(causal: PreTrainedModel, paths: Sequence[str], model: Mo
         )
 
 
-def merged(model: PeftModel) -> PreTrainedModel:
-    """The model with its adapter added into the weights. Raises UserError where these are quantised: rounding
-    the sum would undo what was learned."""
-    if _integer_dtypes(model):
-        raise UserError(
-            "model.use_4bit, model.use_8bit: an adapter is not merged into quantised weights; load the model "
-            "with both false, then merge"
-        )
-    return model.merge_and_unload()
-
-
-def _integer_dtypes(model: nn.Module) -> set[torch.dtype]:
+def stored_dtypes(model: nn.Module) -> set[torch.dtype]:
+    """The integer dtypes in which weights are stored; none without quantization."""
     return {p.dtype for p in model.parameters() if not p.is_floating_point()}

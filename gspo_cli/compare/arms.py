@@ -1,18 +1,20 @@
-"""Arms: runs of one algorithm section, their names, and the overrides that make them again."""
+"""Arms: the runs of one algorithm section, their names, and the commands that reproduce them."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.compare.runs import StoredRun, arm_key
+from gspo_cli.compare.runs import StoredRun
+from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.config.compose import composed
 from gspo_cli.config.schema import AlgorithmConfig
 from gspo_cli.console.words import number, override
@@ -24,11 +26,10 @@ NOT_GIVEN = ("seed", "resume", "logging.run_name")
 
 
 def arms_of(runs: Sequence[StoredRun], algorithms: Sequence[str]) -> dict[str, list[StoredRun]]:
-    """Runs by the name of their arm, by seed within it. Arms come in the order of `algorithms`, then by
-    name."""
+    """Runs by the name of their arm, sorted by seed. Arms come in the order of `algorithms`, then by name."""
     groups: dict[str, list[StoredRun]] = {}
     for run in sorted(runs, key=lambda each: (each.seed, each.folder)):
-        groups.setdefault(arm_key(run), []).append(run)
+        groups.setdefault(run.arm_key, []).append(run)
     names = _names([own[0] for own in groups.values()])
     options = [entry.split()[0] for entry in algorithms]
 
@@ -40,7 +41,8 @@ def arms_of(runs: Sequence[StoredRun], algorithms: Sequence[str]) -> dict[str, l
 
 
 def _names(firsts: Sequence[StoredRun]) -> list[str]:
-    """One name for each arm: its algorithm's, with what is not usual of it where several share that."""
+    """One name per arm: its algorithm's, followed by the settings that are not the defaults where several
+    arms share an algorithm."""
     found = []
     for run in firsts:
         alike = [other for other in firsts if other.algorithm["name"] == run.algorithm["name"]]
@@ -65,7 +67,7 @@ def _with(run: StoredRun, keys: Sequence[str]) -> str:
 
 
 def _usual(run: StoredRun, key: str) -> bool:
-    """Whether a setting of the algorithm is the schema's default, or the preset of the model."""
+    """Whether a setting of the algorithm has the schema's default or the preset of the model."""
     value = run.algorithm.get(key)
     level = "token" if run.algorithm["ratio_level"] == "token" else "sequence"
     preset = run.config["model"]["presets"][level]
@@ -80,8 +82,8 @@ def _plain(value: Any) -> str:
 
 
 def baseline_of(arms: Mapping[str, Sequence[StoredRun]], wanted: str | None) -> str:
-    """The arm that the others are held against: `wanted`, else grpo, else the first. Raises UserError where
-    `wanted` is none or several."""
+    """The arm that the others are compared with: `wanted`, else grpo, else the first. Raises UserError where
+    `wanted` is not exactly one of the arms."""
     if wanted is None:
         plain = [name for name, runs in arms.items() if runs[0].algorithm["name"] == "grpo"]
         return plain[0] if plain else next(iter(arms))
@@ -94,7 +96,7 @@ def baseline_of(arms: Mapping[str, Sequence[StoredRun]], wanted: str | None) -> 
 
 
 def objective(run: StoredRun) -> str:
-    """The objective in one line, with its clip band and learning rate."""
+    """The objective in one line, with its clip range and learning rate."""
     algorithm = run.algorithm
     ratio, widths = (
         RATIOS[algorithm["ratio_level"]],
@@ -104,25 +106,25 @@ def objective(run: StoredRun) -> str:
     terms = {
         "min": f"min({ratio} A, clip({ratio}) A), clip range {left} / {right}",
         "stop_gradient": f"sg[clip({ratio})] A log pi(y_t), clip range {left} / {right}",
-        "none": f"{ratio} A, nothing clipped",
+        "none": f"{ratio} A, no clipping",
     }
     parts = [
         terms[algorithm["clip_mode"]],
         algorithm["aggregation"],
-        f"rate {number(algorithm['learning_rate'])}",
+        f"learning rate {number(algorithm['learning_rate'])}",
     ]
     if algorithm["beta"]:
         parts.append(f"beta {number(algorithm['beta'])}")
     if algorithm["routing_replay"]:
         parts.append("routing replay")
     if algorithm["clip_calibration"] != "none":
-        parts.append(f"band calibrated to clip {algorithm['clip_fraction']:g} of tokens")
+        parts.append(f"range calibrated to clip {algorithm['clip_fraction']:g} of tokens")
     return ", ".join(parts)
 
 
 def overrides(run: StoredRun) -> list[str] | None:
-    """What gspo-train is given to make the arm again, seed aside: options, and settings that are not theirs.
-    None where this installation does not have the options."""
+    """The arguments of gspo-train that reproduce the arm, apart from the seed: options, and the settings that
+    differ from them. None where this installation lacks one of the options."""
     task, label, _ = run.subject
     groups = (f"task={task}", f"model={label}", f"algorithm={run.algorithm['name']}")
     usual = _options(*groups)
@@ -130,21 +132,50 @@ def overrides(run: StoredRun) -> list[str] | None:
         return None
     own = leaves(run.config)
     changed = [key for key, value in own.items() if usual.get(key, value) != value or key not in usual]
-    presets = "model.presets."  # read by interpolation: what they decide is listed itself
+    presets = "model.presets."  # other settings interpolate them, and are listed themselves
     given = [key for key in changed if key not in NOT_GIVEN and not key.startswith(presets)]
     return [*groups, *(("" if key in usual else "+") + _override(key, own[key]) for key in given)]
 
 
 @cache
 def _options(*groups: str) -> Mapping[str, Any] | None:
-    """All settings of these options, by dotted key; None where this installation lacks one."""
+    """All settings of these options by dotted key; None where this installation lacks one of them."""
     try:
-        return leaves(OmegaConf.to_container(composed(groups), resolve=True, enum_to_str=True))
+        return leaves(resolved_settings(composed(groups)))
     except (UserError, OmegaConfBaseException):
         return None
+
+
+def resolved_settings(node: DictConfig) -> dict[str, Any]:
+    """A configuration as it is saved in config.yaml."""
+    # to_container's type covers lists and scalars too; of a DictConfig it returns a dict
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True, enum_to_str=True))
 
 
 def _override(key: str, value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return f"{key}={_plain(value)}"
     return override(key, value) if isinstance(value, str) else f"'{key}={json.dumps(value)}'"
+
+
+def reproduce(arms: Mapping[str, Sequence[StoredRun]], settings: CompareConfig) -> list[str]:
+    """The commands that repeat the comparison and each arm. Where an arm's options are not installed here,
+    its saved config.yaml is used."""
+    folders = sorted({run.folder for runs in arms.values() for run in runs})
+    options = [f"compare.level={settings.level:g}"] if settings.level != CompareConfig.level else []
+    if settings.threshold is not None:
+        options.append(f"compare.threshold={settings.threshold:g}")
+    if settings.allow:
+        options.append(f"compare.allow=[{','.join(settings.allow)}]")
+    commands = [shlex.join(["gspo-compare", *folders, *options])]
+    for runs in arms.values():
+        given = overrides(runs[0])
+        if given is None:
+            again = shlex.quote(f"{runs[0].folder}-again")
+            saved = shlex.quote(f"{runs[0].folder}/config.yaml")
+            commands.append(f"mkdir {again} && cp {saved} {again}/ && gspo-train resume={again}")
+        else:
+            seeds = ",".join(str(seed) for seed in sorted(run.seed for run in runs))
+            multirun = "-m " if len(runs) > 1 else ""
+            commands.append(f"gspo-train {multirun}{' '.join(given)} seed={seeds}")
+    return commands

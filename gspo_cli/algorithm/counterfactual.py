@@ -1,10 +1,10 @@
-"""Shadow objectives: what other objectives would make of the ratios that an update met, beside what its own
-made of them; and its own by length of answer.
+"""Counterfactual objectives: what other objectives would have clipped, and how they would have weighted the
+sequences, at the ratios of an update; and the run's own objective by length of answer.
 
-Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`. A shadow needs no pass and leaves no trace in
-training. Compared are the clips, and the weight of a sequence: the mean over its trained tokens of
-ratio x 1[not clipped] (of the capped ratio for clip_mode=stop_gradient), by which the gradient takes its
-advantage (GSPO paper, Eq. 10 and 12)."""
+Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`. They need no extra forward pass and do not
+influence training. Compared are the clips and the weight of a sequence: the mean over its trained tokens of
+ratio x 1[not clipped] (of the capped ratio for clip_mode=stop_gradient). In the gradient it is the factor of
+the sequence's advantage (GSPO paper, Eq. 10 and 12). The metrics are named `shadow/<objective>/...`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gspo_cli.algorithm.objective import clip_sides, sequence_log_ratio, token_log_ratio
+from gspo_cli.algorithm.accumulators import Accumulator
+from gspo_cli.algorithm.objective import (
+    clip_sides,
+    sequence_log_ratio,
+    token_log_ratio,
+    trained_mean,
+)
 from gspo_cli.config.choices import ClipMode, Credit, RatioLevel
 from gspo_cli.config.model_schema import LevelPreset, Presets
 from gspo_cli.config.schema import AlgorithmConfig
 
-ROUNDING = 1e-12  # of a sum of squares: less than this share of it is no variance
+ROUNDING = 1e-12  # a variance below this share of the sum of squares is rounding
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What decides the weight of a token: ratio level, clip mode and [lowest, highest] ratio."""
+    """What determines the weight of a token: ratio level, clip mode and [lowest, highest] ratio."""
 
     level: RatioLevel
     mode: ClipMode
@@ -33,22 +39,22 @@ class Objective:
 
     @classmethod
     def of(cls, algorithm: AlgorithmConfig) -> Objective:
-        """With the band that `algorithm` has."""
+        """The objective of `algorithm`, with its current band."""
         return cls(algorithm.ratio_level, algorithm.clip_mode, algorithm.band)
 
     @classmethod
     def preset(cls, level: RatioLevel, preset: LevelPreset) -> Objective:
-        """With the widths that suit a model."""
+        """PPO-style clipping with the widths of a model's preset."""
         return cls(level, ClipMode.min, (1 - preset.clip_range_left, 1 + preset.clip_range_right))
 
 
-def shadow_objectives(algorithm: AlgorithmConfig, presets: Presets) -> dict[str, Objective]:
-    """gspo, gspo_token and grpo with the model's preset bands, without those that tell nothing new.
+def counterfactual_objectives(algorithm: AlgorithmConfig, presets: Presets) -> dict[str, Objective]:
+    """gspo, gspo_token and grpo with the model's preset bands, without those that are equal to the run's own.
 
     A sequence-level run leaves out its own level. A token-level run leaves out grpo where clip mode and band
-    are those of the preset (aggregation and advantages change no weight). gspo and gspo_token are one where a
-    sequence has one advantage, so that gspo_token is there with `credit=turn` only, and gspo is no shadow of
-    gspo_token without."""
+    are those of the preset (aggregation and advantages change no weight). gspo and gspo_token are equal where
+    a sequence has one advantage: gspo_token is included with `credit=turn` only, and for a gspo_token run
+    gspo is, too."""
     gspo = Objective.preset(RatioLevel.sequence, presets.sequence)
     gspo_token = Objective.preset(RatioLevel.sequence_token, presets.sequence)
     grpo = Objective.preset(RatioLevel.token, presets.token)
@@ -66,10 +72,10 @@ def shadow_objectives(algorithm: AlgorithmConfig, presets: Presets) -> dict[str,
 
 
 @dataclass(frozen=True)
-class ShadowStats:
-    """Sums of one shadow, to be added up over micro-batches and ranks: trained tokens and sequences that it
-    would clip, and over the sequences whose weights are compared the moments of x = own weight - 1 and
-    y = the shadow's weight - 1."""
+class CounterfactualStats(Accumulator):
+    """Sums of one counterfactual objective over micro-batches and ranks: trained tokens and sequences that it
+    would clip, and, over the sequences whose weights are compared, the moments of x = the weight under the
+    run's own objective - 1 and y = the weight under this one - 1."""
 
     clipped_tokens: float = 0.0
     clipped_sequences: float = 0.0
@@ -80,23 +86,20 @@ class ShadowStats:
     yy: float = 0.0
     xy: float = 0.0
 
-    def __add__(self, other: ShadowStats) -> ShadowStats:
-        return ShadowStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
     @property
     def correlation(self) -> float | None:
-        """Pearson's, of the two weights over sequences; None of fewer than two or where one does not vary."""
+        """Pearson correlation of the two weights over sequences; None with fewer than two, or no variance."""
         if self.compared < 2:
             return None
         variance_x, variance_y = self.xx - self.x**2 / self.compared, self.yy - self.y**2 / self.compared
         if not (variance_x > ROUNDING * self.xx and variance_y > ROUNDING * self.yy):
-            return None  # also of ratios that overflowed
+            return None  # also where ratios overflowed
         covariance = self.xy - self.x * self.y / self.compared
         return max(-1.0, min(1.0, covariance / math.sqrt(variance_x * variance_y)))
 
 
 @dataclass(frozen=True)
-class LengthStats:
+class LengthStats(Accumulator):
     """Sums of the run's own objective over the shorter or the longer answers: clipped tokens, and ratio - 1
     at the algorithm's own level as in `LossStats`."""
 
@@ -105,12 +108,9 @@ class LengthStats:
     deviation_sum: float = 0.0
     deviation_squares: float = 0.0
 
-    def __add__(self, other: LengthStats) -> LengthStats:
-        return LengthStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
     @property
     def std(self) -> float | None:
-        """Standard deviation of the ratio; None of no ratio."""
+        """Standard deviation of the ratio; None without any ratio."""
         if not self.ratios:
             return None
         mean = self.deviation_sum / self.ratios
@@ -119,10 +119,10 @@ class LengthStats:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a micro-batch showed: each shadow by name, and its own objective on the answers of at most
-    (`short`) and of more (`long`) trained tokens than the median."""
+    """Statistics of a micro-batch: each counterfactual objective by name, and the run's own objective on
+    answers of at most (`short`) and of more (`long`) trained tokens than the median."""
 
-    shadows: dict[str, ShadowStats]
+    counterfactuals: dict[str, CounterfactualStats]
     short: LengthStats
     long: LengthStats
 
@@ -134,33 +134,34 @@ def observe(
     advantages: Tensor,
     action_mask: Tensor,
     own: Objective,
-    shadows: Mapping[str, Objective],
+    others: Mapping[str, Objective],
     median: float = math.inf,
     compare_weights: bool = True,
 ) -> Observed:
-    """Three (B, T), advantages (B, 1) or (B, T) -> sums over this micro-batch.
+    """Sums over this micro-batch, of the objectives `own` and `others`.
 
-    `median` is the one of the minibatch's answers, in trained tokens. Weights are compared over sequences
-    with an advantage other than 0 on a trained token, where `compare_weights`: not in the first minibatch,
-    where all ratios are 1."""
+    logprobs, old_logprobs, action_mask (B, T); advantages (B, 1) or (B, T). `median` is the median length of
+    the minibatch's answers, in trained tokens. With `compare_weights` weights are compared over the sequences
+    that have an advantage other than 0 on a trained token; leave it off in the first minibatch, where all
+    ratios are 1."""
     log_ratio = token_log_ratio(logprobs.detach(), old_logprobs, action_mask)
     counts = action_mask.sum(dim=1)  # (B,)
-    judged = ((advantages != 0) & action_mask).any(dim=1) & compare_weights
+    compared = ((advantages != 0) & action_mask).any(dim=1) & compare_weights
     mine, low, high, at_level = _applied(own, log_ratio, advantages, action_mask)
     short = counts <= median
     sums = _by_length(at_level, low | high, action_mask, short) + _by_length(
         at_level, low | high, action_mask, ~short
     )
-    for objective in shadows.values():
+    for objective in others.values():
         theirs, low, high, _ = _applied(objective, log_ratio, advantages, action_mask)
         clipped = low | high
-        x, y = torch.where(judged, mine, 0), torch.where(judged, theirs, 0)
-        sums += [clipped.sum(), clipped.any(dim=1).sum(), judged.sum(), x.sum(), y.sum()]
+        x, y = torch.where(compared, mine, 0), torch.where(compared, theirs, 0)
+        sums += [clipped.sum(), clipped.any(dim=1).sum(), compared.sum(), x.sum(), y.sum()]
         sums += [(x * x).sum(), (y * y).sum(), (x * y).sum()]
     values = torch.stack([value.double() for value in sums]).tolist()  # one wait for a GPU
-    stats = (ShadowStats(*values[i : i + 8]) for i in range(8, len(values), 8))
+    stats = (CounterfactualStats(*values[i : i + 8]) for i in range(8, len(values), 8))
     return Observed(
-        dict(zip(shadows, stats, strict=True)), LengthStats(*values[:4]), LengthStats(*values[4:8])
+        dict(zip(others, stats, strict=True)), LengthStats(*values[:4]), LengthStats(*values[4:8])
     )
 
 
@@ -173,7 +174,8 @@ def _applied(
     if objective.level is not RatioLevel.token:
         at_level = sequence_log_ratio(log_ratio, action_mask)
     if objective.level is RatioLevel.sequence:
-        advantages = _one_advantage(advantages, action_mask)
+        # one term per sequence, in which advantages per token count as their mean
+        advantages = advantages if advantages.shape[1] == 1 else trained_mean(advantages, action_mask)
     low, high = clip_sides(at_level.exp(), advantages, objective.mode, objective.band)
     deviation = torch.expm1(at_level)  # exact near 0, where the GSPO band lies
     if objective.mode is ClipMode.stop_gradient:
@@ -189,17 +191,8 @@ def _applied(
     return weight, low & action_mask, high & action_mask, at_level
 
 
-def _one_advantage(advantages: Tensor, action_mask: Tensor) -> Tensor:
-    """The mean over trained tokens, which is what a sequence ratio makes of an advantage per token. -> (B,
-    1)"""
-    if advantages.shape[1] == 1:
-        return advantages
-    total = torch.where(action_mask, advantages, 0).sum(dim=1, keepdim=True)
-    return total / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
-
-
 def _by_length(at_level: Tensor, clipped: Tensor, action_mask: Tensor, rows: Tensor) -> list[Tensor]:
-    """The fields of `LengthStats` over some rows, (B,) true."""
+    """The fields of `LengthStats` over the rows where `rows` (B,) is true."""
     trained = action_mask if at_level.shape == action_mask.shape else action_mask.any(dim=1, keepdim=True)
     counted = trained & rows[:, None]
     deviation = torch.where(counted, torch.expm1(at_level), 0).double()

@@ -1,0 +1,74 @@
+"""How every command starts and ends: the user's modules can be imported, bad input is one sentence, and the
+exit code is 0, 1 (a failure), 2 (bad input) or 130 (stopped by Ctrl-C)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib import metadata
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from gspo_cli.config.compose import PACKAGE, explain
+from gspo_cli.errors import UserError
+from gspo_cli.launching.processes import INTERRUPTED
+
+Command = Callable[[], int | None]
+TRAINING_STOPPED = "stopped; what came after the last checkpoint is lost"
+
+
+def run_command(name: str, command: Command, stopped: str = "stopped") -> None:
+    """Run the body of the command `name` and end the process where its exit code is not 0. `stopped` is what
+    Ctrl-C prints."""
+    folder = os.getcwd()
+    if sys.path[:1] != [folder]:  # tasks and rewards by dotted path from the user's folder
+        sys.path.insert(0, folder)
+    code, _ = guarded(name, command, stopped)
+    if code:
+        sys.exit(code)
+
+
+def guarded(name: str, command: Command, stopped: str = "stopped") -> tuple[int, str]:
+    """Run the body of a command. Returns its exit code, and the sentence that was printed where it failed."""
+    code, why = 0, ""
+    try:
+        code = command() or 0
+        sys.stdout.flush()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        code, why = 2, str(error) if isinstance(error, UserError) else explain(error)
+    except KeyboardInterrupt:
+        code, why = INTERRUPTED, stopped
+    except BrokenPipeError:  # the reader is gone, and so is the place for what is still buffered
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    if why:
+        print(f"{name}: {why}", file=sys.stderr)
+    return code, why
+
+
+def command_parser(name: str, description: str, examples: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a command line, with --help and --version."""
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version(), help="print the version and exit")
+    return parser
+
+
+def version() -> str:
+    """`gspo-cli <version>`, of the installed package or of the checkout that runs."""
+    project = PACKAGE.parent / "pyproject.toml"
+    try:
+        return f"gspo-cli {metadata.version('gspo-cli')}"
+    except metadata.PackageNotFoundError:
+        if not project.is_file():
+            return "gspo-cli (unknown version: the package is not installed)"
+        number = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+        return f"gspo-cli {number} (a checkout that is not installed)"

@@ -1,0 +1,55 @@
+"""The run of a prepared folder as gspo-train executes it: in this process, or on ranks of their own."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+
+from omegaconf import DictConfig
+
+from gspo_cli.config.compose import plain_values
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.console.live import make_console
+from gspo_cli.errors import UserError
+from gspo_cli.launching.processes import INTERRUPTED, launch
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus
+from gspo_cli.run.trackers import Mirror, NoTracker, make_tracker
+from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.training.session import run_training, summarize
+
+
+def train_here(config: RunConfig, node: DictConfig, run: RunFolder, ranks: ProcessGroup | None = None) -> int:
+    """Train in this process, alone or as one of `ranks`; returns the exit code."""
+    console = make_console()
+    tracker: Mirror = NoTracker()
+    if run.writes:
+        tracker = make_tracker(config.logging, run.path, plain_values(node), console.warn)
+    status = RunStatus.failed
+    try:
+        status = RunStatus(run_training(config, run, console, tracker.log, ranks=ranks)["status"])
+    finally:
+        tracker.finish(status)
+        console.close()
+    return INTERRUPTED if status is RunStatus.interrupted else 0
+
+
+def train_on_ranks(config: RunConfig, run: RunFolder, processes: int) -> int:
+    """Train in `processes` worker processes, which load the saved configuration; returns the exit code."""
+    started = time.time()
+    worker = [sys.executable, "-m", "gspo_cli.commands.worker", str(run.path)]
+    result = launch(worker, processes, run.logs)
+    summary = run.path / "summary.json"
+    if result.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):
+        with (
+            suppress(UserError),
+            run.locked(),
+        ):  # no rank wrote one; unless another process trains in the folder
+            run.write_summary(summarize(config, run, None, RunStatus.failed, reward_object=False))
+    if result.message:
+        if sys.stdout.isatty():
+            print("\x1b[?25h", end="")  # a live view that was killed has left the cursor hidden
+        again = f"; continue with resume={run.path}" if result.code == 1 else ""
+        print(f"gspo-train: {result.message}{again}", file=sys.stderr)
+    return result.code

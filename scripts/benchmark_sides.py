@@ -1,0 +1,270 @@
+"""What benchmark.py measures: an iteration of gspo-cli, and the same iteration of TRL's GRPOTrainer.
+
+Both sides load one model folder, answer the same prompts, and return a record per iteration."""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VOCABULARY, END_ID = 2048, 2048  # the tokenizer's end token is an id that the model has no row for
+LEARNING_RATE, CLIP_LEFT, CLIP_RIGHT = 1e-5, 3e-4, 4e-4
+STAGES = ("rollout", "score", "update", "other")
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """An iteration of either side. Answers have `longest` tokens, or about `mean` where lengths are drawn."""
+
+    prompts: int
+    answers: int
+    updates: int
+    longest: int
+    mean: int
+    shape: Mapping[str, int]
+
+    @property
+    def sequences(self) -> int:
+        """Answers in an iteration."""
+        return self.prompts * self.answers
+
+
+HEADS = {"heads": 4, "key_value_heads": 2}
+FULL = Workload(
+    16, 4, 4, 128, 32, HEADS | {"hidden_size": 256, "layers": 4, "head_dim": 64, "intermediate_size": 768}
+)
+SMOKE = Workload(
+    4, 4, 2, 16, 8, HEADS | {"hidden_size": 32, "layers": 1, "head_dim": 8, "intermediate_size": 64}
+)
+
+
+def prompts(count: int) -> list[str]:
+    """Random words, 24 to 40 of them; one word is one token, none of them ends an answer."""
+    rng = random.Random(0)
+    return [
+        " ".join(f"w{rng.randrange(100, VOCABULARY)}" for _ in range(rng.randint(24, 40)))
+        for _ in range(count)
+    ]
+
+
+def token_sum_reward(completion_ids: Sequence[int]) -> float:
+    """Cheap, and different for nearly every answer, so that no group has zero variance."""
+    return sum(completion_ids) % 101 / 100
+
+
+def write_model(folder: Path, lengths: str, workload: Workload) -> None:
+    """A model folder that both sides load; its generation config lists the tokens that end an answer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from gspo_cli.config.model_schema import Shape
+    from gspo_cli.policy.embedded import build_model
+
+    words = {"<pad>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)} | {"<end>": END_ID}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
+    fast.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    model = build_model(Shape(**workload.shape), VOCABULARY, seed=0)
+    if lengths == "geometric":
+        # nearly uniform at random weights: one id in `mean` ends an answer
+        model.generation_config.eos_token_id = list(range(1, 1 + VOCABULARY // workload.mean))
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def run_ours(folder: Path, threads: int, iterations: int, workload: Workload) -> tuple[list[Record], float]:
+    """The body of `Trainer`'s iteration, without its log lines. -> records, GB before the model is loaded"""
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from gspo_cli.config.compose import CONF_DIR, build_config, register
+    from gspo_cli.policy.loading import load_policy
+    from gspo_cli.randomness import generator
+    from gspo_cli.rewards.base import RewardFunction
+    from gspo_cli.rollout.prompts import Prompts
+    from gspo_cli.rollout.transformers_engine import TransformersEngine
+    from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
+    from gspo_cli.training.credit import trainable, with_advantages
+    from gspo_cli.training.metrics import Clock
+    from gspo_cli.training.update import Updater
+    from gspo_cli.types import Message, Problem, RewardResult
+
+    class TokenSum(RewardFunction):
+        def compute_reward(self, trajectory, turn, context):
+            pairs = zip(trajectory.token_ids, trajectory.action_mask, strict=True)
+            return RewardResult(token_sum_reward([token for token, sampled in pairs if sampled]))
+
+    torch.set_num_threads(threads)
+    register()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = build_config(compose("train", overrides=overrides(folder, iterations, workload)))
+    imported = peak_gb()
+    policy = load_policy(config.model.name, config.model, config.hardware)
+    texts = prompts(workload.prompts * iterations)
+    problems = [Problem(str(i), (Message("user", text),)) for i, text in enumerate(texts)]
+    engine = TransformersEngine(policy, config.rollout.batch_size)
+    runner = ConversationRunner(config, TokenSum(), engine, Prompts(policy.chat))
+    collector = Collector(config, runner, ProblemOrder(problems, config.seed))
+    updater = Updater(policy, config)
+    records, cursor = [], 0
+    for iteration in range(iterations):
+        clock, started = Clock(), time.process_time()
+        collected = collector.collect(iteration, cursor, clock)
+        samples = trainable(collected.groups, config.algorithm)
+        samples = with_advantages(samples, collected.groups, config.algorithm)
+        updater.run(samples, generator(config.seed, "minibatches", iteration), clock)
+        cursor += collected.problems_drawn
+        trained = [sample.num_actions for sample in samples]
+        skipped = collected.metrics["frac_reward_zero_std"]
+        records.append(record(clock.seconds, clock.total, started, trained) | {"groups_skipped": skipped})
+    return records, imported
+
+
+def overrides(folder: Path, iterations: int, workload: Workload) -> list[str]:
+    """What the benchmark changes of the shipped configuration."""
+    return [
+        "algorithm=gspo",
+        "task=arithmetic",  # single-turn, without a system prompt; its problems and reward are replaced
+        f"model.name={folder}",
+        f"rollout.max_completion_length={workload.longest}",
+        f"algorithm.learning_rate={LEARNING_RATE}",
+        f"algorithm.clip_range_left={CLIP_LEFT}",
+        f"algorithm.clip_range_right={CLIP_RIGHT}",
+        f"training.num_generations={workload.answers}",
+        f"training.generations_per_iteration={workload.sequences}",
+        f"training.updates_per_rollout={workload.updates}",
+        f"training.num_outer_iterations={iterations}",
+    ]
+
+
+def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> tuple[list[Record], float]:
+    """TRL's own loop, with its methods timed from outside. -> records, GB before the model is loaded"""
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from gspo_cli.training.metrics import Clock
+
+    torch.set_num_threads(threads)
+    imported = peak_gb()
+    state = {"clock": Clock(), "started": 0.0, "lengths": [], "skipped": 0.0}
+    records = []
+
+    def begin():
+        state["clock"], state["started"] = Clock(), time.process_time()
+
+    def reward(prompts, completions, completion_ids, **_):
+        state["lengths"] = [len(ids) for ids in completion_ids]
+        values = [token_sum_reward(ids) for ids in completion_ids]
+        size = workload.answers
+        groups = [values[i : i + size] for i in range(0, len(values), size)]
+        state["skipped"] = sum(max(group) == min(group) for group in groups) / len(groups)
+        return values
+
+    class IterationEnd(TrainerCallback):
+        def on_train_begin(self, args, trainer_state, control, **_):
+            begin()
+
+        def on_step_end(self, args, trainer_state, control, **_):
+            if trainer_state.global_step % workload.updates:
+                return
+            total, seconds = state["clock"].total, state["clock"].seconds
+            seconds["update"] = total - seconds["prepare"]
+            records.append(
+                record(seconds, total, state["started"], state["lengths"])
+                | {"groups_skipped": state["skipped"]}
+            )
+            begin()
+
+    steps = workload.updates * iterations
+    args = GRPOConfig(**trl_settings(workload), output_dir=str(folder / "trl"), max_steps=steps)
+    dataset = Dataset.from_list([{"prompt": text} for text in prompts(workload.prompts * iterations)])
+    trainer = GRPOTrainer(
+        model=str(folder), reward_funcs=reward, args=args, train_dataset=dataset, callbacks=[IterationEnd()]
+    )
+
+    def timing(stage):
+        return state["clock"].timing(stage)
+
+    time_method(trainer, "_prepare_inputs", lambda: timing("prepare"))
+    time_method(trainer, "_generate", lambda: timing("rollout"))
+    # under gradient the same method is the update's forward pass
+    time_method(
+        trainer,
+        "_get_per_token_logps_and_entropies",
+        lambda: nullcontext() if torch.is_grad_enabled() else timing("score"),
+    )
+    trainer.train()
+    return records, imported
+
+
+def trl_settings(workload: Workload) -> dict[str, Any]:
+    """GSPO as TRL documents it, with everything else as in `overrides` and our defaults."""
+    return {
+        "importance_sampling_level": "sequence",
+        "loss_type": "grpo",
+        "epsilon": CLIP_LEFT,
+        "epsilon_high": CLIP_RIGHT,
+        "beta": 0.0,
+        "num_generations": workload.answers,
+        "per_device_train_batch_size": workload.sequences // workload.updates,
+        "steps_per_generation": workload.updates,
+        "gradient_accumulation_steps": 1,
+        "max_completion_length": workload.longest,
+        "temperature": 1.0,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def time_method(owner: Any, name: str, block: Callable[[], Any]) -> None:
+    """Run `owner.name` inside `block()` from now on."""
+    method = getattr(owner, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            return method(*args, **kwargs)
+
+    setattr(owner, name, timed)
+
+
+def record(seconds: dict[str, float], total: float, started: float, lengths: Sequence[int]) -> Record:
+    """One iteration: seconds by stage and in all, processor seconds since `started`, tokens trained on."""
+    known = {stage: seconds[stage] for stage in STAGES[:-1]}
+    return {
+        **known,
+        "other": total - sum(known.values()),
+        "iteration": total,
+        "cpu": time.process_time() - started,
+        "tokens": sum(lengths),
+        "tokens_per_second": sum(lengths) / total,
+        "mean_length": sum(lengths) / len(lengths),
+    }
+
+
+def peak_gb() -> float:
+    """Highest memory of this process so far."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,155 @@
+"""Every script under scripts/ runs. `make wheel` runs check_wheel.py."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.training.session import run_training
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """`run_script(name, *arguments)`: what the script prints, run in this process to import torch once."""
+
+    def run(name, *arguments):
+        monkeypatch.syspath_prepend(str(SCRIPTS))
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_script_is_run():
+    run_by_make, imported = {"check_wheel.py"}, {"benchmark_sides.py"}
+    assert "scripts/check_wheel.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
+    assert "check wheel" in (SCRIPTS.parent / ".ci" / "run").read_text(encoding="utf-8")
+    here = Path(__file__).read_text(encoding="utf-8")
+    others = {path.name for path in SCRIPTS.iterdir() if path.is_file()} - run_by_make - imported
+    assert [name for name in others if f'"{name}"' not in here] == []
+
+
+# ---- benchmark.py
+
+
+def test_the_benchmark_measures_our_side_without_trl(run_script):
+    printed = run_script("benchmark.py", "--ours-only", "--smoke", "--repeats", "1", "--iterations", "1")
+    fixed, geometric = printed.split("\n\ngeometric lengths")
+    assert "mean answer, tokens                           16.0" in fixed
+    rows = dict(line.rsplit(maxsplit=1) for line in geometric.splitlines() if line[:1].isalpha())
+    assert float(rows["answer tokens per second"]) > 0
+    assert 1 <= float(rows["mean answer, tokens"]) < 16
+
+
+def test_the_benchmark_names_what_it_lacks_where_trl_is_not_installed():
+    command = [sys.executable, "-S", str(SCRIPTS / "benchmark.py")]  # -S: no installed packages
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "TRL is not installed: pip install -e '.[bench]'" in done.stderr
+
+
+@pytest.fixture
+def unequal_work(monkeypatch):
+    """The check of benchmark.py: None, or why two sides cannot be compared."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return runpy.run_path(str(SCRIPTS / "benchmark.py"))["unequal_work"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "trl", "expected"),
+    [(1024, 1024, 1024), (1000, 1050, None), (1050, 1000, None), (900, 1000, None)],
+)
+def test_sides_that_train_on_the_same_tokens_are_compared(ours, trl, expected, unequal_work):
+    assert unequal_work({"ours": ours, "trl": trl}, expected) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "trl", "expected"),
+    [
+        (0, 1024, 1024),  # answers that nobody trained on, as when the default task changed
+        (1023, 1024, 1024),
+        (1024, 1023, 1024),
+        (0, 0, 1024),
+        (0, 1024, None),
+        (0, 0, None),
+        (890, 1000, None),
+        (1000, 890, None),
+    ],
+)
+def test_sides_that_train_on_other_tokens_are_refused_with_both_counts(ours, trl, expected, unequal_work):
+    reason = unequal_work({"ours": ours, "trl": trl}, expected)
+    assert f"gspo-cli trained on {ours} tokens, TRL trained on {trl} tokens" in reason
+
+
+def test_the_benchmark_exits_with_1_where_nothing_was_trained(run_script, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    sides = __import__("benchmark_sides")
+    nothing = [{"iteration": 1.0, "tokens": 0, "mean_length": 0.0, "groups_skipped": 1.0}] * 2
+    monkeypatch.setattr(sides, "run_ours", lambda *_: (nothing, 0.1))
+    with pytest.raises(SystemExit) as end:
+        run_script("benchmark.py", "--ours-only", "--smoke", "--lengths", "geometric")
+    assert end.value.code == (
+        "geometric lengths: gspo-cli trained on 0 tokens; without tokens nothing is measured"
+    )
+
+
+# ---- the others
+
+
+def test_the_memory_benchmark_measures_both_phases(run_script):
+    rows = [line.split() for line in run_script("benchmark_memory.py", "--smoke").splitlines()]
+    found = {(row[0], row[-3]): [int(cell) for cell in row[-2:]] for row in rows}
+    assert {("full", "update"), ("full", "rollout"), ("gpt2,", "update"), ("gpt2,", "rollout")} <= set(found)
+    assert all(planned > 0 for planned, _ in found.values())
+
+
+def test_the_environment_benchmark_prints_a_line_for_each_difficulty_and_the_share_of_a_run(
+    run_script, configure, reporter, tmp_path
+):
+    overrides = ["experiment=smoke", "task=arithmetic", "model.cold_start.steps=2", "evaluation.problems=4"]
+    config, yaml = configure(*overrides)
+    folder = RunFolder(tmp_path / "run")
+    folder.create(yaml)
+    run_training(config, folder, reporter)
+    options = ["--problems", "2", "--answers", "1", "--run", str(folder.path)]
+    head, *lines = run_script("benchmark_environment.py", *options).splitlines()
+    assert head.startswith("difficulty  conversations  agent turns")
+    assert [line.split()[0] for line in lines if "%" not in line] == ["1", "2", "3", "4"]
+    [share] = [line for line in lines if "%" in line]
+    assert share.endswith(f"with {config.training.generations_per_iteration} steps: {folder.path}")
+
+
+def test_the_reference_is_written_where_it_is_asked_for(run_script, tmp_path):
+    page = tmp_path / "page.md"
+    assert run_script("reference.py", str(page)) == f"{page}: written\n"
+    assert page.read_text(encoding="utf-8").startswith("# Configuration reference\n")
+
+
+def test_the_slurm_script_composes_once_then_starts_a_worker_on_each_node(tmp_path):
+    script = SCRIPTS / "multi_node.slurm"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    for name, line in {"scontrol": "echo node1", "gspo-train": "echo train $@", "srun": "echo $@"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "RUN": "new"}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(script), "model=moe"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | slurm | path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    train, torchrun = done.stdout.splitlines()
+    assert train == (
+        "train hardware=multi_node hardware.nodes=2 hardware.processes=8 hydra.run.dir=new model=moe"
+    )
+    assert torchrun.startswith("torchrun --nnodes 2 --nproc-per-node 8 ")
+    assert torchrun.endswith("--rdzv-endpoint node1:29500 -m gspo_cli.commands.worker new")
