@@ -160,7 +160,7 @@ def run(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
     from gspo_cli.randomness import generator
     from gspo_cli.rollout.engine import Sampling
     from gspo_cli.rollout.transformers_engine import TransformersEngine
-    from gspo_cli.training.memory_plan import dimensions, plan
+    from gspo_cli.training.memory_plan import dimensions, memory_plan
     from gspo_cli.training.metrics import Clock
     from gspo_cli.training.update import Updater
 
@@ -171,7 +171,7 @@ def run(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
     policy = load_policy(config.model.name, config.model, config.hardware)
     for parameter in policy.parameters():
         parameter.data = parameter.data.clone()
-    planned = plan(config, dimensions(policy))
+    planned = memory_plan(config, dimensions(policy))
     updater = Updater(policy, config)
     vocabulary = policy.causal_model.config.vocab_size
     answers = samples(config.training.generations_per_iteration, vocabulary)

@@ -1,16 +1,20 @@
 """Writes docs/configuration.md: every setting with its type, default, options and meaning.
 
-Types and defaults come from the schemas (gspo_cli/config, the task dataclasses), the values of options from
-conf/, the sentences from gspo_cli/config/key_help.yaml."""
+Types, defaults and meanings come from the schemas (gspo_cli/config, the task dataclasses) and the docstrings
+under their fields, the values of options from conf/."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -24,14 +28,11 @@ from gspo_cli.run.files import write_atomically
 from gspo_cli.tasks.base import Task
 
 REFERENCE = PACKAGE.parent / "docs" / "configuration.md"
-WORDS: Mapping[str, Mapping[str, str]] = yaml.safe_load(
-    (PACKAGE / "config" / "key_help.yaml").read_text(encoding="utf-8")
-)
 PLAIN = {int: "integer", float: "number", str: "text", bool: "true/false", Any: "settings by name"}
 HEAD = """# Configuration reference
 
-`make docs` writes this page from the schemas, the YAML of conf/ and gspo_cli/config/key_help.yaml; a test
-fails where it is behind them.
+`make docs` writes this page from the schemas in gspo_cli/config, the docstrings under their fields, and the
+YAML of conf/; a test fails where it is out of date.
 
 A setting is given as `key=value` (`gspo-train training.num_outer_iterations=20`), an option of a group as
 `group=option` (`algorithm=grpo`). `gspo-train --cfg job --resolve` shows what a command comes to. Where the
@@ -61,20 +62,34 @@ class Setting:
 
     @property
     def meaning(self) -> str:
-        """Its sentence, and a phrase for each choice."""
-        said = words(self.owner, self.name)
+        """What it does, and a phrase for each choice."""
+        sentence = words(self.owner, self.name)
         if self.choices is None:
-            return said
+            return sentence
         listed = (f"<br>`{c.value}` {words(self.choices, c.name)}" for c in self.choices)
-        return said + "".join(listed)
+        return sentence + "".join(listed)
 
 
 def words(cls: type, member: str) -> str:
-    """What is said of `member`, by the class or the nearest of its bases."""
+    """The docstring under `member`, in the class or the nearest of its bases that has one."""
     for base in cls.__mro__:
-        if member in WORDS.get(base.__name__, {}):
-            return escaped(WORDS[base.__name__][member])
-    raise KeyError(f"{cls.__name__}.{member}: has no words in gspo_cli/config/key_help.yaml")
+        if member in docstrings(base):
+            return escaped(docstrings(base)[member])
+    raise KeyError(f"{cls.__name__}.{member}: has no docstring below it in {inspect.getsourcefile(cls)}")
+
+
+@cache
+def docstrings(cls: type) -> dict[str, str]:
+    """The docstrings under the fields of a dataclass or the members of an enum, by name. They are not kept at
+    run time, so they are read from the source."""
+    if not cls.__module__.startswith("gspo_cli"):
+        return {}
+    found = {}
+    for node, below in pairwise(ast.parse(inspect.getsource(cls)).body[0].body):
+        if isinstance(below, ast.Expr) and isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            found[target.id] = " ".join(ast.literal_eval(below.value).split())
+    return found
 
 
 def escaped(text: str) -> str:
@@ -94,7 +109,7 @@ def settings(cls: type, prefix: str) -> Iterator[Setting]:
         annotation = hints[each.name]
         if is_dataclass(annotation):
             yield from settings(annotation, f"{prefix}{each.name}.")
-        elif not (cls is schema.RunConfig and each.name == "task"):
+        elif not (issubclass(cls, schema.RunSettings) and each.name == "task"):
             yield Setting(cls, prefix + each.name, annotation, default_of(each))
 
 
@@ -257,8 +272,8 @@ def task_section() -> str:
 
 def experiment_section() -> str:
     """Overrides that belong together."""
-    said = "Overrides that belong together, as in `gspo-train experiment=smoke`:"
-    return f"## experiment\n\n{said}\n\n{option_list('experiment')}"
+    about_all = "Overrides that belong together, as in `gspo-train experiment=smoke`:"
+    return f"## experiment\n\n{about_all}\n\n{option_list('experiment')}"
 
 
 def reference() -> str:

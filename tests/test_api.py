@@ -168,9 +168,7 @@ def test_no_command_can_go_on_with_a_reward_that_a_script_gave(tmp_path, reporte
     done = gspo_train(f"resume={agent.run_folder}", "training.num_outer_iterations=2")
     assert done.returncode == 2
     [sentence] = done.stderr.splitlines()
-    said = (
-        f"gspo-train: reward=python object {__name__}.Brief: was made by a script, and cannot be made again"
-    )
+    said = f"gspo-train: reward=python object {__name__}.Brief: was made by a script and cannot be made again"
     assert sentence == f"{said}; run the script anew, or evaluate with reward=null, the task's own"
     assert [name for name, _ in next_commands(agent.summary)] == [
         f"gspo-eval {agent.run_folder} reward=null",
@@ -248,7 +246,7 @@ def test_what_is_no_setting_is_said_in_a_sentence(make, sentence):
     ("changes", "sentence"),
     [
         ({"credit": "word"}, "^algorithm.credit=word: "),
-        ({"use_4bit": True, "use_lora": False}, "^model.use_4bit=true: quantised weights are frozen"),
+        ({"use_4bit": True, "use_lora": False}, "^model.use_4bit=true: quantized weights are frozen"),
         ({"use_4bit": True, "use_8bit": True}, "^model.use_4bit, model.use_8bit: are both true"),
         ({"beta": "much"}, "^algorithm.beta=much: "),
         ({"temperature": -1.0}, "^rollout.temperature=-1.0: must be above 0"),

@@ -157,7 +157,7 @@ def test_a_run_whose_reward_a_script_gave_can_be_talked_to_and_watched(chat, run
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("--checkpoint nowhere", "--checkpoint nowhere: is not there; choose one of initial"),
+        ("--checkpoint nowhere", "--checkpoint nowhere: does not exist; choose one of initial"),
         ("--problem 4", "--problem 4: give a number from 0 to 3"),
         ("--problem -1", "--problem -1: give a number from 0 to 3"),
         ("--watch -2", "--watch -2: give a number"),

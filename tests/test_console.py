@@ -12,8 +12,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from gspo_cli.console.live import LiveConsole, PlainConsole, Progress, exchange, make_console, samples_table
-from gspo_cli.console.reporting import Sample
+from gspo_cli.console.live import LiveConsole, PlainConsole, Progress, make_console
+from gspo_cli.console.reporting import ShownSample
+from gspo_cli.console.samples import exchange, samples_table
 from gspo_cli.console.words import clean, sparkline, tail
 
 NASTY = [
@@ -86,7 +87,7 @@ class Clock:
 
 def sample(answer, prompt="What is 3 + 4?", **more):
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return Sample(12, "problem-1", messages, expected="7", reward=1.0, **more)
+    return ShownSample(12, "problem-1", messages, expected="7", reward=1.0, **more)
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_a_table_of_conversations_stands_alone_with_and_without_advantages():
     page = Console(file=io.StringIO(), width=80, color_system=None)
     turns = [("user", "Hello"), ("assistant", "a"), ("user", "And 3 + 4?"), ("assistant", "7")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    cut = Sample(0, "p-1", messages, "7", None, finish_reason="length", excluded="the grader failed")
+    cut = ShownSample(0, "p-1", messages, "7", None, finish_reason="length", excluded="the grader failed")
     page.print(samples_table([sample("7", components={"exact": 1.0}), cut], 80))
     assert [re.split(r"\s{2,}", line.strip()) for line in page.file.getvalue().splitlines()] == [
         ["prompt", "answer", "reward"],
@@ -217,7 +218,7 @@ def test_absent_numbers_are_dashes_and_kl_has_a_place_only_where_it_is_measured(
 @pytest.mark.parametrize(
     ("metrics", "why"),
     [
-        ({"frac_reward_zero_std": 1.0}, "all groups scored equal: nothing to learn from this batch"),
+        ({"frac_reward_zero_std": 1.0}, "all groups have zero variance: nothing to learn from this batch"),
         ({"updates": 1}, "one update per rollout: the ratio is 1, nothing can clip"),
     ],
 )
@@ -394,7 +395,6 @@ def test_the_answer_shown_is_the_last_and_the_prompt_what_it_answers():
 
 def test_a_sparkline_spans_the_whole_history_from_lowest_to_highest():
     assert sparkline([0.0, 0.5, 1.0], 10) == "▁▅█"
-    assert sparkline([0.5] * 3, 10) == "▁▁▁"
-    assert sparkline([], 10) == ""
+    assert (sparkline([0.5] * 3, 10), sparkline([], 10)) == ("▁▁▁", "")
     assert sparkline([0, 0, 1, 1, 2, 2, 3, 3], 4) == sparkline([0, 1, 2, 3], 4)
     assert len(sparkline(list(range(1000)), 27)) == 27

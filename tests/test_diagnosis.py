@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from gspo_cli.diagnosis.diagnosis import CONSEQUENCES, RULES, diagnose, settings_of
+from gspo_cli.config.choices import OnCollapse
+from gspo_cli.config.stored import read_stored
+from gspo_cli.diagnosis.diagnosis import CONSEQUENCES, RULES, diagnose
 from gspo_cli.diagnosis.history import Severity
 from gspo_cli.errors import UserError
 from tests.support.diagnosed_runs import only, run_of, settings
@@ -93,7 +96,7 @@ def test_every_rule_has_a_fault_here_and_every_consequence_is_a_rule():
 def test_what_a_finding_says_to_type_is_taken_by_gspo_train(rule):
     overrides = FAULTS[rule][3]
     found = only(diagnose(settings(*overrides), with_fault(rule)))
-    changed = OmegaConf.create(settings(*overrides, *found.settings))
+    changed = OmegaConf.create(settings(*overrides, *found.settings).plain)
     for setting in found.settings:
         key, _, value = setting.partition("=")
         assert OmegaConf.select(changed, key) == yaml.safe_load(value.replace("e-", ".0e-"))
@@ -202,14 +205,22 @@ def test_a_file_that_is_no_configuration_is_said_in_one_sentence(tmp_path: Path,
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        settings_of(path)
+        read_stored(path)
     assert "\n" not in str(caught.value) or text == "a: [\n"
 
 
 def test_a_run_of_before_a_setting_was_there_takes_its_default(tmp_path: Path):
-    saved = settings()
-    del saved["training"]["on_collapse"], saved["hardware"]["zero_stage"]
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(saved)))
-    read = settings_of(tmp_path / "config.yaml")
-    assert (read["training"]["on_collapse"], read["hardware"]["zero_stage"]) == ("warn", 0)
-    assert read["algorithm"] == saved["algorithm"]
+    old = deepcopy(settings().plain)
+    del old["training"]["on_collapse"], old["hardware"]["zero_stage"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
+    read = read_stored(tmp_path / "config.yaml")
+    assert (read.training.on_collapse, read.hardware.zero_stage) == (OnCollapse.warn, 0)
+    assert (read.plain["training"]["on_collapse"], read.plain["hardware"]["zero_stage"]) == ("warn", 0)
+    assert read.plain["algorithm"] == old["algorithm"]
+
+
+def test_reading_a_stored_run_does_not_import_its_task(tmp_path: Path):
+    old = deepcopy(settings().plain)
+    old["task"]["_target_"] = "a_module_that_is_not_here.Task"
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
+    assert read_stored(tmp_path / "config.yaml").task == old["task"]

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.config.compose import composed, resolved_yaml
 from gspo_cli.errors import UserError
-from gspo_cli.run.identity import State, differences, fingerprint, prepare, saved_settings, state_of
+from gspo_cli.run.identity import State, changed_settings, fingerprint, prepare, saved_settings, state_of
 
 SMALL = ["task=arithmetic", "training.num_outer_iterations=2"]
 
@@ -30,7 +30,7 @@ def test_a_fingerprint_is_of_what_is_computed():
         "rollout.batch_size=8",
     ):
         other = plain(composed([*SMALL, changed]))
-        assert differences(settings, other) == [changed.partition("=")[0]]
+        assert changed_settings(settings, other) == [changed.partition("=")[0]]
         assert fingerprint(other) != fingerprint(settings)
 
 
@@ -38,7 +38,7 @@ def test_checkpoints_count_where_a_collapse_returns_to_one():
     rollback = [*SMALL, "training.on_collapse=rollback"]
     one = plain(composed(rollback))
     other = plain(composed([*rollback, "checkpoint.every=3"]))
-    assert differences(one, other) == ["checkpoint.every"]
+    assert changed_settings(one, other) == ["checkpoint.every"]
 
 
 def test_a_folder_is_prepared_once_and_known_again(tmp_path):

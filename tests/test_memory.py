@@ -10,7 +10,7 @@ from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.rollout.kv_cache import GrowingLayer, new_cache
 from gspo_cli.training import memory_plan as memory
-from gspo_cli.training.memory_plan import cache_room, dimensions, memory_line, plan
+from gspo_cli.training.memory_plan import cache_room, dimensions, memory_plan, memory_text
 from tests.support.models import SMALL, TEXTS
 
 ROWS, LENGTH = 3, 40
@@ -111,7 +111,7 @@ def test_weights_gradients_and_states_are_those_of_the_optimizer(opened, setting
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     states = [own[moment] for own in optimizer.state.values() for moment in ("exp_avg", "exp_avg_sq")]
-    found = plan(config, model).phases["step"]
+    found = memory_plan(config, model).phases["step"]
     assert found["weights"] == sum(p.nbytes for p in policy.model.parameters())
     assert found["gradients"] == sum(p.grad.nbytes for p in policy.trainable())
     assert found["optimizer"] == sum(state.nbytes for state in states)
@@ -119,9 +119,9 @@ def test_weights_gradients_and_states_are_those_of_the_optimizer(opened, setting
 
 def test_a_frozen_reference_takes_the_weights_again(opened):
     config, _, model = opened("qwen3-2", f"{FULL} algorithm.beta=0.1")
-    assert plan(config, model).phases["rollout"]["weights"] == 2 * model.weights
+    assert memory_plan(config, model).phases["rollout"]["weights"] == 2 * model.weights
     config, _, model = opened("qwen3-2", f"{LORA} algorithm.beta=0.1")
-    assert plan(config, model).phases["rollout"]["weights"] == model.weights
+    assert memory_plan(config, model).phases["rollout"]["weights"] == model.weights
 
 
 @pytest.mark.parametrize(("prompt", "new"), [(10, 5), (10, 70), (200, 150), (7, 1)])
@@ -138,7 +138,9 @@ def test_the_cache_has_the_room_of_its_growing_layers(opened, prompt, new):
             ids = torch.zeros(2, 1, dtype=torch.long)
             policy.causal_model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     held = [t for layer in cache.layers for t in (layer.key_room, layer.value_room)]
-    assert plan(config, model).phases["rollout"]["cache"] == sum(t.untyped_storage().nbytes() for t in held)
+    assert memory_plan(config, model).phases["rollout"]["cache"] == sum(
+        t.untyped_storage().nbytes() for t in held
+    )
 
 
 def test_room_grows_by_half():
@@ -161,7 +163,7 @@ def test_more_of_a_setting_takes_more(opened, phase, part, setting):
     totals = []
     for value in (1, 300, 900):
         config, _, model = opened("qwen3-2", f"{LORA} {answers} {setting}={value}")
-        totals.append(plan(config, model).phases[phase][part])
+        totals.append(memory_plan(config, model).phases[phase][part])
     assert totals == sorted(totals)
     assert totals[0] < totals[-1]
 
@@ -169,7 +171,7 @@ def test_more_of_a_setting_takes_more(opened, phase, part, setting):
 def test_checkpointing_keeps_less_and_4_bit_weights_take_less(opened):
     def total(settings: str) -> int:
         config, _, model = opened("qwen3-3", settings)
-        return plan(config, model).total("update")
+        return memory_plan(config, model).total("update")
 
     assert total(FULL.replace("checkpointing=false", "checkpointing=true")) < total(FULL)
     assert total(f"{LORA} model.use_4bit=true") < total(LORA)
@@ -180,7 +182,7 @@ def test_zero_divides_states_then_gradients_then_weights(opened):
     found = []
     for stage in range(4):
         config, _, _ = opened("qwen3-2", f"{FULL} hardware.zero_stage={stage} hardware.processes=1")
-        found.append(plan(config, model, ranks=4).phases["step"])
+        found.append(memory_plan(config, model, ranks=4).phases["step"])
     states, gradients = model.trained * 8, model.trained * 4
     # besides two moments DeepSpeed keeps an fp32 copy of what it steps on
     divided = model.trained * 12 // 4
@@ -191,23 +193,24 @@ def test_zero_divides_states_then_gradients_then_weights(opened):
 
 def test_under_zero_3_generation_holds_whole_weights(opened):
     config, _, model = opened("qwen3-2", f"{FULL} hardware.zero_stage=3 hardware.processes=1")
-    assert plan(config, model, ranks=4).phases["rollout"]["gathered"] == model.weights
+    assert memory_plan(config, model, ranks=4).phases["rollout"]["gathered"] == model.weights
 
 
 def test_offloading_moves_states_and_at_stage_3_weights(opened):
     for stage, moved in ((2, {"optimizer"}), (3, {"optimizer", "weights"})):
         offload = f"hardware.zero_stage={stage} hardware.processes=1 hardware.offload=true"
-        config, policy, model = opened("qwen3-2", f"{FULL} {offload}")
-        found = plan(config, model, ranks=2)
+        config, _, model = opened("qwen3-2", f"{FULL} {offload}")
+        found = memory_plan(config, model, ranks=2)
         assert set(found.host) == moved
         assert not any(found.phases["step"][part] for part in moved)
-        assert "in the CPU's memory optimizer " in memory_line(config, policy, 20, ranks=2)
+        assert "in the CPU's memory optimizer " in memory_text(found)
 
 
 def test_the_line_names_the_phase_that_takes_most(opened):
-    config, policy, model = opened("qwen3-2", f"{FULL} rollout.batch_size=1")
-    found = plan(config, model)
+    config, _, model = opened("qwen3-2", f"{FULL} rollout.batch_size=1")
+    found = memory_plan(config, model)
     assert found.peak == max(found.phases, key=found.total)
     named = f"peak {found.peak} {found.total(found.peak) / 2**20:.0f} MiB ("
-    assert memory_line(config, policy, config.rollout.max_prompt_length).startswith(named)
-    assert not memory_line(config, policy, 1).startswith(named)
+    assert memory_text(found).startswith(named)
+    config, _, _ = opened("qwen3-2", f"{FULL} rollout.batch_size=1 rollout.max_prompt_length=1")
+    assert not memory_text(memory_plan(config, model)).startswith(named)

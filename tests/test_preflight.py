@@ -13,7 +13,7 @@ from gspo_cli.config.choices import Precision
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.training.preflight import NoiseFloor, described, noise_floor, noise_limit, noise_warnings
+from gspo_cli.training.preflight import NoiseFloor, noise_floor, noise_limit, noise_text, noise_warnings
 from gspo_cli.training.session import run_training
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.types import Message, Problem
@@ -98,11 +98,11 @@ def test_noise_that_is_no_number_warns(configure):
 def test_the_limit_is_a_third_of_the_narrower_side(configure):
     config, _ = configure("algorithm.clip_range_left=6e-4", "algorithm.clip_range_right=9e-4")
     assert noise_limit(config) == pytest.approx(2e-4, rel=1e-12)
-    assert described(config, NoiseFloor(0.0, 3.2e-7)) == (
+    assert noise_text(NoiseFloor(0.0, 3.2e-7), noise_limit(config)) == (
         "same layout 0, other layouts 3e-07; band 0.0006 (limit 0.0002)"
     )
     config, _ = configure("algorithm=grpo", "algorithm.clip_mode=none")
-    assert described(config, NoiseFloor(0.0, 1.0)).endswith("; no clip band")
+    assert noise_text(NoiseFloor(0.0, 1.0), noise_limit(config)).endswith("; no clip band")
     assert noise_warnings(config, NoiseFloor(1.0, 1.0)) == []
 
 
@@ -115,3 +115,8 @@ def test_a_run_shows_its_noise_floor_on_the_card(configure, reporter, tmp_path):
     (line,) = [line for line in lines if line.strip().startswith("noise")]
     assert line.split()[1:4] == ["same", "layout", "0,"]
     assert not [warning for warning in reporter.warnings if "noise" in warning]
+    card = folder.read_card()
+    assert card["noise"]["same"] == 0
+    assert card["noise_limit"] == noise_limit(config)
+    assert card["sizes"]["answers"] == config.training.generations_per_iteration
+    assert card["memory"]["phases"]["update"]["weights"] > 0

@@ -180,7 +180,7 @@ def test_two_processes_never_train_in_one_folder(configure, tmp_path, reporter):
     config, yaml = configure()
     folder = RunFolder(tmp_path / "run")
     folder.create(yaml)
-    with folder.held(), pytest.raises(UserError, match="another process trains in this folder"):
+    with folder.locked(), pytest.raises(UserError, match="another process trains in this folder"):
         run_training(config, RunFolder(tmp_path / "run"), reporter)
     assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
     assert run_training(config, folder, reporter)["status"] == "completed"

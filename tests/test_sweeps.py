@@ -24,7 +24,7 @@ from gspo_cli.config.compose import CONF_DIR, composed, resolved_yaml
 from gspo_cli.launching.queue_launcher import offer_queue
 from gspo_cli.launching.sweep import job_names, resumed_sweep
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.identity import State, differences, fingerprint, prepare, saved_settings, state_of
+from gspo_cli.run.identity import State, changed_settings, fingerprint, prepare, saved_settings, state_of
 from gspo_cli.training.session import run_training
 from tests.support.command_line import environment, gspo_train, script
 from tests.support.whole_runs import ARITHMETIC
@@ -310,7 +310,7 @@ def test_routing_replay_is_the_only_difference_between_grpo_and_grpo_replay():
     one, other = (
         plain(composed(["experiment=moe_replay", f"algorithm={name}"])) for name in ("grpo", "grpo_replay")
     )
-    assert differences(one, other) == ["algorithm.name", "algorithm.routing_replay"]
+    assert changed_settings(one, other) == ["algorithm.name", "algorithm.routing_replay"]
 
 
 def test_moe_replay_trains_its_three_arms(sweep, tmp_path):

@@ -59,7 +59,8 @@ def test_any_local_folder_trains(folders, configure, tmp_path, reporter, name, u
 @pytest.mark.parametrize("model", ["tiny", "tiny_moe"])
 def test_embedded_models_train_and_the_folder_keeps_its_contract(configure, tmp_path, reporter, model):
     summary, folder = run(configure(f"model={model}", dotted(EvenReward)), tmp_path, reporter)
-    for name in ("config.yaml", "card.txt", "metrics.jsonl", "evals.jsonl", "samples.jsonl", "summary.json"):
+    logs = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
+    for name in ("config.yaml", "card.txt", "card.json", *logs, "summary.json"):
         assert (folder.path / name).stat().st_size > 0
     assert json.loads((folder.path / "summary.json").read_text()) == json.loads(json.dumps(summary))
     for key in (
@@ -285,7 +286,7 @@ def test_truncated_sampling_is_reported_as_the_bias_it_is(configure, tmp_path, r
 def test_a_run_does_not_land_on_another(configure, tmp_path, reporter):
     configured = configure()
     run(configured, tmp_path, reporter)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         run(configured, tmp_path, reporter)
 
 

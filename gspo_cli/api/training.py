@@ -16,6 +16,7 @@ from gspo_cli.console.live import make_console
 from gspo_cli.console.reporting import Reporter
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus
 from gspo_cli.run.trackers import make_tracker
 from gspo_cli.training.session import load_trained, run_training
 
@@ -73,10 +74,10 @@ def _train(
         config.logging, folder.path, OmegaConf.to_container(node, resolve=True), console.warn
     )
     agent.policy = None  # the model to be trained is not kept in memory twice
-    status = "failed"
+    status = RunStatus.failed
     try:
         agent.summary = run_training(config, folder, console, tracker.log, reward)
-        status = agent.summary["status"]
+        status = RunStatus(agent.summary["status"])
     finally:
         tracker.finish(status)
     agent.policy = load_trained(config, *folder.checkpoint_model("last", config.model))

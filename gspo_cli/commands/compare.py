@@ -142,7 +142,7 @@ def train_and_report(shared: SharedSettings, settings: CompareConfig) -> int:
     ended: list[QueuedJob] = []
     base = runs[0].folder.parent.parent
     make_folder(base, "compare.folder")
-    with RunFolder(base).held():
+    with RunFolder(base).locked():
         if settings.tune.trials:
             settings, notes, ended = tune(shared, settings)
             runs = runs_to_compare(shared, settings)

@@ -35,7 +35,7 @@ def evaluate_command() -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from gspo_cli.console.live import samples_table
+    from gspo_cli.console.samples import samples_table
     from gspo_cli.training.session import evaluate_only
 
     quiet = arguments.json or not sys.stderr.isatty()

@@ -15,6 +15,7 @@ from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import computed
+from gspo_cli.run.summary import RunStatus
 
 Arms = Mapping[str, Sequence[StoredRun]]
 APART = ("algorithm", "seed")  # what arms and their runs are meant to differ in
@@ -23,8 +24,8 @@ ROUNDING = 1e-9
 CERTAIN = 2.0  # standard errors beyond which different first scores mean different weights
 VERSIONS = {"versions": "versions of packages", "git_commit": "states of the source"}
 CARRIED = {
-    "collapsed": "collapsed before the end of the budget keep their last score",
-    "stopped_early": "stopped early at their score keep that score",
+    RunStatus.collapsed: "collapsed before the end of the budget keep their last score",
+    RunStatus.stopped_early: "stopped early at their score keep that score",
 }
 
 
@@ -187,13 +188,14 @@ def _unequal_lengths(arms: Arms, budget: Budget) -> list[str]:
         found.append(f"Runs are of different lengths ({lengths}): all are compared at {budget.iterations}.")
     for status, words in CARRIED.items():
         counts = {
-            name: sum(run.status == status and run.iterations < budget.iterations for run in each)
+            name: sum(run.status is status and run.iterations < budget.iterations for run in each)
             for name, each in arms.items()
         }
         if any(counts.values()):
             listed = ", ".join(f"{count} of {len(arms[name])} {name}" for name, count in counts.items())
             found.append(f"Runs that {words} ({listed}).")
-    ends = {last_evaluation(run, budget.iterations)["iteration"] for run in runs if run.status == "completed"}
+    completed = [run for run in runs if run.status is RunStatus.completed]
+    ends = {last_evaluation(run, budget.iterations)["iteration"] for run in completed}
     if len(ends) > 1:
         found.append(
             f"The last evaluation within the budget was not at the same iteration in all runs "

@@ -18,6 +18,7 @@ from gspo_cli.compare.statistics import estimates
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.history import WINDOW, Record, Severity, number_of
 from gspo_cli.diagnosis.rules import SPIKE
+from gspo_cli.run.summary import RunStatus
 
 PRIMARY = "final_score"
 END = 0.1  # share of the iterations that count as the end of a run
@@ -211,8 +212,8 @@ def collapses(run: StoredRun, budget: Budget) -> int:
     metrics = run.metrics[: budget.iterations]
     back = len(column(metrics, "rolled_back_to"))
     evals = [record for record in run.evals if record["iteration"] <= budget.iterations]
-    found = diagnose(run.config, metrics, evals)
-    stopped = run.status == "collapsed" and run.iterations <= budget.iterations
+    found = diagnose(run.settings, metrics, evals)
+    stopped = run.status is RunStatus.collapsed and run.iterations <= budget.iterations
     return back + (stopped or any(finding.severity is Severity.collapse for finding in found))
 
 

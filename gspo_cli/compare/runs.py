@@ -10,13 +10,15 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gspo_cli.compare.result import LeftOut
-from gspo_cli.diagnosis.diagnosis import settings_of
+from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
+from gspo_cli.run.summary import RunStatus
 
 SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
 MARKS = (SETTINGS, *LOGS)
@@ -34,7 +36,7 @@ NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "metrics.jsonl": {"num_tokens": int},
     "heldout.jsonl": {"problems": list, "solved": list, "conversations": list},
 }
-ENDED = ("completed", "stopped_early", "collapsed")
+ENDED = (RunStatus.completed, RunStatus.stopped_early, RunStatus.collapsed)
 RESTORE = "restore the file, or repeat the run"
 
 
@@ -49,6 +51,11 @@ class StoredRun:
     evals: Sequence[Record]
     heldout: Sequence[Record]
     summary: Record
+
+    @cached_property
+    def settings(self) -> StoredConfig:
+        """`config` with typed groups."""
+        return stored_config(self.config, self.folder)
 
     @property
     def seed(self) -> int:
@@ -72,9 +79,9 @@ class StoredRun:
         return self.config["task"]["name"], model["label"], model["name"]
 
     @property
-    def status(self) -> str:
+    def status(self) -> RunStatus:
         """How the run ended."""
-        return self.summary["status"]
+        return RunStatus(self.summary["status"])
 
     @property
     def iterations(self) -> int:
@@ -85,7 +92,7 @@ class StoredRun:
     def planned(self) -> int:
         """The iterations that the run counts for: one that stopped early or collapsed keeps its last score to
         the end of its planned iterations."""
-        if self.status == "completed":
+        if self.status is RunStatus.completed:
             return self.iterations
         return self.config["training"]["num_outer_iterations"]
 
@@ -154,7 +161,7 @@ def _below(path: Path) -> list[Path]:
 
 def read_run(folder: Path) -> StoredRun:
     """The run in `folder`. Raises UserError with the reason where it has not ended or is incomplete."""
-    config = settings_of(folder / "config.yaml")
+    config = read_stored(folder / "config.yaml").plain
     if not isinstance(config.get("seed"), int):
         raise UserError("config.yaml has no seed; restore the file")
     if not any((folder / log).exists() for log in LOGS):
@@ -213,7 +220,8 @@ def _summary(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"summary.json cannot be read; {resume}") from error
     if status not in ENDED:
-        word = {"interrupted": "was interrupted", "failed": "failed"}.get(status, f"is {status}")
+        words = {RunStatus.interrupted: "was interrupted", RunStatus.failed: "failed"}
+        word = words.get(status, f"is {status}")
         raise UserError(f"{word} after {done} of {total} iterations; {resume}")
     return summary
 
@@ -236,7 +244,7 @@ def _check_whole(run: StoredRun) -> None:
         raise UserError("evals.jsonl has repeated or unordered iterations; repeat the run")
     if not any(number_of(record, "score") is not None for record in run.evals):
         raise UserError("evals.jsonl has no held-out score; evaluate with evaluation.problems above 0")
-    if run.status == "completed" and evaluated[-1] != done:
+    if run.status is RunStatus.completed and evaluated[-1] != done:
         raise UserError(f"evals.jsonl ends at iteration {evaluated[-1]}, the run at {done}: it is damaged")
 
 

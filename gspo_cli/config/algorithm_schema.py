@@ -26,33 +26,55 @@ CLIP_FRACTION = 0.15  # of tokens: GSPO's with its band of the paper (Fig. 2)
 
 @dataclass
 class AlgorithmConfig:
-    """The objective, composed of advantage, ratio level, clip and aggregation. `clip_calibration=quantile`
-    starts from the configured band and then chooses it so that the share `clip_fraction` of all trained
-    tokens is clipped. `routing_replay` forces the experts of a Mixture-of-Experts model that the old policy
-    chose."""
+    """The objective, composed of advantage, ratio level, clip and aggregation."""
 
     name: str = MISSING
+    """Name of the objective, in run folders and reports."""
     ratio_level: RatioLevel = MISSING
+    """What the importance ratio is taken over."""
     clip_mode: ClipMode = ClipMode.min
+    """What the clip does to a ratio outside the band."""
     clip_range_left: float | None = MISSING
+    """Width of the clip band below 1; above 0; null leaves that side unbounded."""
     clip_range_right: float | None = MISSING
+    """Width of the clip band above 1; above 0; null leaves that side unbounded."""
     clip_calibration: ClipCalibration = ClipCalibration.none
+    """Where the clip band comes from."""
     clip_fraction: float = CLIP_FRACTION
+    """Share of the trained tokens that a calibrated band should clip; above 0, and below 1; used with
+    clip_calibration=quantile only."""
     aggregation: Aggregation = Aggregation.sequence_mean
+    """How token terms become one loss; ratio levels other than `token` take `sequence_mean` alone."""
     advantage_baseline: AdvantageBaseline = AdvantageBaseline.group_mean
+    """What is subtracted from a reward."""
     advantage_scale: AdvantageScale = AdvantageScale.group_std
+    """What the centered reward is divided by."""
     credit: Credit = Credit.trajectory
+    """Which reward a turn of the agent gets credit for; `turn` needs a ratio level with a token axis."""
     discount: float = 1.0
+    """Discount factor of later rewards per turn, used with credit=turn only; at most 1, and above 0."""
     beta: float = 0.0
+    """Weight of the KL penalty against the model before training; 0 disables it; 0 or more."""
     kl_estimator: KLEstimator = KLEstimator.k3
+    """How the KL divergence is estimated, and where it acts."""
     learning_rate: float = MISSING
+    """Learning rate after the warm-up; above 0."""
     truncated_completions: Truncated = Truncated.keep
+    """What to do with an answer that hits the length limit or the turn limit."""
     truncation_penalty: float = 0.5
+    """What `penalise` subtracts from the reward of such an answer; 0 or more."""
     dynamic_sampling: bool = False
+    """Replaces problems whose answers all earn the same reward by further ones (DAPO)."""
     dynamic_sampling_max_rounds: int = 3
+    """Maximum rounds of dynamic sampling per iteration, including the first; above 0."""
     engine_correction: EngineCorrection = EngineCorrection.none
+    """Correction for an engine that samples from a slightly different distribution than the trainer
+    computes."""
     engine_correction_max: float | None = None
+    """Upper bound of the engine ratio, above 1; null means 2 for token_truncate and 1.05 for
+    sequence_mask."""
     routing_replay: bool = False
+    """Forces the experts that the old policy chose in a Mixture-of-Experts model."""
 
     def __post_init__(self) -> None:
         for name in ("clip_range_left", "clip_range_right"):
@@ -74,7 +96,7 @@ class AlgorithmConfig:
         )
         require(
             self.credit is Credit.turn or self.discount == 1,
-            f"algorithm.discount={self.discount}: is read with algorithm.credit=turn only; set that, or 1",
+            f"algorithm.discount={self.discount}: only applies with algorithm.credit=turn; set that, or 1",
         )
         require(
             self.credit is Credit.trajectory or self.ratio_level is not RatioLevel.sequence,
@@ -110,8 +132,8 @@ class AlgorithmConfig:
         )
         require(
             self.is_calibrated or self.clip_fraction == CLIP_FRACTION,
-            f"algorithm.clip_fraction={self.clip_fraction}: is read with algorithm.clip_calibration=quantile "
-            "only; set that, or leave it out",
+            f"algorithm.clip_fraction={self.clip_fraction}: only applies with algorithm.clip_calibration="
+            "quantile; set that, or leave it out",
         )
         require(
             not self.is_calibrated or self.clip_range != (None, None),
@@ -121,12 +143,12 @@ class AlgorithmConfig:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the band follows the ratios."""
+        """Whether the clip band follows the ratios."""
         return self.clip_calibration is ClipCalibration.quantile
 
     @property
     def engine_weight_max(self) -> float:
-        """The bound that `engine_correction` reads."""
+        """The bound of the engine ratio, with its default."""
         default = 1.05 if self.engine_correction is EngineCorrection.sequence_mask else 2.0
         return default if self.engine_correction_max is None else self.engine_correction_max
 
@@ -137,7 +159,7 @@ class AlgorithmConfig:
 
     @property
     def kl_in_reward(self) -> bool:
-        """Whether k1 is taken off the reward before advantages."""
+        """Whether k1 is subtracted from the reward before advantages."""
         return self.beta > 0 and self.kl_estimator is KLEstimator.k1
 
     @property

@@ -1,4 +1,4 @@
-"""Settings that are legal and probably not meant."""
+"""Settings that are valid but probably not intended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from gspo_cli.config.schema import RunConfig
 
 
 def cautions(config: RunConfig) -> list[str]:
-    """One sentence for each of `config`."""
+    """A sentence for each such setting of `config`."""
     found = []
     algorithm, level = config.algorithm, config.algorithm.ratio_level
     widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
@@ -20,9 +20,7 @@ def cautions(config: RunConfig) -> list[str]:
             "algorithm.clip_range: under 0.01 suits sequence ratios; token ratios usually take about 0.2"
         )
     if level is not RatioLevel.token and max(widths, default=0) > 0.05:
-        found.append(
-            "algorithm.clip_range: over 0.05 hardly ever clips a sequence ratio; the paper takes 3e-4"
-        )
+        found.append("algorithm.clip_range: over 0.05 rarely clips a sequence ratio; the paper uses 3e-4")
     if config.training.updates_per_rollout == 1:
         found.append(
             "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, "
@@ -30,7 +28,7 @@ def cautions(config: RunConfig) -> list[str]:
         )
     if config.rollout.truncates:
         found.append(
-            "rollout.top_p, top_k: cut the sampled distribution, the ratio is biased by the mass "
+            "rollout.top_p, top_k: truncate the sampled distribution, which biases the ratio by the mass "
             "left out (logged as sampling/truncated_mass)"
         )
     noisy = config.rollout.old_logprobs is OldLogprobs.engine and config.hardware.precision is Precision.bf16

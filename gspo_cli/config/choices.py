@@ -6,181 +6,228 @@ from enum import Enum
 
 
 class RatioLevel(Enum):
-    """What the importance ratio is taken over (GSPO paper: Eq. 2 token, Eq. 7 sequence, Eq. 14
-    sequence_token)."""
+    """What the importance ratio is taken over."""
 
     token = "token"
+    """one ratio per token (GSPO paper, Eq. 2)"""
     sequence = "sequence"
+    """one ratio per answer, the geometric mean over tokens (Eq. 7)"""
     sequence_token = "sequence_token"
+    """value of the sequence ratio, gradient of each token (Eq. 14)"""
 
 
 class ClipMode(Enum):
-    """`min`: min(ratio A, clip(ratio) A). `stop_gradient`: sg(clip(ratio)) A log p (CISPO). `none`: ratio
-    A."""
+    """What the clip does to a ratio outside the band."""
 
     min = "min"
+    """`min(ratio A, clip(ratio) A)`; a clipped token has no gradient"""
     stop_gradient = "stop_gradient"
+    """clipped ratio as a constant weight, every token keeps its gradient (CISPO)"""
     none = "none"
+    """`ratio A`, not clipped"""
 
 
 class ClipCalibration(Enum):
-    """Where the clip band comes from: the configured widths throughout, or from the second iteration on the
-    quantiles of the last iteration's ratios that clip a given share of the tokens."""
+    """Where the clip band comes from."""
 
     none = "none"
+    """the configured widths throughout"""
     quantile = "quantile"
+    """widths that would have clipped the share clip_fraction of the previous iteration; the configured ones
+    in the first iteration"""
 
 
 class Aggregation(Enum):
-    """How token terms become one loss: mean per sequence then over sequences, mean over all trained tokens
-    of the update, or sum divided by sequences x max_completion_length (dr_grpo)."""
+    """How token terms become one loss."""
 
     sequence_mean = "sequence_mean"
+    """mean per answer, then over answers"""
     token_mean = "token_mean"
+    """mean over all trained tokens of the update"""
     constant = "constant"
+    """sum divided by answers x max_completion_length"""
 
 
 class AdvantageBaseline(Enum):
-    """What is subtracted from a reward: the mean of its group, or of the other answers of its group
-    (RLOO)."""
+    """What is subtracted from a reward."""
 
     group_mean = "group_mean"
+    """mean of the group"""
     leave_one_out = "leave_one_out"
+    """mean of the other answers of the group"""
 
 
 class AdvantageScale(Enum):
-    """What the centred reward is divided by."""
+    """What the centered reward is divided by."""
 
     group_std = "group_std"
+    """standard deviation of the group (n - 1)"""
     batch_std = "batch_std"
+    """standard deviation of all rewards of the iteration (n - 1)"""
     none = "none"
+    """nothing"""
 
 
 class Credit(Enum):
-    """What an agent's turn is judged by: the reward of the whole conversation, or what was earned from this
-    turn on."""
+    """Which reward a turn of the agent gets credit for."""
 
     trajectory = "trajectory"
+    """the reward of the whole conversation"""
     turn = "turn"
+    """the reward from this turn on"""
 
 
 class KLEstimator(Enum):
-    """k1 = log(p/ref), subtracted from the reward; k2 = k1^2/2 and k3 = ref/p - 1 + k1, added to the loss."""
+    """How the KL divergence is estimated, and where it acts."""
 
     k1 = "k1"
+    """log(p/ref), subtracted from the reward"""
     k2 = "k2"
+    """half the square of k1, added to the loss"""
     k3 = "k3"
+    """ref/p - 1 + k1, added to the loss"""
 
 
 class Truncated(Enum):
-    """What to do with an answer cut by the length cap: train on it, leave it out, or subtract a penalty."""
+    """What to do with an answer that hits the length limit or the turn limit."""
 
     keep = "keep"
+    """train on it"""
     mask = "mask"
+    """do not train on it; its reward still counts in the baseline"""
     penalise = "penalise"
+    """subtract truncation_penalty from its reward (also accepted as `penalize`)"""
+    penalize = "penalise"  # a second spelling; saved as the first, which earlier runs have
 
 
 class RewardErrors(Enum):
-    """What to do when a reward raises or is not finite: stop the run, or leave the sample out of its
-    group."""
+    """What to do when a reward raises or is not finite."""
 
     stop = "stop"
+    """end the run with the error"""
     exclude = "exclude"
+    """leave the answer out of its group's baseline"""
 
 
 class OnCollapse(Enum):
-    """What to do when the monitor finds that the policy is being lost: say so, end the run with its
-    checkpoints, or return to a checkpoint of before with a lower learning rate."""
+    """What to do when the monitor finds that the policy is collapsing."""
 
     warn = "warn"
+    """report it"""
     stop = "stop"
+    """end the run and keep its checkpoints"""
     rollback = "rollback"
+    """return to an earlier checkpoint and lower the learning rate"""
 
 
 class Schedule(Enum):
     """Learning-rate schedule after the warm-up."""
 
     constant = "constant"
+    """stays constant"""
     linear = "linear"
+    """falls linearly to 0"""
     cosine = "cosine"
+    """falls along half a cosine to 0"""
 
 
 class Device(Enum):
     """Where tensors live."""
 
     cpu = "cpu"
+    """the processor"""
     cuda = "cuda"
+    """an NVIDIA GPU"""
 
 
 class Precision(Enum):
-    """dtype of frozen weights and of the matrix products; trained weights and log-probabilities are always
-    fp32."""
+    """dtype of frozen weights and matrix products; trained weights and log-probabilities are always fp32."""
 
     fp32 = "fp32"
+    """32 bits"""
     bf16 = "bf16"
+    """16 bits, with the exponent range of fp32"""
 
 
 class Optimizer(Enum):
-    """AdamW of torch, or of bitsandbytes: `8bit` keeps its two states in a byte each, `paged` lets them move
-    to the CPU's memory while a GPU's is short."""
+    """Implementation of AdamW."""
 
     adamw = "adamw"
+    """torch's"""
     adamw_8bit = "adamw_8bit"
+    """bitsandbytes', states in 8 bits"""
     paged_adamw = "paged_adamw"
+    """bitsandbytes', states that move to the CPU when GPU memory is short"""
     paged_adamw_8bit = "paged_adamw_8bit"
+    """both"""
 
 
 class QuantType(Enum):
-    """What 4 bits stand for: quantiles of a normal distribution (QLoRA, section 3), or small floats."""
+    """Number format of 4-bit weights."""
 
     nf4 = "nf4"
+    """quantiles of a normal distribution (QLoRA, section 3)"""
     fp4 = "fp4"
+    """small floats"""
 
 
 class ExpertsImplementation(Enum):
-    """How fused experts are multiplied: one after the other, all in one grouped product, or as a batch that
-    copies an expert's weights for each token."""
+    """How fused experts are computed."""
 
     eager = "eager"
+    """one expert after the other"""
     grouped_mm = "grouped_mm"
+    """all experts in one grouped product"""
     batched_mm = "batched_mm"
+    """a batch that copies an expert's weights for each token"""
 
 
 class Engine(Enum):
-    """What generates answers: the trained model itself, or vLLM with a copy of its weights."""
+    """What generates answers."""
 
     transformers = "transformers"
+    """the trained model itself"""
     vllm = "vllm"
+    """vLLM with a copy of the weights"""
 
 
 class OldLogprobs(Enum):
-    """Where old log-probabilities come from: scored again by the trainer, or those that the engine sampled
-    with, which saves a pass and puts the engine's numerical noise into the ratio."""
+    """Where old log-probabilities come from."""
 
     recompute = "recompute"
+    """scored by the trainer"""
     engine = "engine"
+    """as sampled, which saves a pass and adds the engine's noise to the ratio"""
 
 
 class EngineCorrection(Enum):
-    """What makes up for an engine that samples from a slightly other distribution than the trainer's:
-    nothing, a truncated weight per token, or leaving out sequences that are too far off."""
+    """Correction for an engine whose distribution differs slightly from the trainer's."""
 
     none = "none"
+    """nothing"""
     token_truncate = "token_truncate"
+    """a weight per token, min(ratio, bound)"""
     sequence_mask = "sequence_mask"
+    """weight 0 for answers whose ratio is outside [1/bound, bound]"""
 
 
 class Tracker(Enum):
     """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
 
     none = "none"
+    """nowhere"""
     wandb = "wandb"
+    """Weights & Biases (extra `wandb`)"""
     tensorboard = "tensorboard"
+    """event files in the run folder (extra `tensorboard`)"""
 
 
 class WandbMode(Enum):
-    """wandb's own modes."""
+    """How wandb connects."""
 
     online = "online"
+    """to the server"""
     offline = "offline"
+    """to files"""
     disabled = "disabled"
+    """not at all"""

@@ -6,19 +6,22 @@ from dataclasses import dataclass, field
 
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 
-# (learning rate, clip widths) as multiples of the preset's, in the order in which trials are spent
+# (learning rate, clip widths) as multiples of the preset's, in the order in which they are tried
 CANDIDATES = ((1, 1), (3, 1), (1 / 3, 1), (1, 3), (1, 1 / 3), (3, 3), (1 / 3, 1 / 3), (3, 1 / 3), (1 / 3, 3))
 
 
 @dataclass
 class TuneConfig:
-    """Before the comparison each algorithm gets the same `trials`: learning rates and clip ranges around its
-    preset, `iterations` (null: as many as the compared runs) each, with `seed`, which no compared run uses;
-    the one with the highest training reward at its end is taken."""
+    """Trials before the comparison, as many for each algorithm: learning rates and clip ranges around its
+    preset. The one with the highest training reward at its end is taken."""
 
     trials: int = 0
+    """Settings around its preset that are tried for each algorithm before the comparison; 0 tries none; 0 or
+    more."""
     iterations: int | None = None
+    """Iterations of a trial; null means as many as the compared runs have; above 0."""
     seed: int = 1000
+    """Seed of the trials, which no compared run uses; 0 or more."""
 
     def __post_init__(self) -> None:
         require_not_negative("compare.tune", self, "trials", "seed")
@@ -32,35 +35,37 @@ class TuneConfig:
 
 @dataclass
 class CompareConfig:
-    """Which runs are compared, and how.
-
-    Each of `algorithms` is an option of the group, followed by overrides where wanted: "grpo
-    algorithm.routing_replay=true". `baseline` is what the others are held against (null: grpo where it is
-    there, else the first). `threshold` is the held-out score of "steps to threshold" (null: 80% of the way
-    from the first to the lowest arm's mean final score). `allow` lists settings beside algorithm and seed
-    that may differ. `level` is the level of intervals, 1 - `level` the rate of false alarms. `parallel` is
-    how many runs go at once (null: one for each visible GPU, or one). `folder` is where runs and report
-    go."""
+    """Which runs are compared, and how."""
 
     algorithms: list[str] = field(default_factory=lambda: ["gspo", "grpo"])
+    """Options of the group `algorithm`, each with optional overrides, as in "grpo
+    algorithm.routing_replay=true"."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds that every algorithm runs with, each once."""
     baseline: str | None = None
+    """The algorithm that the others are compared with; null takes grpo if present, else the first."""
     threshold: float | None = None
+    """Held-out score of "steps to threshold", above 0 and at most 1; null takes 80% of the way from the first
+    to the lowest arm's mean final score."""
     allow: list[str] = field(default_factory=list)
+    """Settings besides algorithm and seed that may differ between runs."""
     level: float = 0.95
+    """Confidence level of the intervals, 1 - the rate of false alarms; at least 0.5, and below 1."""
     parallel: int | None = None
+    """Runs at once; null means one per visible GPU, or one; above 0."""
     folder: str | None = None
+    """Where runs and the report are written."""
     tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.seeds), "compare.seeds: is empty; give seeds, e.g. compare.seeds=[0,1,2]")
         require(
             len(set(self.seeds)) == len(self.seeds),
-            f"compare.seeds={self.seeds}: has a seed twice; a run that is repeated is no second sample",
+            f"compare.seeds={self.seeds}: has a seed twice; repeating a run adds no sample",
         )
         require(
             len(set(self.algorithms)) == len(self.algorithms) > 0,
-            f"compare.algorithms={self.algorithms}: must be different ones, and at least one",
+            f"compare.algorithms={self.algorithms}: must be distinct, and at least one",
         )
         require(0.5 <= self.level < 1, f"compare.level={self.level}: must be 0.5 or more, and below 1")
         if self.threshold is not None:
@@ -72,5 +77,5 @@ class CompareConfig:
             require_positive("compare", self, "parallel")
         require(
             self.tune.trials == 0 or self.tune.seed not in self.seeds,
-            f"compare.tune.seed={self.tune.seed}: is also compared; tune with a seed of its own",
+            f"compare.tune.seed={self.tune.seed}: is also a compared seed; tune with a different one",
         )

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.config import schema
 from gspo_cli.errors import UserError
 
-OBJECT = "python object"  # what `reward` of a saved configuration begins with where a script gave the reward
+OBJECT = "python object"  # prefix of `reward` in a saved configuration where a script gave the reward
 PACKAGE = Path(__file__).resolve().parent.parent
 PLUGINS = {  # options of Hydra that packages bring, and the extra that installs each
     "hydra/launcher=joblib": "joblib",
@@ -34,7 +34,7 @@ PLUGINS = {  # options of Hydra that packages bring, and the extra that installs
     "hydra/launcher=submitit_slurm": "submitit",
     "hydra/launcher=submitit_local": "submitit",
 }
-MISSING = "???"  # OmegaConf's mark of a value that is still to be given
+MISSING = "???"  # what OmegaConf writes for a value that has not been given
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
@@ -49,7 +49,7 @@ def register() -> None:
 
 
 def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> DictConfig:
-    """conf/train.yaml under `overrides`, as gspo-train composes it; `directories` add options of one's own.
+    """conf/train.yaml under `overrides`, as gspo-train composes it; `directories` add custom options.
 
     Raises UserError."""
     register()
@@ -74,8 +74,8 @@ def locate(path: str, key: str) -> Any:
 
 
 def literal(value: Any) -> Any:
-    """A plain value, or a container of them, for OmegaConf to hold as it is: no text in it is a reference or
-    stands for a missing value."""
+    """`value` escaped so that OmegaConf takes it literally: no text in it is read as a reference or as a
+    missing value."""
     if isinstance(value, Mapping):
         return {key: literal(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -88,9 +88,15 @@ def literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
 
 
+def plain_values(node: DictConfig, throw_on_missing: bool = False) -> dict[str, Any]:
+    """The values of a node by key: references resolved, enums as their names."""
+    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=throw_on_missing, enum_to_str=True)
+    return cast(dict[str, Any], values)  # OmegaConf's type also covers nodes that are lists
+
+
 def build_task(node: DictConfig) -> Any:
     """The task object of a `task` node: fields checked against the dataclass that `_target_` names."""
-    values = OmegaConf.to_container(node, resolve=True)
+    values = plain_values(node)
     target = values.pop("_target_", None)
     if target is None:
         raise UserError(
@@ -102,7 +108,7 @@ def build_task(node: DictConfig) -> Any:
     unknown = sorted(set(values) - {f.name for f in fields(cls)})
     if unknown:
         raise UserError(f"task.{unknown[0]}: is not a setting of {target}{_suggestion(unknown[0], cls)}")
-    # a structured node takes the text "???" for no value, so it is set on the object
+    # a structured node reads the text "???" as no value, so it is set on the object
     marks = [name for name in values if values[name] == MISSING and not OmegaConf.is_missing(node, name)]
     held = literal({**values, **dict.fromkeys(marks, "")})
     try:
@@ -117,9 +123,10 @@ def build_task(node: DictConfig) -> Any:
 def build_config(node: DictConfig) -> schema.RunConfig:
     """A checked RunConfig from a composed or loaded node. Raises UserError with one sentence."""
     try:
-        # plain values: keys that `+` added to a typed node would pass the merge unseen
-        values = literal(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
+        # plain values: in a typed node keys that `+` added would pass the merge unchecked
+        values = literal(plain_values(node, throw_on_missing=True))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
+        assert isinstance(config, schema.RunConfig)
         config.task = build_task(node.task)
         if config.reward is not None:
             _check_reward(config.reward)
@@ -131,7 +138,7 @@ def build_config(node: DictConfig) -> schema.RunConfig:
 def _check_reward(path: str) -> None:
     if path.startswith(OBJECT):
         raise UserError(
-            f"reward={path}: was made by a script, and cannot be made again; run the script anew, or "
+            f"reward={path}: was made by a script and cannot be made again; rerun the script, or "
             "evaluate with reward=null, the task's own"
         )
     locate(path, "reward")
@@ -139,40 +146,46 @@ def _check_reward(path: str) -> None:
 
 def resolved_yaml(node: DictConfig) -> str:
     """The configuration with every interpolation resolved, as saved with the run: it reloads anywhere."""
-    resolved = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    resolved = plain_values(node)
     resolved.pop("resume", None)
     return OmegaConf.to_yaml(OmegaConf.create(literal(resolved)))
 
 
 def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
-    """`saved` with `key=value` texts applied. Raises UserError on a text that is none, or replaces a
-    section."""
+    """`saved` with `key=value` texts applied. Raises UserError on a text that is not an override,
+    or that replaces a section."""
     try:
         changes = OmegaConf.from_dotlist([text.lstrip("+") for text in overrides])
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join(overrides)}: cannot be read; write key=value") from error
     sections = [
-        key
+        str(key)
         for key in changes
         if isinstance(saved.get(key), DictConfig) and not isinstance(changes[key], DictConfig)
     ]
     if sections:
         raise UserError(
-            f"{sections[0]}: a run keeps its own; give single settings, as in evaluation.problems=500"
+            f"{sections[0]}: a whole section cannot be replaced; give single settings, as in "
+            "evaluation.problems=500"
         )
-    return OmegaConf.merge(saved, changes)
+    merged = OmegaConf.merge(saved, changes)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def load_saved(path: Path) -> DictConfig:
-    """The node of a saved config.yaml. Raises UserError where it is not there or not YAML."""
+    """The node of a saved config.yaml. Raises UserError where there is none, or it cannot be read."""
     try:
-        return OmegaConf.load(path)
+        node = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent}: is not a run folder (no {path.name}); give the folder of a run"
         ) from error
     except Exception as error:  # a YAML parser's many errors: all mean the same to the user
         raise UserError(f"{path}: cannot be read as YAML ({error}); restore the file") from error
+    if not isinstance(node, DictConfig):
+        raise UserError(f"{path}: has no settings of a run; give the run folder of a gspo-train")
+    return node
 
 
 def explain(error: Exception) -> str:
@@ -189,7 +202,7 @@ def explain(error: Exception) -> str:
     key = found.group(1) if found else ""
     reason = text.splitlines()[0]
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
-        return f"{key}: is not a known setting{_suggestion(key.rpartition('.')[2], _section(key))}"
+        return f"{key}: is not a known setting{_suggestion(key.rpartition('.')[2], _group_of(key))}"
     if "Missing mandatory value" in reason or "Unexpected value '???'" in reason:
         return f"{key or reason}: has no value; give one with {key or 'key'}=..."
     if key:
@@ -209,7 +222,7 @@ def _explain_missing(error: MissingConfigException) -> str:
     return " ".join(str(error).split("\n")[0].split())
 
 
-def _section(key: str) -> Any:
+def _group_of(key: str) -> Any:
     """The dataclass that holds `key`; None where the schema knows none, as for a task's settings."""
     here: Any = schema.RunConfig
     for part in key.split(".")[:-1]:

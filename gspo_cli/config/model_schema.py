@@ -15,8 +15,11 @@ class LevelPreset:
     """Starting points that depend on model size and ratio level together; `algorithm` reads its own row."""
 
     clip_range_left: float = MISSING
+    """Default of `algorithm.clip_range_left` for algorithms with this ratio level."""
     clip_range_right: float = MISSING
+    """Default of `algorithm.clip_range_right` for algorithms with this ratio level."""
     learning_rate: float = MISSING
+    """Default of `algorithm.learning_rate` for algorithms with this ratio level."""
 
 
 @dataclass
@@ -24,7 +27,9 @@ class Presets:
     """Starting points that depend on the model; `algorithm` and `training` read them by interpolation."""
 
     num_generations: int = MISSING
+    """Default of `training.num_generations`."""
     generations_per_iteration: int = MISSING
+    """Default of `training.generations_per_iteration`."""
     sequence: LevelPreset = field(default_factory=LevelPreset)
     token: LevelPreset = field(default_factory=LevelPreset)
 
@@ -34,15 +39,25 @@ class Shape:
     """Architecture of an embedded model: Qwen3, or Qwen3-MoE where `experts` is above 0."""
 
     hidden_size: int = 128
+    """Width of the embedded model; above 0."""
     layers: int = 4
+    """Number of layers; above 0."""
     heads: int = 4
+    """Attention heads of a layer, a multiple of key_value_heads; above 0."""
     key_value_heads: int = 2
+    """Heads of keys and values; above 0."""
     head_dim: int = 32
+    """Width of a head; above 0, and even."""
     intermediate_size: int = 384
+    """Inner width of a feed-forward layer, or of one expert; above 0."""
     experts: int = 0
+    """Experts of a layer; 0 makes a dense model; 0 or more."""
     experts_per_token: int = 2
+    """Experts that a token is sent to, between 1 and `experts` where there are any."""
     vocabulary: int = 384
+    """Size of the tokenizer trained on the task's texts, at most; at least 300."""
     positions: int = 16384
+    """Longest context in tokens; above 0."""
 
     def __post_init__(self) -> None:
         require_positive("model.shape", self, "hidden_size", "layers", "heads", "key_value_heads", "head_dim")
@@ -66,17 +81,26 @@ class Shape:
 
 @dataclass
 class ColdStart:
-    """Supervised fine-tuning on demonstrations before reinforcement learning (GSPO paper, section 5.1):
-    `steps` at most, and no more once sampled answers solve the share `stop_score` of training problems: what
-    reinforcement learning amplifies has to occur."""
+    """Supervised fine-tuning on demonstrations before reinforcement learning (GSPO paper, section 5.1), which
+    can only amplify what the model already samples."""
 
     steps: int = 0
+    """Maximum steps of supervised fine-tuning on demonstrations before reinforcement learning; 0 skips it; 0
+    or more."""
     stop_score: float | None = None
+    """Ends the cold start once sampled answers solve this share of training problems, between 0 and 1; null
+    takes all steps."""
     batch_tokens: int = 2048
+    """Approximate tokens of demonstrations per step; above 0."""
     learning_rate: float = 1e-3
+    """Initial learning rate, which falls linearly to a tenth; above 0."""
     demonstrations: str | None = None
+    """JSON lines file of demonstrations, with "messages" or "prompt" and "answer"; null takes the task's
+    own."""
     seed: int = 0
+    """Seed of the order of demonstrations; `seed` does not change it; 0 or more."""
     cache: bool = True
+    """Caches the result in the user's cache folder, keyed by everything it depends on, and reuses it."""
 
     def __post_init__(self) -> None:
         require_not_negative("model.cold_start", self, "steps", "seed")
@@ -87,36 +111,52 @@ class ColdStart:
 
 @dataclass
 class ModelConfig:
-    """Which model is trained and how. `name` is `embedded`, a hub id or a local folder. `instructions` says
-    whether conversational tasks put their policy and tools before each conversation, `turn_length` what they
-    allow one turn of the agent, in tokens.
-
-    `use_4bit` and `use_8bit` quantise the frozen weights under LoRA. `lora_target_modules` null (or
-    [all-linear]) adapts every linear layer but output layer, routers and experts, `lora_experts` the fused
-    experts too. `experts_implementation` null leaves the library's own. `router_aux_loss` weighs the
-    load-balancing loss of routers that are trained."""
+    """Which model is trained and how."""
 
     label: str = MISSING
+    """Short name of the option, in run folders and reports."""
     name: str = MISSING
+    """`embedded` builds a model here from `shape`; else a hub id or a local folder of a causal language
+    model."""
     shape: Shape = field(default_factory=Shape)
     init_seed: int = 0
+    """Seed of the embedded model's weights and of fresh LoRA weights; `seed` does not change them; 0 or
+    more."""
     cold_start: ColdStart = field(default_factory=ColdStart)
     use_lora: bool = True
+    """Trains a LoRA adapter over frozen weights; false trains all weights."""
     lora_r: int = 16
+    """Rank of the adapter; above 0."""
     lora_alpha: int = 32
+    """Scale of the adapter, which is multiplied by lora_alpha / lora_r; above 0."""
     lora_target_modules: list[str] | None = None
+    """Names of the layers that LoRA adapts; null or [all-linear] takes every linear layer but output layer,
+    routers and experts."""
     lora_experts: bool = False
+    """Adapts the fused weights of Mixture-of-Experts layers too; needs LoRA, and no 4-bit weights."""
     use_4bit: bool = False
+    """Holds the frozen weights under LoRA in 4 bits (bitsandbytes, extra `quant`)."""
     use_8bit: bool = False
+    """Holds the frozen weights under LoRA in 8 bits; fused experts stay whole."""
     bnb_4bit_quant_type: QuantType = QuantType.nf4
+    """Number format of 4-bit weights."""
     bnb_4bit_use_double_quant: bool = True
+    """Quantizes the constants of 4-bit quantization too."""
     experts_implementation: ExpertsImplementation | None = None
+    """How fused experts are computed; null keeps the library's default."""
     freeze_router: bool = True
+    """Keeps the routers of a Mixture-of-Experts model frozen; false needs use_lora=false."""
     router_aux_loss: float = 0.0
+    """Weight of the load-balancing loss of trained routers; 0 or more, and 0 where routers are frozen."""
     instructions: bool = True
+    """Whether conversational tasks put their policy and tools in the system prompt of each conversation;
+    false for models that learned them from demonstrations."""
     turn_length: int = 128
+    """Longest turn of the agent in conversational tasks, in tokens; above 0."""
     gradient_checkpointing: bool = True
+    """Recomputes activations in the backward pass, which saves memory and costs time."""
     trust_remote_code: bool = False
+    """Lets a hub model run its own code while it loads."""
     presets: Presets = field(default_factory=Presets)
 
     def __post_init__(self) -> None:
@@ -136,20 +176,20 @@ class ModelConfig:
             f"model.router_aux_loss={self.router_aux_loss:g}: frozen routers learn nothing from it; set "
             "model.freeze_router=false (with model.use_lora=false), or model.router_aux_loss=0",
         )
-        self._check_quantisation()
+        self._check_quantization()
         require(
             0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must lie between 0 and 2**63"
         )
 
-    def _check_quantisation(self) -> None:
+    def _check_quantization(self) -> None:
         require(
             not (self.use_4bit and self.use_8bit),
             "model.use_4bit, model.use_8bit: are both true; set one of them to false",
         )
         require(
-            self.use_lora or not self.is_quantised,
-            f"model.{self.quantised_by}=true: quantised weights are frozen; set model.use_lora=true, or "
-            f"model.{self.quantised_by}=false",
+            self.use_lora or not self.is_quantized,
+            f"model.{self.quantized_by}=true: quantized weights are frozen; set model.use_lora=true, or "
+            f"model.{self.quantized_by}=false",
         )
         require(
             self.use_lora or not self.lora_experts,
@@ -163,21 +203,21 @@ class ModelConfig:
         )
 
     def whole(self) -> ModelConfig:
-        """The same model with its own weights alone: no adapter, and nothing quantised."""
-        return replace(self.unquantised(), use_lora=False, lora_experts=False)
+        """The same model with its own weights alone: no adapter, and nothing quantized."""
+        return replace(self.unquantized(), use_lora=False, lora_experts=False)
 
-    def unquantised(self) -> ModelConfig:
-        """The same in full precision: what is merged, or saved whole."""
+    def unquantized(self) -> ModelConfig:
+        """The same in full precision, for merging an adapter or saving whole weights."""
         return replace(self, use_4bit=False, use_8bit=False)
 
     @property
-    def is_quantised(self) -> bool:
-        """Whether frozen weights are held in 8 or 4 bits."""
+    def is_quantized(self) -> bool:
+        """Whether frozen weights have 8 or 4 bits."""
         return self.use_4bit or self.use_8bit
 
     @property
-    def quantised_by(self) -> str:
-        """The key that quantises, for messages."""
+    def quantized_by(self) -> str:
+        """The key that quantizes, for messages."""
         return "use_4bit" if self.use_4bit else "use_8bit"
 
     @property

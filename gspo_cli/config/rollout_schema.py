@@ -10,23 +10,34 @@ from gspo_cli.config.choices import Engine, OldLogprobs
 
 @dataclass
 class RolloutConfig:
-    """How answers are sampled. Log-probabilities are those of the distribution at `temperature`. At most
-    `environment_concurrency` environments that wait for something (a user behind a URL) do so at once, each
-    for `environment_timeout` seconds a turn. `vllm_memory` is the share of the GPU's memory that vLLM may
-    take for its weights and cache, without a GPU the share of the machine's for the cache alone."""
+    """How answers are sampled. Log-probabilities are those of the distribution at `temperature`."""
 
     engine: Engine = Engine.transformers
+    """What generates answers."""
     old_logprobs: OldLogprobs = OldLogprobs.recompute
+    """Where the log-probabilities of the old policy come from."""
     temperature: float = 1.0
+    """Sampling temperature; scoring divides logits by it too; above 0."""
     top_p: float = 1.0
+    """Probability mass that sampling keeps, at most 1; below 1 biases the ratio (logged as
+    sampling/truncated_mass); above 0."""
     top_k: int = 0
+    """Number of tokens that sampling keeps; 0 keeps all; 0 or more."""
     max_prompt_length: int = 256
+    """Longest prompt in tokens, including system prompt and tools; longer problems are left out; above 0."""
     max_completion_length: int = 256
+    """Longest answer, or turn of a conversation, in tokens; above 0."""
     max_turns: int = 8
+    """Maximum turns of the agent in a conversation; above 0."""
     batch_size: int = 256
+    """Maximum answers that the transformers engine generates at once; above 0."""
     environment_concurrency: int = 16
+    """Maximum environments that wait for something (such as a user behind a URL) at once; above 0."""
     environment_timeout: float = 120.0
+    """Seconds that an environment may wait within one turn; above 0."""
     vllm_memory: float = 0.4
+    """Share of the GPU's memory for vLLM's weights and cache; without a GPU, share of the machine's memory
+    for the cache; between 0 and 1."""
 
     def __post_init__(self) -> None:
         require_positive(

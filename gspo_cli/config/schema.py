@@ -1,6 +1,7 @@
 """Typed configuration, free of torch: one dataclass per Hydra group, defaults here and nowhere else.
 
-`__post_init__` checks ranges, `RunConfig.__post_init__` the rules that cross groups. Every message names the
+`__post_init__` checks ranges, `RunConfig.__post_init__` the rules that cross groups. The docstring under a
+field is its entry in docs/configuration.md (scripts/reference.py). Every message names the
 key and says what to do. Keys without a default are filled by the YAML of the chosen option.
 """
 
@@ -12,111 +13,45 @@ from typing import Any
 from omegaconf import MISSING
 
 from gspo_cli.config.algorithm_schema import AlgorithmConfig
-from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
+from gspo_cli.config.checks import require, require_not_negative, require_positive
 from gspo_cli.config.choices import (
     Device,
     Engine,
     EngineCorrection,
     OldLogprobs,
-    OnCollapse,
     Optimizer,
     Precision,
-    RewardErrors,
-    Schedule,
     Tracker,
     WandbMode,
 )
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.rollout_schema import RolloutConfig
-
-
-@dataclass
-class TrainingConfig:
-    """The loop: how much is sampled, how it is split into updates, and the optimizer. `on_collapse=rollback`
-    returns at most `max_rollbacks` times to an earlier checkpoint, the learning rate each time multiplied by
-    `rollback_learning_rate`; after that a collapse stops the run."""
-
-    num_outer_iterations: int = 100
-    num_generations: int = MISSING
-    generations_per_iteration: int = MISSING
-    updates_per_rollout: int = 4
-    schedule: Schedule = Schedule.constant
-    warmup_iterations: int = 0
-    optimizer: Optimizer = Optimizer.adamw
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    length_curriculum_start: int | None = None
-    length_curriculum_iterations: int = 50
-    reward_errors: RewardErrors = RewardErrors.stop
-    reward_concurrency: int = 16
-    reward_timeout: float = 60.0
-    on_collapse: OnCollapse = OnCollapse.warn
-    rollback_learning_rate: float = 0.5
-    max_rollbacks: int = 2
-
-    def __post_init__(self) -> None:
-        group, generations, answers = "training", self.generations_per_iteration, self.num_generations
-        require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
-        require_positive(group, self, "updates_per_rollout", "max_grad_norm", "length_curriculum_iterations")
-        require_positive(group, self, "reward_concurrency", "reward_timeout")
-        require_not_negative(group, self, "warmup_iterations", "weight_decay", "max_rollbacks")
-        require(
-            0 < self.rollback_learning_rate <= 1,
-            f"training.rollback_learning_rate={self.rollback_learning_rate}: multiplies the learning rate "
-            "after a rollback; must be above 0 and at most 1",
-        )
-        for name in ("adam_beta1", "adam_beta2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
-        require(
-            answers >= 2,
-            "training.num_generations=1: an answer is judged against the other answers to its prompt; "
-            "use 2 or more",
-        )
-        require(
-            generations % answers == 0,
-            f"training.generations_per_iteration={generations}: must be a multiple of "
-            "training.num_generations="
-            f"{answers}; try {max(1, round(generations / answers)) * answers}",
-        )
-        divisors = [str(n) for n in range(1, 17) if generations % n == 0]
-        require(
-            generations % self.updates_per_rollout == 0,
-            f"training.updates_per_rollout={self.updates_per_rollout}: must divide training."
-            f"generations_per_iteration={generations}; try one of {', '.join(divisors)}",
-        )
-        require(
-            self.length_curriculum_start is None or self.length_curriculum_start > 0,
-            "training.length_curriculum_start: must be above 0, or null for no curriculum",
-        )
-
-    @property
-    def prompts_per_iteration(self) -> int:
-        """Problems drawn per iteration."""
-        return self.generations_per_iteration // self.num_generations
-
-    @property
-    def answers_per_update(self) -> int:
-        """Sequences in each minibatch."""
-        return self.generations_per_iteration // self.updates_per_rollout
+from gspo_cli.config.training_schema import CheckpointConfig, EvaluationConfig, TrainingConfig
 
 
 @dataclass
 class HardwareConfig:
-    """Where it runs and how much fits at once. `zero_stage` above 0 divides training over `processes` (null:
-    one for each visible GPU) on each of `nodes`, by DeepSpeed ZeRO: optimizer states (1), gradients too (2),
-    weights too (3); `offload` keeps what is divided in the memory of the CPU."""
+    """Where it runs and how much fits at once."""
 
     device: Device = Device.cpu
+    """Where tensors live."""
     precision: Precision = Precision.fp32
+    """Number format of frozen weights and of matrix products; trained weights and log-probabilities stay
+    fp32."""
     threads: int | None = None
+    """Threads of torch, between 1 and 4096; null keeps torch's default."""
     tokens_per_microbatch: int = 8192
+    """Maximum tokens in one forward and backward pass, padding included; above 0."""
     zero_stage: int = 0
+    """What DeepSpeed ZeRO shards over processes - 0 nothing, 1 optimizer states, 2 gradients too, 3 weights
+    too; 0 to 3."""
     offload: bool = False
+    """Keeps what ZeRO shards in the CPU's memory - optimizer states, and weights at stage 3."""
     processes: int | None = None
+    """Processes per node, each with its own GPU; null starts one per visible GPU; more than one needs ZeRO;
+    above 0."""
     nodes: int = 1
+    """Number of machines; more than one needs ZeRO; above 0."""
 
     def __post_init__(self) -> None:
         require_positive("hardware", self, "tokens_per_microbatch", "nodes")
@@ -144,58 +79,29 @@ class HardwareConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    """Held-out evaluation, on the same problems each time: one greedy answer, and `samples` answers for
-    pass@k. `kl` measures how far the policy is from the model before training, on these samples; null does
-    where that takes no second copy of large weights (LoRA, embedded models)."""
-
-    every: int = 10
-    problems: int = 200
-    samples: int = 4
-    kl: bool | None = None
-    stop_at_score: float | None = None
-
-    def __post_init__(self) -> None:
-        require_not_negative("evaluation", self, "every", "samples")
-        require_positive("evaluation", self, "problems")
-        require(
-            not self.kl or self.samples > 0,
-            "evaluation.kl=true: is measured on sampled answers; set evaluation.samples above 0",
-        )
-        if self.stop_at_score is not None:
-            require_fraction("evaluation", self, "stop_at_score")
-
-
-@dataclass
-class CheckpointConfig:
-    """Checkpoints: every so many iterations, the newest `keep` stay, and the best by held-out score."""
-
-    every: int = 10
-    keep: int = 2
-    save_best: bool = True
-
-    def __post_init__(self) -> None:
-        require_positive("checkpoint", self, "every", "keep")
-
-
-@dataclass
 class LoggingConfig:
     """Where metrics are mirrored and what the terminal shows."""
 
     report_to: Tracker = Tracker.none
+    """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
     run_name: str | None = None
+    """Name of the run in wandb; null lets wandb choose."""
     wandb_project: str = "gspo-cli"
+    """Project in wandb."""
     wandb_tags: list[str] = field(default_factory=list)
+    """Tags of the run in wandb."""
     wandb_mode: WandbMode = WandbMode.online
+    """How wandb connects."""
     samples_per_iteration: int = 2
+    """Conversations shown in the terminal and kept in samples.jsonl after each iteration; 0 or more."""
 
     def __post_init__(self) -> None:
         require_not_negative("logging", self, "samples_per_iteration")
 
 
 @dataclass
-class RunConfig:
-    """Everything one run is made of. `task` is the object that `task._target_` names, built and checked."""
+class RunSettings:
+    """The settings of a run by group, each group checked on its own."""
 
     model: ModelConfig = MISSING
     task: Any = MISSING
@@ -207,9 +113,30 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     reward: str | None = None
+    """Dotted path of a RewardFunction, such as my_rewards.Polite; null uses the task's own."""
     reward_settings: Any = None
+    """Arguments of that RewardFunction by name; used with `reward` only."""
     seed: int = 0
+    """Seed of problem order, sampling and minibatches, but not of the model before training; 0 or more."""
     resume: str | None = None
+    """Run folder to resume from its last checkpoint."""
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether evaluations measure the KL divergence from the model before training."""
+        cheap = self.model.use_lora or self.model.is_embedded
+        return self.evaluation.samples > 0 and (cheap if self.evaluation.kl is None else self.evaluation.kl)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a frozen copy of the model before training is kept; under LoRA none is needed."""
+        return (self.algorithm.beta > 0 or self.measures_kl) and not self.model.use_lora
+
+
+@dataclass
+class RunConfig(RunSettings):
+    """Everything one run is made of, with the rules that cross groups. `task` is the object that
+    `task._target_` names, built and checked."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
@@ -219,7 +146,7 @@ class RunConfig:
         )
         require(
             self.reward is not None or not self.reward_settings,
-            "reward_settings: is read with reward=<dotted path> only; name the reward, or leave it out",
+            "reward_settings: only applies with reward=<dotted path>; name the reward, or leave it out",
         )
         self._check_distribution()
         self._check_engine()
@@ -239,13 +166,13 @@ class RunConfig:
     def _check_distribution(self) -> None:
         stage, optimizer = self.hardware.zero_stage, self.training.optimizer
         require(
-            stage < 3 or not self.model.is_quantised,
-            "model.use_4bit, use_8bit: ZeRO-3 cannot divide quantised weights; use hardware=zero2, or leave "
-            "the model whole",
+            stage < 3 or not self.model.is_quantized,
+            "model.use_4bit, use_8bit: ZeRO-3 cannot shard quantized weights; use hardware=zero2, or turn "
+            "quantization off",
         )
         require(
             stage == 0 or optimizer is Optimizer.adamw,
-            f"training.optimizer={optimizer.value}: ZeRO divides the states of adamw only; use that, or "
+            f"training.optimizer={optimizer.value}: ZeRO shards the states of adamw only; use that, or "
             "hardware.zero_stage=0",
         )
         require(
@@ -275,24 +202,13 @@ class RunConfig:
                 "rollout=transformers",
             )
             require(
-                not self.model.is_quantised,
-                f"rollout.engine=vllm: an adapter over quantised weights cannot be pushed; set model."
-                f"{self.model.quantised_by}=false, or use rollout=transformers",
+                not self.model.is_quantized,
+                f"rollout.engine=vllm: an adapter over quantized weights cannot be pushed; set model."
+                f"{self.model.quantized_by}=false, or use rollout=transformers",
             )
 
-    @property
-    def measures_kl(self) -> bool:
-        """Whether evaluations measure the KL divergence from the model before training."""
-        cheap = self.model.use_lora or self.model.is_embedded
-        return self.evaluation.samples > 0 and (cheap if self.evaluation.kl is None else self.evaluation.kl)
-
-    @property
-    def keeps_reference(self) -> bool:
-        """Whether a frozen copy of the model before training is held; under LoRA none is needed."""
-        return (self.algorithm.beta > 0 or self.measures_kl) and not self.model.use_lora
-
     def check_processes(self, processes: int) -> None:
-        """Raise UserError where `processes` on each node are more than there are prompts to divide."""
+        """Raise UserError where there are more processes (`processes` on each node) than prompts."""
         everywhere, prompts = processes * self.hardware.nodes, self.training.prompts_per_iteration
         require(
             everywhere <= prompts,

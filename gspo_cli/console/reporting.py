@@ -1,5 +1,4 @@
-"""What a run tells people while it goes, free of torch. `gspo_cli.console.live` shows it; trackers mirror the
-numbers."""
+"""What a run reports while it trains, free of torch: consoles show it, trackers mirror the numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ from gspo_cli.types import Trajectory
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One conversation to show: what was asked, what the agent said, how it was judged."""
+class ShownSample:
+    """A conversation to show, with its reward and advantage; a line of samples.jsonl."""
 
     iteration: int
     problem_id: str
@@ -25,7 +24,7 @@ class Sample:
     excluded: str | None = None
 
     @classmethod
-    def of(cls, trajectory: Trajectory, iteration: int, advantage: float | None = None) -> Sample:
+    def of(cls, trajectory: Trajectory, iteration: int, advantage: float | None = None) -> ShownSample:
         """What is shown of `trajectory`."""
         return cls(
             iteration=iteration,
@@ -55,11 +54,11 @@ class Reporter(Protocol):
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """One line of evals.jsonl."""
 
-    def samples(self, samples: Sequence[Sample]) -> None:
+    def samples(self, samples: Sequence[ShownSample]) -> None:
         """Conversations of the iteration that just ended."""
 
     def warn(self, text: str) -> None:
         """Something the user should know, one sentence."""
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """The run is over; `summary` is what summary.json holds."""
+        """The run has ended; `summary` is what summary.json holds."""

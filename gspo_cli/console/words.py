@@ -1,4 +1,4 @@
-"""What people read of a run: numbers, a summary in sentences, what to type next. Pure, free of torch."""
+"""Texts about a run for people: numbers, a summary in sentences, what to type next. Pure, free of torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
+
+from gspo_cli.run.summary import RunStatus
 
 Record = Mapping[str, Any]
 
@@ -38,7 +40,7 @@ def quantity(value: float) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` on one line, with nothing in it that a terminal would obey."""
+    """`text` on one line, with nothing in it that a terminal would interpret."""
     return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
 
 
@@ -87,7 +89,7 @@ def fixed(value: float | None, decimals: int = 3) -> str:
 def why_zero(metrics: Record) -> str:
     """Why this iteration's loss or clip share may be 0, or nothing."""
     if metrics.get("frac_reward_zero_std") == 1:
-        return "all groups scored equal: nothing to learn from this batch"
+        return "all groups have zero variance: nothing to learn from this batch"
     if metrics.get("updates") == 1:
         return "one update per rollout: the ratio is 1, nothing can clip"
     return ""
@@ -96,7 +98,7 @@ def why_zero(metrics: Record) -> str:
 def describe(summary: Record) -> list[str]:
     """What happened, one sentence each: ending, held-out score, best evaluation, training reward, cost."""
     first, last = _scored(summary["initial_eval"]), _scored(summary["final_eval"])
-    sentences = [_ending(summary), _held_out(first, last)]
+    sentences = [_ending(summary), _held_out_change(first, last)]
     if first is not None and last is not None and first["iteration"] != last["iteration"]:
         sentences += _pass_at_k(first, last) + _best(first, last, _scored(summary["best_eval"]))
     if summary["first_reward"] is not None and summary["last_reward"] is not None:
@@ -110,11 +112,11 @@ def describe(summary: Record) -> list[str]:
 
 
 def next_commands(summary: Record) -> list[tuple[str, str]]:
-    """(command, why) in the order of use; only what makes sense after a run that ended this way. A reward
-    that was a script's object is no command's: none trains with it, and evaluation takes the task's own."""
+    """(command, why) in the order of use, only those that make sense after a run that ended this way. No
+    command trains with a reward that was an object of a script; evaluation takes the task's own."""
     run = _relative(Path(summary["run_folder"]))
     commands = []
-    if summary["status"] == "collapsed":
+    if summary["status"] == RunStatus.collapsed:
         commands.append((f"gspo-doctor {shlex.quote(run)}", "see what went wrong, and what to change"))
     if summary["iterations"] > 0:
         evaluate, why = f"gspo-eval {shlex.quote(run)}", "measure its checkpoints on held-out problems"
@@ -124,26 +126,26 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
         commands.append((f"gspo-chat {shlex.quote(run)}", "talk to it; --watch 3 shows three conversations"))
     if summary["reward_object"]:
         return commands
-    return commands + _go_on(summary, f"gspo-train {override('resume', run)}") + _partner(summary)
+    return commands + _continue(summary, f"gspo-train {override('resume', run)}") + _partner(summary)
 
 
-def _go_on(summary: Record, resume: str) -> list[tuple[str, str]]:
+def _continue(summary: Record, resume: str) -> list[tuple[str, str]]:
     status, total = summary["status"], summary["total_iterations"]
-    if status == "completed":
+    if status == RunStatus.completed:
         why = f"train on, to iteration {2 * total}"
         return [(f"{resume} training.num_outer_iterations={2 * total}", why)]
-    if status == "stopped_early":
+    if status == RunStatus.stopped_early:
         why = f"train on to iteration {total}, past the score that stopped it"
         return [(f"{resume} evaluation.stop_at_score=null", why)]
-    if status == "collapsed":
-        why = "return to the checkpoint before the collapse and go on with a lower learning rate"
+    if status == RunStatus.collapsed:
+        why = "return to the checkpoint before the collapse and continue with a lower learning rate"
         return [(f"{resume} training.on_collapse=rollback", why)]
-    cause = "once the cause is removed, " if status == "failed" else ""
+    cause = "once the cause is removed, " if status == RunStatus.failed else ""
     return [(resume, f"{cause}continue from its last checkpoint")]
 
 
 def _partner(summary: Record) -> list[tuple[str, str]]:
-    if summary["status"] not in ("completed", "stopped_early"):
+    if summary["status"] not in (RunStatus.completed, RunStatus.stopped_early):
         return []
     other = "gspo" if summary["algorithm"] == "grpo" else "grpo"
     groups = [override(key, str(summary[key])) for key in ("task", "model")]
@@ -156,16 +158,16 @@ def _ending(summary: Record) -> str:
     run = f"{summary['algorithm']} on {summary['task']}, model {summary['model']}, seed {summary['seed']}"
     done = f"{summary['iterations']} of {summary['total_iterations']} iterations"
     return {
-        "completed": f"Completed {done}: {run}.",
-        "interrupted": f"Interrupted after {done}: {run}.",
-        "stopped_early": f"Stopped early after {done}: {run}.",
-        "collapsed": f"Stopped after {done}, because the policy collapsed: {run}.",
-        "failed": f"Failed after {done}: {run}.",
+        RunStatus.completed: f"Completed {done}: {run}.",
+        RunStatus.interrupted: f"Interrupted after {done}: {run}.",
+        RunStatus.stopped_early: f"Stopped early after {done}: {run}.",
+        RunStatus.collapsed: f"Stopped after {done}, because the policy collapsed: {run}.",
+        RunStatus.failed: f"Failed after {done}: {run}.",
     }[summary["status"]]
 
 
-def _held_out(first: Record | None, last: Record | None) -> str:
-    """The change of the held-out score, judged against its sampling error."""
+def _held_out_change(first: Record | None, last: Record | None) -> str:
+    """The change of the held-out score, compared with its sampling error."""
     known = first or last
     if known is None:
         return "No held-out evaluation was made: nothing is known about problems outside training."

@@ -1,8 +1,8 @@
-"""The rules about what the policy says, and about memory: see `rules` for those about rewards and updates.
+"""The rules about answers, and about memory: see `rules` for those about rewards and updates.
 
-What is a collapse is held against the reward: a policy that becomes certain, long or far from its reference
-while it earns more is learning. Where no absolute number means anything, the first iteration is the measure:
-its answers are the untrained model's."""
+Whether something is a collapse depends on the reward: a policy that becomes certain, long or far from its
+reference while it earns more is learning. Where no absolute bound makes sense, metrics are compared with the
+first iteration, whose answers are those of the model before training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KL_SEEN = 0.1  # nats a token, under which growth is the way from 0
 
 
 def entropy_gone(run: History) -> Finding | None:
-    """The policy is certain of every token and has not learned: nothing new will be tried."""
+    """The policy is certain of nearly every token and has not learned: it explores no more."""
     first = run.first("entropy")
     if first is None or run.reward_rises:
         return None
@@ -37,7 +37,7 @@ def entropy_gone(run: History) -> Finding | None:
         "does not rise",
         f"use {slower(run)}; algorithm.beta=0.01 holds the policy near its reference",
         since,
-        (slower(run), "algorithm.beta=0.01") if run.setting("algorithm.beta") == 0 else (slower(run),),
+        (slower(run), "algorithm.beta=0.01") if run.config.algorithm.beta == 0 else (slower(run),),
     )
 
 
@@ -49,7 +49,7 @@ def length_runaway(run: History) -> Finding | None:
 
     def runs_away(record: Record) -> bool:
         length = number_of(record, "completions/mean_length") or 0.0
-        return length >= LONGER * first and (_cut(record) or 0.0) > TRUNCATED
+        return length >= LONGER * first and (_truncated_share(record) or 0.0) > TRUNCATED
 
     since = run.since(runs_away)
     if since is None:
@@ -68,17 +68,17 @@ def length_runaway(run: History) -> Finding | None:
 
 
 def truncation(run: History) -> Finding | None:
-    """Most answers do not come to their end."""
+    """Most answers are cut before their end."""
     since = run.above("completions/clipped_ratio", TRUNCATED)
     if since is None or _cap_grows(run) or length_runaway(run):
         return None
-    cap = run.setting("rollout.max_completion_length")
+    cap = run.config.rollout.max_completion_length
     longer = f"rollout.max_completion_length={2 * cap}"
     return Finding(
         "truncation",
         Severity.warning,
         f"{run.last('completions/clipped_ratio') or 0.0:.0%} of answers are cut at {cap} tokens: they are "
-        "judged before their end",
+        "scored before their end",
         f"use {longer}, or algorithm.truncated_completions=mask",
         since,
         (longer,),
@@ -86,7 +86,7 @@ def truncation(run: History) -> Finding | None:
 
 
 def repetition(run: History) -> Finding | None:
-    """Answers say the same over and over."""
+    """Answers repeat themselves."""
     first = run.first("completions/repetition")
     if first is None:
         return None
@@ -112,7 +112,7 @@ def kl_far(run: History) -> Finding | None:
     jumps = len(before) == WINDOW and min(newest) > max(KL_SEEN, KL_GROWTH * fmean(before))
     if since is None and not jumps:
         return None
-    beta = f"algorithm.beta={10 * run.setting('algorithm.beta'):.3g}"
+    beta = f"algorithm.beta={10 * run.config.algorithm.beta:.3g}"
     lost = since is not None and not run.reward_rises
     return Finding(
         "kl_far",
@@ -126,7 +126,7 @@ def kl_far(run: History) -> Finding | None:
 
 
 def excluded(run: History) -> Finding | None:
-    """Answers without a reward."""
+    """Answers without a reward, which are not trained on."""
     left_out = [record for record in run.records if number_of(record, "excluded")]
     if not left_out:
         return None
@@ -135,18 +135,18 @@ def excluded(run: History) -> Finding | None:
         "excluded",
         Severity.warning,
         f"some answers were left out of training ({count} in {len(left_out)} iterations)",
-        "see `excluded` in samples.jsonl for the reason, and mend the reward or the environment",
+        "see `excluded` in samples.jsonl for the reason, and fix the reward or the environment",
         left_out[0]["iteration"],
     )
 
 
 def out_of_memory(run: History) -> Finding | None:
-    """Micro-batches had to be halved on the way."""
+    """Micro-batches had to be halved during training."""
     short = [record for record in run.everything if number_of(record, "oom_events")]
     if not short:
         return None
     count = round(sum(number_of(record, "oom_events") or 0.0 for record in short))
-    asked = run.setting("hardware.tokens_per_microbatch")
+    asked = run.config.hardware.tokens_per_microbatch
     left = number_of(short[-1], "tokens_per_microbatch") or asked / 2**count
     setting = f"hardware.tokens_per_microbatch={max(1, int(left))}"
     return Finding(
@@ -160,11 +160,11 @@ def out_of_memory(run: History) -> Finding | None:
     )
 
 
-def _cut(record: Record) -> float | None:
+def _truncated_share(record: Record) -> float | None:
     return number_of(record, "completions/clipped_ratio")
 
 
 def _cap_grows(run: History) -> bool:
     """Whether the length curriculum is still under way: its answers are meant to be cut."""
-    start = run.setting("training.length_curriculum_start")
-    return start is not None and run.iteration <= run.setting("training.length_curriculum_iterations")
+    start = run.config.training.length_curriculum_start
+    return start is not None and run.iteration <= run.config.training.length_curriculum_iterations

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.config.compose import OBJECT, composed, literal
+from gspo_cli.config.choices import Device
+from gspo_cli.config.compose import OBJECT, composed, literal, plain_values
+from gspo_cli.config.stored import StoredConfig, read_stored
 from gspo_cli.console.words import clean, number, override
-from gspo_cli.diagnosis.diagnosis import diagnose, settings_of
+from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.guide import Answer, guide
-from gspo_cli.diagnosis.history import Finding, History, Record, Severity, number_of
+from gspo_cli.diagnosis.history import Finding, History, Record, Severity
 from gspo_cli.errors import UserError
-from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.folder import RunFolder, read_log
 from gspo_cli.run.identity import RESUMABLE, leaves, matches
 
 
@@ -40,57 +42,42 @@ def examine(path: Path) -> Report:
     if not path.is_dir():
         raise UserError(f"{path}: is not a folder; give a run folder of gspo-train")
     folder = RunFolder(path)
-    settings = settings_of(folder.config)
-    metrics, damaged = read_log(path / "metrics.jsonl")
-    evals, _ = read_log(path / "evals.jsonl")
+    config = read_stored(folder.config)
+    metrics, damaged = read_numbers(path / "metrics.jsonl")
+    evals, _ = read_numbers(path / "evals.jsonl")
     if not metrics and damaged:
         raise UserError(f"{path / 'metrics.jsonl'}: cannot be read from line 1 on; restore the file")
     if not metrics:
         raise UserError(f"{path}: has no iterations yet; try again after the first one")
-    findings = diagnose(settings, metrics, evals)
-    history = History(settings, metrics, evals)
-    card = path / "card.txt"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    findings = diagnose(config, metrics, evals)
+    history = History(config, metrics, evals)
     unread = ""
     if damaged:
         last = metrics[-1]["iteration"]
         unread = f"metrics.jsonl cannot be read from line {damaged} on; this report ends at iteration {last}"
     return Report(
         str(path),
-        verdict(settings, history, findings),
+        verdict(config, history, findings),
         unread,
         findings,
-        guide(history, findings, text),
-        commands(path, settings, metrics, findings),
+        guide(history, findings, folder.read_card()),
+        commands(path, config, metrics, findings),
     )
 
 
-def read_log(path: Path) -> tuple[list[Record], int | None]:
-    """The records of a log up to the first damaged line, and the number of that line. Only values that are
-    numbers are kept."""
-    if not path.exists():
-        return [], None
-    found: list[Record] = []
-    # not splitlines: it also breaks at U+2028 and the like
-    for place, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            return found, place
-        if not isinstance(record, dict) or number_of(record, "iteration") is None:
-            return found, place
-        found.append({name: value for name, value in record.items() if isinstance(value, int | float)})
-    return found, None
+def read_numbers(path: Path) -> tuple[list[Record], int | None]:
+    """`read_log`; only values that are numbers are kept."""
+    records, damaged = read_log(path)
+    numbers = (int, float)
+    return [{name: v for name, v in record.items() if isinstance(v, numbers)} for record in records], damaged
 
 
-def verdict(settings: Mapping[str, Any], history: History, findings: Sequence[Finding]) -> str:
+def verdict(config: StoredConfig, history: History, findings: Sequence[Finding]) -> str:
     """One sentence: healthy or not, and which run."""
     serious = [finding for finding in findings if finding.severity is not Severity.note]
-    done, total = history.everything[-1]["iteration"], settings["training"]["num_outer_iterations"]
-    task, model = settings["task"].get("name"), settings["model"]["label"]
-    about = f"{settings['algorithm']['name']} on {task}, model {model}"
+    done, total = history.everything[-1]["iteration"], config.training.num_outer_iterations
+    task, model = config.task.get("name"), config.model.label
+    about = f"{config.algorithm.name} on {task}, model {model}"
     rewards = history.values("reward")
     course = f", reward {number(rewards[0])} to {number(rewards[-1])}" if rewards else ""
     state = "healthy" if not serious else f"{len(serious)} finding{'s' * (len(serious) > 1)}"
@@ -98,7 +85,7 @@ def verdict(settings: Mapping[str, Any], history: History, findings: Sequence[Fi
 
 
 def commands(
-    path: Path, settings: Mapping[str, Any], metrics: Sequence[Record], findings: Sequence[Finding]
+    path: Path, config: StoredConfig, metrics: Sequence[Record], findings: Sequence[Finding]
 ) -> list[tuple[str, str]]:
     """What to run next: (command, why)."""
     serious = [finding for finding in findings if finding.severity is not Severity.note]
@@ -106,10 +93,10 @@ def commands(
     for finding in serious:
         for setting in finding.settings:
             wanted.setdefault(setting.split("=")[0], setting)
-    if not wanted or str(settings.get("reward") or "").startswith(OBJECT):
+    if not wanted or (config.reward or "").startswith(OBJECT):
         return []  # nothing to change, or only the script that made the reward can train again
     changes = " ".join(wanted.values())
-    unfinished = metrics[-1]["iteration"] < settings["training"]["num_outer_iterations"]
+    unfinished = metrics[-1]["iteration"] < config.training.num_outer_iterations
     resume = f"gspo-train {override('resume', str(path))}"
     if unfinished and all(matches(key, RESUMABLE) for key in wanted):
         return [(f"{resume} {changes}", "continue from the last checkpoint with these changes")]
@@ -117,7 +104,7 @@ def commands(
     if unfinished and any(finding.severity is Severity.collapse for finding in serious):
         why = "return to the checkpoint before the collapse and continue with a lower learning rate"
         found.append((f"{resume} training.on_collapse=rollback", why))
-    own = own_overrides(settings)
+    own = own_overrides(config)
     if own is None:
         return [*found, (f"gspo-train ... {changes}", "a new run: your settings with these changes")]
     kept = [text for text in own if text.split("=")[0] not in wanted]
@@ -125,24 +112,24 @@ def commands(
     return [*found, (" ".join(["gspo-train", *kept, changes]), why)]
 
 
-def own_overrides(settings: Mapping[str, Any]) -> list[str] | None:
+def own_overrides(config: StoredConfig) -> list[str] | None:
     """The overrides that compose these settings from conf/. None where its options cannot express them."""
-    hardware = settings["hardware"]
-    place = f"zero{hardware['zero_stage']}" if hardware["zero_stage"] else "single_gpu"
+    hardware = config.hardware
+    place = f"zero{hardware.zero_stage}" if hardware.zero_stage else "single_gpu"
     chosen = {
-        "task": str(settings["task"].get("name")),
-        "model": settings["model"]["label"],
-        "algorithm": settings["algorithm"]["name"],
-        "hardware": "cpu" if hardware["device"] == "cpu" and not hardware["zero_stage"] else place,
-        "logging": settings["logging"]["report_to"],
+        "task": str(config.task.get("name")),
+        "model": config.model.label,
+        "algorithm": config.algorithm.name,
+        "hardware": "cpu" if hardware.device is Device.cpu and not hardware.zero_stage else place,
+        "logging": config.logging.report_to.value,
     }
     groups = [override(group, option) for group, option in chosen.items()]
     try:
         # both through OmegaConf, so that only real differences remain
-        preset = leaves(plain(composed(groups)))
+        preset = leaves(plain_values(composed(groups)))
     except (UserError, OmegaConfBaseException):
         return None
-    own = leaves(plain(OmegaConf.create(literal(settings))))
+    own = leaves(plain_values(OmegaConf.create(literal(config.plain))))
     if any(key not in preset for key in own if key.startswith("task.")):
         return None
     changed = {
@@ -150,12 +137,6 @@ def own_overrides(settings: Mapping[str, Any]) -> list[str] | None:
     }
     usual = {"hardware=cpu", "logging=none", "algorithm=gspo"}
     return [*(text for text in groups if text not in usual), *map(typed, changed, changed.values())]
-
-
-def plain(node: DictConfig) -> dict[str, Any]:
-    """A configuration as plain values."""
-    values: Any = OmegaConf.to_container(node, resolve=True, enum_to_str=True)  # typed as any container
-    return values
 
 
 def typed(key: str, value: Any) -> str:

@@ -1,13 +1,14 @@
-"""The three entries of the GSPO guide's troubleshooting list, answered from a run's own numbers. Pure."""
+"""The three entries of the GSPO guide's troubleshooting list, answered from a run's metrics. Pure."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from gspo_cli.config.choices import Device, Optimizer
+from gspo_cli.config.schema import RunSettings
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import Finding, History, Severity, number_of, preset_rate, slower
 
@@ -19,15 +20,12 @@ UNSTABLE = {
     "reward_fell", "entropy_gone", "length_runaway", "repetition", "kl_far", "not_finite", "gradient_spike",
     "rolled_back", "held_out_fell", "reward_scale",
 }  # fmt: skip
-PART = re.compile(r"(\w+) ([\d.]+)(?: (GiB|MiB))?")
-WORTH = 0.05  # of the estimate: what saves less is not worth a change
-MEBIBYTE = 1 / 1024  # GiB
-Setting = Callable[[str], Any]
+WORTH = 0.05  # of the estimate: smaller savings are not worth a change
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an entry of the list comes to in this run; `ok` where there is nothing to do."""
+    """An entry of the list, answered for this run; `ok` where there is nothing to do."""
 
     entry: str
     ok: bool
@@ -36,16 +34,16 @@ class Answer:
     settings: tuple[str, ...] = ()
 
 
-def guide(run: History, findings: Sequence[Finding], card: str) -> list[Answer]:
-    """The entries in the guide's order. `card` is the text of card.txt, empty where there is none."""
+def guide(run: History, findings: Sequence[Finding], card: Mapping[str, Any] | None) -> list[Answer]:
+    """The entries in the guide's order. `card` is what card.json holds, None where there is none."""
     return [loss(run, findings), memory(run, card), instability(run, findings)]
 
 
 def loss(run: History, findings: Sequence[Finding]) -> Answer:
-    """Loss not decreasing: it need not, the reward should rise."""
+    """Loss not decreasing: it need not decrease, but the reward should rise."""
     losses = run.values("loss")
     flat = (
-        f"the loss is {number(fmean(losses))} on average, which says little: advantages are centred"
+        f"the loss is {number(fmean(losses))} on average, which says little: advantages are centered"
         * bool(losses)
     )
     start = f"{flat}; " if flat else ""
@@ -61,26 +59,26 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     if causes:
         named = ", ".join(finding.rule for finding in causes)
         return Answer("loss not decreasing", False, f"{what}; see {named}", causes[0].fix, causes[0].settings)
-    longer = f"training.num_outer_iterations={2 * run.setting('training.num_outer_iterations')}"
+    longer = f"training.num_outer_iterations={2 * run.config.training.num_outer_iterations}"
     other = slower(run)
-    if run.setting("algorithm.learning_rate") <= preset_rate(run):
-        other = f"algorithm.learning_rate={3 * run.setting('algorithm.learning_rate'):.3g}"
+    if run.config.algorithm.learning_rate <= preset_rate(run):
+        other = f"algorithm.learning_rate={3 * run.config.algorithm.learning_rate:.3g}"
     fix = f"no rule says why: use {longer}, or {other}"
     return Answer("loss not decreasing", False, what, fix, (longer,))
 
 
-def memory(run: History, card: str) -> Answer:
+def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
     """High memory: the measured peak, and what lowers it, in the order of effect by the card's estimate."""
     peaks = run.values("memory/peak_gb")
     short = round(sum(number_of(record, "oom_events") or 0.0 for record in run.everything))
     measured = f"peak {number(max(peaks))} GiB" if peaks else "no peak was measured"
     what = f"{measured}, memory ran out {short} times" if short else f"{measured}, memory never ran out"
-    parts = estimated_parts(card)
+    parts = {} if card is None else estimated_parts(card)
     if parts:
         largest = sorted(parts, key=parts.__getitem__, reverse=True)[:3]
         named = ", ".join(f"{part} {number(parts[part])}" for part in largest)
         what += f"; the card's estimate of its parts is {named} GiB"
-    savings = sorted(_levers(run.setting, parts), key=lambda lever: -lever[1])
+    savings = sorted(_levers(run.config, parts), key=lambda lever: -lever[1])
     least = WORTH * sum(parts.values())
     told = [
         f"{text} (about {number(saved)} GiB less)" if saved else text
@@ -91,50 +89,50 @@ def memory(run: History, card: str) -> Answer:
     return Answer("high memory", not short, what, fix, (savings[0][0],) if short and told else ())
 
 
-def estimated_parts(card: str) -> dict[str, float]:
-    """GiB by part of the phase that takes most, from the memory line of card.txt."""
-    line = re.search(r"^\s*memory\s.*?\(([^)]*)\)", card, flags=re.MULTILINE)
-    found = PART.findall(line.group(1)) if line else []
-    return {part: float(size) * (MEBIBYTE if unit == "MiB" else 1.0) for part, size, unit in found}
+def estimated_parts(card: Mapping[str, Any]) -> dict[str, float]:
+    """GiB by part of the phase that takes most, as card.json has it; parts under 1 MiB are left out."""
+    phases: Mapping[str, Mapping[str, int]] = card["memory"]["phases"]
+    largest = max(phases.values(), key=lambda parts: sum(parts.values()))
+    return {part: size / 2**30 for part, size in largest.items() if size >= 2**20}
 
 
-def _levers(setting: Setting, parts: dict[str, float]) -> list[tuple[str, float]]:
+def _levers(config: RunSettings, parts: dict[str, float]) -> list[tuple[str, float]]:
     """Settings not yet taken that lower memory, and about how many GiB each saves."""
 
     def share(part: float, *names: str) -> float:
         return part * sum(parts.get(name, 0.0) for name in names)
 
-    adapters, stage = setting("model.use_lora"), setting("hardware.zero_stage")
-    quantised = setting("model.use_4bit") or setting("model.use_8bit")
-    half_tokens = max(1, setting("hardware.tokens_per_microbatch") // 2)
-    half_rows = max(1, setting("rollout.batch_size") // 2)
+    adapters, stage = config.model.use_lora, config.hardware.zero_stage
+    quantized = config.model.use_4bit or config.model.use_8bit
+    half_tokens = max(1, config.hardware.tokens_per_microbatch // 2)
+    half_rows = max(1, config.rollout.batch_size // 2)
     levers = [
         (f"hardware.tokens_per_microbatch={half_tokens}", share(0.5, "activations"), True),
         (f"rollout.batch_size={half_rows}", share(0.5, "cache"), True),
         (
             "model.gradient_checkpointing=true",
             share(0.8, "activations"),
-            not setting("model.gradient_checkpointing"),
+            not config.model.gradient_checkpointing,
         ),
         ("model.use_lora=true", share(0.95, "optimizer", "gradients", "temporary"), not adapters),
-        ("model.use_4bit=true", share(0.7, "weights"), adapters and not quantised and stage < 3),
+        ("model.use_4bit=true", share(0.7, "weights"), adapters and not quantized and stage < 3),
         (
             "training.optimizer=adamw_8bit",
             share(0.6, "optimizer"),
-            stage == 0 and setting("training.optimizer") == "adamw",
+            stage == 0 and config.training.optimizer is Optimizer.adamw,
         ),
         (
-            "hardware=zero2",  # over two GPUs, half of what it divides
+            "hardware=zero2",  # over two GPUs, half of what it shards
             share(0.5, "optimizer", "gradients"),
-            stage == 0 and setting("hardware.device") == "cuda",
+            stage == 0 and config.hardware.device is Device.cuda,
         ),
-        ("hardware=zero3", share(0.5, "weights"), stage in (1, 2) and not quantised),
+        ("hardware=zero3", share(0.5, "weights"), stage in (1, 2) and not quantized),
     ]
-    return [(text, saved) for text, saved, open_ in levers if open_]
+    return [(text, saved) for text, saved, applies in levers if applies]
 
 
 def instability(run: History, findings: Sequence[Finding]) -> Answer:
-    """Instability: gradient norms, dropped updates, what the policy became."""
+    """Instability: gradient norms, dropped updates, entropy and KL."""
     facts = []
     norms = run.values("grad_norm")
     if norms:
@@ -150,7 +148,7 @@ def instability(run: History, findings: Sequence[Finding]) -> Answer:
         return Answer("instability", True, f"stable: {', '.join(facts)}", "")
     named = ", ".join(finding.rule for finding in found)
     settings = tuple(dict.fromkeys([slower(run), *found[0].settings]))
-    fix = f"use {settings[0]}, and training.on_collapse=rollback to go on by itself"
+    fix = f"use {settings[0]}, and training.on_collapse=rollback to recover automatically"
     return Answer(
         "instability",
         False,

@@ -1,4 +1,4 @@
-"""What a run has measured, as the rules of a diagnosis look at it. Free of torch."""
+"""The metrics of a run, as the rules of a diagnosis read them. Free of torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from gspo_cli.errors import UserError
+from gspo_cli.config.choices import RatioLevel
+from gspo_cli.config.schema import RunSettings
 
 Record = Mapping[str, Any]
 
-LASTING = 3  # iterations in a row before a number counts: one bad batch is chance
-WINDOW = 5  # iterations of a running mean, enough to halve the noise of one
-CERTAIN = 2.0  # standard errors that a difference exceeds to be one
+LASTING = 3  # iterations in a row before a finding: one bad batch is chance
+WINDOW = 5  # iterations of a running mean, which halves the noise of one
+CERTAIN = 2.0  # standard errors above which a difference is not chance
 
 
 class Severity(Enum):
-    """`note` explains, `warning` asks for a change, `collapse` says that the policy is being lost."""
+    """`note` explains, `warning` asks for a change, `collapse` says that the policy is collapsing."""
 
     note = 0
     warning = 1
@@ -45,22 +46,11 @@ class History:
 
     Iterations that a rollback undid are not among them (see `lineage`)."""
 
-    def __init__(
-        self, config: Mapping[str, Any], metrics: Sequence[Record], evals: Sequence[Record] = ()
-    ) -> None:
+    def __init__(self, config: RunSettings, metrics: Sequence[Record], evals: Sequence[Record] = ()) -> None:
         self.config, self.everything = config, metrics
         self.records = lineage(metrics)
         kept = {0, *(record["iteration"] for record in self.records)}
         self.evals = [record for record in evals if record["iteration"] in kept]
-
-    def setting(self, key: str) -> Any:
-        """The value of a dotted key. Raises UserError where the configuration has none."""
-        value: Any = self.config
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                raise UserError(f"config.yaml: has no {key}; give the run folder of a gspo-train")
-            value = value[part]
-        return value
 
     def values(self, name: str) -> list[float]:
         """All finite values of a metric."""
@@ -76,8 +66,8 @@ class History:
         return number_of(self.records[-1], name) if self.records else None
 
     def since(self, holds: Callable[[Record], bool], least: int = LASTING) -> int | None:
-        """Where the unbroken row of records up to the newest began for which `holds` is true; None of a row
-        shorter than `least`."""
+        """The iteration from which on `holds` is true of all records to the newest; None where these are
+        fewer than `least`."""
         row = 0
         for record in reversed(self.records):
             if not holds(record):
@@ -93,7 +83,7 @@ class History:
     def rate(self) -> float:
         """The learning rate of the newest update, or where none was made that of the settings."""
         logged = self.last("learning_rate")
-        return self.setting("algorithm.learning_rate") if logged is None else logged
+        return self.config.algorithm.learning_rate if logged is None else logged
 
     @property
     def iteration(self) -> int:
@@ -104,15 +94,13 @@ class History:
         """Standard error of the mean reward of `records`: the spread between prompts, which is not logged, is
         taken to be the one between the answers to a prompt."""
         spreads = [number_of(record, "reward_std") or 0.0 for record in records]
-        prompts = self.setting("training.generations_per_iteration") // self.setting(
-            "training.num_generations"
-        )
+        prompts = self.config.training.generations_per_iteration // self.config.training.num_generations
         return fmean(spreads) / math.sqrt(prompts * len(records))
 
     @cached_property
     def reward_gain(self) -> tuple[float, float, float] | None:
-        """Mean reward of the first and of the newest iterations, and what their difference must exceed to be
-        no chance. None of a run too short to tell."""
+        """Mean reward of the first and of the newest iterations, and what their difference must exceed not
+        to be chance. None where the run is too short."""
         scored = [record for record in self.records if number_of(record, "reward") is not None]
         size = min(WINDOW, len(scored) // 2)
         if size == 0:
@@ -168,11 +156,12 @@ def valid_states(metrics: Sequence[Record]) -> set[int]:
 def slower(run: History) -> str:
     """The override for smaller steps: the learning rate that suits model and ratio level where the run's is
     higher, else half of it."""
-    rate, preset = run.setting("algorithm.learning_rate"), preset_rate(run)
+    rate, preset = run.config.algorithm.learning_rate, preset_rate(run)
     return f"algorithm.learning_rate={preset if rate > preset else rate / 2:.3g}"
 
 
 def preset_rate(run: History) -> float:
     """The learning rate that suits model and ratio level."""
-    level = "token" if run.setting("algorithm.ratio_level") == "token" else "sequence"
-    return run.setting(f"model.presets.{level}.learning_rate")
+    presets = run.config.model.presets
+    per_token = run.config.algorithm.ratio_level is RatioLevel.token
+    return (presets.token if per_token else presets.sequence).learning_rate

@@ -1,5 +1,5 @@
-"""The rules about rewards and updates: each looks at a run's own numbers for one thing that goes wrong. Pure;
-a rule returns its finding or None. `answer_rules` has those about what the policy says."""
+"""The rules about rewards and updates: each looks in a run's metrics for one thing that goes wrong. Pure;
+a rule returns its finding or None. `answer_rules` has those about answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+from gspo_cli.config.choices import AdvantageScale, ClipMode, RatioLevel
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     LASTING,
@@ -21,14 +22,14 @@ from gspo_cli.diagnosis.history import (
 )
 
 NOISE_SHARE = 1 / 3  # of the band's narrower side: with more noise than this the clip acts at random
-EQUAL_GROUPS = 0.9  # share of groups without an advantage, where a batch teaches a tenth of what it costs
-SOLVED = 0.9  # share of solved answers, where groups are equal because nothing is left to learn
+EQUAL_GROUPS = 0.9  # share of zero-variance groups: a tenth of the batch is left to learn from
+SOLVED = 0.9  # share of solved answers, where groups have no variance because little is left to learn
 SATURATED = 0.8  # of the answers that could clip; runs that learn well have 0.3 to 0.75
 SPIKE = 10.0  # times the median gradient norm before
 FALL = 0.5  # of the best running mean of the reward
 FALL_ERRORS = 4.0  # standard errors: the best of many means is partly luck
 MANY_DROPPED = 4  # updates in a row: more than one bad batch
-LARGE_REWARD = 100.0  # where nothing divides by its spread, the gradient is as large
+LARGE_REWARD = 100.0  # where nothing divides by the spread, gradients are as large
 
 
 def learning_rate_zero(run: History) -> Finding | None:
@@ -55,7 +56,7 @@ def zero_reward(run: History) -> Finding | None:
         Severity.warning,
         f"all rewards of {len(run.records)} iterations are 0: no answer is better than another",
         "start from a model that sometimes succeeds (a cold start with model.cold_start.demonstrations and "
-        "more model.cold_start.steps), take an easier task, or mend the reward",
+        "more model.cold_start.steps), take an easier task, or fix the reward",
         run.records[0]["iteration"],
     )
 
@@ -76,7 +77,7 @@ def constant_reward(run: History) -> Finding | None:
 
 def reward_scale(run: History) -> Finding | None:
     """Rewards in the hundreds, not divided by their spread."""
-    if run.setting("algorithm.advantage_scale") != "none":
+    if run.config.algorithm.advantage_scale is not AdvantageScale.none:
         return None
     since = run.since(lambda record: abs(number_of(record, "reward") or 0.0) > LARGE_REWARD)
     if since is None:
@@ -93,7 +94,7 @@ def reward_scale(run: History) -> Finding | None:
 
 
 def equal_groups(run: History) -> Finding | None:
-    """Nearly all groups without an advantage."""
+    """Nearly all groups have zero variance, and so no advantage."""
     since = run.above("frac_reward_zero_std", EQUAL_GROUPS - 1e-9)
     if since is None or zero_reward(run) or constant_reward(run):
         return None
@@ -102,32 +103,31 @@ def equal_groups(run: History) -> Finding | None:
         return Finding(
             "equal_groups",
             Severity.note,
-            f"{share:.0%} of groups scored equal and {solved:.0%} of answers are solved: little is left to "
-            "learn",
+            f"{share:.0%} of groups have zero variance and {solved:.0%} of answers are solved: little is "
+            "left to learn",
             "take harder problems, or stop here: evaluation.stop_at_score=0.95",
             since,
             ("evaluation.stop_at_score=0.95",),
         )
-    answers, generated = (
-        run.setting(f"training.{name}") for name in ("num_generations", "generations_per_iteration")
-    )
+    answers = run.config.training.num_generations
+    generated = run.config.training.generations_per_iteration
     more = [f"training.num_generations={2 * answers}"]
     if generated % (2 * answers):
         more.append(f"training.generations_per_iteration={2 * generated}")
-    wide = run.setting("rollout.temperature") >= 1
+    wide = run.config.rollout.temperature >= 1
     settings = ("algorithm.dynamic_sampling=true", *more, *([] if wide else ["rollout.temperature=1.0"]))
     return Finding(
         "equal_groups",
         Severity.warning,
-        f"in {share:.0%} of groups all answers scored equal: they teach nothing",
-        f"use {', '.join(settings)}, or problems that are solved now and then",
+        f"{share:.0%} of groups have zero variance (all answers scored equal): they teach nothing",
+        f"use {', '.join(settings)}, or problems that are sometimes solved",
         since,
         settings,
     )
 
 
 def reward_fell(run: History) -> Finding | None:
-    """Less than half of the best running mean is left, and not by chance."""
+    """The reward is less than half of its best running mean, and not by chance."""
     scored = [record for record in run.records if number_of(record, "reward") is not None]
     windows = [scored[max(0, end - WINDOW) : end] for end in range(1, len(scored) - LASTING + 1)]
     if not windows:
@@ -156,8 +156,8 @@ def clip_saturation(run: History) -> Finding | None:
     """Most answers that an update after the first could learn from are clipped away.
 
     A sequence ratio clips answers, a token ratio tokens; the first update of a batch has ratio 1."""
-    updates = run.setting("training.updates_per_rollout")
-    per_token = run.setting("algorithm.ratio_level") == "token"
+    updates = run.config.training.updates_per_rollout
+    per_token = run.config.algorithm.ratio_level is RatioLevel.token
     what, metric = ("tokens", "clip_ratio/token") if per_token else ("answers", "clip_ratio/sequence")
 
     def possible(record: Record) -> float:
@@ -181,9 +181,9 @@ def clip_saturation(run: History) -> Finding | None:
 
 
 def nothing_clips(run: History) -> Finding | None:
-    """Updates so small that the clip band plays no part, and the reward stands still."""
-    bounded = run.setting("algorithm.clip_mode") != "none"
-    several = run.setting("training.updates_per_rollout") > 1
+    """Updates so small that nothing clips, and the reward does not rise."""
+    bounded = run.config.algorithm.clip_mode is not ClipMode.none
+    several = run.config.training.updates_per_rollout > 1
     clipped = run.values("clip_ratio/token")
     if not (bounded and several and len(clipped) >= WINDOW) or any(clipped) or run.reward_rises:
         return None
@@ -203,22 +203,22 @@ def nothing_clips(run: History) -> Finding | None:
 
 
 def one_update(run: History) -> Finding | None:
-    """Why the clip share is 0."""
-    if run.setting("training.updates_per_rollout") > 1 or not run.records:
+    """Why nothing is ever clipped."""
+    if run.config.training.updates_per_rollout > 1 or not run.records:
         return None
     return Finding(
         "one_update",
         Severity.note,
         "training.updates_per_rollout=1: the ratio is always 1, so that nothing can clip and the loss is "
         "0 in value",
-        "use training.updates_per_rollout=4 for what the clip is made for",
+        "use training.updates_per_rollout=4, so that the clip has an effect",
         run.records[0]["iteration"],
         ("training.updates_per_rollout=4",),
     )
 
 
 def noise(run: History) -> Finding | None:
-    """Log-probabilities differ by a good part of the clip band before any step was taken."""
+    """Log-probabilities differ by a large part of the clip band before the first step."""
     bound = NOISE_SHARE * min(_widths(run), default=math.inf)
     noisy = [record for record in run.records if (number_of(record, "ratio/first_step_abs_err") or 0) > bound]
     if not noisy:
@@ -236,7 +236,7 @@ def noise(run: History) -> Finding | None:
 
 
 def not_finite(run: History) -> Finding | None:
-    """Updates that were dropped because their gradient was no number."""
+    """Updates that were dropped because their gradient was not finite."""
     dropped = [record for record in run.records if number_of(record, "updates_skipped")]
     if not dropped:
         return None
@@ -298,7 +298,7 @@ def held_out_fell(run: History) -> Finding | None:
 
 
 def rolled_back(run: History) -> Finding | None:
-    """Weights were taken back on the way."""
+    """Weights were rolled back during training."""
     back = [record for record in run.everything if number_of(record, "rolled_back_to") is not None]
     if not back:
         return None
@@ -317,14 +317,11 @@ def rolled_back(run: History) -> Finding | None:
 def _widths(run: History) -> Sequence[float]:
     """Widths of the clip band in force on its bounded sides (a calibrated one moves; older runs log none);
     none where nothing clips."""
-    if run.setting("algorithm.clip_mode") == "none":
-        return []
     newest = run.records[-1] if run.records else {}
-    sides = (
-        newest.get(f"clip_range/{side}", run.setting(f"algorithm.clip_range_{side}"))
-        for side in ("left", "right")
-    )
-    return [width for width in sides if width is not None]
+    left, right = run.config.algorithm.clip_range
+    sides = (newest.get("clip_range/left", left), newest.get("clip_range/right", right))
+    bounded = run.config.algorithm.clip_mode is not ClipMode.none
+    return [width for width in sides if bounded and width is not None]
 
 
 def _binomial_error(record: Record) -> float:

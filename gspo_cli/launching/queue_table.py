@@ -15,7 +15,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from gspo_cli.console.live import Clock, SteadyLive
+from gspo_cli.console.live import SteadyLive
+from gspo_cli.console.progress import Clock
 from gspo_cli.console.words import MISSING, duration, fixed
 from gspo_cli.launching.queue import Job, QueuedJob, QueueTable, Status
 

@@ -19,7 +19,8 @@ from gspo_cli.config.compose import load_saved, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import require_deepspeed
-from gspo_cli.run.identity import RESUMABLE, matches, read_summary
+from gspo_cli.run.identity import RESUMABLE, matches
+from gspo_cli.run.summary import RunStatus, read_summary
 
 DEVICES = Path("/dev")
 GPU = re.compile(r"\d+|(GPU|MIG)-\S+")  # an index or an identifier in CUDA_VISIBLE_DEVICES
@@ -40,7 +41,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
         )
     node = with_overrides(saved, changes)
     summary = read_summary(folder)
-    if summary is not None and summary["status"] == "completed":
+    if summary is not None and summary["status"] == RunStatus.completed:
         done = summary["iterations"]
         require(
             done < node.training.num_outer_iterations,

@@ -25,7 +25,8 @@ from gspo_cli.config.compose import register
 from gspo_cli.console.words import fixed, override
 from gspo_cli.launching.processes import INTERRUPTED
 from gspo_cli.run.files import write_json
-from gspo_cli.run.identity import State, prepare, read_summary
+from gspo_cli.run.identity import State, prepare
+from gspo_cli.run.summary import RunStatus, read_summary
 
 COMMAND, JOBS = "sweep.json", "jobs.jsonl"
 
@@ -43,9 +44,9 @@ class JobResult:
     score: float | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> RunStatus:
         """completed, failed, or interrupted."""
-        return {0: "completed", INTERRUPTED: "interrupted"}.get(self.code, "failed")
+        return {0: RunStatus.completed, INTERRUPTED: RunStatus.interrupted}.get(self.code, RunStatus.failed)
 
 
 class SweepStart(Callback):

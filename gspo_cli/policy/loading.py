@@ -50,7 +50,7 @@ def load_policy(
     device = torch_device(hardware)
     options = loader_options(model, dtype, device)
     causal, tokenizer = _load(name, dtype, model.trust_remote_code, **options)
-    if model.is_quantised:
+    if model.is_quantized:
         score_as_trained(causal, dtype)
     else:
         causal.to(device)  # type: ignore[arg-type]  # transformers decorates it without `self`

@@ -21,7 +21,7 @@ from gspo_cli.errors import UserError
 def loader_options(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Arguments of `from_pretrained`: none without quantization, else how and where, with matrix products in
     `dtype`. Raises UserError where bitsandbytes is missing or cannot quantize on `device`."""
-    if not model.is_quantised:
+    if not model.is_quantized:
         return {}
     _require_bitsandbytes(model, device)
     if model.use_8bit:
@@ -38,7 +38,7 @@ def loader_options(model: ModelConfig, dtype: torch.dtype, device: torch.device)
 
 
 def _require_bitsandbytes(model: ModelConfig, device: torch.device) -> None:
-    key = f"model.{model.quantised_by}"
+    key = f"model.{model.quantized_by}"
     try:
         from bitsandbytes import functional
 

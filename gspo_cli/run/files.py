@@ -1,12 +1,14 @@
-"""Writing files that matter: to a temporary name first, then renamed."""
+"""Reading and writing whole files: writes go to a temporary name first, then are renamed."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,32 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file. Raises UserError where it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); restore or remove the file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not a JSON object; restore or remove the file")
+    return value
+
+
+def json_ready(value: Any) -> Any:
+    """`value` as JSON can hold it: numbers that are not finite become null, enums their values."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def make_folder(folder: Path, key: str) -> None:
-    """Make a folder where there is none. Raises UserError that names the setting `key` where it cannot be
-    made."""
+    """Create a folder unless it exists. Raises UserError that names the setting `key` where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,7 +70,7 @@ def make_folder(folder: Path, key: str) -> None:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` if the block ends well, and vanishes if it does not."""
+    """A temporary folder that is renamed to `folder` if the block succeeds, and removed if it fails."""
     temporary = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -59,7 +84,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         except OSError:
             if not folder.exists():
                 raise
-            # a run beside this one wrote the same first: what is whole is never replaced
+            # another run wrote the same folder first: a complete folder is never replaced
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,13 +1,12 @@
 """The run folder: the contract that reports and people read.
 
-config.yaml (resolved), card.txt, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl (what became of
-each held-out problem), checkpoints/, initial_model/ (where the model was made here), summary.json."""
+config.yaml (resolved), card.txt and card.json, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl
+(results by held-out problem), checkpoints/, initial_model/ (where the run made the model), summary.json."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,21 +15,41 @@ from typing import Any
 
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
-from gspo_cli.run.files import make_folder, write_atomically, write_json
+from gspo_cli.run.files import json_ready, make_folder, read_json, write_atomically, write_json
 
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
 
 
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The records of a log up to the first line that is not a JSON object with an iteration, and the number
+    of that line: None where all are whole. A log that does not exist has no records."""
+    if not path.exists():
+        return [], None
+    found: list[dict[str, Any]] = []
+    # not splitlines: it also breaks at U+2028 and the like, which models do write
+    for place, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError:  # damaged text, or damaged JSON
+            return found, place
+        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+            return found, place
+        found.append(record)
+    return found, None
+
+
 class RunFolder:
-    """Paths and line files of one run. Every line has an `iteration`. Of the processes of one run the first
-    one `writes`; to the others the folder is for reading."""
+    """Paths and line files of one run. Every line has an `iteration`. Only the first process of a
+    run `writes`; the others read."""
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
 
     @property
     def config(self) -> Path:
-        """The resolved configuration: what is there is what ran."""
+        """The resolved configuration, which is what ran."""
         return self.path / "config.yaml"
 
     @property
@@ -40,7 +59,7 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """What ranks other than the first print."""
+        """Output of all ranks but the first."""
         return self.path / "logs"
 
     @property
@@ -49,34 +68,32 @@ class RunFolder:
         return self.path / "initial_model"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """The length of a block in which no other process trains in the folder. Raises UserError where one
-        does."""
+    def locked(self) -> Iterator[None]:
+        """A block in which no other process trains in the folder. Raises UserError where one does."""
         descriptor = os.open(self.path, os.O_RDONLY) if self.writes else None
         try:
             if descriptor is not None:
-                self._hold(descriptor)
+                self._lock(descriptor)
             yield
         finally:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _hold(self, descriptor: int) -> None:
-        # a disk that knows no locks (some network ones) says so by another error, and holds nobody up
+    def _lock(self, descriptor: int) -> None:
+        # file systems without locks (some network ones) raise other errors: there nothing is locked
         with suppress(OSError):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"{self.path}: another process trains in this folder; wait for its end, or end it first"
+                    f"{self.path}: another process trains in this folder; wait until it ends, or end it first"
                 ) from error
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder for a new run. Raises UserError where one is there already or nothing can be
-        written."""
+        """Make the folder for a new run. Raises UserError where it holds a run, or cannot be written."""
         if self.config.exists():
             raise UserError(
-                f"{self.path}: holds a run already; continue it with resume={self.path}, or choose "
+                f"{self.path}: already holds a run; continue it with resume={self.path}, or choose "
                 "another hydra.run.dir"
             )
         make_folder(self.path, "hydra.run.dir")
@@ -84,8 +101,8 @@ class RunFolder:
 
     def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> tuple[str, Path | None]:
         """Where the model of a checkpoint is, and its adapter under LoRA. `checkpoint` is best (last where
-        there is none), last, initial, or a checkpoint's name. Raises UserError where it has none of that
-        name."""
+        there is none), last, initial, or a checkpoint's name. Raises UserError where there is no such
+        checkpoint."""
         base = str(self.initial_model) if self.initial_model.exists() else model.name
         if checkpoint == "initial":
             return base, None
@@ -94,14 +111,14 @@ class RunFolder:
             chosen = chosen.with_name("last")
         if not chosen.exists():
             found = ["initial", *sorted(path.name for path in self.checkpoints.glob("[!.]*"))]
-            raise UserError(f"--checkpoint {checkpoint}: is not there; choose one of {', '.join(found)}")
+            raise UserError(f"--checkpoint {checkpoint}: does not exist; choose one of {', '.join(found)}")
         return (base, chosen) if model.use_lora else (str(chosen), None)
 
     def append(self, log: str, record: Mapping[str, Any]) -> None:
         """Add one line to a log, whole and flushed. Numbers that are not finite become null."""
         if not self.writes:
             return
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+        line = json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False)
         try:
             with (self.path / log).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -112,21 +129,11 @@ class RunFolder:
             ) from error
 
     def read(self, log: str) -> list[dict[str, Any]]:
-        """All whole lines of a log; a last line cut by a kill is left out."""
-        path = self.path / log
-        if not path.exists():
-            return []
-        records = []
-        # not splitlines: it also breaks at U+2028 and the like, which models do write
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        """The records of a log up to the first damaged line: a kill can cut the last one."""
+        return read_log(self.path / log)[0]
 
     def rewind(self, iteration: int) -> None:
-        """Drop all lines after `iteration`, so that a resumed run repeats none and leaves no gap."""
+        """Drop all lines after `iteration`, so that a resumed run neither repeats lines nor leaves gaps."""
         if not self.writes:
             return
         for log in LOGS:
@@ -134,20 +141,17 @@ class RunFolder:
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
             write_atomically(self.path / log, "".join(lines))
 
-    def write_card(self, card: str) -> None:
-        """Save the objective card."""
+    def write_card(self, text: str, card: Mapping[str, Any]) -> None:
+        """Save the objective card: `text` for people as card.txt, `card` for programs as card.json."""
         if self.writes:
-            write_atomically(self.path / "card.txt", card + "\n")
+            write_atomically(self.path / "card.txt", text + "\n")
+            write_json(self.path / "card.json", json_ready(card))
+
+    def read_card(self) -> dict[str, Any] | None:
+        """card.json; None where there is none, as in older runs. Raises UserError where it is not JSON."""
+        return read_json(self.path / "card.json")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Save summary.json."""
         if self.writes:
-            write_json(self.path / "summary.json", _finite(summary))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            write_json(self.path / "summary.json", json_ready(summary))

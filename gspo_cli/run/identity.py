@@ -9,15 +9,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.config.choices import OnCollapse
-from gspo_cli.config.compose import load_saved
+from gspo_cli.config.compose import load_saved, plain_values
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus, read_summary
 
-RESUMABLE = (  # what may change when a run is resumed: nothing of what is computed
+RESUMABLE = (  # what may change when a run is resumed: nothing that the results depend on
     "training.num_outer_iterations",
     "training.on_collapse",
     "evaluation.",
@@ -31,7 +32,7 @@ RESUMABLE = (  # what may change when a run is resumed: nothing of what is compu
     "hardware.nodes",
     "rollout.batch_size",
 )
-MEASURED = (  # of these a comparison of runs sees the effect: when it ends, what is evaluated, rounding
+MEASURED = (  # those that still affect a comparison of runs: when it ends, what is evaluated, rounding
     "training.num_outer_iterations",
     "training.on_collapse",
     "evaluation.",
@@ -69,18 +70,18 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
     runs, what it shows and what it saves."""
     ignored = tuple(key for key in RESUMABLE if key not in MEASURED)
     values = leaves(config)
-    if values.get("training.on_collapse") == OnCollapse.rollback.value:  # to the checkpoints that there are
+    if values.get("training.on_collapse") == OnCollapse.rollback.value:  # which checkpoints exist decides
         ignored = tuple(key for key in ignored if key != "checkpoint.")
     return {key: value for key, value in values.items() if key != "resume" and not matches(key, ignored)}
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """The same for two runs that compute and measure the same: sha256 of `computed`, as canonical JSON."""
+    """Equal for two runs that compute and measure the same: sha256 of `computed`, as canonical JSON."""
     text = json.dumps(computed(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Keys of `computed` in which two resolved configurations differ, sorted."""
     absent = object()
     first, second = computed(one), computed(other)
@@ -90,34 +91,23 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def saved_settings(folder: Path) -> dict[str, Any]:
     """The resolved configuration of a run folder. Raises UserError where there is none."""
-    return OmegaConf.to_container(load_saved(RunFolder(folder).config), resolve=True)
+    return plain_values(load_saved(RunFolder(folder).config))
 
 
 def state_of(folder: Path) -> State:
-    """How far the run in `folder` is. A run that stopped early or collapsed is over. Raises UserError where
-    its files cannot be read."""
+    """How far the run in `folder` is. A run that stopped early or collapsed is complete. Raises UserError
+    where its files cannot be read."""
     run = RunFolder(folder)
     if not run.config.exists():
         return State.new
     summary = read_summary(folder)
     if summary is None:
         return State.started
-    if summary["status"] in ("stopped_early", "collapsed"):
+    if summary["status"] in (RunStatus.stopped_early, RunStatus.collapsed):
         return State.complete
     total = saved_settings(folder)["training"]["num_outer_iterations"]
-    over = summary["status"] == "completed" and summary["iterations"] >= total
+    over = summary["status"] == RunStatus.completed and summary["iterations"] >= total
     return State.complete if over else State.started
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a run folder; None where there is none. Raises UserError where it is not JSON."""
-    path = folder / "summary.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); restore or remove the file") from error
 
 
 def prepare(folder: Path, config_yaml: str) -> State:
@@ -130,12 +120,13 @@ def prepare(folder: Path, config_yaml: str) -> State:
     if state is State.new:
         run.create(config_yaml)
         return state
-    wanted = OmegaConf.to_container(OmegaConf.create(config_yaml), resolve=True)
-    other = differences(saved_settings(folder), wanted)
+    wanted = OmegaConf.create(config_yaml)
+    assert isinstance(wanted, DictConfig)
+    other = changed_settings(saved_settings(folder), plain_values(wanted))
     if other:
         raise UserError(
             f"{folder}: holds a run with another configuration ({', '.join(other[:3])}"
-            f"{', ...' if other[3:] else ''}); choose another folder, or give the settings that it began with"
+            f"{', ...' if other[3:] else ''}); choose another folder, or give its settings"
         )
     if state is State.started:
         write_atomically(run.config, config_yaml)

@@ -1,7 +1,7 @@
 """Mirrors of a run's numbers: Weights & Biases, TensorBoard, or nothing.
 
-The run folder's files are the truth: a mirror that breaks in the middle of a run is reported once and left
-alone; one that cannot start is the user's to fix. Numbers that are absent (None) are not mirrored."""
+The run folder's files are authoritative: a mirror that breaks during a run is reported once and not used
+again; one that cannot start ends the run with an error. Numbers that are absent (None) are not mirrored."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gspo_cli.config.choices import Tracker, WandbMode
 from gspo_cli.config.schema import LoggingConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
+from gspo_cli.run.summary import RunStatus
 
 Numbers = Mapping[str, float | None]
 Warn = Callable[[str], None]
@@ -26,12 +27,12 @@ class Mirror(Protocol):
     def log(self, values: Numbers, step: int) -> None:
         """Mirror the numbers of iteration `step`."""
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Close the mirror; `status` is that of summary.json."""
 
 
 class _Guard:
-    """Runs what a mirror does; after the first failure it says so and runs nothing more."""
+    """Runs the calls of a mirror; the first failure is reported, and no further call is made."""
 
     def __init__(self, package: str, failures: tuple[type[Exception], ...], warn: Warn) -> None:
         self._package, self._failures, self._warn = package, failures, warn
@@ -56,7 +57,7 @@ class NoTracker:
     def log(self, values: Numbers, step: int) -> None:
         """Nothing."""
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Nothing."""
 
 
@@ -74,7 +75,7 @@ class WandbTracker:
         failures = (wandb.Error, OSError)  # OSError: its local process is gone, or a disk is full
         self._guard, mode = _Guard("wandb", failures, warn), logging.wandb_mode
         try:
-            # asked here, without a prompt: wandb.init would stop a run to ask for a key
+            # checked here, without a prompt: wandb.init would stop the run and ask for a key
             if mode is WandbMode.online and wandb.run is None and not wandb.login(prompt=False, verify=False):
                 raise UserError(
                     "logging.wandb_mode=online: wandb is not logged in; run `wandb login`, "
@@ -90,9 +91,9 @@ class WandbTracker:
                 id=_wandb_id(run_folder),
                 resume="allow",
                 reinit="finish_previous",
-                settings=wandb.Settings(console="off"),  # it would record every frame of the live view
+                settings=wandb.Settings(console="off"),  # else it records every frame of the live view
             )
-            # wandb's own step only grows: after a resume from an older checkpoint it drops what is repeated
+            # wandb's own step only grows: after a resume from an older checkpoint it drops repeats
             self._run.define_metric("*", step_metric="iteration")
         except failures as error:
             raise UserError(
@@ -104,10 +105,10 @@ class WandbTracker:
         """Mirror the numbers of iteration `step`, the horizontal axis of every chart."""
         self._guard.attempt(lambda: self._run.log({**_present(values), "iteration": step}))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Write the status and wait until wandb has everything. A failed run ends with exit code 1."""
-        self._guard.attempt(lambda: self._run.summary.update({"status": status}))
-        self._guard.attempt(lambda: self._run.finish(exit_code=int(status == "failed")))
+        self._guard.attempt(lambda: self._run.summary.update({"status": str(status)}))
+        self._guard.attempt(lambda: self._run.finish(exit_code=int(status == RunStatus.failed)))
 
 
 class TensorboardTracker:
@@ -137,12 +138,12 @@ class TensorboardTracker:
         event = self._event.Event(wall_time=time.time(), step=step, summary=self._summary(value=scalars))
         self._guard.attempt(lambda: self._write(event))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Close the event file."""
         self._guard.attempt(self._writer.close)
 
     def _write(self, event: Any) -> None:
-        if not self._started:  # has TensorBoard drop what an earlier start wrote from this step on
+        if not self._started:  # makes TensorBoard drop what an earlier start wrote from this step on
             start = self._event.SessionLog(status=self._event.SessionLog.START)
             self._writer.add_event(
                 self._event.Event(wall_time=event.wall_time, step=event.step, session_log=start)

@@ -27,9 +27,14 @@ class Arithmetic(Task):
     """
 
     digits: int = 2
+    """Digits of each number, 1 to 9; up to 2 digits every pair is used, above that a fixed sample of
+    20,000."""
     reversed_answer: bool = True
+    """Writes the digits of answers in reverse, so that a model that writes left to right can carry."""
     heldout: int = 500
+    """Number of held-out sums; above 0."""
     demonstrations_count: int = 20_000
+    """Maximum demonstrations; above 0."""
 
     def __post_init__(self) -> None:
         require(1 <= self.digits <= 9, f"task.digits={self.digits}: must lie between 1 and 9")

@@ -96,12 +96,20 @@ class Task:
     `rollout.max_completion_length` (of one turn) start from."""
 
     name: str
+    """Name of the task, in run folders and reports."""
     license: str
+    """License of the data, on the objective card."""
     source: str
+    """Where the data comes from, on the objective card."""
     is_benchmark: bool = False
+    """Whether the problems belong to a test split; the card then warns not to report scores on problems
+    trained on."""
     system_prompt: str = ""
+    """System message of every conversation; replaces the task's own policy where it has one."""
     prompt_length: int = 256
+    """Default of `rollout.max_prompt_length`, in tokens."""
     answer_length: int = 256
+    """Default of `rollout.max_completion_length`, in tokens; of one turn in conversational tasks."""
 
     def train_problems(self) -> Sequence[Problem]:
         """All problems to train on, in a fixed order; the run shuffles them. Raises UserError on unusable

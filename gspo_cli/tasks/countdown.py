@@ -29,9 +29,13 @@ class Countdown(Task):
     """`3 5 7 = 22`, answered by an expression such as `3*5+7`. Every target can be reached."""
 
     numbers: int = 3
+    """Numbers per problem, 2 to 4."""
     largest: int = 9
+    """Largest of the numbers, 2 to 99."""
     heldout: int = 200
+    """Number of held-out pairs of numbers and target; above 0."""
     well_formed_weight: float = 0.1
+    """Reward of a well-formed expression with a wrong value, between 0 and 1."""
 
     def __post_init__(self) -> None:
         require(2 <= self.numbers <= 4, f"task.numbers={self.numbers}: must lie between 2 and 4")

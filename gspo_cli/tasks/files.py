@@ -123,8 +123,11 @@ class FileTask(Task):
     out."""
 
     path: str | None = None
+    """JSON lines file of training problems; required."""
     heldout_path: str | None = None
+    """File of held-out problems; null splits `heldout` problems off `path`."""
     heldout: int = 200
+    """Problems split off `path`, unused where heldout_path is given; above 0."""
 
     def __post_init__(self) -> None:
         require(self.path is not None, "task.path: is needed; give a JSON lines file with task.path=<file>")

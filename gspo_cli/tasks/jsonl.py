@@ -17,6 +17,8 @@ class JsonlTask(FileTask):
     """Lines `{"prompt": text, "answer": text or number}`, or "messages" for "prompt"; "id" is optional."""
 
     verifier: str = "exact"
+    """How an answer is scored: exact, numeric, regex, choice, maths (extra `math`), or
+    python:module.function."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

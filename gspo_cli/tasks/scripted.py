@@ -186,9 +186,14 @@ class ScriptedTask(Task):
     from the demonstrations."""
 
     instructions: bool = True
+    """Puts policy and tools in the system prompt of each conversation; false for a model that learned them
+    from demonstrations."""
     max_turns: int = 12
+    """Default of `rollout.max_turns`, and the maximum turns of a demonstration; above 0."""
     heldout: int = 100
+    """Number of held-out problems; above 0."""
     demonstrations_count: int = 2000
+    """Maximum demonstrations, one per training problem; above 0."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "max_turns", "heldout", "demonstrations_count")

@@ -1,6 +1,11 @@
-"""The objective card: what will be optimised and with how much, printed and saved before training starts."""
+"""The objective card: what will be optimized and with how much.
+
+It is built as data before training starts, saved as card.json, and rendered from that as card.txt and for the
+terminal."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 from gspo_cli.config.cautions import cautions
 from gspo_cli.config.choices import (
@@ -16,7 +21,8 @@ from gspo_cli.config.choices import (
 from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.console.words import number
 from gspo_cli.policy.policy import Policy
-from gspo_cli.training.memory_plan import memory_line
+from gspo_cli.training.memory_plan import MemoryPlan, dimensions, memory_plan, memory_text
+from gspo_cli.training.preflight import NoiseFloor, noise_limit, noise_text
 
 RATIOS = {
     RatioLevel.token: ("w_t", "w_t = pi(y_t) / pi_old(y_t), per token"),
@@ -39,6 +45,81 @@ SCALES = {
     AdvantageScale.batch_std: " / std of the batch (n - 1)",
     AdvantageScale.none: "",
 }
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is maximized. `clip_range` has the widths of the clip band below and above 1, None on an unbounded
+    side; `clip_fraction` is the share of tokens that a calibrated band clips, None where it is fixed."""
+
+    term: str
+    mean: str
+    ratio: str
+    advantage: str
+    reference: str
+    clip_range: tuple[float | None, float | None]
+    clip_fraction: float | None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts. An iteration samples `prompts` x `answers_per_prompt` answers and splits them into `updates`.
+    `max_turns` is None for single-turn tasks, `lora_rank` where all weights are trained."""
+
+    iterations: int
+    prompts: int
+    answers_per_prompt: int
+    answers: int
+    updates: int
+    answers_per_update: int
+    epochs: float
+    train_problems: int
+    heldout_problems: int
+    heldout_samples: int
+    microbatch_tokens: int
+    max_prompt_length: int
+    max_completion_length: int
+    max_turns: int | None
+    parameters: int
+    trained_parameters: int
+    lora_rank: int | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; `top_k` 0 keeps all."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The steps of the optimizer."""
+
+    rate: float
+    schedule: Schedule
+    warmup_iterations: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """The card as data. `noise` was measured before training, `noise_limit` is what the clip band bears, and
+    infinite without a band. Memory is in bytes by phase and part. `notes` are cautions about settings."""
+
+    title: str
+    objective: Objective
+    sizes: Sizes
+    sampling: Sampling
+    learning: Learning
+    memory: MemoryPlan
+    noise: NoiseFloor
+    noise_limit: float
+    source: str
+    license: str
+    notes: list[str]
 
 
 def formula(algorithm: AlgorithmConfig) -> str:
@@ -78,64 +159,109 @@ def objective_card(
     train_problems: int,
     heldout_problems: int,
     longest_prompt: int,
-    noise: str,
+    noise: NoiseFloor,
     ranks: int = 1,
-) -> str:
-    """The card as text, one fact per line; `longest_prompt` in tokens, `noise` the line of what was measured
-    before training."""
-    algorithm, training, rollout = config.algorithm, config.training, config.rollout
-    trained = sum(p.numel() for p in policy.trainable())
-    total = sum(p.numel() for p in policy.model.parameters())
-    answers = training.generations_per_iteration
-    steps = training.num_outer_iterations * training.updates_per_rollout
-    rate = f"{algorithm.learning_rate:g}"
-    if training.schedule is not Schedule.constant or training.warmup_iterations:
-        rate += f", {training.schedule.value} after {training.warmup_iterations} warm-up iterations"
+) -> Card:
+    """The card of a run on `ranks` processes; `longest_prompt` in tokens."""
+    algorithm, training = config.algorithm, config.training
+    with_longest = replace(config, rollout=replace(config.rollout, max_prompt_length=longest_prompt))
     reference = "adapter off" if policy.has_adapter else "frozen copy"
-    parameters = f"{trained:,} trained of {total:,}"
+    return Card(
+        title=f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}",
+        objective=Objective(
+            term=formula(algorithm),
+            mean=MEANS[algorithm.aggregation],
+            ratio=RATIOS[algorithm.ratio_level][1],
+            advantage=advantage_formula(algorithm),
+            reference=reference if algorithm.beta > 0 else "not in the loss (beta = 0)",
+            clip_range=algorithm.clip_range,
+            clip_fraction=algorithm.clip_fraction if algorithm.is_calibrated else None,
+        ),
+        sizes=_sizes(config, policy, train_problems, heldout_problems),
+        sampling=Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.top_k),
+        learning=Learning(
+            algorithm.learning_rate,
+            training.schedule,
+            training.warmup_iterations,
+            training.max_grad_norm,
+        ),
+        memory=memory_plan(with_longest, dimensions(policy), ranks),
+        noise=noise,
+        noise_limit=noise_limit(config),
+        source=config.task.source,
+        license=config.task.license,
+        notes=cautions(config),
+    )
+
+
+def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_problems: int) -> Sizes:
+    training, rollout = config.training, config.rollout
+    return Sizes(
+        iterations=training.num_outer_iterations,
+        prompts=training.prompts_per_iteration,
+        answers_per_prompt=training.num_generations,
+        answers=training.generations_per_iteration,
+        updates=training.updates_per_rollout,
+        answers_per_update=training.answers_per_update,
+        epochs=training.num_outer_iterations * training.prompts_per_iteration / train_problems,
+        train_problems=train_problems,
+        heldout_problems=heldout_problems,
+        heldout_samples=config.evaluation.samples,
+        microbatch_tokens=config.hardware.tokens_per_microbatch,
+        max_prompt_length=rollout.max_prompt_length,
+        max_completion_length=rollout.max_completion_length,
+        max_turns=None if config.task.environment().single_turn else rollout.max_turns,
+        parameters=sum(p.numel() for p in policy.model.parameters()),
+        trained_parameters=sum(p.numel() for p in policy.trainable()),
+        lora_rank=config.model.lora_r if policy.has_adapter else None,
+    )
+
+
+def card_text(card: Card) -> str:
+    """The card as text: its title, then one fact per line."""
+    objective, sizes, sampling = card.objective, card.sizes, card.sampling
+    answers, updates = sizes.iterations * sizes.answers, sizes.iterations * sizes.updates
     facts = {
-        "objective": f"{formula(algorithm)}   ({MEANS[algorithm.aggregation]})",
-        "ratio": RATIOS[algorithm.ratio_level][1],
-        **_band(algorithm),
-        "advantage": advantage_formula(algorithm),
-        "reference": reference if algorithm.beta > 0 else "not in the loss (beta = 0)",
-        "iteration": f"{training.prompts_per_iteration} prompts x {training.num_generations} answers"
-        f" = {answers} answers -> {training.updates_per_rollout} updates of "
-        f"{training.answers_per_update} answers",
-        "run": f"{training.num_outer_iterations} iterations"
-        f" = {training.num_outer_iterations * answers:,} answers, {steps:,} updates;"
-        f" about {_epochs(config, train_problems):.2g} epochs of {train_problems:,} problems",
-        "micro-batch": f"up to {config.hardware.tokens_per_microbatch:,} tokens, padding included",
-        "sampling": f"temperature {rollout.temperature:g}, top_p {rollout.top_p:g},"
-        f" top_k {rollout.top_k or 'off'};"
-        f" prompts to {rollout.max_prompt_length}, {_longest_answer(config)}",
-        "learning": f"AdamW, rate {rate}; gradient norm to {training.max_grad_norm:g}",
-        "parameters": f"{parameters} (LoRA r={config.model.lora_r})" if policy.has_adapter else parameters,
-        "memory": memory_line(config, policy, longest_prompt, ranks),
-        "noise": noise,
-        "data": f"{config.task.source} (licence: {config.task.license})",
-        "held-out": f"{heldout_problems} problems, greedy and {config.evaluation.samples} samples each",
+        "objective": f"{objective.term}   ({objective.mean})",
+        "ratio": objective.ratio,
+        "band": _band_text(objective),
+        "advantage": objective.advantage,
+        "reference": objective.reference,
+        "iteration": f"{sizes.prompts} prompts x {sizes.answers_per_prompt} answers = {sizes.answers} answers"
+        f" -> {sizes.updates} updates of {sizes.answers_per_update} answers",
+        "run": f"{sizes.iterations} iterations = {answers:,} answers, {updates:,} updates;"
+        f" about {sizes.epochs:.2g} epochs of {sizes.train_problems:,} problems",
+        "micro-batch": f"up to {sizes.microbatch_tokens:,} tokens, padding included",
+        "sampling": f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g},"
+        f" top_k {sampling.top_k or 'off'}; prompts to {sizes.max_prompt_length}, {_longest_answer(sizes)}",
+        "learning": _learning_text(card.learning),
+        "parameters": f"{sizes.trained_parameters:,} trained of {sizes.parameters:,}"
+        + (f" (LoRA r={sizes.lora_rank})" if sizes.lora_rank is not None else ""),
+        "memory": memory_text(card.memory),
+        "noise": noise_text(card.noise, card.noise_limit),
+        "data": f"{card.source} (license: {card.license})",
+        "held-out": f"{sizes.heldout_problems} problems, greedy and {sizes.heldout_samples} samples each",
     }
-    title = f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}"
-    lines = [title, *(f"  {name:<12}{text}" for name, text in facts.items())]
-    return "\n".join([*lines, *(f"  note        {text}" for text in cautions(config))])
+    lines = [card.title, *(f"  {name:<12}{text}" for name, text in facts.items() if text)]
+    return "\n".join([*lines, *(f"  note        {text}" for text in card.notes)])
 
 
-def _band(algorithm: AlgorithmConfig) -> dict[str, str]:
-    """Where the band comes from, where it does not stay as the objective has it."""
-    if not algorithm.is_calibrated:
-        return {}
-    left, right = map(number, algorithm.clip_range)
-    share = f"{algorithm.clip_fraction * 100:.3g}%"
-    return {"band": f"calibrated to clip {share} of tokens, from {left} / {right}"}
+def _band_text(objective: Objective) -> str:
+    """How the band moves; empty where it stays as the objective has it."""
+    if objective.clip_fraction is None:
+        return ""
+    left, right = map(number, objective.clip_range)
+    return f"calibrated to clip {objective.clip_fraction * 100:.3g}% of tokens, from {left} / {right}"
 
 
-def _longest_answer(config: RunConfig) -> str:
-    rollout = config.rollout
-    if config.task.environment().single_turn:
-        return f"answers to {rollout.max_completion_length} tokens"
-    return f"up to {rollout.max_turns} turns of {rollout.max_completion_length} tokens"
+def _longest_answer(sizes: Sizes) -> str:
+    if sizes.max_turns is None:
+        return f"answers to {sizes.max_completion_length} tokens"
+    return f"up to {sizes.max_turns} turns of {sizes.max_completion_length} tokens"
 
 
-def _epochs(config: RunConfig, train_problems: int) -> float:
-    return config.training.num_outer_iterations * config.training.prompts_per_iteration / train_problems
+def _learning_text(learning: Learning) -> str:
+    rate = f"{learning.rate:g}"
+    if learning.schedule is not Schedule.constant or learning.warmup_iterations:
+        rate += f", {learning.schedule.value} after {learning.warmup_iterations} warm-up iterations"
+    return f"AdamW, rate {rate}; gradient norm to {learning.max_grad_norm:g}"

@@ -145,7 +145,7 @@ def _cold_start(
     config: RunConfig, task: Task, folder: Path, demonstrations: Sequence[Demonstration], progress: Progress
 ) -> None:
     # in full precision whatever training takes: the adapter is merged
-    model = config.model.whole() if config.model.is_embedded else config.model.unquantised()
+    model = config.model.whole() if config.model.is_embedded else config.model.unquantized()
     policy = load_policy(str(folder) if model.is_embedded else model.name, model, config.hardware)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
     trajectories = [encode_demonstration(prompts, demonstration) for demonstration in demonstrations]

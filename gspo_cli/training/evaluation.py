@@ -8,7 +8,7 @@ from math import comb
 from typing import Any
 
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.console.reporting import Sample
+from gspo_cli.console.reporting import ShownSample
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.conversations import Start
 from gspo_cli.rollout.engine import Sampling
@@ -40,7 +40,7 @@ class Evaluation:
             "problems": [t.problem.id for t in self.greedy],
             "solved": [t.solved if t.excluded is None else None for t in self.greedy],
             "sampled": [[sum(group), len(group)] for group in scored] if scored else None,
-            "conversations": [vars(Sample.of(t, 0)) for t in self.greedy[:shown]],
+            "conversations": [vars(ShownSample.of(t, 0)) for t in self.greedy[:shown]],
         }
 
 

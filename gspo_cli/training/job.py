@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from gspo_cli.config.compose import plain_values
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.live import make_console
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED, launch
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus
 from gspo_cli.run.trackers import Mirror, NoTracker, make_tracker
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.session import run_training, summarize
@@ -24,15 +25,14 @@ def train_here(config: RunConfig, node: DictConfig, run: RunFolder, ranks: Proce
     console = make_console()
     tracker: Mirror = NoTracker()
     if run.writes:
-        settings: Any = OmegaConf.to_container(node, resolve=True)  # typed as any container
-        tracker = make_tracker(config.logging, run.path, settings, console.warn)
-    status = "failed"
+        tracker = make_tracker(config.logging, run.path, plain_values(node), console.warn)
+    status = RunStatus.failed
     try:
-        status = run_training(config, run, console, tracker.log, ranks=ranks)["status"]
+        status = RunStatus(run_training(config, run, console, tracker.log, ranks=ranks)["status"])
     finally:
         tracker.finish(status)
         console.close()
-    return INTERRUPTED if status == "interrupted" else 0
+    return INTERRUPTED if status is RunStatus.interrupted else 0
 
 
 def train_on_ranks(config: RunConfig, run: RunFolder, processes: int) -> int:
@@ -44,9 +44,9 @@ def train_on_ranks(config: RunConfig, run: RunFolder, processes: int) -> int:
     if result.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):
         with (
             suppress(UserError),
-            run.held(),
+            run.locked(),
         ):  # no rank wrote one; unless another process trains in the folder
-            run.write_summary(summarize(config, run, None, "failed", reward_object=False))
+            run.write_summary(summarize(config, run, None, RunStatus.failed, reward_object=False))
     if result.message:
         if sys.stdout.isatty():
             print("\x1b[?25h", end="")  # a live view that was killed has left the cursor hidden

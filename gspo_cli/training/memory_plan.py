@@ -4,16 +4,18 @@ Shapes: L layers, H hidden size, Q and K widths of queries and of keys, I inner 
 k experts per token, V vocabulary, T tokens of a micro-batch, R rows of a generation batch. All in bytes.
 
 Activations are what autograd keeps for backward, tensor by tensor, under transformers' `sdpa` attention,
-which keeps no (T, T) scores. Left out: scratch space of kernels, a single quantised matrix while it is
-restored, what other libraries hold (vLLM's share above all), and a judge's own model.
-`scripts/benchmark_memory.py` compares with measured peaks."""
+which keeps no (T, T) scores. Left out: scratch space of kernels, a single quantized matrix while it is
+dequantized, what other libraries allocate (vLLM above all), and a judge's own model.
+`scripts/benchmark_memory.py` compares it with measured peaks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from gspo_cli.config.choices import Device, Engine, ExpertsImplementation, Optimizer, Precision
 from gspo_cli.config.schema import RunConfig
@@ -70,11 +72,15 @@ class Dimensions:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Bytes by phase and part on one device; `host` is what offloading puts in the CPU's memory instead."""
+class MemoryPlan:
+    """Bytes by phase and part on one device, which each of `processes` has of its own; `host` is what
+    offloading keeps in the CPU's memory instead. `vllm_memory` is the share of the device's memory that vLLM
+    takes in addition, None without it."""
 
     phases: Mapping[str, Mapping[str, int]]
     host: Mapping[str, int]
+    processes: int = 1
+    vllm_memory: float | None = None
 
     def total(self, phase: str) -> int:
         """Bytes of a phase."""
@@ -87,19 +93,21 @@ class Plan:
 
 
 def dimensions(policy: Policy) -> Dimensions:
-    """Read off the model; of weights divided by ZeRO-3 the whole."""
+    """Read off the model; weights that ZeRO-3 shards count whole."""
     shape = policy.causal_model.config.get_text_config()
-    said: Mapping[str, Any] = shape.to_dict()  # families differ in the names they have
+    values: Mapping[str, Any] = shape.to_dict()  # model families differ in their names
+    embeddings = policy.causal_model.get_input_embeddings().weight
+    assert isinstance(embeddings, Tensor)
     parameters = list(policy.model.named_parameters())
     names = {name for name, _ in parameters}
     heads, hidden, layers = shape.num_attention_heads, shape.hidden_size, shape.num_hidden_layers
-    head = said.get("head_dim") or hidden // heads
-    key_heads = said.get("num_key_value_heads") or heads
-    experts = said.get("num_experts") or said.get("num_local_experts") or 0
-    inner = said.get("moe_intermediate_size") if experts else None
+    head = values.get("head_dim") or hidden // heads
+    key_heads = values.get("num_key_value_heads") or heads
+    experts = values.get("num_experts") or values.get("num_local_experts") or 0
+    inner = values.get("moe_intermediate_size") if experts else None
     adapters = {n: full_shape(p) for n, p in parameters if ".lora_A." in n and ".experts." not in n}
     trained = {name: p for name, p in parameters if p.requires_grad}
-    matrices = [p for n, p in trained.items() if len(full_shape(p)) == 2 and not _any([n], *UNCAST)]
+    matrices = [p for n, p in trained.items() if len(full_shape(p)) == 2 and not _contains([n], *UNCAST)]
     inputs = {_reads(name): columns for name, (_, columns) in adapters.items()}
     inputs = {read: columns for read, columns in inputs.items() if not _is_attention_output(read)}
     return Dimensions(
@@ -109,17 +117,17 @@ def dimensions(policy: Policy) -> Dimensions:
         queries=heads * head,
         key_heads=key_heads,
         keys=key_heads * head,
-        inner=inner or said.get("intermediate_size") or said.get("n_inner") or 4 * hidden,
+        inner=inner or values.get("intermediate_size") or values.get("n_inner") or 4 * hidden,
         vocabulary=shape.vocab_size,
         positions=policy.max_positions,
         experts=experts,
-        active=said.get("num_experts_per_tok") or 1,
-        gated=_any(names, "gate_proj", "gate_up_proj"),
-        rms_norm=not _any(names, "ln_f.bias", "norm.bias", "layernorm.bias"),
-        head_norm=_any(names, "q_norm"),
-        activation_steps=4 if said.get("activation_function") == "gelu_new" else 1,
-        tied=bool(said.get("tie_word_embeddings", True)),
-        width=policy.causal_model.get_input_embeddings().weight.element_size(),
+        active=values.get("num_experts_per_tok") or 1,
+        gated=_contains(names, "gate_proj", "gate_up_proj"),
+        rms_norm=not _contains(names, "ln_f.bias", "norm.bias", "layernorm.bias"),
+        head_norm=_contains(names, "q_norm"),
+        activation_steps=4 if values.get("activation_function") == "gelu_new" else 1,
+        tied=bool(values.get("tie_word_embeddings", True)),
+        width=embeddings.element_size(),
         weights=sum(_elements(p) * p.element_size() for _, p in parameters),
         trained=sum(map(_elements, trained.values())),
         largest=max(map(_elements, trained.values())),
@@ -130,16 +138,16 @@ def dimensions(policy: Policy) -> Dimensions:
     )
 
 
-def plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> Plan:
+def memory_plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> MemoryPlan:
     """Peaks of the rollout, of an update's forward and backward, and of the optimizer's step on one of
     `ranks` devices, under the ZeRO stage of `config`."""
     stage, offload = config.hardware.zero_stage, config.hardware.offload
     whole = model.weights * (2 if config.keeps_reference else 1)
-    divided = {after: ranks if stage >= after else 1 for after in (1, 2, 3)}
+    shards = {after: ranks if stage >= after else 1 for after in (1, 2, 3)}
     states = STATES.get(config.training.optimizer, 2) + (4 if stage else 0)  # ZeRO keeps a second fp32 copy
-    optimizer = model.trained * states // divided[1]
-    gradients = model.trained * 4 // divided[2]
-    weights = whole // divided[3]
+    optimizer = model.trained * states // shards[1]
+    gradients = model.trained * 4 // shards[2]
+    weights = whole // shards[3]
     gathered = min(whole, GATHERED * model.width) if stage == 3 else 0
     host = {"optimizer": optimizer, **({"weights": weights} if stage == 3 else {})} if offload else {}
     kept = {"weights": weights, "optimizer": optimizer}
@@ -151,24 +159,25 @@ def plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> Plan:
         "gradients": gradients if several else 0,
         **activations(config, model, tokens),
     }
-    step = kept | {"gradients": gradients, "temporary": _step(config, model, divided[1])}
-    # generation brings all weights together
+    step = kept | {"gradients": gradients, "temporary": _step(config, model, shards[1])}
+    # generation gathers all weights
     rollout = kept | {"gathered": whole if stage == 3 else 0}
     if config.rollout.engine is Engine.transformers:
         rollout |= _rollout(config, model, ranks)
-    return Plan({"update": update, "step": step, "rollout": rollout}, host)
+    vllm = config.rollout.vllm_memory if config.rollout.engine is Engine.vllm else None
+    return MemoryPlan({"update": update, "step": step, "rollout": rollout}, host, ranks, vllm)
 
 
 def micro_batch(config: RunConfig, model: Dimensions, ranks: int) -> tuple[int, bool]:
     """Tokens of the largest micro-batch, and whether an update has several, the later of which meet the
     gradients of the earlier ones."""
-    longest = conversation(config, model)
+    longest = longest_conversation(config, model)
     answers = math.ceil(config.training.answers_per_update / ranks)
     budget = max(config.hardware.tokens_per_microbatch // longest, 1) * longest
     return min(budget, answers * longest), answers * longest > budget
 
 
-def conversation(config: RunConfig, model: Dimensions) -> int:
+def longest_conversation(config: RunConfig, model: Dimensions) -> int:
     """Tokens of the longest conversation; of several turns without what the other side says."""
     rollout = config.rollout
     turns = 1 if config.task.environment().single_turn else rollout.max_turns
@@ -202,7 +211,7 @@ def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, 
 
 def kept_per_token(config: RunConfig, model: Dimensions) -> int:
     """Bytes that autograd keeps for a token in one layer, beside weights."""
-    full, product = not config.model.use_lora, _product(config)
+    full, product = not config.model.use_lora, _compute_bytes(config)
     hidden, queries, keys = model.hidden, model.queries, model.keys
     # an RMS norm is written out in fp32: its input and, where its weight is trained, the normalised one
     norms = 2 * hidden * (4 * (1 + full) if model.rms_norm else model.width)
@@ -215,7 +224,7 @@ def kept_per_token(config: RunConfig, model: Dimensions) -> int:
 def _linear_inputs(config: RunConfig, model: Dimensions) -> int:
     """Hidden states that linear layers keep: one for all that read it, or a cast one for each."""
     router = model.experts > 0 and not config.model.use_lora and not config.model.freeze_router
-    if _product(config) == 4:
+    if _compute_bytes(config) == 4:
         if config.model.use_lora:
             return 4 * (model.adapter_keeps + model.adapter_ranks)
         return 4 * model.hidden * (1 + (router if model.experts else 1))
@@ -226,7 +235,7 @@ def _linear_inputs(config: RunConfig, model: Dimensions) -> int:
 
 
 def _mlp(config: RunConfig, model: Dimensions) -> int:
-    full, product = not config.model.use_lora, _product(config)
+    full, product = not config.model.use_lora, _compute_bytes(config)
     steps = 3 if model.gated else model.activation_steps
     if not model.experts:
         return product * model.inner * (steps + full)
@@ -246,7 +255,7 @@ def restored_experts(config: RunConfig, model: Dimensions) -> int:
 
 def _flowing(config: RunConfig, model: Dimensions) -> int:
     """Gradients of a token inside the MLP, the widest part of a layer."""
-    width = _expert_width(config) if model.experts else _product(config)
+    width = _expert_width(config) if model.experts else _compute_bytes(config)
     rows = model.active * width * (3 * model.inner + 2 * model.hidden * (model.experts > 0))
     return rows + 2 * model.hidden * model.width
 
@@ -283,24 +292,24 @@ def _rollout(config: RunConfig, model: Dimensions, ranks: int) -> dict[str, int]
     """Cache, logits and working space of generation in training and evaluation, whichever takes more rows."""
     training, evaluation, sampling = config.training, config.evaluation, config.rollout
     conversations = math.ceil(training.generations_per_iteration / ranks)
-    judged = math.ceil(evaluation.problems / ranks)
-    rows = min(sampling.batch_size, max(conversations, judged * max(1, evaluation.samples)))
-    prompts = min(sampling.batch_size, max(math.ceil(training.prompts_per_iteration / ranks), judged))
-    prompt, longest = sampling.max_prompt_length, conversation(config, model)
+    evaluated = math.ceil(evaluation.problems / ranks)
+    rows = min(sampling.batch_size, max(conversations, evaluated * max(1, evaluation.samples)))
+    prompts = min(sampling.batch_size, max(math.ceil(training.prompts_per_iteration / ranks), evaluated))
+    prompt, longest = sampling.max_prompt_length, longest_conversation(config, model)
     position = model.layers * _cached(config, model)  # bytes of one position of a row
     # the last token drawn is never fed
     room, before = cache_room(prompt, longest - 1)
     cache = rows * room * position
-    if not config.task.environment().single_turn:  # what was said before is kept for the next turn
-        cache += max(conversations, judged * max(1, evaluation.samples)) * longest * position
+    if not config.task.environment().single_turn:  # earlier turns stay in the cache
+        cache += max(conversations, evaluated * max(1, evaluation.samples)) * longest * position
     growing = rows * before * position // model.layers
     matrix = model.vocabulary * model.hidden * 4 * (model.width < 4)
     logits = rows * model.vocabulary
     drawing = max(SAMPLING[sampling.truncates] * logits, matrix + 8 * logits)
     # under a mask keys and values are repeated for all heads, and the mask is held as bits and as a bias
-    repeated = 2 * model.queries * _product(config) * (model.queries > model.keys)
+    repeated = 2 * model.queries * _compute_bytes(config) * (model.queries > model.keys)
     reading = prompts * prompt * (3 * model.width * model.hidden + _flowing(config, model) + repeated)
-    reading += prompts * prompt * prompt * (1 + _product(config))
+    reading += prompts * prompt * prompt * (1 + _compute_bytes(config))
     begun = prompts * (prompt + max(SPARE, prompt // 2)) * position
     working = max(growing, drawing, begun + reading - cache)
     parts = {"cache": cache, "logits": drawing if working == drawing else 0}
@@ -309,7 +318,7 @@ def _rollout(config: RunConfig, model: Dimensions, ranks: int) -> dict[str, int]
 
 def _cached(config: RunConfig, model: Dimensions) -> int:
     """Bytes of a position in one layer's cache; autocast leaves rotated keys in fp32."""
-    product = _product(config)
+    product = _compute_bytes(config)
     keys = 4 if model.cast and model.rms_norm else product
     return model.keys * (keys + product)
 
@@ -328,43 +337,42 @@ def _buckets(config: RunConfig, model: Dimensions) -> int:
     return 4 * (BUCKET if config.hardware.device is Device.cuda else min(BUCKET, model.trained))
 
 
-def _product(config: RunConfig) -> int:
+def _compute_bytes(config: RunConfig) -> int:
+    """Bytes of an element in matrix products."""
     return 2 if config.hardware.precision is Precision.bf16 else 4
 
 
 def _expert_width(config: RunConfig) -> int:
     """Grouped products of fused experts are not cast by autocast."""
-    return _product(config) if config.model.use_lora else 4
+    return _compute_bytes(config) if config.model.use_lora else 4
 
 
-def memory_line(config: RunConfig, policy: Policy, longest_prompt: int, ranks: int = 1) -> str:
-    """The plan as text for prompts as long as they are: the phase that takes most with its parts, then the
-    other."""
-    config = replace(config, rollout=replace(config.rollout, max_prompt_length=longest_prompt))
-    found = plan(config, dimensions(policy), ranks)
+def memory_text(found: MemoryPlan) -> str:
+    """The plan as text: the phase that takes most with its parts, then the other."""
     others = [phase for phase in ("update", "rollout") if phase != found.peak][:1]
-    text = "; ".join(_phase(found, phase) for phase in (found.peak, *others))
-    each = f", each of {ranks} processes" if ranks > 1 else ""
-    offloaded = ", ".join(f"{part} {_size(size)}" for part, size in found.host.items())
+    text = "; ".join(_phase_text(found, phase) for phase in (found.peak, *others))
+    each = f", each of {found.processes} processes" if found.processes > 1 else ""
+    offloaded = ", ".join(f"{part} {_size_text(size)}" for part, size in found.host.items())
     if offloaded:
         text += f"; in the CPU's memory {offloaded}"
-    if config.rollout.engine is Engine.vllm:
-        text += f"; vLLM besides, {config.rollout.vllm_memory:.0%} of the device's memory"
+    if found.vllm_memory is not None:
+        text += f"; vLLM besides, {found.vllm_memory:.0%} of the device's memory"
     return f"peak {text}{each}; with every answer at its limit"
 
 
-def _phase(found: Plan, phase: str) -> str:
+def _phase_text(found: MemoryPlan, phase: str) -> str:
     parts = [(part, size) for part, size in found.phases[phase].items() if size >= 2**20]
-    listed = ", ".join(f"{part} {_size(size)}" for part, size in parts)
-    return f"{phase} {_size(found.total(phase))}" + (f" ({listed})" if listed else "")
+    listed = ", ".join(f"{part} {_size_text(size)}" for part, size in parts)
+    return f"{phase} {_size_text(found.total(phase))}" + (f" ({listed})" if listed else "")
 
 
-def _size(size: int) -> str:
+def _size_text(size: int) -> str:
     scale, unit, form = next((u for u in UNITS if size >= u[0]), UNITS[-1])
     return f"{size / scale:{form}} {unit}"
 
 
-def _any(names: Iterable[str], *parts: str) -> bool:
+def _contains(names: Iterable[str], *parts: str) -> bool:
+    """Whether one of `names` has one of `parts` in it."""
     return any(part in name for name in names for part in parts)
 
 

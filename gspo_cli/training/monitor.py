@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from gspo_cli.config.schema import RunSettings
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.history import Finding, Record, Severity, lineage, number_of, valid_states
 from gspo_cli.errors import UserError
 
-MAX_SKIPPED = 8  # updates in a row with a gradient that is not finite, after which going on is pointless
+MAX_SKIPPED = 8  # updates in a row with a gradient that is not finite, after which the run ends
 
 
 class Monitor:
-    """Remembers a run's lines of metrics.jsonl and evals.jsonl, and what it has said of them. A resumed run
-    gives it the lines of before, and it decides as if there had been no stop."""
+    """Keeps a run's lines of metrics.jsonl and evals.jsonl, and what was reported about them. A resumed
+    run gives it the earlier lines, and it decides as if the run had not stopped."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
+    def __init__(self, config: RunSettings) -> None:
+        self.config = config
         self.metrics: list[Record] = []
         self.evals: list[Record] = []
         self.found: list[Finding] = []
-        self._told: dict[str, Severity] = {}
+        self._reported: dict[str, Severity] = {}
 
     def look(self, record: Record) -> list[Finding]:
-        """Add an iteration. Returns what there is to say for the first time, or with a higher severity; what
-        only explains is left to `gspo-doctor`."""
+        """Add an iteration. Returns the findings that are new, or more severe than before; notes are left to
+        `gspo-doctor`."""
         self.metrics.append(record)
-        self.found = diagnose(self.settings, self.metrics, self.evals)
-        news = [f for f in self.found if f.severity.value > self._told.get(f.rule, Severity.note).value]
-        self._told |= {finding.rule: finding.severity for finding in news}
+        self.found = diagnose(self.config, self.metrics, self.evals)
+        news = [f for f in self.found if f.severity.value > self._reported.get(f.rule, Severity.note).value]
+        self._reported |= {finding.rule: finding.severity for finding in news}
         return news
 
     @property
@@ -41,17 +41,17 @@ class Monitor:
         """Which of the iterations of `checkpoints` to return to from a collapse that showed in iteration
         `began`: the newest before it, else the oldest there is.
 
-        What iteration `began` sampled came of the weights after the one before, which are ill already."""
+        Iteration `began` sampled with the weights of the one before, which are already degraded."""
         valid = valid_states(self.metrics)
         usable = sorted(set(checkpoints) & valid) or sorted(checkpoints)
         healthy = [iteration for iteration in usable if iteration < began - 1]
         return healthy[-1] if healthy else usable[0]
 
     def rolled_back(self, iteration: int) -> None:
-        """The newest iteration and all after `iteration` are undone; a collapse may be said again."""
+        """The newest iteration and all after `iteration` are undone; a collapse may be reported again."""
         self.metrics[-1] = {**self.metrics[-1], "rolled_back_to": iteration}
-        self._told = {rule: severity for rule, severity in self._told.items() if severity is Severity.warning}
-        self._told["rolled_back"] = Severity.warning
+        warned = [rule for rule, severity in self._reported.items() if severity is Severity.warning]
+        self._reported = dict.fromkeys([*warned, "rolled_back"], Severity.warning)
 
     def check_updates(self) -> None:
         """Raise UserError where no update was finite for a long time."""

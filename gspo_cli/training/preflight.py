@@ -67,9 +67,8 @@ def noise_limit(config: RunConfig) -> float:
     return NOISE_SHARE * min(widths) if clips and widths else math.inf
 
 
-def described(config: RunConfig, floor: NoiseFloor) -> str:
+def noise_text(floor: NoiseFloor, limit: float) -> str:
     """The card's line."""
-    limit = noise_limit(config)
     band = f"band {limit / NOISE_SHARE:.2g} (limit {limit:.1g})" if math.isfinite(limit) else "no clip band"
     return f"same layout {floor.same:.1g}, other layouts {floor.layouts:.1g}; {band}"
 

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,7 @@ import torch
 
 from gspo_cli.config.choices import Engine
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.console.reporting import Reporter, Sample
+from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
@@ -27,13 +28,14 @@ from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus
 from gspo_cli.tasks.base import Task
-from gspo_cli.training.card import objective_card
+from gspo_cli.training.card import Card, card_text, objective_card
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.training.preflight import described, noise_floor, noise_warnings
+from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
@@ -62,7 +64,7 @@ def run_training(
             "hardware.zero_stage: the processes of ZeRO are started by the command gspo-train; use that, or "
             "hardware.zero_stage=0"
         )
-    with folder.held():
+    with folder.locked():
         return _run_in(config, folder, reporter, track, reward, ranks)
 
 
@@ -76,19 +78,19 @@ def _run_in(
 ) -> dict[str, Any]:
     """`run_training` in a folder that this process alone trains in."""
     trainer: Trainer | None = None
-    status, threads = "failed", torch.get_num_threads()
+    status, threads = RunStatus.failed, torch.get_num_threads()
     try:
         parts = build_parts(config, folder, reporter, reward, ranks)
         trainer = Trainer(config, parts, folder, reporter, track)
         trainer.resume()
         card = measured_card(config, parts, reporter)
-        folder.write_card(card)
-        title = card.splitlines()[0]
-        reporter.begin(title, card, config.training.num_outer_iterations, trainer.state.iteration)
+        text = card_text(card)
+        folder.write_card(text, asdict(card))
+        reporter.begin(card.title, text, config.training.num_outer_iterations, trainer.state.iteration)
         with stop_on_signal(trainer, reporter):
             status = trainer.train()
     except KeyboardInterrupt:
-        status = "interrupted"
+        status = RunStatus.interrupted
         raise
     except torch.OutOfMemoryError as error:  # of an update it would be smaller micro-batches
         raise UserError(
@@ -104,7 +106,7 @@ def _run_in(
     return summary
 
 
-def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> str:
+def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> Card:
     """The objective card with the noise floor, of which it warns."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
     prompts, heldout = parts.prompts, parts.heldout_problems
@@ -113,8 +115,7 @@ def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> str:
     longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
-    size, noise = strategy.ranks.size, described(config, floor)
-    return objective_card(config, policy, len(problems), len(heldout), longest, noise, size)
+    return objective_card(config, policy, len(problems), len(heldout), longest, floor, strategy.ranks.size)
 
 
 def build_parts(
@@ -177,7 +178,7 @@ def evaluate_only(
     adapter: Path | None,
     progress: Callable[[int, int], None],
     warn: Callable[[str], None],
-) -> tuple[dict[str, Any], list[Sample]]:
+) -> tuple[dict[str, Any], list[ShownSample]]:
     """Held-out evaluation of the model at `source`, with its LoRA adapter. Returns the record and greedy
     answers."""
     task: Task = config.task
@@ -192,13 +193,13 @@ def evaluate_only(
     problems = heldout[: config.evaluation.problems]
     runner = ConversationRunner(config, reward, engine, prompts)
     found = Evaluator(config, runner).evaluate(problems, progress)
-    return found.record, [Sample.of(answer, 0) for answer in found.greedy]
+    return found.record, [ShownSample.of(answer, 0) for answer in found.greedy]
 
 
 def load_trained(config: RunConfig, source: str, adapter: Path | None) -> Policy:
     """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without adapter gets none, or where
     weights are quantised a fresh one, which changes nothing."""
-    keeps = adapter is not None or config.model.is_quantised
+    keeps = adapter is not None or config.model.is_quantized
     model = config.model if keeps else config.model.whole()
     return load_policy(source, model, config.hardware, adapter)
 
@@ -271,12 +272,12 @@ def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
 
 
 def summarize(
-    config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: str, reward_object: bool
+    config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: RunStatus, reward_object: bool
 ) -> dict[str, Any]:
     """The content of summary.json. `reward_object`: a script gave the reward, no command can rebuild it."""
     state = trainer.state if trainer else None
     return {
-        "status": status,
+        "status": status.value,
         "algorithm": config.algorithm.name,
         "model": config.model.label,
         "model_name": config.model.name,

@@ -9,9 +9,7 @@ from typing import Any
 
 from gspo_cli.config.choices import OnCollapse
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.console.reporting import Reporter
-from gspo_cli.console.reporting import Sample as ShownSample
-from gspo_cli.diagnosis.diagnosis import settings_of
+from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.diagnosis.history import Finding
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
@@ -20,6 +18,7 @@ from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
@@ -68,7 +67,7 @@ class Trainer:
         self.evaluator = Evaluator(config, runner)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
-        self.monitor = Monitor(settings_of(folder.config))
+        self.monitor = Monitor(config)
         self.stop_requested, self._lost = False, False
         self._earlier_seconds, self._session_start = 0.0, time.perf_counter()
 
@@ -84,7 +83,7 @@ class Trainer:
         self.monitor.metrics += [r for r in self.folder.read("metrics.jsonl") if r["iteration"] <= reached]
         self.monitor.evals += [r for r in self.folder.read("evals.jsonl") if r["iteration"] <= reached]
 
-    def train(self) -> str:
+    def train(self) -> RunStatus:
         """Train to the end, a stop request, or `evaluation.stop_at_score`. Returns the status of the run."""
         total = self.config.training.num_outer_iterations
         if self.state.initial_eval is None:
@@ -92,13 +91,13 @@ class Trainer:
             self._save()
         while self.state.iteration < total:
             if self._good_enough():
-                return self._finish("stopped_early")
+                return self._finish(RunStatus.stopped_early)
             if self.ranks.any(self.stop_requested):
-                return self._finish("interrupted")
+                return self._finish(RunStatus.interrupted)
             self._iterate()
             if self._lost:
-                return self._finish("collapsed")
-        return self._finish("completed")
+                return self._finish(RunStatus.collapsed)
+        return self._finish(RunStatus.completed)
 
     def _iterate(self) -> None:
         clock, iteration = Clock(), self.state.iteration
@@ -237,7 +236,7 @@ class Trainer:
             return None
         return mean(self.updater.reward_kl([Sample.of(answer) for answer in answers]))
 
-    def _finish(self, status: str) -> str:
+    def _finish(self, status: RunStatus) -> RunStatus:
         """Make sure that the last iteration is saved."""
         last = self.checkpoints.last
         if self.ranks.agreed(last is None or self.checkpoints.iteration(last) != self.state.iteration):

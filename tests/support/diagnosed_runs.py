@@ -5,22 +5,21 @@ from __future__ import annotations
 import copy
 from functools import cache
 
-from omegaconf import OmegaConf
-
-from gspo_cli.config.compose import build_config
+from gspo_cli.config.compose import build_config, plain_values
+from gspo_cli.config.stored import StoredConfig, stored_config
 from tests.support.configs import composed_from_parts
 
 
 @cache
-def _settings(*overrides: str) -> dict:
+def _values(*overrides: str) -> dict:
     node = composed_from_parts(*overrides)
     build_config(node)
-    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    return plain_values(node)
 
 
-def settings(*overrides: str) -> dict:
+def settings(*overrides: str) -> StoredConfig:
     """What config.yaml would hold."""
-    return copy.deepcopy(_settings(*overrides))
+    return stored_config(copy.deepcopy(_values(*overrides)), "config.yaml")
 
 
 def line(iteration: int, **changed) -> dict:

@@ -67,7 +67,7 @@ def config_of(plan: Plan) -> dict[str, Any]:
     """config.yaml of the run."""
     composed = settings(
         "task=arithmetic", f"algorithm={plan.algorithm}", "hardware.threads=1", *plan.overrides
-    )
+    ).plain
     composed.pop("resume")
     composed["seed"] = plan.seed
     composed["training"]["num_outer_iterations"] = plan.iterations

@@ -34,8 +34,12 @@ class CustomerService(ScriptedTask):
     max_turns: int = 14
     heldout: int = 200
     difficulty: int = 2
+    """Maximum requests in one conversation, 1 to 4."""
     problems: int = 2000
+    """Number of training problems, at most 10,000; above 0."""
     careless: float = 0.6
+    """Probability of each bad habit of the agent in the demonstrations, between 0 and 1; 0 gives good
+    conversations only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,7 +46,9 @@ class Scenarios(ScriptedTask):
     the examples that scenarios carry."""
 
     path: str | None = None
+    """JSON file with a list of scenarios; required."""
     heldout_path: str | None = None
+    """File of held-out scenarios; null splits `heldout` scenarios off `path`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +130,7 @@ class GeneratedScenarios(ScriptedTask):
     """Base of tasks that generate their scenarios: `problems` to train on, and `heldout` others."""
 
     problems: int = 1500
+    """Number of training problems."""
 
     def scenario(self, trained: bool, number: int) -> dict[str, Any]:
         """One scenario of a side, as plain data."""

@@ -53,7 +53,9 @@ class Domain(Enum):
     """Which of the published domains."""
 
     retail = "retail"
+    """a shop, its tasks as tickets"""
     telecom = "telecom"
+    """carrier and phone, both operated by the agent"""
 
 
 @dataclass
@@ -63,12 +65,20 @@ class Tau2(Task):
     Left out and counted: tasks that need a judge, where doing nothing wins, or whose gold actions fail."""
 
     path: str | None = None
+    """Folder `domains` of tau2-bench, under data/tau2; required."""
     domain: Domain = Domain.retail
+    """One of the published domains."""
     split: str = "train"
+    """Which tasks are trained on, a key of split_tasks.json, or small; all but train and small count as
+    benchmarks."""
     heldout_split: str | None = None
+    """Which tasks are held out; null splits `heldout` tasks off `split`."""
     heldout: int = 10
+    """Number of held-out tasks, unused where heldout_split is given; above 0."""
     max_turns: int = 30
+    """Default of `rollout.max_turns`; above 0."""
     instructions: bool = True
+    """Puts policy and tools in the system prompt of each conversation."""
 
     def __post_init__(self) -> None:
         require(self.path is not None, "task.path: is needed; give the folder domains of tau2-bench")

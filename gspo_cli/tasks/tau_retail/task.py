@@ -45,8 +45,11 @@ class RetailUser(Enum):
     """Who speaks to the agent."""
 
     scripted = "scripted"
+    """a user who follows a script; synthetic tasks only"""
     ticket = "ticket"
+    """nobody; the task is a ticket and the agent has tools"""
     llm = "llm"
+    """a language model behind a URL"""
 
 
 @dataclass
@@ -57,14 +60,24 @@ class TauRetail(Task):
     in free text. Without `heldout_tasks`, the tasks of some users, about `heldout`, are held out."""
 
     path: str | None = None
+    """Folder with orders.json, users.json, products.json, wiki.md and the task files; required."""
     tasks: str = "train"
+    """Which published tasks are trained on, of tasks_<tasks>.jsonl or .py; dev and test count as
+    benchmarks."""
     heldout_tasks: str | None = None
+    """Which published tasks are held out; null splits the tasks of some users off `tasks`."""
     heldout: int = 50
+    """Approximate number of held-out tasks, unused where heldout_tasks is given; above 0."""
     user: RetailUser = RetailUser.scripted
+    """Who talks to the agent."""
     user_url: str | None = None
+    """OpenAI-compatible URL of the user's language model; required with user=llm."""
     user_model: str | None = None
+    """Name of that model at the URL; required with user=llm."""
     max_turns: int = 40
+    """Default of `rollout.max_turns`; above 0."""
     instructions: bool = True
+    """Puts policy and tools in the system prompt of each conversation."""
 
     def __post_init__(self) -> None:
         require(

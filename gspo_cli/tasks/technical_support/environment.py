@@ -30,7 +30,9 @@ class Mode(Enum):
     """Who holds the phone: the agent has tools for it, or a user follows the agent's words."""
 
     solo = "solo"
+    """the agent, by tools"""
     scripted = "scripted"
+    """a scripted user, who follows the agent's instructions"""
 
 
 class SupportEnvironment(ScriptedEnvironment):

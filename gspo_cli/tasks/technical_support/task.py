@@ -60,7 +60,9 @@ class TechnicalSupport(ScriptedTask):
     user (scripted)."""
 
     mode: Mode = Mode.solo
+    """Who operates the phone."""
     faults: int = 2
+    """Maximum faults of one phone, 1 to 3."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

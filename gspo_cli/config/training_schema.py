@@ -1,0 +1,145 @@
+"""Typed configuration of the groups `training`, `evaluation` and `checkpoint`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
+from gspo_cli.config.choices import OnCollapse, Optimizer, RewardErrors, Schedule
+
+
+@dataclass
+class TrainingConfig:
+    """The loop: how much is sampled, how it is split into updates, and the optimizer."""
+
+    num_outer_iterations: int = 100
+    """Iterations of sampling, scoring and updating; above 0."""
+    num_generations: int = MISSING
+    """Answers per prompt, which form the group of an advantage; at least 2."""
+    generations_per_iteration: int = MISSING
+    """Answers sampled in an iteration, a multiple of num_generations; above 0."""
+    updates_per_rollout: int = 4
+    """Optimizer steps per iteration, each on its own minibatch of the answers; divides
+    generations_per_iteration; above 0."""
+    schedule: Schedule = Schedule.constant
+    """Learning rate after the warm-up."""
+    warmup_iterations: int = 0
+    """Iterations over which the learning rate rises from near 0; 0 or more."""
+    optimizer: Optimizer = Optimizer.adamw
+    """Implementation of AdamW; ZeRO supports `adamw` only."""
+    max_grad_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down to it; above 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW; 0 or more."""
+    adam_beta1: float = 0.9
+    """Decay of AdamW's mean of gradients; 0 or more, and below 1."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's mean of squared gradients; 0 or more, and below 1."""
+    length_curriculum_start: int | None = None
+    """Length limit of the first iteration, which rises to rollout.max_completion_length; above 0; null for no
+    curriculum."""
+    length_curriculum_iterations: int = 50
+    """Iterations over which the length limit rises; above 0."""
+    reward_errors: RewardErrors = RewardErrors.stop
+    """What to do when a reward raises or is not finite."""
+    reward_concurrency: int = 16
+    """Maximum awaited rewards at once; above 0."""
+    reward_timeout: float = 60.0
+    """Seconds that an awaited reward may take; above 0."""
+    on_collapse: OnCollapse = OnCollapse.warn
+    """What to do when the monitor finds that the policy is collapsing."""
+    rollback_learning_rate: float = 0.5
+    """Factor on the learning rate after each rollback; at most 1, and above 0."""
+    max_rollbacks: int = 2
+    """Rollbacks after which a further collapse stops the run; 0 or more."""
+
+    def __post_init__(self) -> None:
+        group, generations, answers = "training", self.generations_per_iteration, self.num_generations
+        require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
+        require_positive(group, self, "updates_per_rollout", "max_grad_norm", "length_curriculum_iterations")
+        require_positive(group, self, "reward_concurrency", "reward_timeout")
+        require_not_negative(group, self, "warmup_iterations", "weight_decay", "max_rollbacks")
+        require(
+            0 < self.rollback_learning_rate <= 1,
+            f"training.rollback_learning_rate={self.rollback_learning_rate}: multiplies the learning rate "
+            "after a rollback; must be above 0 and at most 1",
+        )
+        for name in ("adam_beta1", "adam_beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
+        require(
+            answers >= 2,
+            "training.num_generations=1: an advantage compares an answer with the others to its prompt; "
+            "use 2 or more",
+        )
+        require(
+            generations % answers == 0,
+            f"training.generations_per_iteration={generations}: must be a multiple of "
+            "training.num_generations="
+            f"{answers}; try {max(1, round(generations / answers)) * answers}",
+        )
+        divisors = [str(n) for n in range(1, 17) if generations % n == 0]
+        require(
+            generations % self.updates_per_rollout == 0,
+            f"training.updates_per_rollout={self.updates_per_rollout}: must divide training."
+            f"generations_per_iteration={generations}; try one of {', '.join(divisors)}",
+        )
+        require(
+            self.length_curriculum_start is None or self.length_curriculum_start > 0,
+            "training.length_curriculum_start: must be above 0, or null for no curriculum",
+        )
+
+    @property
+    def prompts_per_iteration(self) -> int:
+        """Problems drawn per iteration."""
+        return self.generations_per_iteration // self.num_generations
+
+    @property
+    def answers_per_update(self) -> int:
+        """Sequences in each minibatch."""
+        return self.generations_per_iteration // self.updates_per_rollout
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out evaluation, on the same problems each time: one greedy answer, and `samples` answers for
+    pass@k."""
+
+    every: int = 10
+    """Iterations between held-out evaluations; 0 evaluates only before and after training; 0 or more."""
+    problems: int = 200
+    """Number of held-out problems, the task's first ones; above 0."""
+    samples: int = 4
+    """Sampled answers per problem for pass@k, besides the greedy one; 0 or more."""
+    kl: bool | None = None
+    """Measures the KL divergence from the model before training on the sampled answers; null does so only
+    under LoRA and for embedded models, where it needs no second copy of large weights."""
+    stop_at_score: float | None = None
+    """Ends training once the held-out score reaches it, between 0 and 1; null never does."""
+
+    def __post_init__(self) -> None:
+        require_not_negative("evaluation", self, "every", "samples")
+        require_positive("evaluation", self, "problems")
+        require(
+            not self.kl or self.samples > 0,
+            "evaluation.kl=true: is measured on sampled answers; set evaluation.samples above 0",
+        )
+        if self.stop_at_score is not None:
+            require_fraction("evaluation", self, "stop_at_score")
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints: one every so many iterations; the newest stay, and the best by held-out score."""
+
+    every: int = 10
+    """Iterations between checkpoints; above 0."""
+    keep: int = 2
+    """Number of newest checkpoints to keep, besides the best; above 0."""
+    save_best: bool = True
+    """Keeps the checkpoint with the best held-out score as `best`."""
+
+    def __post_init__(self) -> None:
+        require_positive("checkpoint", self, "every", "keep")

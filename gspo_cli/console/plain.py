@@ -1,0 +1,85 @@
+"""The progress of a run as lines, for a pipe or a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from gspo_cli.console.progress import Clock, Metrics, Progress
+from gspo_cli.console.reporting import ShownSample
+from gspo_cli.console.words import clean, describe, fixed, next_commands, number, share, why_zero
+
+SILENCE = 5.0  # seconds after which a stage that is still running may print another line
+
+
+class PlainConsole:
+    """One line per iteration and evaluation, and occasional lines inside long stages."""
+
+    def __init__(self, file: TextIO, clock: Clock = time.monotonic) -> None:
+        self._file, self._clock, self._progress = file, clock, Progress(clock)
+        self._stage = ("", 0)  # name and tenths done of the last stage line
+        self._note, self._spoke = "", clock()
+
+    def begin(self, title: str, card: str, iterations: int, start: int) -> None:
+        self._progress.begin(title, iterations, start)
+        self._print(card)
+
+    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Prints where the stage is new, or a tenth further and SILENCE has passed."""
+        reached = (name, 10 * done // total if total else 0)
+        silent = self._clock() - self._spoke >= SILENCE
+        if name != self._stage[0] or (reached != self._stage and silent):
+            count = f"{done}/{total}" if total else ""
+            self._print("  ".join(part for part in (f"{name:<10}", count, clean(note)) if part))
+            self._stage = reached
+
+    def iteration(self, metrics: Metrics) -> None:
+        self._progress.iteration(metrics)
+        run, get = self._progress, metrics.get
+        held_out = run.evaluations[-1]["score"] if run.evaluations else None
+        count = f"{run.done:>{len(str(run.iterations))}}/{run.iterations}"
+        parts = (
+            f"iteration  {count}",
+            f"reward {fixed(get('reward'))} ±{fixed(get('reward_std'), 2)}",
+            f"held-out {fixed(held_out)}",
+            f"clip tok {share(get('clip_ratio/token'))} seq {share(get('clip_ratio/sequence'))}",
+            f"len {fixed(get('completions/mean_length'), 1)}",
+            f"lr {number(get('learning_rate'))}",
+            f"{number(get('tokens_per_second'))} tok/s",
+            f"eta {run.eta}",
+        )
+        self._print("  ".join(parts))
+        if why_zero(metrics) not in ("", self._note):
+            self._print(f"note       {why_zero(metrics)}")
+        self._note = why_zero(metrics)
+
+    def evaluation(self, record: Metrics) -> None:
+        self._progress.evaluation(record)
+        shares = "".join(
+            f"  {key} {fixed(value)}" for key, value in record.items() if key.startswith("pass@")
+        )
+        count = f"({record['num_problems']} problems)"
+        self._print(
+            f"held-out   iteration {record['iteration']}  score {fixed(record['score'])}{shares}  {count}"
+        )
+
+    def samples(self, samples: Sequence[ShownSample]) -> None:
+        """Nothing: conversations are in samples.jsonl."""
+
+    def warn(self, text: str) -> None:
+        if self._progress.is_news(text):
+            self._print(f"warning    {clean(text)}")
+
+    def end(self, summary: Metrics) -> None:
+        commands = next_commands(summary)
+        self._print("\n".join(["", *describe(summary), *(["", "Next:"] if commands else [])]))
+        for command, why in commands:
+            self._print(f"  # {why}\n  {command}")
+
+    def close(self) -> None:
+        """Nothing: there is nothing to close."""
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._file, flush=True)
+        self._spoke = self._clock()
