@@ -26,10 +26,9 @@ GRAM = 4  # tokens: shorter ones repeat in any text
 
 @dataclass
 class Sums(Accumulator):
-    """Of some micro-batches: sums, but for `logp_difference_max` and `first_step_abs_err`, which are
-    maxima. `last_routing` is `routing` of the last minibatch alone; `counterfactuals` are by name, `short` and
-    `long` the halves of each minibatch's answers by length, `candidates` what a calibrated clip chooses its
-    band from, a part for each micro-batch."""
+    """What micro-batches add up to. `last_routing` is `routing` of the last minibatch alone;
+    `counterfactuals` are by name, `short` and `long` the halves of each minibatch's answers by length,
+    `candidates` what a calibrated clip chooses its band from, a part for each micro-batch."""
 
     stats: LossStats = field(default_factory=LossStats)
     routing: RoutingStats = field(default_factory=RoutingStats)

@@ -103,7 +103,7 @@ class Updater:
         logprobs, entropy = self._logprobs(micro, first)
         # before the first step the old policy is this one: the ratio is exactly 1
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
-        weights, judged = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
+        weights, counted = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
         advantages = weighted(micro.advantages, weights, micro.action_mask, algorithm.ratio_level)
         scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, ref_logprobs=micro.ref_logprobs)
