@@ -107,12 +107,10 @@ class Updater:
         advantages = weighted(micro.advantages, weights, micro.action_mask, algorithm.ratio_level)
         scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, ref_logprobs=micro.ref_logprobs)
-        seen = observe(
-            *scored, Objective.of(algorithm), self.counterfactuals, median, compare_weights=not first
-        )
-        sums = Sums(
-            stats, engine=judged, counterfactuals=seen.counterfactuals, short=seen.short, long=seen.long
-        )
+        own, others = Objective.of(algorithm), self.counterfactuals
+        seen = observe(*scored, own, others, median, compare_weights=not first)
+        sums = Sums(stats, engine=counted, counterfactuals=seen.counterfactuals)
+        sums.short, sums.long = seen.short, seen.long
         if algorithm.is_calibrated:
             sums.candidates = (candidates(*scored, algorithm),)
         if first:
