@@ -26,9 +26,10 @@ train: $(INSTALLED) ## install, then train the embedded model (args="algorithm=g
 test: $(INSTALLED) ## run the tests (workers=8 on more cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder $(args)
 
-lint: $(INSTALLED) ## check style and formatting
+lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED) ## rewrite files in the house format
 	$(BIN)/ruff check --fix .

@@ -5,20 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gspo_cli.api.agent import MultiTurnAgent
 from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import OBJECT, build_config, composed, resolved_yaml
-from gspo_cli.console.live import make_console
 from gspo_cli.console.reporting import Reporter
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.summary import RunStatus
-from gspo_cli.run.trackers import make_tracker
-from gspo_cli.training.session import load_trained, run_training
+from gspo_cli.training.job import train_here
+from gspo_cli.training.session import load_trained
 
 
 async def train_with_gspo(
@@ -69,17 +67,8 @@ def _train(
         config = build_config(node)
     folder.create(resolved_yaml(node))
     environment.write(folder.path)
-    console = make_console() if reporter is None else reporter
-    tracker = make_tracker(
-        config.logging, folder.path, OmegaConf.to_container(node, resolve=True), console.warn
-    )
     agent.policy = None  # the model to be trained is not kept in memory twice
-    status = RunStatus.failed
-    try:
-        agent.summary = run_training(config, folder, console, tracker.log, reward)
-        status = RunStatus(agent.summary["status"])
-    finally:
-        tracker.finish(status)
+    agent.summary = train_here(config, node, folder, reporter=reporter, reward=reward)
     agent.policy = load_trained(config, *folder.checkpoint_model("last", config.model))
     agent.system, agent.run_folder = config.task.system_prompt_and_tools(), folder.path
     return agent

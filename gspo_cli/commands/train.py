@@ -106,10 +106,14 @@ def train(node: DictConfig) -> int:
         print(f"{folder}: is ready; on each of the {config.hardware.nodes} nodes run\n\n  {command}")
         return 0
 
-    from gspo_cli.training.job import train_here, train_on_ranks  # bad input was answered without torch
+    from gspo_cli.training.job import (  # bad input was answered without torch
+        exit_code,
+        train_here,
+        train_on_ranks,
+    )
 
     if config.hardware.zero_stage == 0:
-        return train_here(config, node, run)
+        return exit_code(train_here(config, node, run))
     return train_on_ranks(config, run, processes)
 
 

@@ -60,11 +60,12 @@ def work(folder: Path) -> NoReturn:
     node = load_saved(folder / "config.yaml")
     config = build_config(node)
 
-    from gspo_cli.training.job import train_here
+    from gspo_cli.training.job import exit_code, train_here
     from gspo_cli.training.process_group import join, leave
 
     ranks = join(config.hardware)
-    leave(ranks, train_here(config, node, RunFolder(folder, writes=ranks.is_first), ranks))
+    summary = train_here(config, node, RunFolder(folder, writes=ranks.is_first), ranks)
+    leave(ranks, exit_code(summary))
 
 
 if __name__ == "__main__":

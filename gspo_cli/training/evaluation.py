@@ -13,6 +13,7 @@ from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.conversations import Start
 from gspo_cli.rollout.engine import Sampling
 from gspo_cli.training.collecting import ConversationRunner
+from gspo_cli.training.metrics import mean
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
 EVALUATION_SEED = 20250718  # of evaluation alone: runs of all seeds meet the same draws
@@ -62,11 +63,11 @@ class Evaluator:
         greedy = self._answers(problems, self._greedy(), 1)
         progress(1, 1 + samples)
         record: dict[str, Any] = {
-            "score": _mean([t.solved for t in greedy if t.excluded is None]),
-            "reward": _mean([t.reward for t in greedy if t.reward is not None]),
-            "mean_length": _mean([t.num_actions for t in greedy]),
-            "num_turns": _mean([t.num_turns for t in greedy]),
-            "clipped_ratio": _mean([t.finish_reason is FinishReason.length for t in greedy]),
+            "score": mean([t.solved for t in greedy if t.excluded is None]),
+            "reward": mean([t.reward for t in greedy if t.reward is not None]),
+            "mean_length": mean([t.num_actions for t in greedy]),
+            "num_turns": mean([t.num_turns for t in greedy]),
+            "clipped_ratio": mean([t.finish_reason is FinishReason.length for t in greedy]),
             "num_problems": len(problems),
             "excluded": sum(t.excluded is not None for t in greedy),
         }
@@ -77,7 +78,7 @@ class Evaluator:
             solved = [[t.solved for t in group if t.excluded is None] for group in groups]
             for k in sorted({1, samples}):
                 chances = [pass_at_k(len(each), sum(each), k) for each in solved if len(each) >= k]
-                record[f"pass@{k}"] = _mean(chances)
+                record[f"pass@{k}"] = mean(chances)
         progress(1 + samples, 1 + samples)
         return Evaluation(record, greedy, groups)
 
@@ -86,7 +87,7 @@ class Evaluator:
         their prompts."""
         answers = self._answers(problems, self._sampled(), 1)
         tokens = sum(len(t.token_ids) for t in answers)
-        return _mean([t.solved for t in answers if t.excluded is None]) or 0.0, tokens
+        return mean([t.solved for t in answers if t.excluded is None]) or 0.0, tokens
 
     def _greedy(self) -> Sampling:
         return Sampling(
@@ -105,7 +106,3 @@ class Evaluator:
             for i, problem in enumerate(problems)
         ]
         return self.runner.run(starts, sampling, EVALUATION_SEED)[0]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

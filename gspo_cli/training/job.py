@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from omegaconf import DictConfig
 
 from gspo_cli.config.compose import plain_values
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.live import make_console
+from gspo_cli.console.reporting import Reporter
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED, launch
+from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus
 from gspo_cli.run.trackers import Mirror, NoTracker, make_tracker
@@ -20,19 +24,34 @@ from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.session import run_training, summarize
 
 
-def train_here(config: RunConfig, node: DictConfig, run: RunFolder, ranks: ProcessGroup | None = None) -> int:
-    """Train in this process, alone or as one of `ranks`; returns the exit code."""
-    console = make_console()
+def train_here(
+    config: RunConfig,
+    node: DictConfig,
+    run: RunFolder,
+    ranks: ProcessGroup | None = None,
+    reporter: Reporter | None = None,
+    reward: RewardFunction | None = None,
+) -> dict[str, Any]:
+    """Train in this process, alone or as one of `ranks`, with a tracker, and the terminal or `reporter`.
+    Returns the summary."""
+    terminal = make_console()
+    shown = terminal if reporter is None else reporter
     tracker: Mirror = NoTracker()
     if run.writes:
-        tracker = make_tracker(config.logging, run.path, plain_values(node), console.warn)
+        tracker = make_tracker(config.logging, run.path, plain_values(node), shown.warn)
     status = RunStatus.failed
     try:
-        status = RunStatus(run_training(config, run, console, tracker.log, ranks=ranks)["status"])
+        summary = run_training(config, run, shown, tracker.log, reward, ranks)
+        status = RunStatus(summary["status"])
     finally:
         tracker.finish(status)
-        console.close()
-    return INTERRUPTED if status is RunStatus.interrupted else 0
+        terminal.close()
+    return summary
+
+
+def exit_code(summary: Mapping[str, Any]) -> int:
+    """Of a run that ended with `summary`."""
+    return INTERRUPTED if summary["status"] == RunStatus.interrupted.value else 0
 
 
 def train_on_ranks(config: RunConfig, run: RunFolder, processes: int) -> int:

@@ -26,10 +26,9 @@ GRAM = 4  # tokens: shorter ones repeat in any text
 
 @dataclass
 class Sums(Accumulator):
-    """Of some micro-batches: sums, but for `logp_difference_max` and `first_step_abs_err`, which are
-    maxima. `last_routing` is `routing` of the last minibatch alone; `shadows` are by name, `short` and
-    `long` the halves of each minibatch's answers by length, `candidates` what a calibrated clip chooses its
-    band from, a part for each micro-batch."""
+    """What micro-batches add up to. `last_routing` is `routing` of the last minibatch alone;
+    `counterfactuals` are by name, `short` and `long` the halves of each minibatch's answers by length,
+    `candidates` what a calibrated clip chooses its band from, a part for each micro-batch."""
 
     stats: LossStats = field(default_factory=LossStats)
     routing: RoutingStats = field(default_factory=RoutingStats)
@@ -41,7 +40,7 @@ class Sums(Accumulator):
     logp_difference_tokens: int = 0
     first_step_abs_err: float | None = maximum(None)
     engine: EngineStats = field(default_factory=EngineStats)
-    shadows: dict[str, CounterfactualStats] = field(default_factory=dict)
+    counterfactuals: dict[str, CounterfactualStats] = field(default_factory=dict)
     short: LengthStats = field(default_factory=LengthStats)
     long: LengthStats = field(default_factory=LengthStats)
     candidates: tuple[Candidates, ...] = ()
@@ -176,14 +175,14 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         }
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens
-    return metrics | _shadow_metrics(report) | _length_metrics(report) | _routing_metrics(sums)
+    return metrics | _counterfactual_metrics(report) | _length_metrics(report) | _routing_metrics(sums)
 
 
-def _shadow_metrics(report: UpdateReport) -> dict[str, Any]:
+def _counterfactual_metrics(report: UpdateReport) -> dict[str, Any]:
     """Shares that another objective would have clipped, of what `clip_ratio` is of, and the correlation over
     sequences between its weights and the run's own."""
     metrics: dict[str, Any] = {}
-    for name, stats in report.sums.shadows.items():
+    for name, stats in report.sums.counterfactuals.items():
         metrics[f"shadow/{name}/clip_token"] = stats.clipped_tokens / max(1, report.tokens)
         metrics[f"shadow/{name}/clip_sequence"] = stats.clipped_sequences / max(1, report.sequences)
         metrics[f"shadow/{name}/weight_correlation"] = stats.correlation

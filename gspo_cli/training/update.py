@@ -50,13 +50,13 @@ class Updater:
         )
         self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
-        self.shadows = counterfactual_objectives(config.algorithm, config.model.presets)
+        self.counterfactuals = counterfactual_objectives(config.algorithm, config.model.presets)
 
     def run(self, samples: Sequence[Sample], order: np.random.Generator, clock: Clock) -> UpdateReport:
         """Split `samples` (the same on every rank) into `updates_per_rollout` minibatches and take one
         optimizer step on each. The report is of all ranks."""
         report = UpdateReport(
-            Sums(shadows={name: CounterfactualStats() for name in self.shadows}),
+            Sums(counterfactuals={name: CounterfactualStats() for name in self.counterfactuals}),
             clip_range=self.algorithm.clip_range,
             with_kl=self.config.algorithm.kl_in_loss,
         )
@@ -103,12 +103,14 @@ class Updater:
         logprobs, entropy = self._logprobs(micro, first)
         # before the first step the old policy is this one: the ratio is exactly 1
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
-        weights, judged = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
+        weights, counted = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
         advantages = weighted(micro.advantages, weights, micro.action_mask, algorithm.ratio_level)
         scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, ref_logprobs=micro.ref_logprobs)
-        seen = observe(*scored, Objective.of(algorithm), self.shadows, median, compare_weights=not first)
-        sums = Sums(stats, engine=judged, shadows=seen.counterfactuals, short=seen.short, long=seen.long)
+        own, others = Objective.of(algorithm), self.counterfactuals
+        seen = observe(*scored, own, others, median, compare_weights=not first)
+        sums = Sums(stats, engine=counted, counterfactuals=seen.counterfactuals)
+        sums.short, sums.long = seen.short, seen.long
         if algorithm.is_calibrated:
             sums.candidates = (candidates(*scored, algorithm),)
         if first:
