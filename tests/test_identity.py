@@ -34,6 +34,12 @@ def test_a_fingerprint_is_of_what_is_computed():
         assert fingerprint(other) != fingerprint(settings)
 
 
+def test_the_two_spellings_of_penalize_are_one_run():
+    one, other = (plain(composed([*SMALL, f"algorithm.truncated_completions=penali{c}e"])) for c in "sz")
+    assert one["algorithm"]["truncated_completions"] == "penalise"
+    assert fingerprint(one) == fingerprint(other)
+
+
 def test_checkpoints_count_where_a_collapse_returns_to_one():
     rollback = [*SMALL, "training.on_collapse=rollback"]
     one = plain(composed(rollback))
