@@ -303,11 +303,11 @@ def test_the_commands_that_reproduce_compose_to_what_ran():
 
     from gspo_cli.compare.arms import overrides
     from gspo_cli.config.compose import composed
-    from gspo_cli.run.identity import differences
+    from gspo_cli.run.identity import changed_settings
 
     run = stored_run("grpo", 3, 20, overrides=("rollout.temperature=0.9", "model.cold_start.steps=5"))
     again = composed([text.strip("'") for text in [*overrides(run), "seed=3"]])
-    assert differences(OmegaConf.to_container(again, resolve=True, enum_to_str=True), run.config) == []
+    assert changed_settings(OmegaConf.to_container(again, resolve=True, enum_to_str=True), run.config) == []
 
 
 def test_options_that_are_not_installed_are_reproduced_from_the_saved_configuration():
