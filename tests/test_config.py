@@ -175,7 +175,7 @@ SENTENCES = [
     ("+foo=1", "foo: is not a known setting"),
     ("++training.foo=1", "training.foo: is not a known setting"),
     ("task.dificulty=3", "task.dificulty: is not a"),
-    ("+task.dificulty=3", "task.dificulty: is not a setting of gspo_cli.tasks.customer_service.CustomerService"),
+    ("+task.dificulty=3", "task.dificulty: is not a setting of gspo_cli.tasks.customer_service.Customer"),
     # unknown options and enum names, with the known ones
     ("model=huge", "model=huge: is not an option; choose one of large, moe, small, tiny, tiny_moe"),
     ("experiment=nope", "experiment=nope: is not an option; choose one of"),

@@ -290,7 +290,8 @@ def summaries(tmp_path_factory):
 def test_a_command_of_the_page_trains_with_the_files_of_the_page(line, summaries):
     found = summaries[line].values()
     assert {summary["status"] for summary in found} == {"completed"}
-    assert {summary["task"] for summary in found} == {"guess" if "guess" in line else "sorting"}
+    task = re.search(r" task=(\w+)", line)
+    assert {summary["task"] for summary in found} == {task[1] if task else "sorting"}
 
 
 def test_the_parts_of_the_reward_of_the_page_are_logged(summaries):

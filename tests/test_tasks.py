@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gspo_cli.config.compose import CONF_DIR, build_task, locate
+from gspo_cli.config.compose import CONF_DIR, MOVED, build_task, locate
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.arithmetic import Arithmetic
 from gspo_cli.tasks.base import Task
@@ -319,6 +319,11 @@ def test_stored_configurations_keep_building_their_task(target):
     task = build_task(OmegaConf.create({"_target_": target, **settings}))
     assert isinstance(task, Task)
     assert type(task).__name__ == target.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("former", MOVED)
+def test_a_stored_run_finds_what_has_moved(former):
+    assert locate(former, "reward") is locate(MOVED[former], "reward")
 
 
 def test_every_shipped_target_is_published():

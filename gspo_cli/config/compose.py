@@ -34,6 +34,9 @@ PLUGINS = {  # options of Hydra that packages bring, and the extra that installs
     "hydra/launcher=submitit_slurm": "submitit",
     "hydra/launcher=submitit_local": "submitit",
 }
+MOVED = {  # dotted names that stored runs have, and what they are called today; task targets never moved
+    "gspo_cli.rewards.conversation.StandingReward": "gspo_cli.rewards.conversation.ProgressReward",
+}
 MISSING = "???"  # what OmegaConf writes for a value that has not been given
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
@@ -63,8 +66,8 @@ def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> Dict
 
 
 def locate(path: str, key: str) -> Any:
-    """The object a dotted path names. Raises UserError naming `key`."""
-    module_name, _, name = path.rpartition(".")
+    """The object a dotted path names, also by a former name. Raises UserError naming `key`."""
+    module_name, _, name = MOVED.get(path, path).rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
