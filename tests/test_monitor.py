@@ -31,6 +31,7 @@ class VariedReward(RewardFunction):
 
 
 BROKEN = [  # falls from 0.96 to 0.34 in iteration 2, and further; the monitor knows in iteration 4
+    "task=arithmetic",
     f"reward={__name__}.VariedReward",
     "algorithm.learning_rate=0.3",
     "evaluation.every=0",
