@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,13 @@ BROKEN = (
     "training.num_outer_iterations=2", "reward=mine.Broken",
     "+reward_settings={run: '${algorithm.name} ${seed}'}",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs_start_at_once(warm_python):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_python)
+        yield
 
 
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
