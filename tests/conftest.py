@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from gspo_cli.config.model_schema import ModelConfig, Shape
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
+from tests.support.command_line import ROOT, environment
 from tests.support.configs import composed_from_parts
 from tests.support.models import SMALL, TEXTS, write_gpt2
 from tests.support.reporters import Silent
+from tests.support.warm_python import write_client
 from tests.support.whole_runs import ARITHMETIC
 
 torch.set_num_threads(1)  # models this small are slower on more
@@ -46,6 +50,18 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     write_embedded(root / "qwen3_moe", Shape(**SMALL, experts=4, experts_per_token=2), 0, TEXTS)
     write_gpt2(root / "gpt2")
     return {path.name: path for path in root.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """A script that runs modules as Python does, without the seconds that importing torch takes."""
+    folder = tmp_path_factory.mktemp("warm")
+    command = [sys.executable, "-m", "tests.support.warm_python", str(folder / "socket")]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout.readline() == "ready\n"
+        write_client(folder / "python", str(folder / "socket"))
+        yield str(folder / "python")
+        server.kill()
 
 
 @pytest.fixture

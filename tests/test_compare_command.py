@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,13 @@ BROKEN = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _runs_start_at_once(warm_python):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_python)
+        yield
+
+
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return call("gspo-compare", *arguments, cwd=folder, **FOUND, COLUMNS="100")
 
@@ -42,6 +50,11 @@ def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 def runs_in(folder: Path) -> dict[str, float]:
     """Run folders and when they were summed up."""
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("runs/*/summary.json")}
+
+
+def logs_in(folder: Path) -> dict[str, str]:
+    """What the processes of runs printed."""
+    return {path.name: path.read_text() for path in folder.rglob("runs/*.log")}
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +73,9 @@ def compared(tmp_path_factory) -> SimpleNamespace:
     )
     base = folder / "outputs" / "compare" / "arithmetic-tiny"
     first = compare(folder, *FAST, *BROKEN, "compare.seeds=[0]")
-    made, report = runs_in(base), json.loads((base / "report.json").read_text())
+    made, logs, report = runs_in(base), logs_in(base), json.loads((base / "report.json").read_text())
     again = compare(folder, *FAST, *BROKEN, "compare.seeds=[0,1]", "logging.samples_per_iteration=1")
-    return SimpleNamespace(base=base, first=first, made=made, report=report, again=again)
+    return SimpleNamespace(base=base, first=first, made=made, logs=logs, report=report, again=again)
 
 
 def test_missing_runs_are_made_once_and_more_are_added(compared):
@@ -74,6 +87,8 @@ def test_missing_runs_are_made_once_and_more_are_added(compared):
     assert {name: later[name] for name in compared.made} == compared.made, (
         "what is there is not trained again"
     )
+    printed = logs_in(compared.base)
+    assert {name: printed[name] for name in compared.logs} == compared.logs != {}
     names = sorted(name.rpartition("-")[0] for name in later)
     assert names == ["grpo-s0", "grpo-s1", "gspo-s0", "gspo-s1"]
 

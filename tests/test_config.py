@@ -325,7 +325,7 @@ def test_no_file_of_a_group_reads_the_hydra_node_or_the_clock():
             "experiment=moe_replay",
             "training.num_outer_iterations=3",
             "task.difficulty=2",
-            "~logging.wandb_tags",
+            "logging.wandb_tags=[a,b]",
         ],
     ],
 )

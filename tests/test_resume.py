@@ -32,11 +32,16 @@ def resume(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
     return gspo_train(f"resume={folder}", *overrides)
 
 
-def process(folder: Path, *overrides: str) -> subprocess.Popen:
-    """`train` in a process of its own, for signals."""
-    command = script("gspo-train", *SMALL, f"hydra.run.dir={folder}", *overrides)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
+@pytest.fixture
+def process(warm_python):
+    """`process(folder)`: `train` in a process of its own, for signals."""
+
+    def started(folder: Path, *overrides: str) -> subprocess.Popen:
+        command = script("gspo-train", *SMALL, f"hydra.run.dir={folder}", *overrides, python=warm_python)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
+
+    return started
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,7 @@ def wait_for(condition, process, seconds=90):
 
 
 @pytest.mark.parametrize("moment", ["before the first checkpoint", "between", "while saving"])
-def test_a_killed_run_is_resumed_to_the_bit(whole, tmp_path, moment):
+def test_a_killed_run_is_resumed_to_the_bit(whole, process, tmp_path, moment):
     folder = tmp_path / "run"
     running = process(folder, "training.num_outer_iterations=6")
     checkpoints = folder / "checkpoints"
@@ -90,7 +95,7 @@ def test_a_killed_run_is_resumed_to_the_bit(whole, tmp_path, moment):
     assert_same_run(folder, whole)
 
 
-def test_ctrl_c_saves_and_says_interrupted(whole, tmp_path):
+def test_ctrl_c_saves_and_says_interrupted(process, tmp_path):
     folder = tmp_path / "run"
     rare = ["checkpoint.every=4000", "evaluation.every=0"]  # no checkpoint but that of the signal
     running = process(folder, "training.num_outer_iterations=4000", *rare)

@@ -142,14 +142,14 @@ def test_threads_of_one_run_are_not_those_of_the_next(configure, tmp_path, repor
     assert torch.get_num_threads() == 1
 
 
-def test_a_killed_sweep_continues_where_it_stands(sweep, tmp_path, capfd):
+def test_a_killed_sweep_continues_where_it_stands(sweep, tmp_path, capfd, warm_python):
     long = [*SMALL, "training.num_outer_iterations=6", "checkpoint.every=1", "evaluation.every=0"]
     arguments = ["-m", "seed=0,1,2", "hydra.sweep.dir=s", *long]
-    command = script("gspo-train", *arguments)
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    command = script("gspo-train", *arguments, python=warm_python)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
     until(lambda: list(tmp_path.glob("s/1-*/checkpoints/last")))
     process.kill()
-    process.wait()
+    process.communicate()
     done, cut = (next(tmp_path.glob(f"s/{i}-*")) for i in (0, 1))
     assert (state_of(done), state_of(cut)) == (State.complete, State.started)
     written = (done / "metrics.jsonl").stat().st_mtime_ns
@@ -197,7 +197,8 @@ def test_the_queue_checks_all_jobs_before_it_starts_one(sweep, tmp_path, capfd):
     assert "jobs 0 and 1 have the same folder" in capfd.readouterr().err
 
 
-def test_the_queue_trains_in_processes_of_its_own(sweep, tmp_path, capfd, monkeypatch):
+def test_the_queue_trains_in_processes_of_its_own(sweep, tmp_path, capfd, monkeypatch, warm_python):
+    monkeypatch.setattr(sys, "executable", warm_python)
     (tmp_path / "judges.py").write_text(REWARDS)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     queue = ["-m", "sweep=queue", "hydra.launcher.parallel=2", "hydra.sweep.dir=s"]

@@ -118,9 +118,9 @@ def forget() -> None:
     SweepStart.folder = None
 
 
-def script(command: str, *arguments: str) -> list[str]:
+def script(command: str, *arguments: str, python: str = sys.executable) -> list[str]:
     """The command line of a command in a process of its own."""
-    return [sys.executable, "-m", MODULES[command].__name__, *arguments]
+    return [python, "-m", MODULES[command].__name__, *arguments]
 
 
 def environment(**variables: str) -> dict[str, str]:
