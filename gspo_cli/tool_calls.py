@@ -1,5 +1,29 @@
 """The former place of `gspo_cli.tasks.tools`, for modules of users that import it."""
 
-from gspo_cli.tasks.tools import BadCall, Kind, Parameter, Speech, Tool, ToolCall, read_turn
+from gspo_cli.tasks.tools import (
+    LONGEST_CALL,
+    LONGEST_SPEECH,
+    BadCall,
+    Kind,
+    Parameter,
+    Speech,
+    Tool,
+    ToolCall,
+    line_guide,
+    read_turn,
+    write_line,
+)
 
-__all__ = ["BadCall", "Kind", "Parameter", "Speech", "Tool", "ToolCall", "read_turn"]
+__all__ = [
+    "LONGEST_CALL",
+    "LONGEST_SPEECH",
+    "BadCall",
+    "Kind",
+    "Parameter",
+    "Speech",
+    "Tool",
+    "ToolCall",
+    "line_guide",
+    "read_turn",
+    "write_line",
+]

@@ -107,6 +107,11 @@ class Trajectory:
     excluded: str | None = None
 
     @property
+    def standings(self) -> list[Mapping[str, float]]:
+        """The former name of `progress`."""
+        return self.progress
+
+    @property
     def num_actions(self) -> int:
         """Number of trained tokens."""
         return sum(self.action_mask)

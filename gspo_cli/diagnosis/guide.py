@@ -78,6 +78,8 @@ def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
         largest = sorted(parts, key=parts.__getitem__, reverse=True)[:3]
         named = ", ".join(f"{part} {number(parts[part])}" for part in largest)
         what += f"; the card's estimate of its parts is {named} GiB"
+    elif card is None:
+        what += "; without card.json (an older run) the settings below are not ranked"
     savings = sorted(_levers(run.config, parts), key=lambda lever: -lever[1])
     least = WORTH * sum(parts.values())
     told = [

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from gspo_cli.tasks import base
-from gspo_cli.tasks.base import Environment, SingleTurn, ToolEnvironment
+from gspo_cli.tasks.base import NO_SYSTEM_PROMPT, Environment, SingleTurn, SystemPrompt, ToolEnvironment
 
 World = ToolEnvironment  # its former name
 
-__all__ = ["Environment", "SingleTurn", "Step", "World"]
+__all__ = ["NO_SYSTEM_PROMPT", "Environment", "SingleTurn", "Step", "SystemPrompt", "World"]
 
 
 class FormerStep(base.Step):
     """`gspo_cli.tasks.base.Step`, whose `progress` was called `standing`."""
 
     def __init__(self, *arguments: Any, standing: Mapping[str, float] | None = None, **named: Any) -> None:
-        super().__init__(*arguments, **named if standing is None else {"progress": standing, **named})
+        super().__init__(*arguments, **{**named, **({} if standing is None else {"progress": standing})})
 
 
 Step = FormerStep

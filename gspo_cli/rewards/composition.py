@@ -51,12 +51,28 @@ class WeightedReward(RewardFunction):
         columns = [call(part, trajectories) for _, part in self.parts.values()]
         scores: list[Score] = []
         for trajectory, values in zip(trajectories, zip(*columns, strict=True), strict=True):
+            waits = any(inspect.isawaitable(value) for value in values)
+            failed = self._failure(trajectory, values) if waits else None
             try:
-                waits = any(inspect.isawaitable(value) for value in values)
-                scores.append((self._await if waits else self._combine)(trajectory, values))
+                scores.append(failed or (self._await if waits else self._combine)(trajectory, values))
             except RewardError as error:
                 scores.append(error)
         return scores
+
+    def _failure(self, trajectory: Trajectory, values: Sequence[Score]) -> RewardError | None:
+        """The error of the first part that has failed already. Parts that would still have to be awaited are
+        then closed: nothing is sent for a score that cannot be."""
+        for (_, part), value in zip(self.parts.values(), values, strict=True):
+            if inspect.isawaitable(value):
+                continue
+            try:
+                validate(part, trajectory, value)
+            except RewardError as error:
+                for other in values:
+                    if inspect.iscoroutine(other):
+                        other.close()
+                return error
+        return None
 
     async def _await(self, trajectory: Trajectory, values: Sequence[Score]) -> RewardResult:
         pending = [value for value in values if inspect.isawaitable(value)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from array import array
+from collections.abc import Sequence
 
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.tasks.base import NO_SYSTEM_PROMPT, SystemPrompt
 from gspo_cli.types import Message
 
-KEPT = 10_000  # openings whose ids are kept, the most recently used ones
+KEPT_TOKENS = 8_000_000  # tokens of prompts that stay in memory, 4 bytes each: those used last
 
 
 class Prompts:
@@ -16,7 +17,8 @@ class Prompts:
 
     def __init__(self, chat: ChatFormat, system: SystemPrompt = NO_SYSTEM_PROMPT) -> None:
         self.chat, self.system = chat, system
-        self._ids = lru_cache(maxsize=KEPT)(self._render)
+        self._ids: dict[tuple[Message, ...], array[int]] = {}  # the one used last comes last
+        self._tokens = 0
 
     def messages(self, opening: tuple[Message, ...]) -> tuple[Message, ...]:
         """What the agent reads first: the system prompt, unless the opening has its own, and the opening."""
@@ -24,10 +26,14 @@ class Prompts:
             return opening
         return (Message("system", self.system.text), *opening)
 
-    def ids(self, opening: tuple[Message, ...]) -> tuple[int, ...]:
+    def ids(self, opening: tuple[Message, ...]) -> Sequence[int]:
         """Token ids of `messages`, tools included, up to where the agent speaks. Raises UserError where the
         template refuses them."""
-        return self._ids(opening)
-
-    def _render(self, opening: tuple[Message, ...]) -> tuple[int, ...]:
-        return tuple(self.chat.prompt_ids(self.messages(opening), self.system.tools))
+        found = self._ids.pop(opening, None)
+        if found is None:
+            found = array("i", self.chat.prompt_ids(self.messages(opening), self.system.tools))
+            self._tokens += len(found)
+        self._ids[opening] = found
+        while self._tokens > KEPT_TOKENS and len(self._ids) > 1:
+            self._tokens -= len(self._ids.pop(next(iter(self._ids))))
+        return found

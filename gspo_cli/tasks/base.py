@@ -39,6 +39,11 @@ class Step:
     reward: float = 0.0
     progress: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def standing(self) -> Mapping[str, float]:
+        """The former name of `progress`."""
+        return self.progress
+
 
 class Environment(Protocol):
     """One conversation: each has a fresh instance, and all conversations of a group share the seed.
@@ -110,6 +115,11 @@ class Task:
     """Default of `rollout.max_prompt_length`, in tokens."""
     answer_length: int = 256
     """Default of `rollout.max_completion_length`, in tokens; of one turn in conversational tasks."""
+
+    def __init_subclass__(cls) -> None:
+        """Tasks of users may still define `briefing`, the former name of `system_prompt_and_tools`."""
+        if "briefing" in vars(cls):
+            cls.system_prompt_and_tools = vars(cls)["briefing"]  # type: ignore[method-assign]
 
     def train_problems(self) -> Sequence[Problem]:
         """All problems to train on, in a fixed order; the run shuffles them. Raises UserError on unusable

@@ -1,5 +1,8 @@
 """The former place of `gspo_cli.tasks.scripted`, for modules of users that import it."""
 
+from gspo_cli.tasks.scripted import Agent, Transcript, converse
 from gspo_cli.tasks.scripted import ScriptedTask as TalkingTask
 
-__all__ = ["TalkingTask"]
+Talk = Transcript  # its former name
+
+__all__ = ["Agent", "Talk", "TalkingTask", "converse"]

@@ -48,7 +48,7 @@ SCALES = {
 
 
 @dataclass(frozen=True)
-class Objective:
+class CardObjective:
     """What is maximized. `clip_range` has the widths of the clip band below and above 1, None on an unbounded
     side; `clip_fraction` is the share of tokens that a calibrated band clips, None where it is fixed."""
 
@@ -86,7 +86,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class CardSampling:
     """How tokens are drawn; `top_k` 0 keeps all."""
 
     temperature: float
@@ -110,9 +110,9 @@ class Card:
     infinite without a band. Memory is in bytes by phase and part. `notes` are cautions about settings."""
 
     title: str
-    objective: Objective
+    objective: CardObjective
     sizes: Sizes
-    sampling: Sampling
+    sampling: CardSampling
     learning: Learning
     memory: MemoryPlan
     noise: NoiseFloor
@@ -168,7 +168,7 @@ def objective_card(
     reference = "adapter off" if policy.has_adapter else "frozen copy"
     return Card(
         title=f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}",
-        objective=Objective(
+        objective=CardObjective(
             term=formula(algorithm),
             mean=MEANS[algorithm.aggregation],
             ratio=RATIOS[algorithm.ratio_level][1],
@@ -178,7 +178,7 @@ def objective_card(
             clip_fraction=algorithm.clip_fraction if algorithm.is_calibrated else None,
         ),
         sizes=_sizes(config, policy, train_problems, heldout_problems),
-        sampling=Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.top_k),
+        sampling=CardSampling(config.rollout.temperature, config.rollout.top_p, config.rollout.top_k),
         learning=Learning(
             algorithm.learning_rate,
             training.schedule,
@@ -246,7 +246,7 @@ def card_text(card: Card) -> str:
     return "\n".join([*lines, *(f"  note        {text}" for text in card.notes)])
 
 
-def _band_text(objective: Objective) -> str:
+def _band_text(objective: CardObjective) -> str:
     """How the band moves; empty where it stays as the objective has it."""
     if objective.clip_fraction is None:
         return ""
