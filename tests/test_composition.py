@@ -187,3 +187,17 @@ def test_a_turn_after_damage_is_not_paid_what_the_lower_bound_forgives():
     back = Plain(0.2, turns=[0.5, -0.8, 0.5])
     result = judged(WeightedReward({"part": (1.0, back)}), conversation(turns=3))
     assert list(result.turn_rewards) == pytest.approx([0.5, -0.5, 0.2])
+
+
+def test_a_part_that_failed_keeps_the_others_from_asking():
+    asked = []
+
+    class Asking(RewardFunction):
+        async def compute_reward(self, trajectory, turn, context):
+            asked.append(trajectory)
+            return RewardResult(1.0)
+
+    reward = WeightedReward({"broken": (1.0, Broken()), "asking": (1.0, Asking())})
+    [found] = reward.compute_rewards([conversation()])
+    assert isinstance(found, RewardError)
+    assert asked == []

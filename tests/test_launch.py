@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from gspo_cli.config.compose import build_config, composed
+from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import LaunchResult, launch
+from gspo_cli.launching.start import process_count
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,3 +111,14 @@ def test_cores_are_divided_unless_told_otherwise(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     launch(script("print(os.environ['OMP_NUM_THREADS'])"), 2, tmp_path)
     assert capfd.readouterr().out == "7\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "message"),
+    [(0, "null", "no GPU is visible"), (2, "3", "hardware.processes=3: 2 GPUs are visible; use at most 2")],
+)
+def test_processes_are_counted_by_the_gpus_that_there_are(monkeypatch, found, asked, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")  # more than this machine has
+    config = build_config(composed(["model=large", "hardware=zero2", f"hardware.processes={asked}"]))
+    with pytest.raises(UserError, match=message):
+        process_count(config, lambda: found)

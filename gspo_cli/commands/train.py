@@ -83,6 +83,13 @@ def job(node: DictConfig) -> float | None:
     return None
 
 
+def usable_gpus() -> int:
+    """GPUs that torch finds: CUDA_VISIBLE_DEVICES may list more than there are."""
+    from gspo_cli.training.process_group import gpu_count  # torch: only where a run is to use GPUs
+
+    return gpu_count()
+
+
 def train(node: DictConfig) -> int:
     """Train as `node` configures it; returns the exit code. Raises UserError on bad input."""
     settings = HydraConfig.get()
@@ -93,7 +100,7 @@ def train(node: DictConfig) -> int:
         folder = Path(node.resume)
         node = resumed(folder, list(settings.overrides.task))
     config = build_config(node)
-    processes = process_count(config)
+    processes = process_count(config, usable_gpus)
     run = RunFolder(folder)
     if node.resume is not None:
         write_atomically(run.config, resolved_yaml(node))

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gspo_cli.run.identity import RESUMABLE, matches
 from gspo_cli.run.summary import RunStatus, read_summary
 
 DEVICES = Path("/dev")
+NO_GPU = "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
 GPU = re.compile(r"\d+|(GPU|MIG)-\S+")  # an index or an identifier in CUDA_VISIBLE_DEVICES
 
 
@@ -52,9 +54,10 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     return node
 
 
-def process_count(config: RunConfig) -> int:
-    """Processes of a run on this machine, or on each of many nodes. Raises UserError where their number is
-    not known or cannot run."""
+def process_count(config: RunConfig, count_gpus: Callable[[], int]) -> int:
+    """Processes of a run on this machine, or on each of many nodes. `count_gpus`, called only where the run
+    uses GPUs, counts those that a process can use. Raises UserError where the number of processes is not known
+    or cannot run."""
     hardware = config.hardware
     if hardware.zero_stage == 0:
         return 1
@@ -64,7 +67,8 @@ def process_count(config: RunConfig) -> int:
         if hardware.processes is None:
             raise UserError(f"hardware.processes: has no value; say how many processes {where}")
         return hardware.processes
-    found = len(require_gpus())
+    found = count_gpus()
+    require(found > 0, NO_GPU)
     processes = hardware.processes or found
     require(
         processes <= found,
@@ -87,10 +91,7 @@ def torchrun_command(config: RunConfig, folder: Path) -> str:
 def require_gpus() -> list[str]:
     """`visible_gpus`. Raises UserError where there are none."""
     found = visible_gpus()
-    require(
-        bool(found),
-        "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES",
-    )
+    require(bool(found), NO_GPU)
     return found
 
 

@@ -90,7 +90,7 @@ def join(hardware: HardwareConfig) -> ProcessGroup:
     device = None
     if hardware.device is Device.cuda:
         local = int(os.environ["LOCAL_RANK"])
-        found = torch.cuda.device_count()
+        found = gpu_count()
         if local >= found:
             raise UserError(
                 f"hardware.processes: rank {local} of this node finds {found} GPUs; use as many "
@@ -101,6 +101,11 @@ def join(hardware: HardwareConfig) -> ProcessGroup:
     backend = "gloo" if device is None else "nccl"
     distributed.init_process_group(backend, timeout=PATIENCE, device_id=device)
     return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
+
+
+def gpu_count() -> int:
+    """GPUs that this process can use."""
+    return torch.cuda.device_count()
 
 
 def leave(ranks: ProcessGroup, code: int = 0) -> NoReturn:
