@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.compare.runs import StoredRun
+from gspo_cli.config.choices import ClipMode, RatioLevel
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.config.compose import composed
 from gspo_cli.config.schema import AlgorithmConfig
@@ -21,7 +22,7 @@ from gspo_cli.console.words import number, override
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import leaves
 
-RATIOS = {"token": "w_t", "sequence": "s", "sequence_token": "s_t"}
+RATIOS = {RatioLevel.token: "w_t", RatioLevel.sequence: "s", RatioLevel.sequence_token: "s_t"}
 NOT_GIVEN = ("seed", "resume", "logging.run_name")
 
 
@@ -69,7 +70,7 @@ def _with(run: StoredRun, keys: Sequence[str]) -> str:
 def _usual(run: StoredRun, key: str) -> bool:
     """Whether a setting of the algorithm has the schema's default or the preset of the model."""
     value = run.algorithm.get(key)
-    level = "token" if run.algorithm["ratio_level"] == "token" else "sequence"
+    level = "token" if run.settings.algorithm.ratio_level is RatioLevel.token else "sequence"
     preset = run.config["model"]["presets"][level]
     if key in preset:
         return value == preset[key]
@@ -97,28 +98,25 @@ def baseline_of(arms: Mapping[str, Sequence[StoredRun]], wanted: str | None) -> 
 
 def objective(run: StoredRun) -> str:
     """The objective in one line, with its clip range and learning rate."""
-    algorithm = run.algorithm
-    ratio, widths = (
-        RATIOS[algorithm["ratio_level"]],
-        (algorithm["clip_range_left"], algorithm["clip_range_right"]),
-    )
-    left, right = ("unbounded" if width is None else number(width) for width in widths)
+    algorithm = run.settings.algorithm
+    ratio = RATIOS[algorithm.ratio_level]
+    left, right = ("unbounded" if width is None else number(width) for width in algorithm.clip_range)
     terms = {
-        "min": f"min({ratio} A, clip({ratio}) A), clip range {left} / {right}",
-        "stop_gradient": f"sg[clip({ratio})] A log pi(y_t), clip range {left} / {right}",
-        "none": f"{ratio} A, no clipping",
+        ClipMode.min: f"min({ratio} A, clip({ratio}) A), clip range {left} / {right}",
+        ClipMode.stop_gradient: f"sg[clip({ratio})] A log pi(y_t), clip range {left} / {right}",
+        ClipMode.none: f"{ratio} A, no clipping",
     }
     parts = [
-        terms[algorithm["clip_mode"]],
-        algorithm["aggregation"],
-        f"learning rate {number(algorithm['learning_rate'])}",
+        terms[algorithm.clip_mode],
+        algorithm.aggregation.value,
+        f"learning rate {number(algorithm.learning_rate)}",
     ]
-    if algorithm["beta"]:
-        parts.append(f"beta {number(algorithm['beta'])}")
-    if algorithm["routing_replay"]:
+    if algorithm.beta:
+        parts.append(f"beta {number(algorithm.beta)}")
+    if algorithm.routing_replay:
         parts.append("routing replay")
-    if algorithm["clip_calibration"] != "none":
-        parts.append(f"range calibrated to clip {algorithm['clip_fraction']:g} of tokens")
+    if algorithm.is_calibrated:
+        parts.append(f"range calibrated to clip {algorithm.clip_fraction:g} of tokens")
     return ", ".join(parts)
 
 

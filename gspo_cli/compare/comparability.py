@@ -11,6 +11,7 @@ from typing import Any
 from gspo_cli.compare.outcomes import Budget, last_evaluation, score_curve
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import seeds_to_pair
+from gspo_cli.config.choices import Schedule
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
@@ -44,7 +45,7 @@ def differences(arms: Arms, allow: Sequence[str]) -> list[dict[str, Any]]:
     `allow` (keys or sections) permits it."""
     runs = _runs(arms)
     settings = {id(run): computed(run.config) for run in runs}
-    constant = all(run.config["training"]["schedule"] == "constant" for run in runs)
+    constant = all(run.settings.training.schedule is Schedule.constant for run in runs)
     skipped = (*APART, *([ITERATIONS] if constant else []))
     found = []
     for key in sorted({key for values in settings.values() for key in values}):

@@ -94,11 +94,11 @@ def _adjusted_by_family(
     outcomes: Sequence[OutcomeSpec], tests: Mapping[tuple[str, str], DifferenceTest]
 ) -> dict[tuple[str, str], float]:
     """p of each test that has one, adjusted over its family."""
-    better = {outcome.key: outcome.better for outcome in outcomes}
+    directed = {outcome.key for outcome in outcomes if outcome.is_directed}
     families: dict[str, dict[tuple[str, str], float]] = {}
     for (key, name), test in tests.items():
         if test.p is not None:
-            family = PRIMARY if key == PRIMARY else f"describes: {better[key] == 'none'}"
+            family = PRIMARY if key == PRIMARY else f"directed: {key in directed}"
             families.setdefault(family, {})[key, name] = test.p
     found: dict[tuple[str, str], float] = {}
     for members in families.values():

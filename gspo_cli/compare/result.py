@@ -108,6 +108,11 @@ class OutcomeSpec:
     what: str
     missing: str = ""
 
+    @property
+    def is_directed(self) -> bool:
+        """Whether one direction is better than the other."""
+        return self.better != "none"
+
 
 @dataclass(frozen=True)
 class Contrast:

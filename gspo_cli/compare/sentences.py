@@ -13,6 +13,7 @@ from gspo_cli.compare.outcomes import EVALUATIONS, FEW, PRIMARY, RISE, TO_THRESH
 from gspo_cli.compare.result import Arm, Claim, Contrast, Estimate, OutcomeSpec, Verdict
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import MOST_SEEDS, PERMUTATIONS, POWER, RESAMPLES, interquartile_mean
+from gspo_cli.config.choices import OldLogprobs
 from gspo_cli.console.words import number, quantity, share
 from gspo_cli.diagnosis.history import number_of
 from gspo_cli.diagnosis.rules import SPIKE
@@ -81,7 +82,7 @@ def _verdict_sentence(contrast: Contrast, budget: Budget) -> str:
 
 def _other_outcomes(name: str, contrasts: Sequence[Contrast], outcomes: Sequence[OutcomeSpec]) -> str:
     """The result of one arm in the other outcomes that have a better direction."""
-    directed = {o.key: o for o in outcomes if o.better != "none" and o.key != PRIMARY}
+    directed = {o.key: o for o in outcomes if o.is_directed and o.key != PRIMARY}
     own = [c for c in contrasts if c.arm_name == name and c.outcome in directed and c.verdict != Verdict.void]
     if not own:
         return ""
@@ -196,9 +197,8 @@ def _experts(runs: Mapping[str, Sequence[StoredRun]]) -> str:
         found = [column(run.metrics, "moe/experts_replaced") for run in each_run]
         means = [sum(values) / len(values) for values in found if values]
         if means:
-            layers = each_run[0].config["model"]["shape"]["layers"]
-            embedded = each_run[0].config["model"]["name"] == "embedded"
-            where = f", at {layers} layers" if embedded else ""
+            model = each_run[0].settings.model
+            where = f", at {model.shape.layers} layers" if model.is_embedded else ""
             middle = float(interquartile_mean(np.array(means)))
             parts.append(f"{name} {number(middle)} of the chosen experts since the rollout{where}")
     return "; ".join(parts) or NO_EXPERTS
@@ -222,7 +222,7 @@ def _by_length(names: Sequence[str], estimates: Estimates) -> str:
 
 def _engine(runs: Sequence[StoredRun]) -> str:
     """Only runs that use the engine's log-probabilities as the old ones tell something."""
-    taken = [run for run in runs if run.config["rollout"]["old_logprobs"] != "recompute"]
+    taken = [run for run in runs if run.settings.rollout.old_logprobs is OldLogprobs.engine]
     if not taken:
         return f"{NOT_HERE}: all runs recompute; use rollout.old_logprobs=engine"
     last = [number_of(run.evals[-1], "score") for run in taken]

@@ -194,7 +194,7 @@ def verdict_cell(outcome: OutcomeSpec, contrast: Contrast) -> Cell:
         return Cell(NO_VERDICT, tone=Tone.none)
     if verdict is Verdict.not_distinguishable:
         return Cell(verdict.value, tone=Tone.none)
-    if outcome.better == "none":
+    if not outcome.is_directed:
         return Cell(verdict.value)
     better = verdict.value == outcome.better
     return Cell(f"{verdict.value}: {'better' if better else 'worse'}", tone=Tone.good if better else Tone.bad)

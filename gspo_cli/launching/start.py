@@ -56,8 +56,8 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
 
 def process_count(config: RunConfig, count_gpus: Callable[[], int]) -> int:
     """Processes of a run on this machine, or on each of many nodes. `count_gpus`, called only where the run
-    uses GPUs, counts those that a process can use. Raises UserError where the number of processes is not known
-    or cannot run."""
+    uses GPUs, counts those that a process can use. Raises UserError where the number of processes is not
+    known or cannot run."""
     hardware = config.hardware
     if hardware.zero_stage == 0:
         return 1
