@@ -142,7 +142,7 @@ def test_what_is_no_run_is_said_in_one_sentence_with_exit_code_2(tmp_path):
         (tmp_path / "nowhere", "is not a folder"),
         (ROOT / "README.md", "is not a folder"),
         (tmp_path / "empty", "is not a run folder (no config.yaml)"),
-        (tmp_path / "other", "has no settings of model"),
+        (tmp_path / "other", "has no model settings"),
         (damaged(tmp_path, ""), "has no iterations yet"),
     ):
         done = doctor(str(folder))

@@ -91,7 +91,7 @@ def baseline_of(arms: Mapping[str, Sequence[StoredRun]], wanted: str | None) -> 
     found = [arm for arm in arms if arm == name]
     found = found or [arm for arm, runs in arms.items() if runs[0].algorithm["name"] == name]
     if len(found) != 1:
-        raise UserError(f"compare.baseline={wanted}: must be one of the arms {'; '.join(arms)}; name one")
+        raise UserError(f"compare.baseline={wanted}: is not one of the arms; choose one of {'; '.join(arms)}")
     return found[0]
 
 

@@ -102,7 +102,7 @@ def unmeasured(budget: Budget) -> dict[str, str]:
     """Outcomes that cannot be measured with this budget, each with the reason."""
     none: dict[str, str] = {}
     if budget.threshold is None:
-        why = "no threshold, because the lowest arm's held-out score did not rise; give compare.threshold"
+        why = "no threshold, because the lowest arm's held-out score did not rise; set compare.threshold"
         none |= dict.fromkeys(TO_THRESHOLD, why)
     if budget.evaluations < EVALUATIONS:
         why = f"fewer than {EVALUATIONS} evaluations; use a smaller evaluation.every"

@@ -15,7 +15,7 @@ from gspo_cli.console.words import MISSING, duration, number, share
 
 
 class Verdict(Enum):
-    """The result of a contrast. `void` means that no verdict is possible: there is one seed only, or the runs
+    """The result of a contrast. `void` means that it is inconclusive: there is only one seed, or the runs
     differ in more than algorithm and seed."""
 
     higher = "higher"

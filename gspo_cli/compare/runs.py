@@ -262,7 +262,9 @@ def _of_one_subject(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[Le
 def _other_subject(subject: tuple[str, str, str], chosen: tuple[str, str, str]) -> str:
     kinds = ("task", "model", "model.name")
     kind, is_one, most = next(each for each in zip(kinds, subject, chosen, strict=True) if each[1] != each[2])
-    return f"{kind} {is_one}, most of the runs have {kind} {most}; compare it with runs of the same {kind}"
+    return (
+        f"{kind} {is_one}, but most of the runs have {kind} {most}; compare it with runs of the same {kind}"
+    )
 
 
 def _without_repeats(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:
