@@ -265,7 +265,7 @@ def test_bad_input_is_answered_in_one_sentence(override, fragment):
         (["=1"], "Config group override must be"),
         (["é=ü"], "é=ü: is not an override"),
         ([""], ": is not an override"),
-        (["hardware=zero2", "hardware.device=cpu"], "hardware.processes: has no value; say how many"),
+        (["hardware=zero2", "hardware.device=cpu"], "hardware.processes: has no value; set how many"),
         (["hardware=zero2"], "hardware.device=cuda: no GPU is visible; use hardware=cpu"),
         (["seed=-1", "hydra.run.dir=mine"], "seed=-1: must be 0 or more"),
         (["hydra.run.dir=/dev/null/run"], "/dev/null/run: cannot be used as a run folder"),

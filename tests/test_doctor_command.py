@@ -249,7 +249,7 @@ def test_a_loss_that_does_not_decrease_names_the_cause_or_says_that_there_is_non
     assert "algorithm.dynamic_sampling=true" in equal.settings
     still = answers(run_of(12, 1, reward=0.2))["loss not decreasing"]
     assert (
-        "no rule says why: use training.num_outer_iterations=200, or algorithm.learning_rate=0.0003"
+        "no rule explains it: use training.num_outer_iterations=200, or algorithm.learning_rate=0.0003"
         in still.fix
     )
     fast = answers(run_of(12, 1, reward=0.2), None, "algorithm.learning_rate=0.001")["loss not decreasing"]

@@ -229,7 +229,7 @@ def test_a_saved_adapter_loads_onto_the_quantised_model_and_is_all_that_is_saved
 
 @pytest.mark.parametrize("bits", BITS)
 def test_nothing_is_merged_into_quantised_weights(load, bits):
-    with pytest.raises(UserError, match="an adapter is not merged into quantized weights"):
+    with pytest.raises(UserError, match="an adapter cannot be merged into quantized weights"):
         merged(load("qwen3_moe", use_lora=True, **{bits: True}).model)
 
 

@@ -115,7 +115,7 @@ def test_a_failing_job_ends_no_sweep_and_the_next_one_runs_as_if_alone(sweep, tm
     ]
     assert told.out.splitlines()[-2:] == ["3 jobs, 1 failed", "compare with: gspo-compare s"]
     assert "no such judge" in told.err
-    assert "sweep s: if it is interrupted, continue with: gspo-train -m resume=s" in told.out
+    assert "sweep s: if interrupted, continue with: gspo-train -m resume=s" in told.out
     first, broken, last = jobs_of(tmp_path / "s")
     assert (first["code"], broken["code"], last["code"]) == (0, 2, 0)
     assert first["score"] == score_of(Path(first["folder"])) > 0

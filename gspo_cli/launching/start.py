@@ -1,4 +1,4 @@
-"""How gspo-train starts a run: with which settings it resumes, in how many processes, on which GPUs. Free of
+"""How gspo-train starts a run: the settings it resumes with, the number of processes, the GPUs. Free of
 torch."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
         key = text.lstrip("~").split("=")[0]
         require(
             matches(key, RESUMABLE),
-            f"{key}: cannot change when a run is resumed (only {allowed} can); start a new run for it",
+            f"{key}: cannot change when a run is resumed (only {allowed} can); start a new run to change it",
         )
     node = with_overrides(saved, changes)
     summary = read_summary(folder)
@@ -53,8 +53,8 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
 
 
 def process_count(config: RunConfig) -> int:
-    """Processes of a run on this machine, or on each of many nodes. Raises UserError where their number is
-    not known or cannot run."""
+    """Number of processes of a run on this machine, or on each of several nodes. Raises UserError if it is
+    unknown or cannot run."""
     hardware = config.hardware
     if hardware.zero_stage == 0:
         return 1
@@ -62,7 +62,7 @@ def process_count(config: RunConfig) -> int:
     if hardware.device is Device.cpu or hardware.nodes > 1:
         where = "share this CPU" if hardware.device is Device.cpu else "run on each node"
         if hardware.processes is None:
-            raise UserError(f"hardware.processes: has no value; say how many processes {where}")
+            raise UserError(f"hardware.processes: has no value; set how many processes {where}")
         return hardware.processes
     found = len(require_gpus())
     processes = hardware.processes or found
@@ -99,7 +99,7 @@ def visible_gpus() -> list[str]:
     where that is missing, as in some containers, all that have a device file."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        # as CUDA reads it: an invalid name hides all that follow, and a name that is there twice hides all
+        # as CUDA reads it: an invalid name hides all that follow, and a duplicate name hides all
         names = list(takewhile(GPU.fullmatch, (name.strip() for name in listed.split(","))))
         return names if len(set(names)) == len(names) else []
     if shutil.which("nvidia-smi") is None:

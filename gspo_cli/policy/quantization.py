@@ -63,7 +63,7 @@ def require_as_configured(causal: PreTrainedModel, name: str, model: ModelConfig
     if stored_dtypes(causal) != expected:
         raise UserError(
             f"model.name={name}: the quantization of its weights differs from model.use_4bit and "
-            "model.use_8bit; set these as the weights are stored, or name the full-precision model"
+            "model.use_8bit; set these to match the stored weights, or use the full-precision model"
         )
 
 
@@ -85,7 +85,7 @@ def score_as_trained(causal: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _stay_in_train_mode(module: nn.Module, _: tuple[object, ...]) -> None:
-    module.training = True  # an 8-bit layer only reads it to choose how to multiply
+    module.training = True  # an 8-bit layer uses it only to choose the matrix product
 
 
 def quantize_parameters(causal: PreTrainedModel, paths: Sequence[str], model: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""The experts that a Mixture-of-Experts model chooses: recorded, compared, and optionally forced (routing
+"""The experts that a Mixture-of-Experts model chooses: recorded, compared, and optionally replayed (routing
 replay, GSPO paper, section 5.3: GRPO needs it, GSPO does not).
 
 Shapes: B sequences, T tokens, L layers with routers, E experts, k of them chosen per token; N = B * T.
@@ -146,13 +146,13 @@ class Routing:
     def _hook(self, layer: int, router: nn.Module, arguments: Any, output: tuple[Tensor, ...]) -> Any:
         current = self._current
         if current is None:
-            return None  # leaves the output as it is
+            return None  # does not change the output
         logits, scores, chosen = output
         current.record(layer, logits, chosen)
         if current.forced is None:
             return None
         if self.scores is None:
-            raise ValueError("experts cannot be forced: the rule of their scores is unknown")
+            raise ValueError("experts cannot be forced: their weighting rule is unknown")
         forced = current.forced[:, :, layer].reshape(chosen.shape).to(chosen.dtype)
         return logits, self.scores(logits, forced).to(scores.dtype), forced
 
