@@ -323,7 +323,7 @@ def test_a_reward_with_settings_is_named_on_the_command_line(tmp_path, reporter)
     [
         (
             ["reward_settings={wieght: 1}"],
-            r"^reward_settings.wieght: is not a setting of .*; it takes weight",
+            r"^reward_settings.wieght: is not a setting of .*; its settings are weight",
         ),
         ([f"reward={__name__}.quick"], "must be a subclass of"),
         ([f"reward={__name__}.Nothing"], "cannot be imported"),

@@ -258,9 +258,9 @@ def test_a_reward_is_built_from_its_path_and_settings():
         (
             "Tuned",
             {"stregth": 2},
-            r"reward_settings\.stregth: is not a setting of .*; it takes strength, softness",
+            r"reward_settings\.stregth: is not a setting of .*; its settings are strength, softness",
         ),
-        ("Tuned", {}, r"reward_settings\.strength: has no value, and .*Tuned needs one"),
+        ("Tuned", {}, r"reward_settings\.strength: has no value, but .*Tuned requires it"),
         ("Tuned", {"strength": 10}, r"rejects its reward_settings \(strength is over 9\)"),
         ("Tuned", {"strength": "x"}, "rejects its reward_settings"),
         ("Slow", {"seconds": 1, "limit": 3}, r"reward_settings\.limit: .*it takes seconds"),

@@ -88,7 +88,7 @@ class PriorText:
     upset: bool = False  # the user complained, and the agent has not responded to that yet
 
     def add(self, message: Message) -> None:
-        """Take in a message of a user or a tool."""
+        """Record a message of a user or a tool."""
         words = words_of(message.content)
         self.subjects |= subjects_of(words)
         if message.role == "user":

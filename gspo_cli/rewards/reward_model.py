@@ -106,7 +106,10 @@ def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBa
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"name_or_folder={name_or_folder}: cannot be loaded ({reason})") from error
     outputs = model.config.num_labels
-    require(outputs == 1, f"name_or_folder={name_or_folder}: has {outputs} outputs; a reward model has one")
+    require(
+        outputs == 1,
+        f"name_or_folder={name_or_folder}: has {outputs} outputs; a reward model has exactly one",
+    )
     for missing in sorted(report["missing_keys"]):
         raise UserError(
             f"name_or_folder={name_or_folder}: is not a reward model ({missing} is not in its files)"

@@ -140,7 +140,7 @@ def gold_number(gold: str) -> Decimal:
     """`gold` as a number. Raises UserError where it is not exactly one."""
     text = gold.strip().rstrip(".%")
     single = NUMBER.fullmatch(text) is not None
-    require(single, f"gold answer {gold.strip()!r}: is not one number; use another task.verifier")
+    require(single, f"gold answer {gold.strip()!r}: is not a single number; use another task.verifier")
     return _decimal(text)
 
 
@@ -156,7 +156,7 @@ def gold_letter(gold: str) -> str:
     """The letter of "B" or "(B)". Raises UserError where there is no single A-Z."""
     letter = gold.strip().strip("()")
     single = re.fullmatch("[A-Z]", letter) is not None
-    require(single, f"gold answer {gold!r}: is not one letter A-Z; write it as B")
+    require(single, f"gold answer {gold!r}: is not a single letter A-Z; write it like B")
     return letter
 
 

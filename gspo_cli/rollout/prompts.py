@@ -1,4 +1,4 @@
-"""The prompts of a run as token ids: one place, and one rendering for each different opening."""
+"""The prompts of a run as token ids; each different opening is rendered once."""
 
 from __future__ import annotations
 

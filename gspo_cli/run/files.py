@@ -84,7 +84,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         except OSError:
             if not folder.exists():
                 raise
-            # another run wrote the same folder first: a complete folder is never replaced
+            # another run wrote the same folder first; a complete folder is never replaced
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

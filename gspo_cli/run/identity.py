@@ -18,7 +18,7 @@ from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus, read_summary
 
-RESUMABLE = (  # what may change when a run is resumed: nothing that the results depend on
+RESUMABLE = (  # settings that may change when a run is resumed: those that do not affect the results
     "training.num_outer_iterations",
     "training.on_collapse",
     "evaluation.",
@@ -32,7 +32,8 @@ RESUMABLE = (  # what may change when a run is resumed: nothing that the results
     "hardware.nodes",
     "rollout.batch_size",
 )
-MEASURED = (  # those that still affect a comparison of runs: when it ends, what is evaluated, rounding
+# exceptions that still affect a comparison of runs: when a run ends, what is evaluated, rounding
+MEASURED = (
     "training.num_outer_iterations",
     "training.on_collapse",
     "evaluation.",
@@ -70,7 +71,8 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
     runs, what it shows and what it saves."""
     ignored = tuple(key for key in RESUMABLE if key not in MEASURED)
     values = leaves(config)
-    if values.get("training.on_collapse") == OnCollapse.rollback.value:  # which checkpoints exist decides
+    # it determines which checkpoints exist
+    if values.get("training.on_collapse") == OnCollapse.rollback.value:
         ignored = tuple(key for key in ignored if key != "checkpoint.")
     return {key: value for key, value in values.items() if key != "resume" and not matches(key, ignored)}
 
@@ -125,7 +127,7 @@ def prepare(folder: Path, config_yaml: str) -> State:
     other = changed_settings(saved_settings(folder), plain_values(wanted))
     if other:
         raise UserError(
-            f"{folder}: holds a run with another configuration ({', '.join(other[:3])}"
+            f"{folder}: contains a run with another configuration ({', '.join(other[:3])}"
             f"{', ...' if other[3:] else ''}); choose another folder, or give its settings"
         )
     if state is State.started:

@@ -55,10 +55,10 @@ class NoTracker:
     """logging.report_to=none."""
 
     def log(self, values: Numbers, step: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def finish(self, status: RunStatus) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class WandbTracker:
@@ -72,10 +72,10 @@ class WandbTracker:
             import wandb
         except ImportError as error:
             raise _not_installed("wandb") from error
-        failures = (wandb.Error, OSError)  # OSError: its local process is gone, or a disk is full
+        failures = (wandb.Error, OSError)  # OSError: its local process has ended, or a disk is full
         self._guard, mode = _Guard("wandb", failures, warn), logging.wandb_mode
         try:
-            # checked here, without a prompt: wandb.init would stop the run and ask for a key
+            # checked here, because wandb.init would block the run and ask for a key
             if mode is WandbMode.online and wandb.run is None and not wandb.login(prompt=False, verify=False):
                 raise UserError(
                     "logging.wandb_mode=online: wandb is not logged in; run `wandb login`, "
@@ -91,7 +91,8 @@ class WandbTracker:
                 id=_wandb_id(run_folder),
                 resume="allow",
                 reinit="finish_previous",
-                settings=wandb.Settings(console="off"),  # else it records every frame of the live view
+                # otherwise wandb records every frame of the live view
+                settings=wandb.Settings(console="off"),
             )
             # wandb's own step only grows: after a resume from an older checkpoint it drops repeats
             self._run.define_metric("*", step_metric="iteration")

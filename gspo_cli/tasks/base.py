@@ -43,9 +43,9 @@ class Step:
 class Environment(Protocol):
     """One conversation: each has a fresh instance, and all conversations of a group share the seed.
 
-    `single_turn` promises that the first step is the last; engines then keep no cache for a next one. No
-    words of an agent may make a step raise: an exception is a fault of the environment, and leaves the
-    conversation out of training."""
+    `single_turn` promises that the first step is the last; engines then keep no cache for a next one.
+    Whatever the agent writes, a step must not raise: an exception counts as a fault of the environment, and
+    its conversation is left out of training."""
 
     single_turn: bool
 
@@ -129,7 +129,7 @@ class Task:
         return SystemPrompt(self.system_prompt)
 
     def notes(self) -> Sequence[str]:
-        """What to know about the problems before a run, such as how many are left out."""
+        """Notes about the problems, such as how many are left out."""
         return []
 
     def environment(self) -> Environment:

@@ -231,7 +231,5 @@ class ScriptedTask(Task):
 
     def _demonstration(self, problem: Problem, seed: int) -> Demonstration:
         transcript = converse(self.environment(), problem, self.demonstrator(seed), seed, self.max_turns)
-        require(
-            transcript.ended, f"task.max_turns={self.max_turns}: ends a demonstration early; give more turns"
-        )
+        require(transcript.ended, f"task.max_turns={self.max_turns}: ends a demonstration early; raise it")
         return transcript.demonstration()

@@ -50,13 +50,13 @@ class CustomerService(ScriptedTask):
             count = getattr(self, name)
             require(
                 count <= MOST_PROBLEMS,
-                f"task.{name}={count}: there are no more than {MOST_PROBLEMS}; ask for fewer",
+                f"task.{name}={count}: there are at most {MOST_PROBLEMS:,}; use fewer",
             )
         turns = 2 + 3 * self.difficulty
         require(
             self.max_turns >= turns,
-            f"task.max_turns={self.max_turns}: too few for task.difficulty={self.difficulty}, whose "
-            f"conversations take up to {turns} turns of the agent; give at least {turns}",
+            f"task.max_turns={self.max_turns}: is too few for task.difficulty={self.difficulty}, "
+            f"whose conversations take up to {turns} agent turns; use at least {turns}",
         )
 
     def train_problems(self) -> Sequence[Problem]:

@@ -66,7 +66,7 @@ DECIDABLE = {"ENV_ASSERTION", "ACTION"}
 REASONS = {
     "no_op": "where doing nothing wins",
     "gold_fails": "whose gold actions do not solve them",
-    "judge": "that only a judge can decide",
+    "judge": "that only an LLM judge can score",
     "unknown": "whose fault or assertion is not known here",
 }
 

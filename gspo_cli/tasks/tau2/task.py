@@ -171,9 +171,7 @@ class Tau2(Task):
     def _sides(self) -> Split:
         sides = {key: [p for p, why in pairs if why is None] for key, pairs in self._of_split.items()}
         for key, name in self._splits:
-            require(
-                sides[key] != [], f"task.{key}={name}: has no task to use in {self._folder}; take another"
-            )
+            require(sides[key] != [], f"task.{key}={name}: has no usable task in {self._folder}; use another")
         if self.heldout_split is not None:
             return split(sides["split"], sides["heldout_split"], lambda problem: problem.id)
         return split(sides["split"], self.heldout, lambda p: p.metadata.get("user_id") or p.id)

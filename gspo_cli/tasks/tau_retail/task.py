@@ -90,7 +90,8 @@ class TauRetail(Task):
                 require(bool(value), f"task.{name}: is needed with task.user=llm; give the user's {name[5:]}")
             require(
                 str(self.user_url).startswith(("http://", "https://")),
-                f"task.user_url={self.user_url}: is not a valid address; give one like http://localhost:8000/v1",
+                f"task.user_url={self.user_url}: is not a valid address; give one like "
+                "http://localhost:8000/v1",
             )
         self.is_benchmark = self.is_benchmark or self.tasks in BENCHMARKS
 
@@ -171,7 +172,7 @@ class TauRetail(Task):
             require(
                 sides[key] != [],
                 f"task.user={self.user.value}: none of the tasks of task.{key}={name} can be used; "
-                f"{free_text} are in free text, which takes task.user=ticket or llm",
+                f"{free_text} are in free text, which needs task.user=ticket or llm",
             )
         if self.heldout_tasks is not None:
             return split(sides["tasks"], sides["heldout_tasks"], lambda p: p.metadata["instruction"])
