@@ -206,7 +206,7 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
         (["compare.folder=/dev/null/x"], "compare.folder=/dev/null/x: cannot be created"),
         (["-cd", "nowhere", "task=arithmetic"], "-cd nowhere: is not a folder"),
         (["compare.level=2"], "compare.level=2.0: must be"),
-        (["compare.tune.trials=99"], "compare.tune.trials=99: there are 9 candidates"),
+        (["compare.tune.trials=99"], "compare.tune.trials=99: there are only 9 candidates"),
         (["compare.tune.trials=2", "compare.seeds=[1000]"], "compare.tune.seed=1000: is also compared"),
         (["model.name=nothing", "model.use_8bit=maybe"], "model.use_8bit"),
     ],

@@ -263,7 +263,7 @@ def test_a_reward_is_built_from_its_path_and_settings():
         ("Tuned", {}, r"reward_settings\.strength: has no value, but .*Tuned requires it"),
         ("Tuned", {"strength": 10}, r"rejects its reward_settings \(strength is over 9\)"),
         ("Tuned", {"strength": "x"}, "rejects its reward_settings"),
-        ("Slow", {"seconds": 1, "limit": 3}, r"reward_settings\.limit: .*it takes seconds"),
+        ("Slow", {"seconds": 1, "limit": 3}, r"reward_settings\.limit: .*its settings are seconds"),
         ("conversation", {}, "must be a subclass"),
         ("Absent", {}, "cannot be imported"),
     ],

@@ -123,7 +123,7 @@ class VLLMEngine:
         logprobs, truncated = torch.zeros(2, *uniform.shape, device=self.policy.device)
         self._draws = _Draws(sampling, uniform, logprobs, truncated)
         common = {
-            "temperature": 0,  # log-probabilities of the logits in which only one token is left
+            "temperature": 0,  # argmax of the logits, in which only one token is left
             "max_tokens": sampling.max_new_tokens,
             "stop_token_ids": sorted(sampling.stop_ids),
             "ignore_eos": True,  # only the stop ids end an answer

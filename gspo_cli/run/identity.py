@@ -1,4 +1,4 @@
-"""Which run a folder holds: a fingerprint of what is computed, and how far it is. Free of torch."""
+"""Which run a folder contains: a fingerprint of what it computes, and its progress. Free of torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RESUMABLE = (  # settings that may change when a run is resumed: those that do n
     "hardware.nodes",
     "rollout.batch_size",
 )
-# exceptions that still affect a comparison of runs: when a run ends, what is evaluated, rounding
+# exceptions, because they affect a comparison of runs: when a run ends, what is evaluated, rounding
 MEASURED = (
     "training.num_outer_iterations",
     "training.on_collapse",
@@ -67,11 +67,11 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def computed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a resolved configuration that make a run what it is, by dotted key: all but where it
-    runs, what it shows and what it saves."""
+    """The settings of a resolved configuration that identify a run, by dotted key: all except where it runs,
+    what it shows and what it saves."""
     ignored = tuple(key for key in RESUMABLE if key not in MEASURED)
     values = leaves(config)
-    # it determines which checkpoints exist
+    # rollbacks depend on which checkpoints exist
     if values.get("training.on_collapse") == OnCollapse.rollback.value:
         ignored = tuple(key for key in ignored if key != "checkpoint.")
     return {key: value for key, value in values.items() if key != "resume" and not matches(key, ignored)}
@@ -97,8 +97,8 @@ def saved_settings(folder: Path) -> dict[str, Any]:
 
 
 def state_of(folder: Path) -> State:
-    """How far the run in `folder` is. A run that stopped early or collapsed is complete. Raises UserError
-    where its files cannot be read."""
+    """The progress of the run in `folder`. A run that stopped early or collapsed is complete. Raises
+    UserError where its files cannot be read."""
     run = RunFolder(folder)
     if not run.config.exists():
         return State.new
