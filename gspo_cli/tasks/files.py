@@ -1,4 +1,4 @@
-"""What tasks over files share: JSON lines, whose errors name the line, and a fixed split."""
+"""Shared code of tasks over files: JSON lines, whose errors name the line, and a fixed split."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _message(message: Any, where: str) -> Message:
 def read_demonstrations(path: str) -> list[Demonstration]:
     """Conversations of a file with lines {"messages": [...]} or {"prompt": ..., "answer": ...}.
 
-    Raises UserError, with file and line, on a bad line or one without words of the agent."""
+    Raises UserError, with file and line, on a bad line or one without an assistant message."""
     demonstrations = []
     for number, row in read_jsonl(path, "model.cold_start.demonstrations"):
         where = f"{path}:{number}"

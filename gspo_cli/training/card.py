@@ -106,7 +106,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Card:
-    """The card as data. `noise` was measured before training, `noise_limit` is what the clip band bears,
+    """The card as data. `noise` was measured before training, `noise_limit` is what the clip band tolerates,
     infinite without a band. Memory is in bytes by phase and part. `notes` are cautions about settings."""
 
     title: str

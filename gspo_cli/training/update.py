@@ -184,10 +184,10 @@ class Updater:
     def _fitting(
         self, attempt: Callable[[], Sums], minibatches: list[MiniBatch], report: UpdateReport
     ) -> Sums:
-        """What `attempt` returns; when memory runs out it is made again with micro-batches half as large.
+        """What `attempt` returns; when memory runs out, it is repeated with micro-batches half as large.
 
-        Raises UserError where they cannot be halved. Over many ranks none can leave a collective operation
-        alone, so that the run ends."""
+        Raises UserError where they cannot be halved. With several ranks, no rank can leave a collective
+        operation, so the run ends."""
         while True:
             try:
                 return attempt()

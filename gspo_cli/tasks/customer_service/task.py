@@ -19,7 +19,7 @@ from gspo_cli.tasks.scripted import Agent, ScriptedTask
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Message, Problem
 
-MOST_PROBLEMS = 10_000  # opening words differ between problems, and there are not many more
+MOST_PROBLEMS = 10_000  # limited because opening words differ between problems
 
 
 @dataclass
@@ -27,8 +27,8 @@ class CustomerService(ScriptedTask):
     """Customers of a small shop want orders cancelled, refunded, moved to another city, or found: 1 to
     `difficulty` requests in a conversation, and sometimes what they want is not allowed.
 
-    `careless` is the chance of each bad habit (see `oracle.Habit`) of the agent that gives a demonstration; 0
-    gives good conversations only."""
+    `careless` is the chance of each bad habit (see `oracle.Habit`) of the demonstrating agent; 0 gives good
+    conversations only."""
 
     answer_length: int = 24
     max_turns: int = 14

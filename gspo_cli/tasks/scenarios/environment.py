@@ -72,7 +72,7 @@ class ScenarioEnvironment(ScriptedEnvironment):
         outcome = len(self.met & set(goals)) / max(1, len(goals))
         return {
             "outcome": outcome,
-            # where nothing has to be told, saying anything at all must not pay
+            # without facts to report, merely saying something must not be rewarded
             "facts": len(self.told) / len(facts) if facts else outcome,
             "policy": self.policy_progress(),
         }

@@ -55,7 +55,7 @@ class Scenarios(ScriptedTask):
         require(self.path is not None, "task.path: is needed; give a JSON file with task.path=<file>")
 
     def policy(self) -> str:
-        """A general one; `system_prompt` says more."""
+        """General instructions; `system_prompt` replaces them."""
         return POLICY
 
     def tools(self) -> tuple[Tool, ...]:

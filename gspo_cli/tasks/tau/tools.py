@@ -48,7 +48,7 @@ ALL_TOOLS = by_name(*SHARED, think, get_item_details)
 
 
 def owner(database: RetailDatabase, call: ToolCall) -> str | None:
-    """The user whose data a call reads or changes; None where it is nobody's."""
+    """The user whose data a call reads or changes; None if it belongs to no user."""
     order = database.read("orders", call.arguments.get("order_id", ""))
     return order["user_id"] if order is not None else call.arguments.get("user_id")
 

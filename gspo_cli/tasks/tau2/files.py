@@ -139,7 +139,7 @@ def telecom_fault(data: TelecomData, problem: Problem) -> str | None:
     world = open_world(data)
     try:
         return _fault_of(world, metadata)
-    except (RefusedError, KeyError, TypeError):  # the task names something that the data lack
+    except (RefusedError, KeyError, TypeError):  # the task refers to something that is missing from the data
         return "unknown"
 
 

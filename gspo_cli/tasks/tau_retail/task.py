@@ -42,12 +42,12 @@ BENCHMARKS = ("dev", "test")  # the published splits that are not for training
 
 
 class RetailUser(Enum):
-    """Who speaks to the agent."""
+    """Who talks to the agent."""
 
     scripted = "scripted"
     """a user who follows a script; synthetic tasks only"""
     ticket = "ticket"
-    """nobody; the task is a ticket and the agent has tools"""
+    """no user; the task is a ticket and the agent has tools"""
     llm = "llm"
     """a language model behind a URL"""
 
@@ -104,7 +104,7 @@ class TauRetail(Task):
         return self._split.heldout
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """An oracle's conversations on the training problems; none with a language model for a user."""
+        """An oracle's conversations on the training problems; none if the user is a language model."""
         if self.user is RetailUser.llm:
             return []
         return [
