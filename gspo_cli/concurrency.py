@@ -44,7 +44,7 @@ BACKGROUND = Background()
 
 def gather(jobs: Iterable[Awaitable[Any]], limit: int, timeout: float | None) -> list[Any]:
     """Run all jobs, `limit` at a time and each for at most `timeout` seconds. Returns, in the order of the
-    jobs, what each returned or the exception it raised; TookTooLong where its time was up.
+    jobs, what each returned or the exception it raised; TookTooLong where a job exceeded its limit.
 
     The clock of a job starts with the job. Raises RuntimeError when called by one of its own jobs."""
     pending = list(jobs)

@@ -59,9 +59,9 @@ class FinishReason(Enum):
 class RewardResult:
     """A reward with its named parts. `total_reward` is what is trained on; the parts are logged.
 
-    `turn_rewards`, where given, says how much of the total each of the agent's turns earned; what it leaves
-    of the total belongs to the last turn. `solved` decides success where the total alone does not (None: a
-    total of 0.99 or more is a success)."""
+    `turn_rewards`, where given, says how much of the total each of the agent's turns earned; the remainder of
+    the total belongs to the last turn. `solved` decides success where the total alone does not (None: a total
+    of 0.99 or more is a success)."""
 
     total_reward: float
     component_rewards: Mapping[str, float] = field(default_factory=dict)

@@ -98,7 +98,8 @@ def surrogate(
 def clip_sides(
     value: Tensor, advantages: Tensor, mode: ClipMode, band: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Where a ratio is clipped from below and from above; never where A = 0. (B, T) or (B, 1) -> two alike"""
+    """Where a ratio is clipped from below and from above; never where A = 0. (B, T) or (B, 1) -> two of the
+    same shape"""
     low, high = band
     if mode is ClipMode.stop_gradient:
         return (value < low) & (advantages != 0), (value > high) & (advantages != 0)
@@ -127,7 +128,7 @@ def reward_kl(old_logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor) -
 def loss_denominator(
     action_counts: Iterable[int], aggregation: Aggregation, max_completion_length: int
 ) -> float:
-    """What one optimizer step divides by, from the trained tokens of each of its sequences; at least 1.
+    """The denominator of one optimizer step, from the trained tokens of each of its sequences; at least 1.
 
     Sequences without a trained token do not count."""
     counts = [count for count in action_counts if count > 0]

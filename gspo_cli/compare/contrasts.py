@@ -226,8 +226,7 @@ def _problem_test(
 
 
 def _problem_sentence(test: ProblemTest, p: float, seeds: int, level: float, voided: bool) -> str:
-    """About these runs only: the luck of a seed can make p small as well, so no algorithm is called
-    better."""
+    """About these runs only: a lucky seed can also make p small, so no algorithm is called better."""
     several = seeds > 1
     sides = f"the {seeds} runs of {test.arm_name}" if several else f"one run of {test.arm_name}"
     others = f"the {seeds} of {test.baseline_name}" if several else f"one of {test.baseline_name}"

@@ -59,7 +59,7 @@ def value_text(value: float | None, unit: str = "") -> str:
 @dataclass(frozen=True)
 class RunFacts:
     """One compared run. `outcomes` has its values by outcome key; `initial_score` and `first_reward` show
-    whether the runs of one seed started alike."""
+    whether the runs with the same seed started from the same state."""
 
     folder: str
     seed: int

@@ -25,8 +25,8 @@ class Prompts:
         return (Message("system", self.system.text), *opening)
 
     def ids(self, opening: tuple[Message, ...]) -> tuple[int, ...]:
-        """Token ids of `messages`, tools included, up to where the agent speaks. Raises UserError where the
-        template refuses them."""
+        """Token ids of `messages`, tools included, up to the agent's turn. Raises UserError if the template
+        rejects them."""
         return self._ids(opening)
 
     def _render(self, opening: tuple[Message, ...]) -> tuple[int, ...]:

@@ -90,7 +90,8 @@ class RunFolder:
                 ) from error
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder for a new run. Raises UserError where it holds a run, or cannot be written."""
+        """Make the folder for a new run. Raises UserError if it already contains a run or cannot be
+        written."""
         if self.config.exists():
             raise UserError(
                 f"{self.path}: already contains a run; continue it with resume={self.path}, or choose "

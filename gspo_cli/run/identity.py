@@ -43,7 +43,7 @@ MEASURED = (
 
 
 class State(Enum):
-    """What a folder holds of a run: nothing, a part of it (perhaps the configuration alone), or all."""
+    """How much of a run a folder contains: nothing, a part of it (perhaps only the configuration), or all."""
 
     new = "new"
     started = "started"

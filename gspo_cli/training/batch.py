@@ -52,7 +52,7 @@ class Sample:
 
     @property
     def mean_advantage(self) -> float:
-        """Mean over the agent's turns where each token has its own."""
+        """The advantage of the sample; the mean over the agent's turns if tokens have their own."""
         if len(self.advantages) == 1:
             return self.advantages[0]
         turns = self.trajectory.turn_ids
