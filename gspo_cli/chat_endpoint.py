@@ -62,7 +62,7 @@ class ChatEndpoint:
         }
 
     async def complete(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The model's next message. Raises EndpointError where every attempt fails."""
+        """The model's next message. Raises EndpointError if every attempt fails."""
         import httpx
 
         body = json.dumps(self.request(messages)).encode()  # ASCII: lone surrogates survive

@@ -84,7 +84,7 @@ class Outcome:
 class Trajectory:
     """One conversation as the trainer sees it: ragged lists of length n = number of tokens.
 
-    `action_mask[t]` is true where the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0
+    `action_mask[t]` is true if the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0
     and is -1 elsewhere. `turn_rewards` has one entry per agent turn; once scored they add up to `reward`.
     `progress` has one entry per agent turn: the environment's `Step.progress` after it. `reward` is None
     until it is scored, and stays None with `excluded` set to the reason if a grader failed and the settings
@@ -118,6 +118,6 @@ class Trajectory:
 
     @property
     def answer(self) -> str:
-        """Text of the agent's last turn; empty where it said nothing."""
+        """Text of the agent's last turn; empty if it said nothing."""
         spoken = [message.content for message in self.messages if message.role == "assistant"]
         return spoken[-1] if spoken else ""

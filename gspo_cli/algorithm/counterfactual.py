@@ -94,7 +94,7 @@ class CounterfactualStats(Accumulator):
             return None
         variance_x, variance_y = self.xx - self.x**2 / self.compared, self.yy - self.y**2 / self.compared
         if not (variance_x > ROUNDING * self.xx and variance_y > ROUNDING * self.yy):
-            return None  # is also None where ratios overflowed
+            return None  # also if ratios overflowed
         covariance = self.xy - self.x * self.y / self.compared
         return max(-1.0, min(1.0, covariance / math.sqrt(variance_x * variance_y)))
 

@@ -82,7 +82,7 @@ def _plain(value: Any) -> str:
 
 
 def baseline_of(arms: Mapping[str, Sequence[StoredRun]], wanted: str | None) -> str:
-    """The arm that the others are compared with: `wanted`, else grpo, else the first. Raises UserError where
+    """The arm that the others are compared with: `wanted`, else grpo, else the first. Raises UserError if
     `wanted` is not exactly one of the arms."""
     if wanted is None:
         plain = [name for name, runs in arms.items() if runs[0].algorithm["name"] == "grpo"]
@@ -124,7 +124,7 @@ def objective(run: StoredRun) -> str:
 
 def overrides(run: StoredRun) -> list[str] | None:
     """The arguments of gspo-train that reproduce the arm, apart from the seed: options, and the settings that
-    differ from them. None where this installation lacks one of the options."""
+    differ from them. None if this installation lacks one of the options."""
     task, label, _ = run.subject
     groups = (f"task={task}", f"model={label}", f"algorithm={run.algorithm['name']}")
     usual = _options(*groups)
@@ -139,7 +139,7 @@ def overrides(run: StoredRun) -> list[str] | None:
 
 @cache
 def _options(*groups: str) -> Mapping[str, Any] | None:
-    """All settings of these options by dotted key; None where this installation lacks one of them."""
+    """All settings of these options by dotted key; None if this installation lacks one of them."""
     try:
         return leaves(resolved_settings(composed(groups)))
     except (UserError, OmegaConfBaseException):

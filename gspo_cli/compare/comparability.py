@@ -30,7 +30,7 @@ CARRIED = {
 
 
 def refuse_one_update(runs: Sequence[StoredRun]) -> None:
-    """Raise UserError where a run made one update per rollout."""
+    """Raise UserError if a run made one update per rollout."""
     for run in runs:
         if run.config["training"]["updates_per_rollout"] == 1:
             raise UserError(

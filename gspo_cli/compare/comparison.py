@@ -28,7 +28,7 @@ Runs = Mapping[str, Sequence[StoredRun]]  # by arm
 
 
 def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: CompareConfig) -> Comparison:
-    """How the arms of `runs` differ. Raises UserError where there are fewer than two arms, a run made one
+    """How the arms of `runs` differ. Raises UserError if there are fewer than two arms, a run made one
     update per rollout, or a setting of the comparison does not fit."""
     refuse_one_update(runs)
     arms = arms_of(runs, settings.algorithms)

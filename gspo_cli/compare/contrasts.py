@@ -200,7 +200,7 @@ def _problem_test(
     """Problems by who solves them at the last evaluation to `end`, averaged over the seeds that both arms
     have; p, and the number of those seeds.
 
-    None where runs wrote no heldout.jsonl, no seed is shared, or the problems differ."""
+    None if runs wrote no heldout.jsonl, no seed is shared, or the problems differ."""
     lines = [{run.seed: line for run in runs if (line := run.last_heldout(end))} for runs in (arm, other)]
     shared = sorted(set(lines[0]) & set(lines[1]))
     if not shared or len({tuple(side[seed]["problems"]) for side in lines for seed in shared}) > 1:

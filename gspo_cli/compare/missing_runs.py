@@ -71,7 +71,7 @@ class SharedSettings:
 
     def run(self, entry: str, seed: int, base: Path | None, *more: str, place: str = "runs") -> ComparisonRun:
         """The run of `entry`, an option of the group algorithm followed by overrides, in the subfolder
-        `place` of the comparison. Raises UserError where its configuration is not valid."""
+        `place` of the comparison. Raises UserError if its configuration is not valid."""
         option, *own = shlex.split(entry)
         node = composed(
             [*self.overrides, f"algorithm={option}", *own, *more, f"seed={seed}"], self.directories
@@ -179,7 +179,7 @@ def scaled_overrides(algorithm: DictConfig, rate: float, width: float) -> list[s
 
 
 def reward_at_end(folder: Path) -> float | None:
-    """Mean training reward of the last tenth of a run, of three iterations at least. None where a reward is
+    """Mean training reward of the last tenth of a run, of three iterations at least. None if a reward is
     missing or the run is not complete."""
     if state_of(folder) is not State.complete:
         return None

@@ -116,7 +116,7 @@ class Contrast:
     `arm` and `baseline` are interquartile means with bootstrap intervals over seeds; `difference` is the
     mean of arm minus baseline with the t interval that belongs to `p`. `p_adjusted` accounts for all
     contrasts of that outcome's family. `seeds_needed` is the number of seeds per arm that would detect a
-    difference of this size with 80% power; None where no feasible number would, or where the difference is
+    difference of this size with 80% power; None if no feasible number would, or where the difference is
     already significant. `detectable` is the smallest difference that the present seeds detect with that
     power."""
 

@@ -171,7 +171,7 @@ class AlgorithmConfig:
 
     @property
     def clip_range(self) -> tuple[float | None, float | None]:
-        """Widths of the band, None where a side has no bound."""
+        """Widths of the band, None if a side has no bound."""
         if self.clip_mode is ClipMode.none:
             return None, None
         return self.clip_range_left, self.clip_range_right

@@ -177,7 +177,7 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def load_saved(path: Path) -> DictConfig:
-    """The node of a saved config.yaml. Raises UserError where there is none, or it cannot be read."""
+    """The node of a saved config.yaml. Raises UserError if there is none, or it cannot be read."""
     try:
         node = OmegaConf.load(path)
     except FileNotFoundError as error:
@@ -226,7 +226,7 @@ def _explain_missing(error: MissingConfigException) -> str:
 
 
 def _group_of(key: str) -> Any:
-    """The dataclass that holds `key`; None where the schema knows none, as for a task's settings."""
+    """The dataclass that holds `key`; None if the schema knows none, as for a task's settings."""
     here: Any = schema.RunConfig
     for part in key.split(".")[:-1]:
         here = get_type_hints(here).get(part) if is_dataclass(here) else None

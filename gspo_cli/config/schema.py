@@ -209,7 +209,7 @@ class RunConfig(RunSettings):
             )
 
     def check_processes(self, processes: int) -> None:
-        """Raise UserError where there are more processes (`processes` on each node) than prompts."""
+        """Raise UserError if there are more processes (`processes` on each node) than prompts."""
         everywhere, prompts = processes * self.hardware.nodes, self.training.prompts_per_iteration
         require(
             everywhere <= prompts,

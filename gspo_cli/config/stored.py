@@ -25,7 +25,7 @@ class StoredConfig(RunSettings):
 
 
 def read_stored(path: Path) -> StoredConfig:
-    """The configuration in a run's config.yaml. Raises UserError where it is not that of a run."""
+    """The configuration in a run's config.yaml. Raises UserError if it is not that of a run."""
     return stored_config(plain_values(load_saved(path)), str(path))
 
 

@@ -38,7 +38,7 @@ class Report:
 
 
 def examine(path: Path) -> Report:
-    """The report on a run folder. Raises UserError where it is not one, or has no measurements yet."""
+    """The report on a run folder. Raises UserError if it is not one, or has no measurements yet."""
     if not path.is_dir():
         raise UserError(f"{path}: is not a folder; give a run folder of gspo-train")
     folder = RunFolder(path)

@@ -35,7 +35,7 @@ class Answer:
 
 
 def guide(run: History, findings: Sequence[Finding], card: Mapping[str, Any] | None) -> list[Answer]:
-    """The entries in the guide's order. `card` is what card.json holds, None where there is none."""
+    """The entries in the guide's order. `card` is what card.json holds, None if there is none."""
     return [loss(run, findings), memory(run, card), instability(run, findings)]
 
 

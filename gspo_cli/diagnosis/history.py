@@ -66,7 +66,7 @@ class History:
         return number_of(self.records[-1], name) if self.records else None
 
     def since(self, holds: Callable[[Record], bool], least: int = LASTING) -> int | None:
-        """The iteration from which on `holds` is true of all records to the newest; None where these are
+        """The iteration from which on `holds` is true of all records to the newest; None if these are
         fewer than `least`."""
         row = 0
         for record in reversed(self.records):

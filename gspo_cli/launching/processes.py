@@ -35,7 +35,7 @@ class LaunchResult:
 
 
 def require_deepspeed() -> None:
-    """Raise UserError where DeepSpeed is not installed."""
+    """Raise UserError if DeepSpeed is not installed."""
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             "hardware.zero_stage: deepspeed is not installed; pip install 'gspo-cli[deepspeed]', or use "
@@ -47,7 +47,7 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> LaunchResult:
     """Run `command` as ranks 0 to `processes` - 1 of one process group, with RANK, WORLD_SIZE and so on in
     their environment.
 
-    A rank that dies ends all others within seconds. Raises UserError where `logs` cannot be written."""
+    A rank that dies ends all others within seconds. Raises UserError if `logs` cannot be written."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
         files = [log_file(logs, rank).open("wb") for rank in range(processes)]

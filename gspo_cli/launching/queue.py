@@ -85,7 +85,7 @@ class QueuedJob:
     log_start: int = 0  # bytes of the log that are from an earlier attempt
 
     def start(self, slot: Slot) -> None:
-        """Start the job in `slot`. Raises UserError where its log cannot be written."""
+        """Start the job in `slot`. Raises UserError if its log cannot be written."""
         try:
             self.job.log.parent.mkdir(parents=True, exist_ok=True)
             log = self.job.log.open("ab")
@@ -184,7 +184,7 @@ def signals_to(queue: Sequence[QueuedJob]) -> Iterator[list[int]]:
 
 
 def killed_with(parent: int) -> Callable[[], None] | None:
-    """What a child process runs first: it asks the kernel to kill it when `parent` dies. None where the
+    """What a child process runs first: it asks the kernel to kill it when `parent` dies. None if the
     kernel cannot do that."""
     if sys.platform != "linux":
         return None
@@ -217,7 +217,7 @@ def make_slots(device: Device, parallel: int | None, gpus_each: int = 1) -> list
     """`parallel` slots for runs on `device`. None means one on a CPU, and on GPUs as many as there are groups
     of `gpus_each`. Slots of a CPU share its cores.
 
-    Raises UserError where there are not enough GPUs."""
+    Raises UserError if there are not enough GPUs."""
     if device is Device.cpu:
         count = parallel or 1
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

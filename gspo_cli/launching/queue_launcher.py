@@ -67,7 +67,7 @@ class QueueLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra's sweepers with all jobs of a sweep or a part of them: runs those that are not
-        complete. Returns the final held-out scores, None where a job failed.
+        complete. Returns the final held-out scores, None if a job failed.
 
         Raises UserError before anything starts where one of them cannot run; SystemExit where the queue was
         interrupted."""
@@ -123,7 +123,7 @@ def sweep_job(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str],
 
 
 def check_folders(jobs: Sequence[SweepJob]) -> None:
-    """Raise UserError where two jobs would share a folder."""
+    """Raise UserError if two jobs would share a folder."""
     seen: dict[Path, int] = {}
     for job in jobs:
         other = seen.setdefault(job.folder, job.number)
@@ -135,7 +135,7 @@ def check_folders(jobs: Sequence[SweepJob]) -> None:
 
 
 def slots_for(configs: Sequence[RunConfig], parallel: int | None) -> list[Slot]:
-    """Slots for runs like these. Raises UserError where there are no GPUs for them."""
+    """Slots for runs like these. Raises UserError if there are no GPUs for them."""
     hardware = [config.hardware for config in configs]
     device = Device.cuda if any(each.device is Device.cuda for each in hardware) else Device.cpu
     return make_slots(device, parallel, max(each.processes or 1 for each in hardware))

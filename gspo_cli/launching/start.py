@@ -29,7 +29,7 @@ GPU = re.compile(r"\d+|(GPU|MIG)-\S+")  # an index or an identifier in CUDA_VISI
 def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     """The saved configuration of a run, with the few settings that may change when it is resumed.
 
-    Raises UserError where the folder is not a run, the run is complete, or another setting is overridden."""
+    Raises UserError if the folder is not a run, the run is complete, or another setting is overridden."""
     saved = load_saved(folder / "config.yaml")
     changes = [text.lstrip("+") for text in overrides if not text.lstrip("+").startswith("resume=")]
     allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in RESUMABLE)
@@ -85,7 +85,7 @@ def torchrun_command(config: RunConfig, folder: Path) -> str:
 
 
 def require_gpus() -> list[str]:
-    """`visible_gpus`. Raises UserError where there are none."""
+    """`visible_gpus`. Raises UserError if there are none."""
     found = visible_gpus()
     require(
         bool(found),

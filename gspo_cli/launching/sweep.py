@@ -116,7 +116,7 @@ def prepare_job(folder: Path, config_yaml: str) -> State:
 
 
 def final_score(folder: Path) -> float | None:
-    """The score of a run's last held-out evaluation; None where there is none."""
+    """The score of a run's last held-out evaluation; None if there is none."""
     summary = read_summary(folder)
     return summary["final_eval"]["score"] if summary and summary["final_eval"] else None
 
@@ -133,7 +133,7 @@ def record_job(
 
 
 def record_present_job(code: int, why: str) -> float | None:
-    """Add the result of the present job. Returns its score, which a sweeper may maximize; None where it
+    """Add the result of the present job. Returns its score, which a sweeper may maximize; None if it
     failed. An interrupted job ends the sweep: raises SystemExit."""
     hydra = HydraConfig.get()
     folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)

@@ -40,7 +40,7 @@ class ChatFormat:
     """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one used in
     demonstrations.
 
-    Raises UserError where the tokenizer has no end token, or its template rejects or drops messages."""
+    Raises UserError if the tokenizer has no end token, or its template rejects or drops messages."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_stop_ids: list[int]) -> None:
         self.tokenizer = tokenizer

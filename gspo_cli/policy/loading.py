@@ -43,7 +43,7 @@ def load_policy(
 
     Trained weights are fp32 at any precision: bf16 rounds away updates of 1e-5. Frozen weights take the
     precision's dtype, or 4 or 8 bits; where all weights are trained, bf16 means autocast. Raises UserError
-    where the model cannot be loaded.
+    if the model cannot be loaded.
     """
     bf16 = hardware.precision is Precision.bf16
     dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
@@ -71,7 +71,7 @@ def load_policy(
 
 
 def torch_device(hardware: HardwareConfig) -> torch.device:
-    """The device of `hardware`. Raises UserError where the machine does not have it."""
+    """The device of `hardware`. Raises UserError if the machine does not have it."""
     if hardware.device is Device.cuda and not torch.cuda.is_available():
         raise UserError(
             "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"

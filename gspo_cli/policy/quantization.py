@@ -20,7 +20,7 @@ from gspo_cli.errors import UserError
 
 def loader_options(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Arguments of `from_pretrained`: none without quantization, else how and where, with matrix products in
-    `dtype`. Raises UserError where bitsandbytes is missing or cannot quantize on `device`."""
+    `dtype`. Raises UserError if bitsandbytes is missing or cannot quantize on `device`."""
     if not model.is_quantized:
         return {}
     _require_bitsandbytes(model, device)

@@ -76,7 +76,7 @@ class RouterPass:
                 self._logits[layer] = logits
 
     def experts(self, shape: torch.Size) -> Tensor | None:
-        """Expert ids in each router's own order, for token ids of `shape` (B, T): (B, T, L, k); None where
+        """Expert ids in each router's own order, for token ids of `shape` (B, T): (B, T, L, k); None if
         the model has no routers."""
         return self._stacked(shape) if self._chosen else None
 
@@ -114,7 +114,7 @@ class Routing:
     """The routers of a model (none in a dense one), in the order of the forward pass.
 
     A router is a module named `...TopKRouter` that returns (logits (N, E), scores (N, k), ids (N, k)).
-    `scores` is the rule by which it weights the chosen experts, found by a probe: None where none of `RULES`
+    `scores` is the rule by which it weights the chosen experts, found by a probe: None if none of `RULES`
     reproduces its scores exactly. In bf16 several may; these differ by a rounding at most."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -48,7 +48,7 @@ class RewardFunction:
 def build(path: str, settings: Mapping[str, Any]) -> RewardFunction:
     """An instance of the reward class at `path`, called with `settings`.
 
-    Raises UserError where `path` is not a reward class, or where it does not take one of the settings."""
+    Raises UserError if `path` is not a reward class, or if it does not take one of the settings."""
     cls = locate(path, "reward")
     is_reward = isinstance(cls, type) and issubclass(cls, RewardFunction)
     require(is_reward, f"reward={path}: must be a subclass of gspo_cli.rewards.base.RewardFunction")

@@ -40,7 +40,7 @@ class WeightedReward(RewardFunction):
     def compute_reward(
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
     ) -> RewardResult | Awaitable[RewardResult]:
-        """The bounded sum; a coroutine if a part is one. Raises RewardError where a part fails."""
+        """The bounded sum; a coroutine if a part is one. Raises RewardError if a part fails."""
         [score] = self.compute_rewards([trajectory])
         if isinstance(score, Exception):
             raise score

@@ -75,7 +75,7 @@ class LLMJudge(RewardFunction):
     async def compute_reward(
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
     ) -> RewardResult:
-        """Ask for a score, or take it from the cache. Raises RewardError where the reply holds none."""
+        """Ask for a score, or take it from the cache. Raises RewardError if the reply holds none."""
         asked = self.question(trajectory.messages)
         key = self._key(asked)
         score = None if self.cache is None else self.cache.scores.get(key)
@@ -102,7 +102,7 @@ class LLMJudge(RewardFunction):
 
 class ScoreCache:
     """Scores by key in a JSON-lines file, which runs may share: each line is one write, and unreadable lines
-    are skipped. Raises UserError where the file cannot be used."""
+    are skipped. Raises UserError if the file cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

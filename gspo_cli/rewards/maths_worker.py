@@ -14,7 +14,7 @@ LOCK = Lock()  # without the lock, threads would receive each other's results
 
 
 def equal_mathematics(answer_text: str, gold: str) -> bool | None:
-    """Whether both are equal; False after `SECONDS`, None where `gold` cannot be parsed."""
+    """Whether both are equal; False after `SECONDS`, None if `gold` cannot be parsed."""
     with LOCK:
         return _ask(answer_text, gold)
 

@@ -29,7 +29,7 @@ class HuggingFaceReward(RewardFunction):
 
     Conversations are rendered with the model's chat template, or as `role: text` lines where it has none, and
     truncated at the beginning where they are too long for it. `device` is by default the GPU, where there is
-    one. Raises UserError where the model cannot be loaded or does not have exactly one trained output."""
+    one. Raises UserError if the model cannot be loaded or does not have exactly one trained output."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class HuggingFaceReward(RewardFunction):
 
 
 def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model in eval mode. Raises UserError where they cannot be used as a reward model."""
+    """Tokenizer and model in eval mode. Raises UserError if they cannot be used as a reward model."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

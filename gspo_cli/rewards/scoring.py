@@ -65,7 +65,7 @@ def call(function: RewardFunction, trajectories: Sequence[Trajectory]) -> list[S
 
 
 def validate(function: RewardFunction, trajectory: Trajectory, value: Any) -> RewardResult:
-    """`value` with plain numbers. Raises RewardError where it is an exception, is not a RewardResult, holds a
+    """`value` with plain numbers. Raises RewardError if it is an exception, is not a RewardResult, holds a
     number that is not finite, or has more turn rewards than the trajectory has turns."""
     name = type(function).__name__
     if isinstance(value, RewardError):

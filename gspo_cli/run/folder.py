@@ -69,7 +69,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """A block in which no other process trains in the folder. Raises UserError where one does."""
+        """A block in which no other process trains in the folder. Raises UserError if one does."""
         descriptor = os.open(self.path, os.O_RDONLY) if self.writes else None
         try:
             if descriptor is not None:
@@ -102,7 +102,7 @@ class RunFolder:
 
     def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> tuple[str, Path | None]:
         """Where the model of a checkpoint is, and its adapter under LoRA. `checkpoint` is best (last where
-        there is none), last, initial, or a checkpoint's name. Raises UserError where there is no such
+        there is none), last, initial, or a checkpoint's name. Raises UserError if there is no such
         checkpoint."""
         base = str(self.initial_model) if self.initial_model.exists() else model.name
         if checkpoint == "initial":
@@ -149,7 +149,7 @@ class RunFolder:
             write_json(self.path / "card.json", json_ready(card))
 
     def read_card(self) -> dict[str, Any] | None:
-        """card.json; None where there is none, as in older runs. Raises UserError where it is not JSON."""
+        """card.json; None if there is none, as in older runs. Raises UserError if it is not JSON."""
         return read_json(self.path / "card.json")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

@@ -92,7 +92,7 @@ def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[s
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:
-    """The resolved configuration of a run folder. Raises UserError where there is none."""
+    """The resolved configuration of a run folder. Raises UserError if there is none."""
     return plain_values(load_saved(RunFolder(folder).config))
 
 
@@ -116,7 +116,7 @@ def prepare(folder: Path, config_yaml: str) -> State:
     """Make `folder` ready for the run of a resolved configuration, so that `gspo-train resume=<folder>`
     starts or continues it. Returns the state it was found in; what is complete is left as it is.
 
-    Raises UserError where it holds another run, or cannot be written."""
+    Raises UserError if it holds another run, or cannot be written."""
     state = state_of(folder)
     run = RunFolder(folder)
     if state is State.new:

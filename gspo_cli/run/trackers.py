@@ -67,7 +67,7 @@ class WandbTracker:
     def __init__(
         self, logging: LoggingConfig, run_folder: Path, config: Mapping[str, Any], warn: Warn
     ) -> None:
-        """Raises UserError where wandb is absent, not logged in, or does not start."""
+        """Raises UserError if wandb is absent, not logged in, or does not start."""
         try:
             import wandb
         except ImportError as error:
@@ -116,7 +116,7 @@ class TensorboardTracker:
     """Scalars in <run folder>/tensorboard, one event file per start of the run. Free of torch."""
 
     def __init__(self, run_folder: Path, warn: Warn) -> None:
-        """Raises UserError where tensorboard is absent or the folder cannot be written."""
+        """Raises UserError if tensorboard is absent or the folder cannot be written."""
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -157,7 +157,7 @@ class TensorboardTracker:
 def make_tracker(
     logging: LoggingConfig, run_folder: Path, config_dict: Mapping[str, Any], warn: Warn
 ) -> Mirror:
-    """The mirror that `logging.report_to` names. Raises UserError where it cannot start."""
+    """The mirror that `logging.report_to` names. Raises UserError if it cannot start."""
     if logging.report_to is Tracker.wandb:
         return WandbTracker(logging, run_folder, config_dict, warn)
     return TensorboardTracker(run_folder, warn) if logging.report_to is Tracker.tensorboard else NoTracker()

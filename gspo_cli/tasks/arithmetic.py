@@ -41,7 +41,7 @@ class Arithmetic(Task):
         require_positive("task", self, "heldout", "demonstrations_count")
 
     def train_problems(self) -> Sequence[Problem]:
-        """Every sum that is not held out. Raises UserError where `heldout` takes them all."""
+        """Every sum that is not held out. Raises UserError if `heldout` takes them all."""
         return self._split.train
 
     def heldout_problems(self) -> Sequence[Problem]:

@@ -121,7 +121,7 @@ class Task:
         raise NotImplementedError
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """Solved training problems for the cold start; empty where the task has none."""
+        """Solved training problems for the cold start; empty if the task has none."""
         return []
 
     def system_prompt_and_tools(self) -> SystemPrompt:

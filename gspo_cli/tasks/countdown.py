@@ -44,7 +44,7 @@ class Countdown(Task):
         require_fraction("task", self, "well_formed_weight")
 
     def train_problems(self) -> Sequence[Problem]:
-        """Every (numbers, target) that is not held out. Raises UserError where `heldout` takes them all."""
+        """Every (numbers, target) that is not held out. Raises UserError if `heldout` takes them all."""
         return self._split.train
 
     def heldout_problems(self) -> Sequence[Problem]:

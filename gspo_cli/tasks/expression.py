@@ -36,7 +36,7 @@ class Expression:
 
 
 def evaluate(text: str) -> Expression:
-    """The value and the numbers of `text`. Raises ExpressionError where it is not such an expression."""
+    """The value and the numbers of `text`. Raises ExpressionError if it is not such an expression."""
     text = text.strip()
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"longer than {MAX_LENGTH} characters")

@@ -42,7 +42,7 @@ def _object(where: str, line: str) -> dict[str, Any]:
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> str:
-    """A field with text. Raises UserError where it is absent, blank or something else."""
+    """A field with text. Raises UserError if it is absent, blank or something else."""
     value = row.get(name)
     if not (isinstance(value, str) and value.strip()):
         raise UserError(f'{where}: needs "{name}", a non-empty string')

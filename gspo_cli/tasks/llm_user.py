@@ -22,7 +22,7 @@ RULES = (
 class LlmUser:
     """Plays `scenario`. To the endpoint the user is the assistant, and the agent is the user.
 
-    Raises EndpointError where the endpoint gives no answer; the conversation is then left out of training."""
+    Raises EndpointError if the endpoint gives no answer; the conversation is then left out of training."""
 
     def __init__(self, endpoint: ChatEndpoint, scenario: str, greeting: str) -> None:
         self.endpoint = endpoint

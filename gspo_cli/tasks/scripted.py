@@ -128,7 +128,7 @@ class ScriptedEnvironment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A finished conversation. `progress` is the last one; `ended` is false where `max_turns` cut it off."""
+    """A finished conversation. `progress` is the last one; `ended` is false if `max_turns` cut it off."""
 
     messages: tuple[Message, ...]
     progress: Mapping[str, float]

@@ -130,7 +130,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Observation:
-    """What a call returned; `ok` is false where it was refused."""
+    """What a call returned; `ok` is false if it was refused."""
 
     text: str
     ok: bool = True
@@ -259,7 +259,7 @@ def _checked(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Tool])
 
 
 def _value(value: Any, kind: Kind) -> Any:
-    """`value` converted to `kind`; None where it cannot be."""
+    """`value` converted to `kind`; None if it cannot be."""
     if kind is Kind.list:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]

@@ -50,7 +50,7 @@ SCALES = {
 @dataclass(frozen=True)
 class Objective:
     """What is maximized. `clip_range` has the widths of the clip band below and above 1, None on an unbounded
-    side; `clip_fraction` is the share of tokens that a calibrated band clips, None where it is fixed."""
+    side; `clip_fraction` is the share of tokens that a calibrated band clips, None if it is fixed."""
 
     term: str
     mean: str

@@ -65,7 +65,7 @@ class Checkpoints:
         """Write a checkpoint, move the links, and remove checkpoints that rotation no longer keeps. All ranks
         call this; the first one writes.
 
-        Raises UserError where it cannot be written; earlier checkpoints are then untouched."""
+        Raises UserError if it cannot be written; earlier checkpoints are then untouched."""
         ranks = updater.strategy.ranks
         if ranks.is_first:
             self._write(updater, state)

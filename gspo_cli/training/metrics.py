@@ -50,7 +50,7 @@ class Sums(Accumulator):
 class UpdateReport:
     """Report of one iteration. Everything except `sums` is the same on every rank: `tokens` and `sequences`
     count the answers of all, `short_tokens` and `short_sequences` the shorter half of each minibatch's.
-    `clip_range` holds the widths in force, None where unbounded. `oom_events` counts how often memory ran
+    `clip_range` holds the widths in force, None if unbounded. `oom_events` counts how often memory ran
     out, `tokens_per_microbatch` is the budget left."""
 
     sums: Sums = field(default_factory=Sums)
@@ -190,7 +190,7 @@ def _counterfactual_metrics(report: UpdateReport) -> dict[str, Any]:
 
 
 def _length_metrics(report: UpdateReport) -> dict[str, Any]:
-    """Of the answers with at most and with more trained tokens than the median of their minibatch; None where
+    """Of the answers with at most and with more trained tokens than the median of their minibatch; None if
     a half is empty (answers of one length are all short)."""
     short = (report.short_tokens, report.short_sequences)
     long = (report.tokens - report.short_tokens, report.sequences - report.short_sequences)

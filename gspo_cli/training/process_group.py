@@ -81,7 +81,7 @@ def join(hardware: HardwareConfig) -> ProcessGroup:
     one.
 
     Takes the GPU of LOCAL_RANK where the run uses GPUs. The process ends with the one that started it.
-    Raises UserError where processes or GPUs are not those of the configuration."""
+    Raises UserError if processes or GPUs are not those of the configuration."""
     _end_with_parent()
     os.environ["DS_ACCELERATOR"] = hardware.device.value  # before any library imports deepspeed in passing
     meant = hardware.nodes * (hardware.processes or int(os.environ["WORLD_SIZE"]))

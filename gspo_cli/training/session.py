@@ -57,7 +57,7 @@ def run_training(
     """Train `config` in `folder`, where its config.yaml is; resumes from the last checkpoint there.
 
     `reward` None takes the one that `config` names; `ranks` None is this process alone. Returns the summary,
-    which is also written. A failure is recorded in it and raised. Raises UserError where another process
+    which is also written. A failure is recorded in it and raised. Raises UserError if another process
     trains in the folder."""
     if ranks is None and config.hardware.zero_stage > 0:
         raise UserError(
@@ -218,7 +218,7 @@ def build_reward(config: RunConfig) -> RewardFunction:
 
 
 def check_positions(config: RunConfig, positions: int) -> None:
-    """Raise UserError where the longest prompt and answer do not fit the model's context."""
+    """Raise UserError if the longest prompt and answer do not fit the model's context."""
     rollout = config.rollout
     needed = rollout.max_prompt_length + rollout.max_completion_length
     if needed > positions:
@@ -302,7 +302,7 @@ def summarize(
 
 
 def installed(package: str) -> str | None:
-    """Version of a package; None where it runs from a folder without being installed."""
+    """Version of a package; None if it runs from a folder without being installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -230,7 +230,7 @@ class Trainer:
 
     def _kl_to_initial(self, found: Evaluation) -> float | None:
         """KL(policy || model before training) in nats per token: mean log ratio of the tokens of each sampled
-        held-out answer, averaged over answers. None where it is not measured."""
+        held-out answer, averaged over answers. None if it is not measured."""
         answers = [t for group in found.sampled for t in group if t.num_actions and t.excluded is None]
         if not answers or not self.config.measures_kl:
             return None

@@ -186,7 +186,7 @@ class Updater:
     ) -> Sums:
         """What `attempt` returns; when memory runs out, it is repeated with micro-batches half as large.
 
-        Raises UserError where they cannot be halved. With several ranks, no rank can leave a collective
+        Raises UserError if they cannot be halved. With several ranks, no rank can leave a collective
         operation, so the run ends."""
         while True:
             try:

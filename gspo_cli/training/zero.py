@@ -188,7 +188,7 @@ def sharded_loading(config: RunConfig) -> AbstractContextManager[None]:
 
 
 def imported(device: Device) -> ModuleType:
-    """DeepSpeed, set to this device and quiet. Raises UserError where it is not installed."""
+    """DeepSpeed, set to this device and quiet. Raises UserError if it is not installed."""
     os.environ["DS_ACCELERATOR"] = device.value
     require_deepspeed()
     with warnings.catch_warnings():

@@ -212,7 +212,7 @@ def split_note(sides: Split) -> list[str]:
 
 
 def user_of(data: RetailData, actions: Sequence[Mapping[str, Any]]) -> str:
-    """Whose orders or profile the gold actions are about; empty where they say nothing of it."""
+    """Whose orders or profile the gold actions are about; empty if they say nothing of it."""
     database = RetailDatabase(data)
     for action in actions:
         call = gold_call(action["name"], action["kwargs"], ALL_TOOLS)

@@ -54,7 +54,7 @@ def owner(database: RetailDatabase, call: ToolCall) -> str | None:
 
 
 def gold_call(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolCall | None:
-    """A gold action as the call that an agent would make; None where it is not a well-formed one."""
+    """A gold action as the call that an agent would make; None if it is not a well-formed one."""
     call = read_turn(json.dumps({"name": name, "arguments": arguments}), tools)
     return call if isinstance(call, ToolCall) else None
 

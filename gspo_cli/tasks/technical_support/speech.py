@@ -36,7 +36,7 @@ SCREENS = {
 }
 NAMES = {setting: tuple(map(plain, names)) for setting, names in ALIASES.items()}
 LOOKS = {screen: tuple(map(plain, names)) for screen, names in SCREENS.items()}
-# Verbs with the value they give, or None where the value follows: "turn it off", "set it to 5g".
+# Verbs with the value they give, or None if the value follows: "turn it off", "set it to 5g".
 VERBS: dict[str, str | None] = dict.fromkeys(
     ["turn", "switch", "set", "put", "change", "toggle", "select", "choose", "make", "ensure", "keep"]
 )
