@@ -1,6 +1,6 @@
 """gspo-cli: Group Sequence Policy Optimization for language-model agents, as commands and as a Python API.
 
-The names below are the API; each is imported when it is first used, so that commands stay quick."""
+The names below are the API; each is imported on first use, so that commands start quickly."""
 
 from __future__ import annotations
 

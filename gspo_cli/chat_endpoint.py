@@ -15,12 +15,12 @@ from gspo_cli.errors import UserError
 if TYPE_CHECKING:
     import httpx
 
-LONGEST_WAIT = 60.0  # seconds; the most of a Retry-After header that is respected
-SHOWN = 200  # characters of a server's answer that an error repeats
+LONGEST_WAIT = 60.0  # seconds; longest Retry-After header that is honored
+SHOWN = 200  # characters of a server's answer that an error quotes
 
 
 class EndpointError(Exception):
-    """The server could not be reached, refused, or answered with something other than a completion."""
+    """The server was unreachable, refused the request, or did not return a completion."""
 
 
 class ChatEndpoint:
@@ -62,7 +62,7 @@ class ChatEndpoint:
         }
 
     async def complete(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The model's next message. Raises EndpointError where every attempt fails."""
+        """The model's next message. Raises EndpointError if every attempt fails."""
         import httpx
 
         body = json.dumps(self.request(messages)).encode()  # ASCII: lone surrogates survive
@@ -122,14 +122,14 @@ class ChatEndpoint:
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise self._error(f"no choices[0].message.content in: {text[:SHOWN]}") from error
         if not isinstance(content, str):
-            raise self._error(f"choices[0].message.content is not a text in: {text[:SHOWN]}")
+            raise self._error(f"choices[0].message.content is not a string in: {text[:SHOWN]}")
         return content
 
     def _key(self) -> str:
         return os.environ.get(self.api_key_variable, "").strip()
 
     def _error(self, reason: str) -> EndpointError:
-        """The error for `reason`, without the key, which some servers repeat."""
+        """The error for `reason`, with the key removed, because some servers echo it."""
         key = self._key()
         shown = " ".join(reason.split())
         return EndpointError(f"{self.url}: {shown.replace(key, '***') if key else shown}")

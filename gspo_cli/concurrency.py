@@ -44,7 +44,7 @@ BACKGROUND = Background()
 
 def gather(jobs: Iterable[Awaitable[Any]], limit: int, timeout: float | None) -> list[Any]:
     """Run all jobs, `limit` at a time and each for at most `timeout` seconds. Returns, in the order of the
-    jobs, what each returned or the exception it raised; TookTooLong where its time was up.
+    jobs, what each returned or the exception it raised; TookTooLong where a job exceeded its limit.
 
     The clock of a job starts with the job. Raises RuntimeError when called by one of its own jobs."""
     pending = list(jobs)
@@ -52,7 +52,7 @@ def gather(jobs: Iterable[Awaitable[Any]], limit: int, timeout: float | None) ->
         return []
     if BACKGROUND.is_current_thread():
         _close(pending)
-        raise RuntimeError("gather is called by one of its own jobs; use await and asyncio.gather there")
+        raise RuntimeError("gather was called from one of its own jobs; use await and asyncio.gather there")
     future = asyncio.run_coroutine_threadsafe(_run(pending, limit, timeout), BACKGROUND.loop())
     try:
         return future.result()
@@ -78,9 +78,9 @@ async def _outcome(job: Awaitable[Any], timeout: float | None) -> Any:
     try:
         async with asyncio.timeout(timeout) as clock:
             return await job
-    except TimeoutError as error:  # its own limit, or one inside the job
+    except TimeoutError as error:  # this limit, or a time limit inside the job
         return TookTooLong(f"took longer than {timeout:g} s") if clock.expired() else error
-    except (KeyboardInterrupt, SystemExit) as error:  # would end the shared loop
+    except (KeyboardInterrupt, SystemExit) as error:  # these would end the shared loop
         return RuntimeError(f"raised {type(error).__name__}")
     except Exception as error:  # the caller handles it
         return error

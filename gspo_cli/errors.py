@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The one error whose message is written for users."""
 
 
 class UserError(Exception):

@@ -9,8 +9,7 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *where: int) -> np.random.Generator:
-    """Independent generator for one purpose at one place, e.g. `generator(seed, "sample", iteration,
-    row)`."""
+    """Independent generator for one purpose and place, e.g. `generator(seed, "sample", iteration, row)`."""
     entropy = [seed, zlib.crc32(purpose.encode()), *where]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 

@@ -1,4 +1,4 @@
-"""The former place of `gspo_cli.tasks.tools`, for modules of users that import it."""
+"""Former location of `gspo_cli.tasks.tools`, for user modules that import it."""
 
 from gspo_cli.tasks.tools import (
     LONGEST_CALL,

@@ -29,7 +29,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to solve: the messages the agent first sees and what a reward needs to judge the answer.
+    """One thing to solve: the messages the agent first sees and what a reward needs to score the answer.
     `about` tells a person who takes the user's place who they are."""
 
     id: str
@@ -41,7 +41,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation that ends well, for the cold start; assistant messages are the trained ones."""
+    """A conversation that ends well, for the cold start; its assistant messages are trained on."""
 
     messages: tuple[Message, ...]
 
@@ -59,9 +59,9 @@ class FinishReason(Enum):
 class RewardResult:
     """A reward with its named parts. `total_reward` is what is trained on; the parts are logged.
 
-    `turn_rewards`, where given, says how much of the total each of the agent's turns earned; what it leaves
-    of the total belongs to the last turn. `solved` decides success where the total alone does not (None: a
-    total of 0.99 or more is a success)."""
+    `turn_rewards`, where given, says how much of the total each of the agent's turns earned; the remainder of
+    the total belongs to the last turn. `solved` decides success where the total alone does not (None: a total
+    of 0.99 or more is a success)."""
 
     total_reward: float
     component_rewards: Mapping[str, float] = field(default_factory=dict)
@@ -72,8 +72,8 @@ class RewardResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a conversation, as its environment knows it. `counts` are logged as environment/<name>,
-    `details` are for people and for rewards of their own, as plain JSON values."""
+    """The outcome of a conversation, as reported by its environment. `counts` are logged as
+    environment/<name>, `details` are for people and for custom rewards, as plain JSON values."""
 
     solved: bool | None = None
     counts: Mapping[str, float] = field(default_factory=dict)
@@ -84,11 +84,11 @@ class Outcome:
 class Trajectory:
     """One conversation as the trainer sees it: ragged lists of length n = number of tokens.
 
-    `action_mask[t]` is true where the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0
+    `action_mask[t]` is true if the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0
     and is -1 elsewhere. `turn_rewards` has one entry per agent turn; once scored they add up to `reward`.
     `progress` has one entry per agent turn: the environment's `Step.progress` after it. `reward` is None
-    until it is scored, and stays None with `excluded` set to the reason where a grader failed and the setting
-    says to leave the sample out.
+    until it is scored, and stays None with `excluded` set to the reason if a grader failed and the settings
+    exclude such samples.
     """
 
     problem: Problem
@@ -123,6 +123,6 @@ class Trajectory:
 
     @property
     def answer(self) -> str:
-        """Text of the agent's last turn; empty where it said nothing."""
+        """Text of the agent's last turn; empty if it said nothing."""
         spoken = [message.content for message in self.messages if message.role == "assistant"]
         return spoken[-1] if spoken else ""

@@ -168,8 +168,8 @@ def test_no_command_can_go_on_with_a_reward_that_a_script_gave(tmp_path, reporte
     done = gspo_train(f"resume={agent.run_folder}", "training.num_outer_iterations=2")
     assert done.returncode == 2
     [sentence] = done.stderr.splitlines()
-    said = f"gspo-train: reward=python object {__name__}.Brief: was made by a script and cannot be made again"
-    assert sentence == f"{said}; run the script anew, or evaluate with reward=null, the task's own"
+    said = f"gspo-train: reward=python object {__name__}.Brief: was created by a script and cannot be rebuilt"
+    assert sentence == f"{said}; rerun the script, or evaluate with reward=null, the task's own reward"
     assert [name for name, _ in next_commands(agent.summary)] == [
         f"gspo-eval {agent.run_folder} reward=null",
         f"gspo-chat {agent.run_folder}",
@@ -227,9 +227,12 @@ def test_scenarios_without_goals_need_a_reward(tmp_path, reporter):
         (lambda: GSPOConfig(overrides=["algorithm=grpo"]), "algorithm=grpo is not a single setting"),
         (lambda: GSPOConfig(overrides=["logging=wandb"]), "logging=wandb is not a single setting"),
         (lambda: AgentConfig(device="tpu"), "AgentConfig.device=tpu: give cpu or cuda"),
-        (lambda: ConversationEnvironment(task="sales", scenarios=CARDS), "^scenarios: are for the task"),
+        (
+            lambda: ConversationEnvironment(task="sales", scenarios=CARDS),
+            "^scenarios: only apply",
+        ),
         (lambda: ConversationEnvironment().task(), "^task.path: is needed"),
-        (lambda: ConversationEnvironment(scenarios=[{"id": object()}]).task(), "are not plain data"),
+        (lambda: ConversationEnvironment(scenarios=[{"id": object()}]).task(), "cannot be written as JSON"),
         (lambda: ConversationEnvironment(scenarios=[{"id": "x"}]).task(), "scenario 1"),
         (lambda: ConversationEnvironment(task="sales", colour=1).task(), "^task.colour: is not a setting of"),
         (lambda: ConversationEnvironment(task="sales", heldout=object()).task(), "^task.heldout="),
@@ -261,7 +264,7 @@ def test_a_bad_setting_is_said_before_anything_is_made(changes, sentence, tmp_pa
 
 
 def test_a_reward_has_to_be_an_object(tmp_path, reporter):
-    with pytest.raises(UserError, match=r"^reward_model: is a type; give an object of"):
+    with pytest.raises(UserError, match=r"^reward_model: is a type; give an instance of"):
         train(settings(tmp_path, **quick()), reporter, Brief)
 
 
@@ -283,7 +286,7 @@ def test_a_conversation_that_fills_the_model_is_said(folders):
     agent = MultiTurnAgent(AgentConfig(model_name=folders["gpt2"], max_new_tokens=4))
     asyncio.run(agent.initialize())
     assert isinstance(asyncio.run(agent.generate_response("hello")), str)
-    with pytest.raises(UserError, match="fills the model; start a new one"):
+    with pytest.raises(UserError, match="fills the model's context; start a new one"):
         asyncio.run(agent.generate_response("x" * 600))
 
 
@@ -291,8 +294,8 @@ def test_a_conversation_that_fills_the_model_is_said(folders):
     ("messages", "sentence"),
     [
         ([], "there is no message to answer"),
-        ([Message("assistant", "hi"), Message("user", "hello")], "the first message is its own"),
-        ([{"role": "assistant", "content": "hi"}], "the first message is its own"),
+        ([Message("assistant", "hi"), Message("user", "hello")], "the first message is from the assistant"),
+        ([{"role": "assistant", "content": "hi"}], "the first message is from the assistant"),
         ([Message("user", "hello"), {"role": "user"}], "message 2 is not valid; give a role"),
         ([{"content": "hello"}], "message 1 is not valid"),
         ([{"role": "customer", "content": "hello"}], "message 1 is not valid"),
@@ -320,11 +323,11 @@ def test_a_reward_with_settings_is_named_on_the_command_line(tmp_path, reporter)
     [
         (
             ["reward_settings={wieght: 1}"],
-            r"^reward_settings.wieght: is not a setting of .*; it takes weight",
+            r"^reward_settings.wieght: is not a setting of .*; its settings are weight",
         ),
         ([f"reward={__name__}.quick"], "must be a subclass of"),
         ([f"reward={__name__}.Nothing"], "cannot be imported"),
-        (["reward=python object mine.Reward"], "was made by a script"),
+        (["reward=python object mine.Reward"], "was created by a script"),
     ],
 )
 def test_a_reward_that_cannot_be_made_is_said_in_a_sentence(overrides, sentence, tmp_path, reporter):

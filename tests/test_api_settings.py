@@ -69,7 +69,7 @@ def test_a_system_prompt_is_taken_as_it_is_written(prompt, place, tmp_path):
 def test_a_value_that_is_still_to_be_given_is_asked_for():
     node = composed(["task=customer_service"])
     node.task.system_prompt = "???"
-    with pytest.raises(UserError, match=r"^task.system_prompt: has no value; give one with"):
+    with pytest.raises(UserError, match=r"^task.system_prompt: has no value; set it with"):
         build_config(node)
     with pytest.raises(UserError, match=r"^task.*has no value|^task.*missing mandatory"):
         build_task(node.task)

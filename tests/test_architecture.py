@@ -24,7 +24,7 @@ LAYERS = [
     ["config", "concurrency", "chat_endpoint"],
     ["algorithm", "rewards"],
     ["tasks"],
-    ["environments", "tool_calls"],  # former places of modules that users import
+    ["environments", "tool_calls"],  # former locations of modules that users import
     ["policy", "run"],
     ["rollout", "console"],
     ["diagnosis"],

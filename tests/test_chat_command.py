@@ -69,7 +69,7 @@ def said_by(lines):
 def test_a_person_talks_to_the_agent_in_the_shop(chat):
     out = chat("--problem 2 --temperature 1", "hello\nplease cancel my order\n")
     assert out[0].startswith("You are the user of heldout-2: ")
-    assert re.match(r"Your email is \w+@mail\.com\. The task.s own user would begin: ", out[1])
+    assert re.match(r"Your email is \w+@mail\.com\. The task.s own user would start with: ", out[1])
     assert [line.partition(":")[0] for line in out[2:]] == ["user", "agent", "user", "agent"]
     assert out[2] == "user: hello"
 
@@ -150,7 +150,9 @@ def test_a_run_whose_reward_a_script_gave_can_be_talked_to_and_watched(chat, run
     (folder / "config.yaml").write_text(saved.replace("reward: null", "reward: python object mine.Reward"))
     assert chat("", "hello\n", folder)[-1].startswith("agent")
     out = chat("--watch 1", "", folder)
-    assert out[0] == "The run's reward was a Python object; conversations are scored by the task's own."
+    assert out[0] == (
+        "The run's reward was a Python object; conversations are scored by the task's own reward."
+    )
     assert any("standing/outcome" in line for line in out)
 
 

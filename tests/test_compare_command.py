@@ -196,7 +196,7 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "nothing to compare; give run folders, or what to train"),
+        ([], "nothing to compare; give run folders, or settings to train with"),
         (["nowhere"], "nowhere: does not exist"),
         (["."], "contains no run"),
         (["seed=3"], "seed=3: is set by the comparison"),
@@ -207,18 +207,21 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
         (["training.updates_per_rollout=1"], "training.updates_per_rollout=1: the ratio is then 1"),
         (["compare.sed=1"], "compare.sed: is not a setting; did you mean seeds?"),
         (["compare.tune.trals=1"], "did you mean tune.trials?"),
-        (["compare.seeds=[0,0]"], "compare.seeds=[0, 0]: has a seed twice"),
+        (["compare.seeds=[0,0]"], "compare.seeds=[0, 0]: has a duplicate seed"),
         (["compare.seeds=[0"], "compare.seeds=[0: cannot be read"),
         (["compare.algorithms=[gspo]"], "there is nothing to compare it with"),
         (
             ['compare.algorithms=[grpo,"grpo algorithm.beta=0.0"]'],
-            "grpo and grpo algorithm.beta=0.0 are one configuration",
+            "grpo and grpo algorithm.beta=0.0 are the same configuration",
         ),
-        (["compare.baseline=grp0"], "compare.baseline=grp0: must be one of the arms gspo; grpo"),
+        (
+            ["compare.baseline=grp0"],
+            "compare.baseline=grp0: is not one of the arms; choose one of gspo; grpo",
+        ),
         (["compare.folder=/dev/null/x"], "compare.folder=/dev/null/x: cannot be created"),
         (["-cd", "nowhere", "task=arithmetic"], "-cd nowhere: is not a folder"),
         (["compare.level=2"], "compare.level=2.0: must be"),
-        (["compare.tune.trials=99"], "compare.tune.trials=99: there are 9 candidates"),
+        (["compare.tune.trials=99"], "compare.tune.trials=99: there are only 9 candidates"),
         (["compare.tune.trials=2", "compare.seeds=[1000]"], "compare.tune.seed=1000: is also compared"),
         (["model.name=nothing", "model.use_8bit=maybe"], "model.use_8bit"),
     ],
@@ -235,9 +238,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, arguments, s
 def test_folders_take_no_settings_of_runs(tmp_path):
     write_run(tmp_path / "run")
     for text, reason in (
-        ("task=arithmetic", "does not apply to runs in folders"),
-        ("compare.seeds=[0]", "sets what is trained, but folders are given"),
-        ("compare.tune.trials=3", "sets what is trained, but folders are given"),
+        ("task=arithmetic", "does not apply to existing runs"),
+        ("compare.seeds=[0]", "is a training setting, but run folders are given"),
+        ("compare.tune.trials=3", "is a training setting, but run folders are given"),
     ):
         done = compare(tmp_path, "run", text)
         assert done.returncode == 2

@@ -31,7 +31,7 @@ from tests.support.stored_runs import changed, stored_run, write_run
 LEVEL = 0.95
 BETWEEN = ("score_at_tokens", "auc", "steps_to_threshold", "tokens_to_threshold")
 EXACT = {"noise": 0.0, "seed_spread": 0.0, "jitter": 0.0}
-IDLE = "No run learned: this says nothing about the algorithms."
+IDLE = "No run learned: the comparison says nothing about the algorithms."
 
 
 def runs_of(seeds=range(3), iterations=20, every=4, **finals):
@@ -99,11 +99,11 @@ def test_the_problem_test_names_runs_and_no_algorithm_as_the_winner():
     )
     (one,) = found([runs[0], runs[3]]).problem_tests
     assert one.sentence.startswith("one run of gspo solves more held-out problems than one of grpo, by 0.2")
-    assert one.sentence.endswith("other seeds may give another result, about which one seed says nothing")
+    assert one.sentence.endswith("other seeds may give another result, and a single seed cannot tell")
     same = found(runs_of(gspo=EXACT, grpo=EXACT)).problem_tests[0].sentence
     assert same.startswith("not distinguishable on these problems: the 3 runs of gspo and the 3 of grpo")
     (void,) = found([changed(runs[0], rollout__temperature=0.5), *runs[1:]]).problem_tests
-    assert void.sentence.startswith("no verdict; ")
+    assert void.sentence.startswith("inconclusive; ")
     methods = " ".join(found(runs).methods)
     assert "not which algorithm is better" in methods
 
@@ -169,25 +169,25 @@ def test_an_arm_of_which_not_all_runs_reached_the_threshold_has_no_value():
     assert (steps.arm.n, steps.arm.of, steps.arm.value is None) == (5, None, False)
     assert steps.baseline == Estimate(None, n=1, of=5)
     assert (steps.difference, steps.verdict) == (Estimate(None), Verdict.void)
-    assert steps.sentence == "no verdict: only 1 of 5 grpo runs reached the threshold"
+    assert steps.sentence == "inconclusive: only 1 of 5 grpo runs reached the threshold"
     console = Console(width=80, file=io.StringIO())
     show(comparison, [], console)
     assert "grpo reached by 1 of 5 runs" in comparison.claims[1].measured
     shown = console.file.getvalue()
     assert "…" not in shown
-    assert all(part in shown for part in ("no verdict: 5 of 5", "and 1 of 5 reached"))
+    assert all(part in shown for part in ("inconclusive: 5 of 5", "and 1 of 5 reached"))
     for text in (markdown(comparison), page(comparison)):
-        assert "no verdict: 5 of 5 and 1 of 5 reached" in text
+        assert "inconclusive: 5 of 5 and 1 of 5 reached" in text
 
 
 def test_there_is_no_threshold_where_the_lowest_arm_does_not_rise():
     comparison = found(runs_of(gspo={"final": 0.8, **EXACT}, grpo={"final": 0.3, **EXACT}))
     steps = contrast_of(comparison, "steps_to_threshold")
-    why = "no threshold, because the lowest arm's held-out score did not rise; give compare.threshold"
+    why = "no threshold, because the lowest arm's held-out score did not rise; set compare.threshold"
     assert steps.sentence == f"not measured: {why}"
     assert steps.arm.value is None
     assert contrast_of(comparison, "auc").arm.value is not None
-    assert any(method.startswith("There is no threshold to reach") for method in comparison.methods)
+    assert any(method.startswith("There is no threshold:") for method in comparison.methods)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_over_which_seeds_a_difference_is_stands_beside_it():
 
 def test_that_intervals_are_not_adjusted_is_said_where_they_stand():
     comparison = found(runs_of(gspo=0.7, grpo=0.7))
-    assert 'one may exclude 0 beside "not distinguishable"' in reading(comparison)
+    assert 'one may exclude 0 although the result is "not distinguishable"' in reading(comparison)
     assert any("Intervals are not adjusted" in method for method in comparison.methods)
 
 

@@ -147,8 +147,8 @@ def test_runs_of_another_task_or_model_are_left_out(folder):
     write_stored(folder / "model", changed(run, model__label="tiny_moe"))
     runs, out = find_runs([folder])
     assert len(runs) == 6
-    assert reasons(out)["task"].startswith("task countdown, most of the runs have task arithmetic")
-    assert reasons(out)["model"].startswith("model tiny_moe, most of the runs have model tiny")
+    assert reasons(out)["task"].startswith("task countdown, but most of the runs have task arithmetic")
+    assert reasons(out)["model"].startswith("model tiny_moe, but most of the runs have model tiny")
 
 
 def test_of_a_repeated_run_the_longest_counts_then_the_last_by_name(folder):
@@ -177,9 +177,9 @@ def test_one_update_per_rollout_is_refused():
 def test_one_seed_gives_no_verdict():
     found = compare(pair(0, gspo={"final": 0.9}), [], CompareConfig())
     assert {contrast.verdict for contrast in found.contrasts} == {Verdict.void}
-    assert found.contrasts[0].sentence.startswith("one seed: no verdict; the difference is 0.")
+    assert found.contrasts[0].sentence.startswith("inconclusive with one seed; the difference is 0.")
     assert found.contrasts[0].difference.low is None
-    assert "gspo has one seed only: no interval and no verdict." in found.cautions
+    assert "gspo has only one seed: it has no interval and the result is inconclusive." in found.cautions
 
 
 def test_a_setting_beside_algorithm_and_seed_voids_every_verdict_unless_it_is_asked_for():
@@ -190,7 +190,7 @@ def test_a_setting_beside_algorithm_and_seed_voids_every_verdict_unless_it_is_as
     assert found.differences == [{"key": "rollout.temperature", "values": both, "allowed": False}]
     assert {contrast.verdict for contrast in found.contrasts} == {Verdict.void}
     assert "compare.allow=[rollout.temperature]" in found.voided[0]
-    assert found.headline[0].startswith("No verdict")
+    assert found.headline[0].startswith("Inconclusive")
     for allow in ("rollout.temperature", "rollout"):
         asked = compare(runs, [], CompareConfig(allow=[allow]))
         assert asked.voided == []
@@ -220,7 +220,7 @@ def test_arms_of_one_algorithm_are_named_by_what_is_unusual_of_them():
     assert "algorithm.clip_range_left=0.3" in overrides
     named = compare([*replay, *grpo], [], CompareConfig(baseline="grpo algorithm.routing_replay=true"))
     assert named.baseline == "grpo routing_replay=true"
-    with pytest.raises(UserError, match=r"compare\.baseline=ppo: must be one of the arms"):
+    with pytest.raises(UserError, match=r"compare\.baseline=ppo: is not one of the arms"):
         compare([*replay, *grpo], [], CompareConfig(baseline="ppo"))
 
 
@@ -274,7 +274,9 @@ def test_other_held_out_problems_void_the_comparison():
     runs = pair(*SEEDS)
     other = [line | {"problems": ["x", *line["problems"][1:]]} for line in runs[0].heldout]
     found = compare([replace(runs[0], heldout=other), *runs[1:]], [], CompareConfig())
-    assert found.voided == ["The held-out problems are not the same in all runs; evaluate all on the same."]
+    assert found.voided == [
+        "The held-out problems are not the same in all runs; evaluate all runs on the same problems."
+    ]
 
 
 def test_older_runs_lack_outcomes_and_the_rest_stands():

@@ -300,7 +300,7 @@ def test_a_threshold_that_some_runs_miss_gets_no_verdict():
     )
     steps = contrast_of(found, "steps_to_threshold")
     assert steps.verdict is Verdict.void
-    assert steps.sentence == "no verdict: only 0 of 3 grpo runs reached the threshold"
+    assert steps.sentence == "inconclusive: only 0 of 3 grpo runs reached the threshold"
     assert steps.p_adjusted is None
     assert steps.arm.n == 3
 

@@ -164,7 +164,7 @@ def test_a_part_with_too_many_turns_is_named():
 @pytest.mark.parametrize(
     ("parts", "bounds", "sentence"),
     [
-        ({}, (0.0, 1.0), "parts: are empty"),
+        ({}, (0.0, 1.0), "parts: is empty"),
         ({"a": (float("nan"), Plain(1.0))}, (0.0, 1.0), r"parts\.a: has weight nan"),
         ({"a": (float("inf"), Plain(1.0))}, (0.0, 1.0), r"parts\.a: has weight inf"),
         ({"a": (1.0, Plain)}, (0.0, 1.0), r"parts\.a: is not a RewardFunction"),

@@ -142,7 +142,7 @@ def test_what_is_no_run_is_said_in_one_sentence_with_exit_code_2(tmp_path):
         (tmp_path / "nowhere", "is not a folder"),
         (ROOT / "README.md", "is not a folder"),
         (tmp_path / "empty", "is not a run folder (no config.yaml)"),
-        (tmp_path / "other", "has no settings of model"),
+        (tmp_path / "other", "has no model settings"),
         (damaged(tmp_path, ""), "has no iterations yet"),
     ):
         done = doctor(str(folder))
@@ -249,7 +249,7 @@ def test_a_loss_that_does_not_decrease_names_the_cause_or_says_that_there_is_non
     assert "algorithm.dynamic_sampling=true" in equal.settings
     still = answers(run_of(12, 1, reward=0.2))["loss not decreasing"]
     assert (
-        "no rule says why: use training.num_outer_iterations=200, or algorithm.learning_rate=0.0003"
+        "no rule explains it: use training.num_outer_iterations=200, or algorithm.learning_rate=0.0003"
         in still.fix
     )
     fast = answers(run_of(12, 1, reward=0.2), None, "algorithm.learning_rate=0.001")["loss not decreasing"]

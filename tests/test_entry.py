@@ -35,7 +35,7 @@ def test_a_checkout_that_is_not_installed_has_a_version_too(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", absent)
-    assert entry.version() == "gspo-cli 0.1.0 (a checkout that is not installed)"
+    assert entry.version() == "gspo-cli 0.1.0 (source checkout, not installed)"
     monkeypatch.setattr(entry, "PACKAGE", Path("/nowhere/gspo_cli"))
     assert entry.version() == "gspo-cli (unknown version: the package is not installed)"
 

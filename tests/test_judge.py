@@ -273,8 +273,8 @@ def test_a_reply_without_a_score_is_an_error_and_not_0(server, reply):
     server.replies = [said(reply)]
     trajectory = conversation()
     assert judged(LLMJudge(server.url, "m"), trajectory, on_error=RewardErrors.exclude) == [None]
-    assert trajectory.excluded.startswith("the judge gave")
-    with pytest.raises(RewardError, match="the judge gave"):
+    assert trajectory.excluded.startswith("the judge returned")
+    with pytest.raises(RewardError, match="the judge returned"):
         read_score(reply, 10)
 
 

@@ -78,7 +78,9 @@ def test_gpus_are_assigned_in_groups_and_too_many_runs_are_refused(monkeypatch):
     groups = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in make_slots(Device.cuda, None, 2)]
     assert groups == ["4,5", "6,7"]
     assert len(make_slots(Device.cuda, 1, 2)) == 1
-    with pytest.raises(UserError, match=r"parallel=3: 5 GPUs are visible, and a run takes 2; use at most 2"):
+    with pytest.raises(
+        UserError, match=r"parallel=3: 5 GPUs are visible, and each run needs 2; use at most 2"
+    ):
         make_slots(Device.cuda, 3, 2)
 
 

@@ -111,7 +111,7 @@ def test_a_model_without_a_template_reads_plain_lines(tmp_path):
 
 
 def test_what_is_no_reward_model_is_refused(folder, tmp_path):
-    with pytest.raises(UserError, match="has 2 outputs; a reward model has one"):
+    with pytest.raises(UserError, match="has 2 outputs; a reward model has exactly one"):
         HuggingFaceReward(write_model(tmp_path, outputs=2))
     with pytest.raises(UserError, match="cannot be loaded"):
         HuggingFaceReward(str(tmp_path / "nowhere"))

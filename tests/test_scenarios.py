@@ -121,7 +121,7 @@ def test_a_second_file_can_be_held_out(tmp_path):
     task = own(tmp_path, *variants(3), heldout_path=str(held))
     assert [p.id for p in task.heldout_problems()] == ["card-0"]
     assert len(task.train_problems()) == 2
-    assert task.notes() == ["1 training scenarios are left out: their ids are held out, too"]
+    assert task.notes() == ["1 training scenarios are left out: their ids are also held out"]
 
 
 BEAT = ROW["beats"][0]
@@ -136,21 +136,21 @@ BEAT = ROW["beats"][0]
         (changed(opening=None), 'scenario 2: needs "opening"'),
         (changed(goals=[]), 'scenario 2: needs "goals"'),
         (changed(gaols=["x"]), 'scenario 2: has an unknown key "gaols"'),
-        (changed(patience=0), 'scenario 2: "patience" has to be'),
-        (changed(beats={}), 'scenario 2: "beats" has to be a list'),
+        (changed(patience=0), 'scenario 2: "patience" must be'),
+        (changed(beats={}), 'scenario 2: "beats" must be a list'),
         (changed(beats=[3]), "scenario 2, beats 1: is not a JSON object"),
-        (changed(beats=[{**BEAT, "say": 3}]), 'scenario 2, beats 1: "say" has to be a text'),
-        (changed(beats=[{**BEAT, "end": 1}]), 'scenario 2, beats 1: "end" has to be true'),
+        (changed(beats=[{**BEAT, "say": 3}]), 'scenario 2, beats 1: "say" must be a string'),
+        (changed(beats=[{**BEAT, "end": 1}]), 'scenario 2, beats 1: "end" must be true'),
         (changed(beats=[{**BEAT, "when": {}}]), 'scenario 2, beats 1, when: needs "all" or "any"'),
-        (changed(beats=[{**BEAT, "when": {"any": ["?!"]}}]), "has a text without words"),
-        (changed(beats=[{**BEAT, "when": {"all": "a"}}]), 'beats 1, when: "all" has to be a list'),
+        (changed(beats=[{**BEAT, "when": {"any": ["?!"]}}]), "has a string without words"),
+        (changed(beats=[{**BEAT, "when": {"all": "a"}}]), 'beats 1, when: "all" must be a list'),
         (changed(beats=[{**BEAT, "when": {"some": ["a"]}}]), 'when: has an unknown key "some"'),
         (changed(beats=[{**BEAT, "after": ["x"]}]), 'no beat reaches the goal "blocked"'),
         (changed(goals=["identified"]), 'a beat reaches "blocked", which is not in "goals"'),
         (changed(facts=[{**ROW["facts"][0], "unless": ["x"]}]), '"x" in after or unless is not a goal'),
         (changed(facts=[{"name": "x"}]), "scenario 2, facts 1, when: is not a JSON object"),
-        (changed(tools=[{"name": "a b"}]), 'scenario 2, tools 1: "name" has to be letters'),
-        (changed(tools=[{**ROW["tools"][0], "answers": {"a": 1}}]), '"answers" has to be an object of texts'),
+        (changed(tools=[{"name": "a b"}]), 'scenario 2, tools 1: "name" must consist of letters'),
+        (changed(tools=[{**ROW["tools"][0], "answers": {"a": 1}}]), '"answers" must be an object of strings'),
         (changed(example=["hello"]), '"example" does not solve it (goals missed: identified, blocked; facts'),
         ({"id": "f", "user_responses": []}, '"user_responses" is empty'),
         ({"id": "f", "user_responses": ["a"], "goals": ["b"]}, 'has an unknown key "goals"'),
@@ -163,7 +163,7 @@ def test_a_mistake_in_a_file_is_one_sentence_with_its_place(row, sentence, tmp_p
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "cannot be read"), (b"", "is not JSON"), (b"\xff", "is not JSON"), (b"{}", "has to be a list")],
+    [(None, "cannot be read"), (b"", "is not JSON"), (b"\xff", "is not JSON"), (b"{}", "must be a list")],
 )
 def test_a_file_that_cannot_be_used_is_an_error_that_names_its_setting(content, reason, tmp_path):
     bad = tmp_path / "bad.json"
@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_used_is_an_error_that_names_its_setting(content, 
 
 def test_tools_of_one_name_are_one_tool(tmp_path):
     other = {**ROW, "id": "other", "tools": [{**ROW["tools"][0], "description": "Another."}]}
-    with pytest.raises(UserError, match='describes the tool "find_card" unlike another scenario'):
+    with pytest.raises(UserError, match='describes the tool "find_card" differently from another'):
         own(tmp_path, *variants(2), other).tools()
 
 

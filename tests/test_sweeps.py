@@ -115,7 +115,7 @@ def test_a_failing_job_ends_no_sweep_and_the_next_one_runs_as_if_alone(sweep, tm
     ]
     assert told.out.splitlines()[-2:] == ["3 jobs, 1 failed", "compare with: gspo-compare s"]
     assert "no such judge" in told.err
-    assert "sweep s: if it is interrupted, continue with: gspo-train -m resume=s" in told.out
+    assert "sweep s: if interrupted, continue with: gspo-train -m resume=s" in told.out
     first, broken, last = jobs_of(tmp_path / "s")
     assert (first["code"], broken["code"], last["code"]) == (0, 2, 0)
     assert first["score"] == score_of(Path(first["folder"])) > 0
@@ -167,7 +167,7 @@ def test_a_sweep_with_other_settings_does_not_take_the_folder_of_another(sweep, 
     job = tmp_path / "s" / "0-arithmetic-tiny-gspo-s0"
     prepare(job, resolved_yaml(composed(SMALL)))
     assert sweep("-m", "seed=0", "algorithm.learning_rate=0.5", "hydra.sweep.dir=s") == 2
-    assert "holds a run with another configuration (algorithm.learning_rate)" in capfd.readouterr().err
+    assert "contains a run with another configuration (algorithm.learning_rate)" in capfd.readouterr().err
 
 
 def test_ctrl_c_ends_a_sweep_after_the_checkpoint_of_its_job(sweep, tmp_path, capfd):

@@ -89,7 +89,7 @@ def test_tasks_that_cannot_be_trained_on_are_left_out_and_counted(folder):
     assert task.dropped["split"] == {"no_op": 1, "gold_fails": 1, "judge": 1}
     assert task.notes() == [
         "task.split=train: 3 of 6 tasks are left out: 1 whose gold actions fail, "
-        "1 that only a judge can decide, 1 where doing nothing wins"
+        "1 that only an LLM judge can score, 1 where doing nothing wins"
     ]
 
 
@@ -131,8 +131,8 @@ def test_every_published_fault_is_known():
         ("telecom", "db.toml", None, r"task\.path: .*db\.toml cannot be read"),
         ("telecom", "db.toml", "x", r"task\.path: .*db\.toml is not TOML"),
         ("telecom", "db.toml", "", r'db\.toml needs "plans", a list'),
-        ("telecom", "db.toml", "[[plans]]", r'db\.toml, plans 1: needs "plan_id", a text'),
-        ("telecom", "user_db.toml", "[device]", r'user_db\.toml, device: needs "sim_card_status", a text'),
+        ("telecom", "db.toml", "[[plans]]", r'db\.toml, plans 1: needs "plan_id", a string'),
+        ("telecom", "user_db.toml", "[device]", r'user_db\.toml, device: needs "sim_card_status", a string'),
         ("telecom", "tasks_small.json", '[{"id": "a"}]', r'tasks_small\.json, task 1: needs "ticket"'),
         ("retail", "tasks.json", "{}", r"tasks\.json does not contain a JSON list"),
         ("retail", "tasks.json", '[{"id": "a"}]', r'tasks\.json, task 1: needs "user_scenario"'),
@@ -151,7 +151,7 @@ def test_a_bad_file_is_one_sentence_with_file_and_key(folder, domain, name, dama
     ("settings", "reason"),
     [
         ({"path": None}, r"task\.path: is needed"),
-        ({"split": "other"}, r"task\.split=other: has no task to use"),
+        ({"split": "other"}, r"task\.split=other: has no usable task"),
         ({"split": "nowhere"}, r"task\.split=nowhere: is not in .* it has small, test, other"),
         ({"heldout": 0}, r"task\.heldout=0"),
         ({"domain": "airline"}, r"task\.domain"),

@@ -117,7 +117,7 @@ def test_the_oracle_serves_all_500_published_training_tasks():
 def test_tasks_that_cannot_be_trained_on_are_left_out_and_counted(task):
     assert task.dropped == {"tasks": {"no_op": 1, "gold_fails": 1, "free_text": 1}}
     assert task.notes() == [
-        "task.tasks=train: 3 of 7 tasks are left out: 1 in free text, which takes task.user=ticket or llm, "
+        "task.tasks=train: 3 of 7 tasks are left out: 1 in free text, which needs task.user=ticket or llm, "
         "1 whose gold actions fail, 1 where doing nothing wins"
     ]
     assert built(task.path, user="ticket").dropped == {"tasks": {"no_op": 1, "gold_fails": 1}}
@@ -165,7 +165,7 @@ def test_the_published_python_file_is_read_without_running_it(folder):
     assert not marker.exists()
     (folder / "tasks_bad.py").write_text("TASKS = [Task(user_id=open('ran', 'w'), actions=[])]")
     (folder / "tasks_worse.py").write_text("TASKS = [Task(user_id=1 + x)]")
-    with pytest.raises(UserError, match=r"tasks_bad\.py:1: needs \"user_id\", a text"):
+    with pytest.raises(UserError, match=r"tasks_bad\.py:1: needs \"user_id\", a string"):
         read_cases(folder, "bad", "task.tasks")
     with pytest.raises(UserError, match=r"tasks_worse\.py is not a list of literal tasks"):
         read_cases(folder, "worse", "task.tasks")
@@ -177,7 +177,7 @@ def test_the_published_python_file_is_read_without_running_it(folder):
         ("orders", None, r"task\.path: .*orders\.json cannot be read"),
         ("orders", "{", r"task\.path: .*orders\.json is not JSON"),
         ("users", "[]", r"task\.path: .*users\.json does not contain a JSON dict"),
-        ("orders", '{"#W0": {}}', r'task\.path=.*order #W0: needs "user_id", a text'),
+        ("orders", '{"#W0": {}}', r'task\.path=.*order #W0: needs "user_id", a string'),
         ("users", '{"a": 1}', r"user a: is not an object"),
         ("products", '{"1": {"name": "x", "variants": {"2": {}}}}', r'variant 2: needs "item_id"'),
     ],
@@ -192,10 +192,10 @@ def test_a_bad_file_is_one_sentence_with_file_and_key(folder, table, damage, rea
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"user_id": 3}, r'needs "user_id", a text'),
+        ({"user_id": 3}, r'needs "user_id", a string'),
         (wish(0, "", ("steal", {})), r"'steal' is not a tool"),
         (wish(0, "", cancel("#W0")) | {"actions": [{"name": "think"}]}, r'needs "kwargs", an object'),
-        (wish(0, "", cancel("#W0"), outputs=[""]), r"every output has to be a text"),
+        (wish(0, "", cancel("#W0"), outputs=[""]), r"every output must be a non-empty string"),
     ],
 )
 def test_a_bad_task_is_an_error_that_names_file_and_line(folder, row, reason):

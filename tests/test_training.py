@@ -286,7 +286,7 @@ def test_truncated_sampling_is_reported_as_the_bias_it_is(configure, tmp_path, r
 def test_a_run_does_not_land_on_another(configure, tmp_path, reporter):
     configured = configure()
     run(configured, tmp_path, reporter)
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already contains a run"):
         run(configured, tmp_path, reporter)
 
 

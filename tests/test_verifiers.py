@@ -155,11 +155,11 @@ def test_the_reward_judges_the_last_answer_and_names_its_verifier():
 @pytest.mark.parametrize(
     ("name", "gold", "reason"),
     [
-        ("numeric", "1/2", "not one number"),
-        ("numeric", "1 2", "not one number"),
+        ("numeric", "1/2", "not a single number"),
+        ("numeric", "1 2", "not a single number"),
         ("regex", "(", "not a regular expression"),
-        ("choice", "BC", "not one letter"),
-        ("choice", "", "not one letter"),
+        ("choice", "BC", "not a single letter"),
+        ("choice", "", "not a single letter"),
     ],
 )
 def test_a_gold_answer_that_a_verifier_cannot_use_is_an_error_that_names_its_place(name, gold, reason):

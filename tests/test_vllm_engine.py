@@ -199,7 +199,7 @@ def test_an_engine_that_stays_with_stale_weights_is_noticed(engine, monkeypatch,
     stale = [(name, tensor.clone()) for name, tensor in plain_weights(engine.policy.causal_model)]
     disturb(engine.policy, size)
     monkeypatch.setattr(vllm_engine, "plain_weights", lambda policy: iter(stale))
-    with pytest.raises(UserError, match="does not take new weights"):
+    with pytest.raises(UserError, match="cannot load new weights"):
         engine.refresh()
 
 
@@ -210,7 +210,7 @@ def test_an_engine_with_one_stale_layer_is_noticed(engine, monkeypatch):
     disturb(engine.policy)
     new = dict(plain_weights(engine.policy.causal_model)) | kept
     monkeypatch.setattr(vllm_engine, "plain_weights", lambda policy: iter(new.items()))
-    with pytest.raises(UserError, match="does not take new weights"):
+    with pytest.raises(UserError, match="cannot load new weights"):
         engine.refresh()
 
 

@@ -90,7 +90,8 @@ def test_no_gain_and_a_loss_are_called_so():
 def test_without_two_evaluations_no_change_is_claimed():
     one = evaluation(0, 0.11)
     alone = (
-        "One held-out evaluation, at iteration 0: 0.110 on 200 problems; there is no other to compare with."
+        "One held-out evaluation, at iteration 0: 0.110 on 200 problems; there is no other evaluation "
+        "to compare it with."
     )
     for last in (one, None, evaluation(100, None)):
         sentences = describe(summary(initial_eval=one, final_eval=last, best_eval=one))
@@ -98,7 +99,7 @@ def test_without_two_evaluations_no_change_is_claimed():
         assert not any("best" in sentence for sentence in sentences)
     nothing = summary(initial_eval=None, final_eval=None, best_eval=None, first_reward=None, last_reward=None)
     assert describe(nothing)[1:] == [
-        "No held-out evaluation was made: nothing is known about problems outside training.",
+        "There was no held-out evaluation: performance on problems outside training is unknown.",
         "1.2M tokens were sampled in 1m 20s.",
     ]
 

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 
 class Accumulator:
-    """Base of dataclasses that are added field by field: numbers, tuples and accumulators by their sum,
-    dictionaries by key, and fields declared by `minimum()` or `maximum()` by the smaller or larger value.
-    None means that there is no value yet."""
+    """Base of dataclasses that are merged field by field: numbers, tuples and accumulators are summed,
+    dictionaries are merged by key, and fields declared by `minimum()` or `maximum()` keep the smaller or
+    larger value. None means that there is no value yet."""
 
     def __add__(self, other: Self) -> Self:
         values = {}

@@ -20,9 +20,9 @@ def group_advantages(
 ) -> Tensor:
     """How much better each answer is than its group. rewards, valid (P, G) -> (P, G) in float64.
 
-    GSPO paper, Eq. 6, with the sample standard deviation (n - 1), as TRL and verl have it. Answers that are
-    not `valid` are not part of the baseline and get 0, whatever their reward. A group with equal rewards, or
-    with fewer than two valid answers, gets exactly 0.
+    GSPO paper, Eq. 6, with the sample standard deviation (n - 1), as in TRL and verl. Answers that are not
+    `valid` are not part of the baseline and get 0, whatever their reward. A group with equal rewards, or with
+    fewer than two valid answers, gets exactly 0.
     """
     rewards = torch.where(valid, rewards, 0).double()
     count = valid.sum(dim=1, keepdim=True)  # (P, 1)
@@ -38,7 +38,7 @@ def group_advantages(
         # r_i - mean of the others = (r_i - mean) n / (n - 1)
         centered = centered * count / (count - 1).clamp(min=1)
     informative = valid & has_spread(rewards, valid)[:, None]
-    # filter on the range, not the deviation: rounding leaves a constant group a tiny one
+    # test the range, not the deviation: rounding gives a constant group a tiny deviation
     return torch.where(informative, centered / torch.where(informative, spread, 1), 0)
 
 

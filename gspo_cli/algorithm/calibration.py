@@ -27,7 +27,7 @@ NARROWEST = 1e-8  # a width of 0 is not allowed
 @dataclass(frozen=True)
 class Candidates:
     """What a band of width 0 would clip: `deviation` is ratio - 1, negative where clipped from below, and
-    `tokens` the number of trained tokens of that ratio (1 for a token ratio). Both (N,) float32, in no order.
+    `tokens` the number of trained tokens of that ratio (1 for a token ratio). Both (N,) float32, unordered.
     """
 
     deviation: np.ndarray
@@ -42,7 +42,8 @@ def candidates(
     action_mask: Tensor,
     algorithm: AlgorithmConfig,
 ) -> Candidates:
-    """The candidates of a micro-batch. Three (B, T), advantages (B, 1) or (B, T), as the ratio level says."""
+    """The candidates of a micro-batch. Three (B, T), advantages (B, 1) or (B, T), depending on the ratio
+    level."""
     log_ratio = token_log_ratio(logprobs.detach(), old_logprobs, action_mask)
     per_token = algorithm.ratio_level is RatioLevel.token
     at_level = log_ratio if per_token else sequence_log_ratio(log_ratio, action_mask)
@@ -68,9 +69,9 @@ def calibrated(
 
     Together the bounded sides should clip `fraction` of all `trained_tokens` (including those with A = 0 and
     those of the first minibatch): half from below and half from above, or all on the only bounded side. At
-    most that many are clipped: the ratio at the quantile itself is not. A side with fewer candidates than it
-    should clip takes the smallest deviation among them, at least 1e-8; without candidates it keeps its width.
-    An unbounded side stays unbounded. The left width is at most 1: a ratio is never below 0."""
+    most that many are clipped: the ratio at the quantile itself is not clipped. A side with fewer candidates
+    than it should clip takes the smallest deviation among them, at least 1e-8; without candidates it keeps
+    its width. An unbounded side stays unbounded. The left width is at most 1: a ratio is never below 0."""
     deviation = np.concatenate([np.empty(0, np.float32), *(part.deviation for part in seen)])
     tokens = np.concatenate([np.empty(0, np.float32), *(part.tokens for part in seen)])
     bounded = [width for width in widths if width is not None]

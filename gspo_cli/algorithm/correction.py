@@ -25,7 +25,7 @@ from gspo_cli.config.schema import AlgorithmConfig
 @dataclass(frozen=True)
 class EngineStats(Accumulator):
     """Sums over trained tokens (`token_truncate`) or sequences with a trained token (`sequence_mask`): their
-    number, how many were truncated or masked, and their engine ratios before that."""
+    number, how many were truncated or masked, and their engine ratios before truncation."""
 
     counted: float = 0.0
     dropped: float = 0.0
@@ -58,8 +58,8 @@ def weighted(advantages: Tensor, weights: Tensor, action_mask: Tensor, level: Ra
     """Advantages times engine weights, which weights the policy term under every clip mode: the term is
     proportional to A at a given sign of A, and weights are not negative.
 
-    advantages (B, 1) or (B, T), weights likewise -> (B, 1) or (B, T), as the ratio level takes them. A
-    sequence ratio has one term for all its tokens, so their weights are averaged."""
+    advantages (B, 1) or (B, T), weights likewise -> (B, 1) or (B, T), as the ratio level requires. A sequence
+    ratio has one term for all its tokens, so their weights are averaged."""
     if level is RatioLevel.sequence and weights.shape[1] > 1:
         weights = trained_mean(weights, action_mask)
     return advantages * weights

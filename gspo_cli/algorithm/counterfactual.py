@@ -49,12 +49,13 @@ class Objective:
 
 
 def counterfactual_objectives(algorithm: AlgorithmConfig, presets: Presets) -> dict[str, Objective]:
-    """gspo, gspo_token and grpo with the model's preset bands, without those that are equal to the run's own.
+    """gspo, gspo_token and grpo with the model's preset bands, without those that equal the run's own
+    objective.
 
     A sequence-level run leaves out its own level. A token-level run leaves out grpo where clip mode and band
     are those of the preset (aggregation and advantages change no weight). gspo and gspo_token are equal where
     a sequence has one advantage: gspo_token is included with `credit=turn` only, and for a gspo_token run
-    gspo is, too."""
+    gspo is included as well."""
     gspo = Objective.preset(RatioLevel.sequence, presets.sequence)
     gspo_token = Objective.preset(RatioLevel.sequence_token, presets.sequence)
     grpo = Objective.preset(RatioLevel.token, presets.token)
@@ -93,7 +94,7 @@ class CounterfactualStats(Accumulator):
             return None
         variance_x, variance_y = self.xx - self.x**2 / self.compared, self.yy - self.y**2 / self.compared
         if not (variance_x > ROUNDING * self.xx and variance_y > ROUNDING * self.yy):
-            return None  # also where ratios overflowed
+            return None  # also if ratios overflowed
         covariance = self.xy - self.x * self.y / self.compared
         return max(-1.0, min(1.0, covariance / math.sqrt(variance_x * variance_y)))
 
@@ -158,7 +159,7 @@ def observe(
         x, y = torch.where(compared, mine, 0), torch.where(compared, theirs, 0)
         sums += [clipped.sum(), clipped.any(dim=1).sum(), compared.sum(), x.sum(), y.sum()]
         sums += [(x * x).sum(), (y * y).sum(), (x * y).sum()]
-    values = torch.stack([value.double() for value in sums]).tolist()  # one wait for a GPU
+    values = torch.stack([value.double() for value in sums]).tolist()  # a single synchronization with the GPU
     stats = (CounterfactualStats(*values[i : i + 8]) for i in range(8, len(values), 8))
     return Observed(
         dict(zip(others, stats, strict=True)), LengthStats(*values[:4]), LengthStats(*values[4:8])

@@ -86,7 +86,7 @@ def surrogate(
     weight = value.clamp(min=low, max=high) * advantages
     clipped_low, clipped_high = clip_sides(value, advantages, algorithm.clip_mode, algorithm.band)
     if algorithm.clip_mode is ClipMode.stop_gradient:
-        # CISPO, arXiv 2506.13585 Eq. 4: the weight is capped on its own, every token keeps its gradient
+        # CISPO, arXiv 2506.13585 Eq. 4: only the weight is capped, every token keeps its gradient
         term = weight * torch.where(action_mask, logprobs, 0)
         return term, clipped_low & action_mask, clipped_high & action_mask
     clipped = clipped_low | clipped_high
@@ -98,7 +98,8 @@ def surrogate(
 def clip_sides(
     value: Tensor, advantages: Tensor, mode: ClipMode, band: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Where a ratio is clipped from below and from above; never where A = 0. (B, T) or (B, 1) -> two alike"""
+    """Where a ratio is clipped from below and from above; never where A = 0. (B, T) or (B, 1) -> two of the
+    same shape"""
     low, high = band
     if mode is ClipMode.stop_gradient:
         return (value < low) & (advantages != 0), (value > high) & (advantages != 0)
@@ -127,7 +128,7 @@ def reward_kl(old_logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor) -
 def loss_denominator(
     action_counts: Iterable[int], aggregation: Aggregation, max_completion_length: int
 ) -> float:
-    """What one optimizer step divides by, from the trained tokens of each of its sequences; at least 1.
+    """The denominator of one optimizer step, from the trained tokens of each of its sequences; at least 1.
 
     Sequences without a trained token do not count."""
     counts = [count for count in action_counts if count > 0]
@@ -158,7 +159,7 @@ def policy_loss(
 
     logprobs, old_logprobs, action_mask, ref_logprobs (B, T); advantages (B, 1) or (B, T). Adding up the
     losses of all micro-batches gives the step's loss. Raises ValueError on shapes that would broadcast
-    silently or have no meaning.
+    silently or are meaningless.
     """
     check_shapes(logprobs, old_logprobs, advantages, action_mask, algorithm.ratio_level)
     log_ratio = importance_log_ratio(logprobs, old_logprobs, action_mask, algorithm.ratio_level)

@@ -1,4 +1,4 @@
-"""An agent: a model with a system prompt, to be talked to and to be trained."""
+"""An agent: a model with a system prompt, which can be trained and talked to."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from gspo_cli.types import Message
 @dataclass
 class AgentConfig:
     """`model_name` is a hub id, a local folder, or tiny or tiny_moe, which are built for the task they are
-    trained on. `system_prompt` replaces the task's own where it is not empty. The rest says how the agent
-    answers outside training; temperature 0 takes the likeliest token."""
+    trained on. A non-empty `system_prompt` replaces the task's. The other fields control how the agent
+    answers outside training; temperature 0 is greedy."""
 
     model_name: str | Path = "tiny"
     system_prompt: str = ""
@@ -58,8 +58,8 @@ class MultiTurnAgent:
         self.run_folder: Path | None = None
 
     async def initialize(self) -> None:
-        """Load the model. One that is built for its task is there after training. Raises UserError where
-        nothing loads."""
+        """Load the model. A model that is built for its task exists only after training. Raises UserError if
+        loading fails."""
         if self.policy is None and self.config.model_name not in EMBEDDED:
             model = ModelConfig(label="agent", name=str(self.config.model_name), use_lora=False)
             hardware = HardwareConfig(device=Device(self.config.device))
@@ -68,22 +68,24 @@ class MultiTurnAgent:
     async def generate_response(
         self, messages: Sequence[Message | Mapping[str, str]] | str, seed: int = 0
     ) -> str:
-        """The agent's next turn in a conversation of messages, or to one message of a user.
+        """The agent's next turn in a conversation, or its answer to one user message.
 
-        The same seed gives the same words. Raises UserError before the model is loaded, and on an invalid
+        The same seed gives the same text. Raises UserError before the model is loaded, and on an invalid
         conversation."""
         policy, config = self.policy, self.config
         if policy is None:
             raise UserError(
-                f"agent: {config.model_name} is not loaded; call `await agent.initialize()`, or train it "
-                "first where it is tiny"
+                f"agent: {config.model_name} is not loaded; call `await agent.initialize()`, or train "
+                "it first if it is a tiny model"
             )
         spoken = conversation([Message("user", messages)] if isinstance(messages, str) else messages)
         chat = policy.chat
         ids = self._prompt(chat, spoken)
         room = policy.max_positions - len(ids)
         if room < 1:
-            raise UserError(f"agent: the conversation of {len(ids)} tokens fills the model; start a new one")
+            raise UserError(
+                f"agent: the conversation of {len(ids)} tokens fills the model's context; start a new one"
+            )
         sampling = Sampling(
             config.temperature, config.top_p, 0, min(config.max_new_tokens, room), chat.stop_ids
         )
@@ -98,7 +100,7 @@ class MultiTurnAgent:
         self.policy.save(Path(folder))
 
     def _prompt(self, chat: ChatFormat, messages: tuple[Message, ...]) -> list[int]:
-        """Ids up to where the agent speaks, put together as in training."""
+        """Token ids up to the agent's turn, assembled as in training."""
         ids: list[int] = []
         start = 0
         messages = Prompts(chat, self.system).messages(messages)
@@ -112,7 +114,7 @@ class MultiTurnAgent:
 
 
 def conversation(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
-    """`messages`, checked. Raises UserError where there are none, where the agent would speak first, or where
+    """`messages`, validated. Raises UserError if there are none, if the first is from the assistant, or if
     one lacks its role or content."""
     spoken = []
     for number, message in enumerate(messages, start=1):
@@ -121,9 +123,12 @@ def conversation(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Messa
         role, content = given.get("role"), given.get("content")
         if role not in ROLES or not isinstance(content, str):
             raise UserError(
-                f"agent: message {number} is not valid; give a role ({', '.join(ROLES)}) and a content"
+                f"agent: message {number} is not valid; give it a role ({', '.join(ROLES)}) and content"
             )
         spoken.append(Message(role, content))
-    require(bool(spoken), "agent: there is no message to answer; give at least one of a user")
-    require(spoken[0].role != "assistant", "agent: the first message is its own; begin with one of a user")
+    require(bool(spoken), "agent: there is no message to answer; give at least one user message")
+    require(
+        spoken[0].role != "assistant",
+        "agent: the first message is from the assistant; start with a user message",
+    )
     return tuple(spoken)

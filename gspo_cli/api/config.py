@@ -1,7 +1,7 @@
 """Settings of a run under the names of the GSPO guide, and how they become the configuration that runs.
 
-Nothing is decided here: a `GSPOConfig` is a flat view of conf/, so that a script and `gspo-train` with the
-same settings are the same run."""
+This module makes no choices of its own: a `GSPOConfig` is a flat view of conf/, so that a script and
+`gspo-train` with the same settings are the same run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from gspo_cli.config.compose import composed, literal
 from gspo_cli.errors import UserError
 
 EMBEDDED = ("tiny", "tiny_moe")
-# whole groups are chosen by agent, environment and function; their options would undo a GSPOConfig's settings
+# agent, environment and function choose these groups; another option would undo a GSPOConfig's settings
 CHOSEN = ("task", "model", "algorithm", "rollout", "logging", "experiment", "resume")
 BILLIONS = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)[bB](?![A-Za-z])")
 EXPERTS = re.compile(r"-A\d+(?:\.\d+)?B|moe|\dx\d", flags=re.IGNORECASE)
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
-# where the settings of a GSPOConfig stand in the configuration
+# where the settings of a GSPOConfig go in the configuration
 KEYS = {
     name: f"{group}.{name}" if group else name
     for group, names in {
@@ -40,7 +40,7 @@ KEYS = {
     }.items()
     for name in names.split()
 }
-# None leaves these to the task, whose own settings they follow
+# None takes the task's defaults for these
 OF_TASK = ("max_prompt_length", "max_completion_length", "max_turns")
 
 
@@ -87,8 +87,8 @@ class GSPOConfig:
         for text in self.overrides:
             require(
                 text.lstrip("+~").partition("=")[0] not in CHOSEN,
-                f"GSPOConfig.overrides: {text} is not a single setting; give those, as in "
-                "rollout.temperature=0.7; agent, environment and function choose the rest",
+                f"GSPOConfig.overrides: {text} is not a single setting; give single settings such as "
+                "rollout.temperature=0.7; agent, environment and function choose the groups",
             )
 
     @classmethod
@@ -98,12 +98,13 @@ class GSPOConfig:
         for name in overrides:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"settings are {', '.join(known)}"
+                hint = f"did you mean {close[0]}?" if close else f"available settings are {', '.join(known)}"
                 raise UserError(f"GSPOConfig.{name}: is not a setting; {hint}")
         return replace(base, **overrides)
 
     def apply(self, node: DictConfig) -> None:
-        """Write the settings into a composed configuration; what `overrides` names stays as they say.
+        """Write the settings into a composed configuration; settings named in `overrides` keep their
+        overridden values.
 
         Raises UserError on a value of the wrong kind."""
         named = {text.lstrip("+").partition("=")[0] for text in self.overrides}
@@ -115,7 +116,7 @@ class GSPOConfig:
 
 
 def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "gspo") -> GSPOConfig:
-    """The presets of a task and a model: what `gspo-train task=... model=...` would take.
+    """The presets of a task and a model, as `gspo-train task=... model=...` would use them.
 
     `model_name` is tiny, tiny_moe, a hub id or a local folder. Raises UserError on an unknown task."""
     node = composed([f"task={task}", *model_overrides(model_name), f"algorithm={algorithm}"])
@@ -125,8 +126,7 @@ def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "g
 
 
 def write_setting(node: DictConfig, key: str, value: Any) -> None:
-    """Put `value` where `key` stands, texts as they are written. Raises UserError where it is of the wrong
-    kind."""
+    """Set `key` to `value`; strings are taken literally. Raises UserError if the value has the wrong type."""
     plain = str(value) if isinstance(value, Path) else literal(value)
     try:
         OmegaConf.update(node, key, plain, force_add=True)
@@ -135,8 +135,8 @@ def write_setting(node: DictConfig, key: str, value: Any) -> None:
 
 
 def model_overrides(name: str | Path) -> list[str]:
-    """The model group that suits `name`, and the name. A folder's config.json says its size, or the name
-    itself (Qwen3-4B, Qwen3-30B-A3B); what says nothing of its size counts as small."""
+    """The model group that suits `name`, and the name. The size comes from a folder's config.json or from the
+    name itself (Qwen3-4B, Qwen3-30B-A3B); a model of unknown size counts as small."""
     name = str(name)
     if name in EMBEDDED:
         return [f"model={name}"]
@@ -159,7 +159,7 @@ def _group_of_folder(described: Path) -> str:
         raise UserError(f"{described}: is not JSON ({error}); restore the file") from error
     if not isinstance(read, dict):
         raise UserError(f"{described}: does not describe a model (it is not a JSON object); restore the file")
-    inner = read.get("text_config")  # where a model of text and images has the part that speaks
+    inner = read.get("text_config")  # where a multimodal model keeps its language model
     shape = {**read, **inner} if isinstance(inner, dict) else read
     if any(shape.get(key) for key in EXPERT_KEYS):
         return "moe"
@@ -167,6 +167,6 @@ def _group_of_folder(described: Path) -> str:
         next((shape[key] for key in keys if isinstance(shape.get(key), int)), 0)
         for keys in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"), ("vocab_size",))
     )
-    # the usual count of a transformer's weights
+    # the usual estimate of a transformer's parameter count
     weights = 12 * layers * width**2 + words * width
     return "large" if weights >= 1e9 else "small"

@@ -28,12 +28,11 @@ HELD_SHARE = 5  # one of this many scenarios is held out
 
 
 class ConversationEnvironment:
-    """What an agent is trained in: the task named `task` (an option of conf/task), with other settings than
-    the option's where given, e.g. `ConversationEnvironment(task="customer_service", difficulty=3)`; or
-    custom `scenarios`, as `gspo_cli.tasks.scenarios.scenario` describes them, of which one in
-    five is held out.
+    """The environment an agent is trained in: the task named `task` (an option of conf/task), with the given
+    settings overridden, e.g. `ConversationEnvironment(task="customer_service", difficulty=3)`; or custom
+    `scenarios`, as `gspo_cli.tasks.scenarios.scenario` describes them, of which one in five is held out.
 
-    It gives problems to train on, problems held out, and a fresh conversation for each answer."""
+    It provides training problems, held-out problems, and a new conversation for each answer."""
 
     def __init__(
         self,
@@ -42,28 +41,30 @@ class ConversationEnvironment:
         **settings: Any,
     ) -> None:
         own = scenarios is None or task == "scenarios"
-        require(own, f"scenarios: are for the task scenarios, not {task}; leave out one of them")
+        require(own, f"scenarios: only apply to task=scenarios, not {task}; leave one of them out")
         self.name, self.scenarios = task, scenarios
         self.settings: Mapping[str, Any] = settings
         if scenarios is not None:
             self.settings = {"heldout": max(1, len(scenarios) // HELD_SHARE), **settings}
 
     def apply(self, node: DictConfig, folder: Path) -> None:
-        """Write the settings into a configuration composed with `task=<name>`; scenarios are to be found in
-        `folder`, see `write`. Raises UserError on a value that no configuration holds."""
+        """Write the settings into a configuration composed with `task=<name>`; scenarios are read from
+        `folder`, see `write`. Raises UserError on a value that a configuration cannot hold."""
         for name, value in self.settings.items():
             write_setting(node, f"task.{name}", value)
         if self.scenarios is not None:
             write_setting(node, "task.path", self._path(folder))
 
     def write(self, folder: Path) -> None:
-        """Put the scenarios into `folder`. Raises UserError where they are not plain data."""
+        """Write the scenarios to `folder`. Raises UserError if they are not plain data."""
         if self.scenarios is None:
             return
         try:
             text = json.dumps(list(self.scenarios), ensure_ascii=False, indent=1)
         except (TypeError, ValueError) as error:
-            raise UserError(f"scenarios: are not plain data ({error}); give what JSON can hold") from error
+            raise UserError(
+                f"scenarios: cannot be written as JSON ({error}); use plain JSON values"
+            ) from error
         write_atomically(self._path(folder), text)
 
     def task(self) -> Task:
@@ -74,11 +75,11 @@ class ConversationEnvironment:
             self.apply(node, Path(folder))
             task: Task = build_task(node.task)
             if self.scenarios is not None:
-                task.train_problems()  # read while they are there
+                task.train_problems()  # read now: the temporary folder is deleted afterwards
         return task
 
     def conversation(self) -> Environment:
-        """A fresh conversation, to be reset with a problem and stepped with an agent's words."""
+        """A new conversation: reset it with a problem, then step it with the agent's turns."""
         return self.task().environment()
 
     def _path(self, folder: Path) -> Path:

@@ -28,9 +28,9 @@ async def train_with_gspo(
 ) -> MultiTurnAgent:
     """Train `agent` with GSPO (arXiv 2507.18071, Eq. 5); returns it with the trained weights.
 
-    Training begins with the model that `agent.config` names. `reward_model` None takes the environment's own
-    reward; `reporter` None shows progress in the terminal. The run folder is made under `config.output_dir`.
-    Blocks until the run is over. Raises UserError on bad input.
+    Training begins with the model that `agent.config` names. With `reward_model` None the environment's own
+    reward is used; `reporter` None shows progress in the terminal. The run folder is made under
+    `config.output_dir`. Blocks until the run is over. Raises UserError on bad input.
     """
     return _train("gspo", config, agent, environment, reward_model, reporter)
 
@@ -55,19 +55,22 @@ def _train(
     reporter: Reporter | None,
 ) -> MultiTurnAgent:
     usable = reward is None or isinstance(reward, RewardFunction)
-    require(usable, f"reward_model: is a {type(reward).__name__}; give an object of a RewardFunction class")
+    require(
+        usable, f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass"
+    )
     node = run_node(algorithm, settings, agent, environment)
     folder = RunFolder(run_place(node, settings))
     environment.apply(node, folder.path)
     if reward is not None:
-        # what is saved is what ran; a command cannot rebuild the object, and reports so on resume
+        # the saved configuration is the one that ran; a command cannot rebuild the object and reports that
+        # on resume
         made_by = f"{OBJECT} {type(reward).__module__}.{type(reward).__qualname__}"
         config, node.reward = build_config(node), made_by
     else:
         config = build_config(node)
     folder.create(resolved_yaml(node))
     environment.write(folder.path)
-    agent.policy = None  # the model to be trained is not kept in memory twice
+    agent.policy = None  # do not keep a second copy of the model in memory while it trains
     agent.summary = train_here(config, node, folder, reporter=reporter, reward=reward)
     agent.policy = load_trained(config, *folder.checkpoint_model("last", config.model))
     agent.system, agent.run_folder = config.task.system_prompt_and_tools(), folder.path
@@ -77,7 +80,7 @@ def _train(
 def run_node(
     algorithm: str, settings: GSPOConfig, agent: MultiTurnAgent, environment: ConversationEnvironment
 ) -> DictConfig:
-    """The configuration of a run but for its environment's settings, as `gspo-train` would compose it.
+    """The configuration of a run except for its environment's settings, as `gspo-train` would compose it.
     Raises UserError on unknown names."""
     groups = [f"task={environment.name}", *model_overrides(agent.config.model_name), f"algorithm={algorithm}"]
     node = composed([*groups, *settings.overrides])

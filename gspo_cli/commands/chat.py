@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from gspo_cli.training.dialogue import Dialogues
 
-DESCRIPTION = "Talk to the agent of a run or model folder in its task's environment, or watch it."
+DESCRIPTION = (
+    "Talk to the agent of a run or model folder in its task's environment, or watch its conversations."
+)
 EXAMPLES = """examples:
   gspo-chat outputs/customer_service-tiny-gspo/<run>
       you are the customer; the agent's tool calls act on the task's database
@@ -68,7 +70,7 @@ def chat_command() -> int:
 
     from gspo_cli.training.dialogue import Dialogues
 
-    for stream in (sys.stdin, sys.stdout):  # no character ends a conversation
+    for stream in (sys.stdin, sys.stdout):  # an unprintable character must not end a conversation
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     show = printer(Console(highlight=False))
@@ -77,7 +79,10 @@ def chat_command() -> int:
         talk(dialogues, problems[arguments.problem], show, arguments.free)
         return 0
     if instead and config.reward is None:
-        show("about", "The run's reward was a Python object; conversations are scored by the task's own.")
+        show(
+            "about",
+            "The run's reward was a Python object; conversations are scored by the task's own reward.",
+        )
     watched = problems[arguments.problem : arguments.problem + arguments.watch]
     if len(watched) < arguments.watch:
         show("about", f"--watch {arguments.watch}: only {len(watched)} held-out problems are left to watch.")
@@ -92,21 +97,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--watch", type=int, default=0, metavar="N", help="watch N conversations with the task's own user"
     )
-    parser.add_argument("--problem", type=int, default=0, metavar="I", help="held-out problem to begin with")
+    parser.add_argument("--problem", type=int, default=0, metavar="I", help="held-out problem to start with")
     parser.add_argument("--free", action="store_true", help="text only, without an environment")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 (default) always takes the most likely token"
     )
     arguments = parser.parse_intermixed_args()  # overrides may stand after flags
     watched, temperature = arguments.watch, arguments.temperature
-    require(watched >= 0, f"--watch {watched}: give a number of conversations")
+    require(watched >= 0, f"--watch {watched}: give 0 or more conversations")
     require(not (watched and arguments.free), "--free: has no user to watch; leave out --free or --watch")
     require(0 <= temperature < math.inf, f"--temperature {temperature}: give 0 or more")
     return arguments
 
 
 def has_reward_object(folder: Path) -> bool:
-    """Whether a script gave a run its reward as a Python object, which no command can make again."""
+    """Whether a script gave a run its reward as a Python object, which no command can rebuild."""
     saved = folder / "config.yaml"
     return saved.is_file() and str(load_saved(saved).get("reward")).startswith(OBJECT)
 
@@ -119,7 +124,7 @@ def talk(dialogues: Dialogues, problem: Problem, show: Show, free: bool) -> None
         show("about", "Text only, without tools. End with /quit.")
     else:
         show("about", f"You are the user of {about(problem)}. End with /quit.")
-        first = f"The task's own user would begin: {problem.messages[-1].content}"
+        first = f"The task's own user would start with: {problem.messages[-1].content}"
         show("about", f"{problem.about} {first}".strip())
     person = HumanUser(environment, prompter(show), show)
     message = person.next_message()
@@ -146,7 +151,7 @@ def watch(dialogues: Dialogues, problem: Problem, show: Show) -> None:
 
 
 def about(problem: Problem) -> str:
-    """A problem's name, and what its user wants where that is known."""
+    """A problem's name, and what its user wants if that is known."""
     return f"{problem.id}: {problem.answer}" if problem.answer else problem.id
 
 

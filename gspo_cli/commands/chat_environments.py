@@ -84,7 +84,7 @@ class HumanUser:
         return Outcome() if self.environment is None else self.environment.finish()
 
     def next_message(self) -> str | None:
-        """What the person writes next; None where they leave. After an empty line they are asked again."""
+        """What the person writes next; None if they leave. After an empty line they are asked again."""
         text = ""
         while not text:
             try:

@@ -43,17 +43,17 @@ EXAMPLES = """examples:
 
 settings (compare.<name>=<value>):
   algorithms, seeds   the runs: [gspo,grpo] and [0,1,2]
-  baseline            what the others are compared with: grpo if present
+  baseline            the algorithm that the others are compared with: grpo if present
   level               of intervals and verdicts: 0.95
   threshold           held-out score of "steps to threshold": 80% of the way to the lowest mean final score
-  allow               settings beside algorithm and seed that may differ: none; e.g. [rollout.temperature]
+  allow               settings other than algorithm and seed that may differ: none; e.g. [rollout.temperature]
   tune.trials, tune.iterations, tune.seed
                       runs that tune each algorithm first: 0, as long as the compared runs, 1000
   parallel            runs at once: one for each visible GPU, or one
   folder              where runs and report go: outputs/compare/<task>-<model>
 """
 
-# settings of what is trained: not allowed where folders are given
+# training settings: not allowed where folders are given
 OF_TRAINING = tuple(f"compare.{name}" for name in ("algorithms=", "seeds=", "parallel=", "tune."))
 
 
@@ -67,7 +67,7 @@ def compare_command() -> int:
     arguments = parse()
     if not arguments.what:
         raise UserError(
-            "nothing to compare; give run folders, or what to train: gspo-compare task=arithmetic "
+            "nothing to compare; give run folders, or settings to train with: gspo-compare task=arithmetic "
             "(gspo-compare --help shows more)"
         )
     folders = [text for text in arguments.what if "=" not in text or Path(text).exists()]
@@ -85,12 +85,11 @@ def compare_command() -> int:
     for text in overrides:
         require(
             not text.startswith(OF_TRAINING),
-            f"{text}: sets what is trained, but folders are given; leave it out, or give the folders of the "
-            "runs to compare",
+            f"{text}: is a training setting, but run folders are given; leave one of them out",
         )
     if shared:
         raise UserError(
-            f"{shared[0]}: does not apply to runs in folders; leave it out, or leave the folders out to "
+            f"{shared[0]}: does not apply to existing runs; leave it out, or leave out the folders to "
             "train runs with it"
         )
     paths = [Path(folder) for folder in folders]
@@ -137,7 +136,7 @@ def check_known(key: str) -> None:
 
 def train_and_report(shared: SharedSettings, settings: CompareConfig) -> int:
     """Train the missing runs, then report; returns the exit code."""
-    notes = ["Learning rates and clip ranges are those of the configuration; none was tuned."]
+    notes = ["Learning rates and clip ranges come from the configuration; none was tuned."]
     runs = runs_to_compare(shared, settings)  # bad input fails before a trial starts
     ended: list[QueuedJob] = []
     base = runs[0].folder.parent.parent

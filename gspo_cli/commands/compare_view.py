@@ -1,4 +1,4 @@
-"""What gspo-compare prints at its end: the verdict, the most important outcomes, where the report is.
+"""What gspo-compare prints at the end: the verdict, the most important outcomes, and the path of the report.
 
 All text is shown as rich's Text, without markup, since users choose the names of arms and folders."""
 

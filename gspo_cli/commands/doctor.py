@@ -1,4 +1,4 @@
-"""`gspo-doctor`: what is wrong with a run, by its own numbers, and what to change. Does not load torch."""
+"""`gspo-doctor`: diagnoses a run from its metrics and suggests what to change. Does not load torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gspo_cli.commands.entry import command_parser, run_command
 from gspo_cli.diagnosis.examination import Report, examine
 from gspo_cli.diagnosis.history import Severity
 
-DESCRIPTION = """Diagnose a run of gspo-train from its own numbers: what goes wrong, since when, and what
-to change. Works while the run is still in progress, too."""
+DESCRIPTION = """Diagnose a gspo-train run from its metrics: what went wrong, since which iteration, and what
+to change. Also works while the run is in progress."""
 STYLES = {Severity.collapse: "bold red", Severity.warning: "yellow", Severity.note: "cyan"}
-WIDTH = 9  # of the column for the severity of a finding
+WIDTH = 9  # of the column that shows a finding's severity
 
 
 def main() -> None:

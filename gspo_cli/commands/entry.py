@@ -18,7 +18,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
 
 Command = Callable[[], int | None]
-TRAINING_STOPPED = "stopped; what came after the last checkpoint is lost"
+TRAINING_STOPPED = "stopped; progress since the last checkpoint is lost"
 
 
 def run_command(name: str, command: Command, stopped: str = "stopped") -> None:
@@ -42,7 +42,7 @@ def guarded(name: str, command: Command, stopped: str = "stopped") -> tuple[int,
         code, why = 2, str(error) if isinstance(error, UserError) else explain(error)
     except KeyboardInterrupt:
         code, why = INTERRUPTED, stopped
-    except BrokenPipeError:  # the reader is gone, and so is the place for what is still buffered
+    except BrokenPipeError:  # the reader has closed the pipe: discard what is still buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     if why:
@@ -71,4 +71,4 @@ def version() -> str:
         if not project.is_file():
             return "gspo-cli (unknown version: the package is not installed)"
         number = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
-        return f"gspo-cli {number} (a checkout that is not installed)"
+        return f"gspo-cli {number} (source checkout, not installed)"

@@ -13,7 +13,7 @@ EXAMPLES = """examples:
   gspo-eval outputs/arithmetic-tiny-gspo/<run>
       the run's best checkpoint on its held-out problems
   gspo-eval outputs/arithmetic-tiny-gspo/<run> --checkpoint last evaluation.samples=16
-      the last one, with pass@16
+      the last checkpoint, with pass@16
   gspo-eval <model folder> task=gsm8k task.path=train.jsonl
       a model that was not trained by gspo-train
 """

@@ -35,7 +35,7 @@ from gspo_cli.run.identity import State
 
 def main() -> None:
     """Entry point of `gspo-train`."""
-    if "--version" in sys.argv[1:]:  # Hydra has one of its own
+    if "--version" in sys.argv[1:]:  # Hydra has its own --version
         print(version())
         sys.exit()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_command instead of Hydra's own printer
@@ -57,7 +57,7 @@ def composed_job() -> int:
             "hydra.run.dir"
         ) from error
     except ValueError as error:
-        if not job_results():  # a search in which all trials failed ends with one, too
+        if not job_results():  # a search in which all trials failed also ends with such an error
             raise UserError(f"{' '.join(str(error).split())}; write group=option and key=value") from error
     finally:
         code = report_sweep()
@@ -66,10 +66,10 @@ def composed_job() -> int:
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def job(node: DictConfig) -> float | None:
-    """One run, alone or of a sweep, for which it returns the final held-out score."""
+    """One run, alone or in a sweep; returns the final held-out score, which sweepers use."""
     try:
         code, why = guarded("gspo-train", lambda: train(node), TRAINING_STOPPED)
-    except Exception as error:  # a bug of ours or of the user's code, printed whole
+    except Exception as error:  # a bug in this program or in the user's code: print the full traceback
         traceback.print_exc()
         code, why = 1, f"{type(error).__name__}: {error}"
     finally:
@@ -77,7 +77,7 @@ def job(node: DictConfig) -> float | None:
             Path(HydraConfig.get().runtime.output_dir).rmdir()
     if in_sweep():
         return record_present_job(code, why)
-    # exits from here: Hydra would print its own lines around an exception
+    # exit here: Hydra would print lines of its own around an exception
     if code:
         sys.exit(code)
     return None
@@ -110,10 +110,10 @@ def train(node: DictConfig) -> int:
         return 0
     if config.hardware.nodes > 1:
         command = torchrun_command(config, run.path)
-        print(f"{folder}: is ready; on each of the {config.hardware.nodes} nodes run\n\n  {command}")
+        print(f"{folder}: is ready; on each of the {config.hardware.nodes} nodes, run\n\n  {command}")
         return 0
 
-    from gspo_cli.training.job import (  # bad input was answered without torch
+    from gspo_cli.training.job import (  # bad input was reported before loading torch
         exit_code,
         train_here,
         train_on_ranks,

@@ -3,7 +3,7 @@
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
         -m gspo_cli.commands.worker RUN_FOLDER
 
-The configuration was composed and checked before: the run folder holds it."""
+The configuration was composed and checked before and is read from the run folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def guarded_work(folder: Path, rank: int) -> int:
         raise
     except Exception:
         if rank == 0 and "GSPO_LAUNCHER" in os.environ:
-            # the terminal is for what a user can act on
+            # the terminal shows only what a user can act on
             log_file(RunFolder(folder).logs, 0).write_text(traceback.format_exc(), encoding="utf-8")
         else:
             traceback.print_exc()

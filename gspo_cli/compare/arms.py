@@ -83,7 +83,7 @@ def _plain(value: Any) -> str:
 
 
 def baseline_of(arms: Mapping[str, Sequence[StoredRun]], wanted: str | None) -> str:
-    """The arm that the others are compared with: `wanted`, else grpo, else the first. Raises UserError where
+    """The arm that the others are compared with: `wanted`, else grpo, else the first. Raises UserError if
     `wanted` is not exactly one of the arms."""
     if wanted is None:
         plain = [name for name, runs in arms.items() if runs[0].algorithm["name"] == "grpo"]
@@ -92,7 +92,7 @@ def baseline_of(arms: Mapping[str, Sequence[StoredRun]], wanted: str | None) -> 
     found = [arm for arm in arms if arm == name]
     found = found or [arm for arm, runs in arms.items() if runs[0].algorithm["name"] == name]
     if len(found) != 1:
-        raise UserError(f"compare.baseline={wanted}: must be one of the arms {'; '.join(arms)}; name one")
+        raise UserError(f"compare.baseline={wanted}: is not one of the arms; choose one of {'; '.join(arms)}")
     return found[0]
 
 
@@ -122,7 +122,7 @@ def objective(run: StoredRun) -> str:
 
 def overrides(run: StoredRun) -> list[str] | None:
     """The arguments of gspo-train that reproduce the arm, apart from the seed: options, and the settings that
-    differ from them. None where this installation lacks one of the options."""
+    differ from them. None if this installation lacks one of the options."""
     task, label, _ = run.subject
     groups = (f"task={task}", f"model={label}", f"algorithm={run.algorithm['name']}")
     usual = _options(*groups)
@@ -137,7 +137,7 @@ def overrides(run: StoredRun) -> list[str] | None:
 
 @cache
 def _options(*groups: str) -> Mapping[str, Any] | None:
-    """All settings of these options by dotted key; None where this installation lacks one of them."""
+    """All settings of these options by dotted key; None if this installation lacks one of them."""
     try:
         return leaves(resolved_settings(composed(groups)))
     except (UserError, OmegaConfBaseException):

@@ -1,5 +1,5 @@
-"""Whether the runs are comparable: settings that differ beside algorithm and seed, starts that differ, and
-caveats. Pure."""
+"""Whether the runs are comparable: settings other than algorithm and seed that differ, different initial
+models, and caveats. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gspo_cli.run.identity import computed
 from gspo_cli.run.summary import RunStatus
 
 Arms = Mapping[str, Sequence[StoredRun]]
-APART = ("algorithm", "seed")  # what arms and their runs are meant to differ in
+APART = ("algorithm", "seed")  # keys in which arms and their runs are meant to differ
 ITERATIONS = "training.num_outer_iterations"  # covered by the common budget, unless a schedule depends on it
 ROUNDING = 1e-9
 CERTAIN = 2.0  # standard errors beyond which different first scores mean different weights
@@ -31,7 +31,7 @@ CARRIED = {
 
 
 def refuse_one_update(runs: Sequence[StoredRun]) -> None:
-    """Raise UserError where a run made one update per rollout."""
+    """Raise UserError if a run made one update per rollout."""
     for run in runs:
         if run.config["training"]["updates_per_rollout"] == 1:
             raise UserError(
@@ -41,8 +41,8 @@ def refuse_one_update(runs: Sequence[StoredRun]) -> None:
 
 
 def differences(arms: Arms, allow: Sequence[str]) -> list[dict[str, Any]]:
-    """Settings beside algorithm and seed that are not the same in all runs: key, values by arm, and whether
-    `allow` (keys or sections) permits it."""
+    """Settings other than algorithm and seed that are not the same in all runs: key, values by arm, and
+    whether `allow` (keys or sections) permits it."""
     runs = _runs(arms)
     settings = {id(run): computed(run.config) for run in runs}
     constant = all(run.settings.training.schedule is Schedule.constant for run in runs)
@@ -72,7 +72,8 @@ def _runs(arms: Arms) -> list[StoredRun]:
 
 
 def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> list[str]:
-    """Why no verdict is possible, in sentences; empty where one is. `found` are the differing settings."""
+    """Sentences on why the comparison is inconclusive; empty if it is not. `found` are the differing
+    settings."""
     reasons = []
     for difference in (each for each in found if not each["allowed"]):
         key = difference["key"]
@@ -81,50 +82,52 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
             for name, values in difference["values"].items()
         )
         reasons.append(
-            f"{key} is not the same in all runs ({listed}); use one value, or allow the difference with "
-            f"compare.allow=[{key}]."
+            f"{key} is not the same in all runs ({listed}); use one value, or allow the difference "
+            f"with compare.allow=[{key}]."
         )
     heldout = [run.last_heldout(budget.iterations) for run in _runs(arms)]
     if len({tuple(line["problems"]) for line in heldout if line and line["problems"]}) > 1:
-        reasons.append("The held-out problems are not the same in all runs; evaluate all on the same.")
+        reasons.append(
+            "The held-out problems are not the same in all runs; evaluate all runs on the same problems."
+        )
     for seed, records in _first_evaluations(arms).items():
         scores = {name: record["score"] for name, record in records.items()}
         error = math.hypot(*(_standard_error(record) for record in records.values()))
         if _gap(scores) > CERTAIN * error + ROUNDING:
             reasons.append(
-                f"Runs of seed {seed} did not start from the same weights: the held-out score before "
-                f"training is {_listed(scores)}; give them one initial model."
+                f"Runs with seed {seed} did not start from the same weights: the held-out score before "
+                f"training is {_listed(scores)}; give them the same initial model."
             )
     return reasons
 
 
 def nothing_learned(arms: Arms, budget: Budget) -> tuple[str, str]:
-    """That the runs cannot tell algorithms apart, because all solve everything or none learned: a sentence
-    for the headline and a caveat. Both are empty where a run learned or was not evaluated before training."""
+    """A headline sentence and a caveat for runs that cannot separate the algorithms, because all solve
+    everything or none learned. Both are empty if a run learned or was not evaluated before training."""
     runs = _runs(arms)
     ends = {score_curve(run, budget.iterations)[1][-1] for run in runs}
     if ends == {1.0}:
         return (
-            "All runs solve everything: the score at the end says nothing about the algorithms.",
+            "All runs solve everything: the final score says nothing about the algorithms.",
             "All runs end at a held-out score of 1: use harder problems.",
         )
     if not any(_learned(run, budget.iterations) for run in runs):
         return (
-            "No run learned: this says nothing about the algorithms.",
+            "No run learned: the comparison says nothing about the algorithms.",
             f"No held-out score rose by more than {CERTAIN:g} standard errors over the one before training: "
             "train longer, or on problems that the model sometimes solves.",
         )
     if ends == {0.0}:
         return (
-            "All runs end at 0: the score at the end says nothing about the algorithms.",
-            "All runs end at a held-out score of 0 after having risen: see collapses and the curves.",
+            "All runs end at 0: the final score says nothing about the algorithms.",
+            "All held-out scores rose and then fell to 0: see collapses and the curves.",
         )
     return "", ""
 
 
 def _learned(run: StoredRun, end: int) -> bool:
-    """Whether the held-out score rose significantly above the one before training; True where that one is not
-    known."""
+    """Whether the held-out score rose significantly above the one before training; True if that one is
+    unknown."""
     first, *later = [r for r in run.evals if r["iteration"] <= end and number_of(r, "score") is not None] or [
         run.evals[0]
     ]
@@ -136,7 +139,7 @@ def _learned(run: StoredRun, end: int) -> bool:
 
 
 def caveats(arms: Arms, budget: Budget) -> list[str]:
-    """What a reader must know about how the runs compare, in sentences."""
+    """Caveats about how the runs compare, as sentences."""
     found = [*_unequal_seeds(arms), *_unequal_lengths(arms, budget)]
     for seed, records in _first_evaluations(arms).items():
         scores = {name: record["score"] for name, record in records.items()}
@@ -160,7 +163,7 @@ def caveats(arms: Arms, budget: Budget) -> list[str]:
 def _unequal_seeds(arms: Arms) -> list[str]:
     seeds = {name: sorted(run.seed for run in runs) for name, runs in arms.items()}
     found = [
-        f"{name} has one seed only: no interval and no verdict."
+        f"{name} has only one seed: it has no interval and the result is inconclusive."
         for name, own in seeds.items()
         if len(own) == 1
     ]

@@ -28,7 +28,7 @@ Runs = Mapping[str, Sequence[StoredRun]]  # by arm
 
 
 def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: CompareConfig) -> Comparison:
-    """How the arms of `runs` differ. Raises UserError where there are fewer than two arms, a run made one
+    """How the arms of `runs` differ. Raises UserError if there are fewer than two arms, a run made one
     update per rollout, or a setting of the comparison does not fit."""
     refuse_one_update(runs)
     arms = arms_of(runs, settings.algorithms)
@@ -100,7 +100,7 @@ def _arm(name: str, runs: Sequence[StoredRun], table: Mapping[int, Mapping[str, 
 
 def side_by_side(arms: Runs, budget: Budget) -> list[SideBySide]:
     """Conversations on the same held-out problems after training, with the lowest seed that all arms have.
-    Problems that not all arms solved alike come first."""
+    Problems on which the arms differ come first."""
     by_seed = [{run.seed: run for run in runs} for runs in arms.values()]
     shared = sorted(set.intersection(*(set(each) for each in by_seed)))
     if not shared:

@@ -30,8 +30,8 @@ UNIFORM = "The arms differ only in their algorithm and seeds."
 NO_HEADLINE = "Nothing was found."
 READING = (  # how to read the tables of outcomes
     "Arms: interquartile means over seeds with bootstrap intervals. Differences: of means, with t intervals. "
-    "In brackets after p: adjusted for the number of outcomes; intervals are not, so that one may exclude 0 "
-    'beside "not distinguishable".'
+    "In brackets after p: adjusted for the number of outcomes; intervals are not adjusted, so one may "
+    'exclude 0 although the result is "not distinguishable".'
 )
 JOINERS = "\n\t\u200d"  # allowed beside printable characters: lines, tabs and the joiner of emoji
 
@@ -95,7 +95,7 @@ class ReportContent:
 
 
 def content_of(comparison: Comparison) -> ReportContent:
-    """The content of the report on a comparison."""
+    """The content of a comparison's report."""
     return ReportContent(
         title=comparison.title,
         subject=f"task {comparison.task}, model {comparison.model}, baseline {comparison.baseline}",
@@ -112,7 +112,7 @@ def content_of(comparison: Comparison) -> ReportContent:
 
 
 def sections(comparison: Comparison) -> list[Section]:
-    """All sections below the main table, in their order, with the empty ones."""
+    """All sections below the main table, in order, including empty ones."""
     meanings = [(outcome.title, outcome.what) for outcome in comparison.outcomes]
     differing = difference_table(comparison)
     return [
@@ -162,7 +162,7 @@ def score_text(sample: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of several lines without control characters and without what UTF-8 cannot encode."""
+    """Multi-line text without control characters and characters that UTF-8 cannot encode."""
     shown = text.replace("\r\n", "\n")
     return "".join(
         c if c.isprintable() or c in JOINERS else " " if unicodedata.category(c) == "Zs" else "�"
@@ -171,7 +171,7 @@ def printable(text: str) -> str:
 
 
 def shared_start(conversations: Sequence[Sequence[tuple[str, str]]]) -> int:
-    """The number of messages that all conversations begin with, before the first answer of a model."""
+    """The number of initial messages that all conversations share, before the first model answer."""
     for place, messages in enumerate(zip(*conversations, strict=False)):
         if any(message != messages[0] or message[0] == "assistant" for message in messages):
             return place

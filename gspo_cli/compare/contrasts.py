@@ -57,7 +57,7 @@ def contrasts(
     resamples: int = RESAMPLES,
 ) -> list[Contrast]:
     """All contrasts, by outcome, then by arm. `resolution` is the step in which an outcome is counted; with
-    `voided` no contrast gets a verdict."""
+    `voided` every contrast is inconclusive."""
     middle = arm_estimates(tables, outcomes, level, resamples)
     pairs = [(outcome, name) for outcome in outcomes for name in tables if name != baseline]
     missing: dict[tuple[str, str], str] = {}
@@ -107,7 +107,7 @@ def _adjusted_by_family(
 
 
 def _not_reached(outcome: OutcomeSpec, tables: Mapping[str, Measurements]) -> str:
-    """How many runs reached the threshold, in words; empty where all did, or there is no threshold."""
+    """How many runs reached the threshold, as text; empty if all did, or if there is no threshold."""
     if outcome.key not in TO_THRESHOLD or outcome.missing:
         return ""
     reached = {name: len(measured(table, outcome.key)) for name, table in tables.items()}
@@ -116,13 +116,13 @@ def _not_reached(outcome: OutcomeSpec, tables: Mapping[str, Measurements]) -> st
         for name, count in reached.items()
         if count < len(tables[name])
     ]
-    return f"no verdict: only {' and '.join(parts)} reached the threshold" if parts else ""
+    return f"inconclusive: only {' and '.join(parts)} reached the threshold" if parts else ""
 
 
 def _tested(
     contrast: Contrast, test: DifferenceTest, p: float | None, level: float, voided: bool
 ) -> Contrast:
-    """The contrast with the result of its test; `p` is the adjusted one."""
+    """The contrast with the result of its test; `p` is the adjusted value."""
     verdict = Verdict.void
     if p is not None and not voided:
         verdict = Verdict.higher if test.mean > 0 else Verdict.lower
@@ -145,14 +145,14 @@ def _tested(
 def _sentence(contrast: Contrast, test: DifferenceTest, voided: bool) -> str:
     name, p, verdict = contrast.arm_name, contrast.p_adjusted, contrast.verdict
     if min(test.runs) < 2:
-        return f"one seed: no verdict; the difference is {contrast.difference}"
+        return f"inconclusive with one seed; the difference is {contrast.difference}"
     shared = "shared " if test.paired and test.runs[0] < max(contrast.arm.n, contrast.baseline.n) else ""
     seeds = f"{test.runs[0]} {shared}seeds"
     if test.runs[0] != test.runs[1]:
         seeds = f"{test.runs[0]} and {test.runs[1]} seeds"
     shown = f"({seeds}, {'adjusted ' * (p != test.p)}{_p_phrase(p)})"
     if voided:
-        return f"no verdict: the comparison is void; the difference is {contrast.difference} {shown}"
+        return f"inconclusive: the comparison is void; the difference is {contrast.difference} {shown}"
     if verdict is not Verdict.not_distinguishable:
         return f"{name} is {verdict.value} by {_magnitude(contrast.difference)} {shown}"
     if test.mean == 0:
@@ -166,7 +166,7 @@ def _sentence(contrast: Contrast, test: DifferenceTest, voided: bool) -> str:
 
 
 def _magnitude(difference: Estimate) -> Estimate:
-    """The size of a difference: the signs of value and interval changed so that the value is positive."""
+    """The size of a difference: value and interval with their signs flipped if the value is negative."""
     value, low, high = difference.value or 0.0, difference.low, difference.high
     if value >= 0 or low is None or high is None:
         return replace(difference, value=abs(value))
@@ -200,7 +200,7 @@ def _problem_test(
     """Problems by who solves them at the last evaluation to `end`, averaged over the seeds that both arms
     have; p, and the number of those seeds.
 
-    None where runs wrote no heldout.jsonl, no seed is shared, or the problems differ."""
+    None if runs wrote no heldout.jsonl, no seed is shared, or the problems differ."""
     lines = [{run.seed: line for run in runs if (line := run.last_heldout(end))} for runs in (arm, other)]
     shared = sorted(set(lines[0]) & set(lines[1]))
     if not shared or len({tuple(side[seed]["problems"]) for side in lines for seed in shared}) > 1:
@@ -226,22 +226,21 @@ def _problem_test(
 
 
 def _problem_sentence(test: ProblemTest, p: float, seeds: int, level: float, voided: bool) -> str:
-    """About these runs only: the luck of a seed can make p small as well, so no algorithm is called
-    better."""
+    """About these runs only: a lucky seed can also make p small, so no algorithm is called better."""
     several = seeds > 1
     sides = f"the {seeds} runs of {test.arm_name}" if several else f"one run of {test.arm_name}"
     others = f"the {seeds} of {test.baseline_name}" if several else f"one of {test.baseline_name}"
     shown = f"({'adjusted ' * (p != test.p)}{_p_phrase(p)})"
     signed = str(replace(test.difference, value=test.difference.value or 0.0))
     if voided:
-        return f"no verdict; the difference in the share of held-out problems solved is {signed} {shown}"
+        return f"inconclusive; the difference in the share of held-out problems solved is {signed} {shown}"
     if p >= 1 - level:
         return (
-            f"not distinguishable on these problems: {sides} and {others} differ in the share that they "
-            f"solve by {signed} {shown}"
+            f"not distinguishable on these problems: {sides} and {others} differ by {signed} in the "
+            f"share that they solve {shown}"
         )
     more = "more" if (test.difference.value or 0) > 0 else "fewer"
-    beyond = "which the headline tests" if several else "about which one seed says nothing"
+    beyond = "which the headline tests" if several else "and a single seed cannot tell"
     return (
         f"{sides} {'solve' if several else 'solves'} {more} held-out problems than {others}, by "
         f"{_magnitude(test.difference)} {shown}; other seeds may give another result, {beyond}"

@@ -115,7 +115,7 @@ def _over_tokens(arms: Arms, budget: Budget) -> Curves:
 
 
 def _over_seconds(arms: Arms, budget: Budget) -> Curves | None:
-    """Each arm up to the time at which its fastest run reached the budget; None where iterations were not
+    """Each arm up to the time at which its fastest run reached the budget; None if iterations were not
     timed."""
     everything = [run for runs in arms.values() for run in runs]
     if any(seconds_at(run, budget.iterations) is None for run in everything):

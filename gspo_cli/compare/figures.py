@@ -112,7 +112,7 @@ def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: 
 
 
 def notes(chart: Chart) -> list[str]:
-    """What a reader must know about the drawing, in sentences."""
+    """Notes on how to read the figure, as sentences."""
     found = [chart.note] if chart.note else []
     known = {s.arm_name: any(drawable(v, log=False) for v in s.value) for s in chart.series}
     found += [f"{name}: not measured." for name, drawn in known.items() if not drawn]

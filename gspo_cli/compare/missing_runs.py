@@ -58,7 +58,9 @@ class SharedSettings:
 
     def __post_init__(self) -> None:
         for directory in self.directories:
-            require(directory.is_dir(), f"-cd {directory}: is not a folder; give one with custom options")
+            require(
+                directory.is_dir(), f"-cd {directory}: is not a folder; give a folder with custom options"
+            )
         for text in self.overrides:
             key = text.lstrip("+~").partition("=")[0]
             group = key.partition("/")[0].partition(".")[0]
@@ -69,7 +71,7 @@ class SharedSettings:
 
     def run(self, entry: str, seed: int, base: Path | None, *more: str, place: str = "runs") -> ComparisonRun:
         """The run of `entry`, an option of the group algorithm followed by overrides, in the subfolder
-        `place` of the comparison. Raises UserError where its configuration is not valid."""
+        `place` of the comparison. Raises UserError if its configuration is not valid."""
         option, *own = shlex.split(entry)
         node = composed(
             [*self.overrides, f"algorithm={option}", *own, *more, f"seed={seed}"], self.directories
@@ -106,16 +108,18 @@ def runs_to_compare(shared: SharedSettings, settings: CompareConfig) -> list[Com
         same = seen.setdefault(run.folder, run)
         require(
             same is run,
-            f"compare.algorithms: {same.entry} and {run.entry} are one configuration; leave one of them out",
+            f"compare.algorithms: {same.entry} and {run.entry} are the same configuration; leave one "
+            "of them out",
         )
     stored = [StoredRun(str(run.folder), resolved_settings(run.node), (), (), (), {}) for run in found]
-    baseline_of(arms_of(stored, settings.algorithms), settings.baseline)  # checked before hours of training
+    # fail now rather than after hours of training
+    baseline_of(arms_of(stored, settings.algorithms), settings.baseline)
     return found
 
 
 def input_digests(settings: Mapping[str, Any]) -> str:
     """Digests of what a run reads beside its settings: files that the task names, and the user's own modules.
-    Where they change, the run is another one."""
+    If they change, it is a different run."""
     files = [value for value in settings["task"].values() if isinstance(value, str) and Path(value).is_file()]
     for target in (settings["task"].get("_target_"), settings["reward"]):
         module = target.rpartition(".")[0] if target else ""
@@ -175,7 +179,7 @@ def scaled_overrides(algorithm: DictConfig, rate: float, width: float) -> list[s
 
 
 def reward_at_end(folder: Path) -> float | None:
-    """Mean training reward of the last tenth of a run, of three iterations at least. None where a reward is
+    """Mean training reward of the last tenth of a run, of three iterations at least. None if a reward is
     missing or the run is not complete."""
     if state_of(folder) is not State.complete:
         return None

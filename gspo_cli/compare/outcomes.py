@@ -44,7 +44,7 @@ MEANS = {
 @dataclass(frozen=True)
 class Budget:
     """Where all runs are compared: at `iterations` (the fewest planned for any run) and at `tokens` sampled
-    (the fewest of any run that reached those iterations). `threshold` is a held-out score, None where not
+    (the fewest of any run that reached those iterations). `threshold` is a held-out score, None if not
     every arm improved. `evaluations` and `samples` (the k of pass@k) are the fewest of any run."""
 
     iterations: int
@@ -102,7 +102,7 @@ def unmeasured(budget: Budget) -> dict[str, str]:
     """Outcomes that cannot be measured with this budget, each with the reason."""
     none: dict[str, str] = {}
     if budget.threshold is None:
-        why = "no threshold, because the lowest arm's held-out score did not rise; give compare.threshold"
+        why = "no threshold, because the lowest arm's held-out score did not rise; set compare.threshold"
         none |= dict.fromkeys(TO_THRESHOLD, why)
     if budget.evaluations < EVALUATIONS:
         why = f"fewer than {EVALUATIONS} evaluations; use a smaller evaluation.every"
@@ -165,14 +165,14 @@ def tokens_at(run: StoredRun, iteration: int) -> float:
 
 
 def seconds_at(run: StoredRun, iteration: int) -> float | None:
-    """Seconds of training up to `iteration`; None where iterations were not timed."""
+    """Seconds of training up to `iteration`; None if iterations were not timed."""
     records = run.metrics[:iteration]
     times = column(records, "time/iteration")
     return sum(times) if len(times) == len(records) else None
 
 
 def measure(run: StoredRun, budget: Budget) -> dict[str, float | None]:
-    """Every outcome of one run; None where it was not measured or not reached."""
+    """Every outcome of one run; None if it was not measured or not reached."""
     metrics = run.metrics[: budget.iterations]
     places, scores = score_curve(run, budget.iterations)
     last = last_evaluation(run, budget.iterations)
@@ -259,7 +259,7 @@ def _to_threshold(
 
 
 def crossing(xs: Sequence[float], scores: Sequence[float], threshold: float) -> float | None:
-    """Where the score first reaches `threshold`, linear between evaluations; None where it never does."""
+    """Where the score first reaches `threshold`, linear between evaluations; None if it never does."""
     best = np.maximum.accumulate(scores).tolist()
     place = bisect_left(best, threshold)
     if place == len(best):

@@ -33,7 +33,7 @@ LINKED = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:)\]]|arXiv:\d{4}\.\d{4,5}
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write all files of the report; all are rendered before the first is written. Raises UserError where one
+    """Write all files of the report; all are rendered before the first is written. Raises UserError if one
     cannot be written."""
     texts = {
         "report.md": markdown(comparison),

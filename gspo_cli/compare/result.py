@@ -15,7 +15,7 @@ from gspo_cli.console.words import MISSING, duration, number, share
 
 
 class Verdict(Enum):
-    """The result of a contrast. `void` means that no verdict is possible: there is one seed only, or the runs
+    """The result of a contrast. `void` means that it is inconclusive: there is only one seed, or the runs
     differ in more than algorithm and seed."""
 
     higher = "higher"
@@ -59,7 +59,7 @@ def value_text(value: float | None, unit: str = "") -> str:
 @dataclass(frozen=True)
 class RunFacts:
     """One compared run. `outcomes` has its values by outcome key; `initial_score` and `first_reward` show
-    whether the runs of one seed started alike."""
+    whether the runs with the same seed started from the same state."""
 
     folder: str
     seed: int
@@ -121,7 +121,7 @@ class Contrast:
     `arm` and `baseline` are interquartile means with bootstrap intervals over seeds; `difference` is the
     mean of arm minus baseline with the t interval that belongs to `p`. `p_adjusted` accounts for all
     contrasts of that outcome's family. `seeds_needed` is the number of seeds per arm that would detect a
-    difference of this size with 80% power; None where no feasible number would, or where the difference is
+    difference of this size with 80% power; None if no feasible number would, or where the difference is
     already significant. `detectable` is the smallest difference that the present seeds detect with that
     power."""
 

@@ -43,7 +43,7 @@ RESTORE = "restore the file, or repeat the run"
 @dataclass(frozen=True)
 class StoredRun:
     """The contents of a run folder: the resolved configuration, the lines of its logs (`heldout` is empty
-    where the run wrote none), and summary.json."""
+    if the run wrote none), and summary.json."""
 
     folder: str
     config: Mapping[str, Any]
@@ -106,7 +106,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[StoredRun], list[LeftOut]]:
     """All runs in `paths` that can be compared, and the folders that cannot, each with the reason.
 
     A path is a run folder, or a folder that contains some at any depth. The result does not depend on the
-    order of `paths`. Raises UserError where a path does not exist or contains no run."""
+    order of `paths`. Raises UserError if a path does not exist or contains no run."""
     read, left_out = [], []
     for folder in run_folders(paths):
         try:
@@ -176,7 +176,7 @@ def read_run(folder: Path) -> StoredRun:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a log. Raises UserError where the log is missing or a line is not a valid record."""
+    """The records of a log. Raises UserError if the log is missing or a line is not a valid record."""
     try:
         texts = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
@@ -201,7 +201,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_heldout(heldout: Sequence[Record]) -> None:
-    """Raise UserError where a line does not have one result per problem, or has an incomplete
+    """Raise UserError if a line does not have one result per problem, or has an incomplete
     conversation."""
     for place, line in enumerate(heldout, start=1):
         incomplete = any(CONVERSATION_KEYS - set(conversation) for conversation in line["conversations"])
@@ -227,7 +227,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _check_whole(run: StoredRun) -> None:
-    """Raise UserError where the logs have gaps or do not match the summary."""
+    """Raise UserError if the logs have gaps or do not match the summary."""
     places = [record["iteration"] for record in run.metrics]
     if places != list(range(1, len(places) + 1)):
         raise UserError("metrics.jsonl has gaps or repeated iterations; repeat the run")
@@ -262,7 +262,9 @@ def _of_one_subject(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[Le
 def _other_subject(subject: tuple[str, str, str], chosen: tuple[str, str, str]) -> str:
     kinds = ("task", "model", "model.name")
     kind, is_one, most = next(each for each in zip(kinds, subject, chosen, strict=True) if each[1] != each[2])
-    return f"{kind} {is_one}, most of the runs have {kind} {most}; compare it with runs of the same {kind}"
+    return (
+        f"{kind} {is_one}, but most of the runs have {kind} {most}; compare it with runs of the same {kind}"
+    )
 
 
 def _without_repeats(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:

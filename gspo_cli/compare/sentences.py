@@ -47,8 +47,8 @@ def headline(
             f"{share(contrast.baseline.value)}): {contrast.sentence}."
         )
     if voided:
-        why = "the runs differ in more than algorithm and seed, or did not start alike"
-        sentences = [f"No verdict: {why}.", *numbers, uninformative]
+        why = "the runs differ in more than algorithm and seed, or did not start from the same model"
+        sentences = [f"Inconclusive: {why}.", *numbers, uninformative]
     else:
         verdicts = " ".join(_verdict_sentence(contrast, budget) for contrast in primary)
         sentences = [verdicts, uninformative, *numbers]
@@ -68,7 +68,7 @@ def _verdict_sentence(contrast: Contrast, budget: Budget) -> str:
     """The primary outcome without numbers."""
     arm, baseline = contrast.arm_name, contrast.baseline_name
     if contrast.verdict is Verdict.void:
-        return f"No verdict on {arm} against {baseline}."
+        return f"Inconclusive: {arm} against {baseline}."
     if contrast.verdict is Verdict.not_distinguishable:
         return (
             f"{arm} and {baseline} are not distinguishable by held-out score after {budget.iterations} "
@@ -88,7 +88,7 @@ def _other_outcomes(name: str, contrasts: Sequence[Contrast], outcomes: Sequence
         return ""
     found = [c for c in own if c.verdict in FOUND]
     if not found:
-        return f"In none of {len(own)} further outcomes is {name} distinguishable."
+        return f"{name} is not distinguishable in any of {len(own)} further outcomes."
     better = [directed[c.outcome].title for c in found if c.verdict.value == directed[c.outcome].better]
     worse = [directed[c.outcome].title for c in found if c.verdict.value != directed[c.outcome].better]
     parts = [
@@ -150,7 +150,7 @@ def claims(
 
 
 def _each_arm(names: Sequence[str], outcome: str, estimates: Estimates) -> str:
-    """`gspo 0.15 [0.14, 0.16]; grpo 0.0013 [...]`, or that it was not measured."""
+    """`gspo 0.15 [0.14, 0.16]; grpo 0.0013 [...]`, or "not measured here"."""
     found = {name: estimates[name][outcome] for name in names}
     parts = [f"{name} {estimate}" for name, estimate in found.items() if estimate.value is not None]
     return "; ".join(parts) or NOT_HERE
@@ -221,7 +221,7 @@ def _by_length(names: Sequence[str], estimates: Estimates) -> str:
 
 
 def _engine(runs: Sequence[StoredRun]) -> str:
-    """Only runs that use the engine's log-probabilities as the old ones tell something."""
+    """Only runs that use the engine's log-probabilities as old log-probabilities are informative."""
     taken = [run for run in runs if run.settings.rollout.old_logprobs is OldLogprobs.engine]
     if not taken:
         return f"{NOT_HERE}: all runs recompute; use rollout.old_logprobs=engine"
@@ -259,7 +259,7 @@ def _interpolation(budget: Budget) -> str:
 
 def _threshold(budget: Budget, given: float | None) -> str:
     if budget.threshold is None:
-        return "There is no threshold to reach: the held-out score of the lowest arm did not rise."
+        return "There is no threshold: the held-out score of the lowest arm did not rise."
     where = "was set by compare.threshold"
     if given is None:
         where = f"is {RISE:.0%} of the way from the mean first to the lowest arm's mean final score"
@@ -283,15 +283,15 @@ def _statistics(level: float) -> list[str]:
         "(one problem, one event). A continuous outcome that differs by the same amount in all n seeds is "
         "tested by the sign test, p = 2 x 0.5^n.",
         "The primary outcome, the held-out score at the budget's end, is tested alone at "
-        f"{1 - level:.2g} (adjusted over arms where there are several). The other outcomes with a "
+        f"{1 - level:.2g} (adjusted over arms if there are several). The other outcomes with a "
         "better direction are adjusted together, and so are the descriptive ones (Benjamini and "
-        "Hochberg, scipy.stats.false_discovery_control). Intervals are not adjusted, so that one may exclude "
-        'a difference of 0 beside "not distinguishable".',
+        "Hochberg, scipy.stats.false_discovery_control). Intervals are not adjusted, so one may "
+        'exclude a difference of 0 although the result is "not distinguishable".',
         "Seeds needed: how many seeds per arm detect a difference of the size and spread seen here with "
-        f"{POWER:.0%} power (noncentral t, at the adjusted level; not given above {MOST_SEEDS}). It is "
-        "itself an estimate from few seeds.",
+        f"{POWER:.0%} power (noncentral t, at the adjusted level; not given above {MOST_SEEDS}). This "
+        "number is itself an estimate from few seeds.",
         "Held-out problems: the share of shared seeds that solve each, and a paired permutation test over "
-        f"problems (scipy.stats.permutation_test, {PERMUTATIONS} draws; p adjusted over arms). It tells "
-        "whether these runs would differ on other problems, not which algorithm is better: a run that ends "
-        "high by the luck of its seed does so on all problems. The headline's test accounts for seeds.",
+        f"problems (scipy.stats.permutation_test, {PERMUTATIONS} draws; p adjusted over arms). It "
+        "tests whether these runs would differ on other problems, not which algorithm is better: a "
+        "run with a lucky seed scores high on all problems. The headline's test accounts for seeds.",
     ]

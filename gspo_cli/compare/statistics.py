@@ -76,7 +76,7 @@ class DifferenceTest:
 
     `variance` and `freedom` are for planning: with n runs in each arm the standard error is sqrt(variance /
     n), with `freedom` * (n - 1) degrees of freedom. `error` and `df` are those of the present runs, None
-    where they have no spread."""
+    if they have no spread."""
 
     mean: float
     low: float | None
@@ -93,7 +93,7 @@ class DifferenceTest:
 def mean_difference(
     arm: Mapping[int, float], baseline: Mapping[int, float], level: float, resolution: float = 0.0
 ) -> DifferenceTest | None:
-    """Test of the difference between two arms, values by seed; None where one of them has no values.
+    """Test of the difference between two arms, values by seed; None if one of them has no values.
 
     Paired over the shared seeds where `seeds_to_pair` finds some, else Welch's test on all runs. `resolution`
     is the step in which values are counted (0: continuous); the spread is taken to be at least that of
@@ -194,7 +194,7 @@ def power(effect: float, df: float, level: float) -> float:
 
 
 def seeds_needed(tested: DifferenceTest, level: float) -> int | None:
-    """The seeds per arm that detect a difference of this size and spread with POWER; None where that takes
+    """The seeds per arm that detect a difference of this size and spread with POWER; None if that takes
     more than MOST_SEEDS, or there is no difference."""
     if tested.error is None or tested.mean == 0:
         return None

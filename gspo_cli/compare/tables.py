@@ -32,7 +32,7 @@ MAIN = (  # outcomes of the main table, beside the primary one
     "clip_sequence",
 )
 MAIN_ROWS = 8
-UNMEASURED, NO_VERDICT = "not measured", "no verdict"
+UNMEASURED, NO_VERDICT = "not measured", "inconclusive"
 SELF_EVIDENT = {"s", "share", "count"}  # units that the numbers show or that need no name
 
 
@@ -177,7 +177,7 @@ def estimate_cell(estimate: Estimate, unit: str = "") -> Cell:
 
 
 def p_cell(tested: Contrast | ProblemTest) -> Cell:
-    """p, with the adjusted one beside it where that is another."""
+    """p, with the adjusted value beside it if it differs."""
     p, adjusted = (value_text(p) if p is None else number(p, 2) for p in (tested.p, tested.p_adjusted))
     return Cell(p, "" if adjusted in (p, MISSING) else f"({adjusted})")
 
@@ -293,7 +293,7 @@ def arm_table(comparison: Comparison) -> ReportTable:
 
 
 def difference_table(comparison: Comparison) -> ReportTable:
-    """Settings beside algorithm and seed in which runs differ."""
+    """Settings other than algorithm and seed that differ between runs."""
     arms = [arm.name for arm in comparison.arms]
     rows = [
         _cells([row["key"], *(_values(row["values"].get(arm, [])) for arm in arms), _yes(row["allowed"])])

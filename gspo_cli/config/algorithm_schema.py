@@ -1,4 +1,5 @@
-"""Typed configuration of the group `algorithm`: the objective, composed of few choices, and its clip band."""
+"""Typed configuration of the group `algorithm`: the objective, composed of a few choices, and its clip
+band."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from gspo_cli.config.choices import (
     Truncated,
 )
 
-CLIP_FRACTION = 0.15  # of tokens: GSPO's with its band of the paper (Fig. 2)
+CLIP_FRACTION = 0.15  # share of tokens: what GSPO clips with the paper's band (Fig. 2)
 
 
 @dataclass
@@ -44,7 +45,7 @@ class AlgorithmConfig:
     """Share of the trained tokens that a calibrated band should clip; above 0, and below 1; used with
     clip_calibration=quantile only."""
     aggregation: Aggregation = Aggregation.sequence_mean
-    """How token terms become one loss; ratio levels other than `token` take `sequence_mean` alone."""
+    """How token terms become one loss; ratio levels other than `token` allow `sequence_mean` only."""
     advantage_baseline: AdvantageBaseline = AdvantageBaseline.group_mean
     """What is subtracted from a reward."""
     advantage_scale: AdvantageScale = AdvantageScale.group_std
@@ -62,9 +63,9 @@ class AlgorithmConfig:
     truncated_completions: Truncated = Truncated.keep
     """What to do with an answer that hits the length limit or the turn limit."""
     truncation_penalty: float = 0.5
-    """What `penalise` subtracts from the reward of such an answer; 0 or more."""
+    """What `penalise` (or `penalize`) subtracts from the reward of such an answer; 0 or more."""
     dynamic_sampling: bool = False
-    """Replaces problems whose answers all earn the same reward by further ones (DAPO)."""
+    """Replaces problems whose answers all earn the same reward with new ones (DAPO)."""
     dynamic_sampling_max_rounds: int = 3
     """Maximum rounds of dynamic sampling per iteration, including the first; above 0."""
     engine_correction: EngineCorrection = EngineCorrection.none
@@ -74,7 +75,7 @@ class AlgorithmConfig:
     """Upper bound of the engine ratio, above 1; null means 2 for token_truncate and 1.05 for
     sequence_mask."""
     routing_replay: bool = False
-    """Forces the experts that the old policy chose in a Mixture-of-Experts model."""
+    """Replays the experts that the old policy chose in a Mixture-of-Experts model."""
 
     def __post_init__(self) -> None:
         for name in ("clip_range_left", "clip_range_right"):
@@ -86,13 +87,13 @@ class AlgorithmConfig:
         require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
         require(
             self.engine_correction_max is None or self.engine_correction_max > 1,
-            f"algorithm.engine_correction_max={self.engine_correction_max}: bounds a ratio from above and "
-            "must be over 1; use null for the default",
+            f"algorithm.engine_correction_max={self.engine_correction_max}: is an upper bound of a "
+            "ratio and must be above 1; use null for the default",
         )
         require_not_negative("algorithm", self, "beta", "truncation_penalty")
         require(
             0 < self.discount <= 1,
-            f"algorithm.discount={self.discount}: must be above 0 and at most 1 (no discount)",
+            f"algorithm.discount={self.discount}: must be above 0 and at most 1; 1 means no discount",
         )
         require(
             self.credit is Credit.turn or self.discount == 1,
@@ -170,7 +171,7 @@ class AlgorithmConfig:
 
     @property
     def clip_range(self) -> tuple[float | None, float | None]:
-        """Widths of the band, None where a side has no bound."""
+        """Widths of the band, None if a side has no bound."""
         if self.clip_mode is ClipMode.none:
             return None, None
         return self.clip_range_left, self.clip_range_right

@@ -28,8 +28,8 @@ def cautions(config: RunConfig) -> list[str]:
         )
     if config.rollout.truncates:
         found.append(
-            "rollout.top_p, top_k: truncate the sampled distribution, which biases the ratio by the mass "
-            "left out (logged as sampling/truncated_mass)"
+            "rollout.top_p, top_k: truncate the sampled distribution, which biases the ratio by the "
+            "truncated mass (logged as sampling/truncated_mass)"
         )
     noisy = config.rollout.old_logprobs is OldLogprobs.engine and config.hardware.precision is Precision.bf16
     if noisy and level is not RatioLevel.token and algorithm.clip_mode is not ClipMode.none:
@@ -38,5 +38,7 @@ def cautions(config: RunConfig) -> list[str]:
             "clip band and clips answers at random (logged as ratio/first_step_abs_err); recompute is safer"
         )
     if config.task.is_benchmark:
-        found.append(f"task={config.task.name}: is a benchmark; do not report scores on problems trained on")
+        found.append(
+            f"task={config.task.name}: is a benchmark; do not report scores on problems that were trained on"
+        )
     return found

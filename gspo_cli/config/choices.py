@@ -97,7 +97,7 @@ class Truncated(Enum):
     """do not train on it; its reward still counts in the baseline"""
     penalise = "penalise"
     """subtract truncation_penalty from its reward (also accepted as `penalize`)"""
-    penalize = "penalise"  # a second spelling; saved as the first, which earlier runs have
+    penalize = "penalise"  # American spelling; saved as the first one, for compatibility with earlier runs
 
 
 class RewardErrors(Enum):
@@ -155,9 +155,9 @@ class Optimizer(Enum):
     adamw = "adamw"
     """torch's"""
     adamw_8bit = "adamw_8bit"
-    """bitsandbytes', states in 8 bits"""
+    """bitsandbytes' AdamW with 8-bit states"""
     paged_adamw = "paged_adamw"
-    """bitsandbytes', states that move to the CPU when GPU memory is short"""
+    """bitsandbytes' AdamW with states that move to the CPU when GPU memory is short"""
     paged_adamw_8bit = "paged_adamw_8bit"
     """both"""
 
@@ -175,11 +175,11 @@ class ExpertsImplementation(Enum):
     """How fused experts are computed."""
 
     eager = "eager"
-    """one expert after the other"""
+    """one expert at a time"""
     grouped_mm = "grouped_mm"
     """all experts in one grouped product"""
     batched_mm = "batched_mm"
-    """a batch that copies an expert's weights for each token"""
+    """one batched product, which copies an expert's weights for each token"""
 
 
 class Engine(Enum):

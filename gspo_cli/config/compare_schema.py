@@ -12,22 +12,23 @@ CANDIDATES = ((1, 1), (3, 1), (1 / 3, 1), (1, 3), (1, 1 / 3), (3, 3), (1 / 3, 1 
 
 @dataclass
 class TuneConfig:
-    """Trials before the comparison, as many for each algorithm: learning rates and clip ranges around its
-    preset. The one with the highest training reward at its end is taken."""
+    """Tuning trials before the comparison, the same number for each algorithm: learning rates and clip ranges
+    around its preset. The trial with the highest final training reward is chosen."""
 
     trials: int = 0
-    """Settings around its preset that are tried for each algorithm before the comparison; 0 tries none; 0 or
-    more."""
+    """Number of settings around its preset that each algorithm is tuned over before the comparison; 0 skips
+    tuning; 0 or more."""
     iterations: int | None = None
-    """Iterations of a trial; null means as many as the compared runs have; above 0."""
+    """Iterations of a trial; null uses the number of iterations of the compared runs; above 0."""
     seed: int = 1000
-    """Seed of the trials, which no compared run uses; 0 or more."""
+    """Seed of the trials; must not be one of the compared seeds; 0 or more."""
 
     def __post_init__(self) -> None:
         require_not_negative("compare.tune", self, "trials", "seed")
         require(
             self.trials <= len(CANDIDATES),
-            f"compare.tune.trials={self.trials}: there are {len(CANDIDATES)} candidates; use as many at most",
+            f"compare.tune.trials={self.trials}: there are only {len(CANDIDATES)} candidates; use "
+            f"{len(CANDIDATES)} at most",
         )
         if self.iterations is not None:
             require_positive("compare.tune", self, "iterations")
@@ -41,7 +42,7 @@ class CompareConfig:
     """Options of the group `algorithm`, each with optional overrides, as in "grpo
     algorithm.routing_replay=true"."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Seeds that every algorithm runs with, each once."""
+    """Seeds that every algorithm runs with, without duplicates."""
     baseline: str | None = None
     """The algorithm that the others are compared with; null takes grpo if present, else the first."""
     threshold: float | None = None
@@ -50,9 +51,9 @@ class CompareConfig:
     allow: list[str] = field(default_factory=list)
     """Settings besides algorithm and seed that may differ between runs."""
     level: float = 0.95
-    """Confidence level of the intervals, 1 - the rate of false alarms; at least 0.5, and below 1."""
+    """Confidence level of the intervals (1 - false positive rate); at least 0.5, and below 1."""
     parallel: int | None = None
-    """Runs at once; null means one per visible GPU, or one; above 0."""
+    """Number of runs at once; null means one per visible GPU, or one without GPUs; above 0."""
     folder: str | None = None
     """Where runs and the report are written."""
     tune: TuneConfig = field(default_factory=TuneConfig)
@@ -61,7 +62,7 @@ class CompareConfig:
         require(bool(self.seeds), "compare.seeds: is empty; give seeds, e.g. compare.seeds=[0,1,2]")
         require(
             len(set(self.seeds)) == len(self.seeds),
-            f"compare.seeds={self.seeds}: has a seed twice; repeating a run adds no sample",
+            f"compare.seeds={self.seeds}: has a duplicate seed; repeating a run adds no sample",
         )
         require(
             len(set(self.algorithms)) == len(self.algorithms) > 0,
@@ -70,7 +71,7 @@ class CompareConfig:
         require(0.5 <= self.level < 1, f"compare.level={self.level}: must be 0.5 or more, and below 1")
         if self.threshold is not None:
             require(
-                0 < self.threshold <= 1,  # nan is refused as well
+                0 < self.threshold <= 1,  # also rejects nan
                 f"compare.threshold={self.threshold}: must be a held-out score above 0, and 1 at most",
             )
         if self.parallel is not None:

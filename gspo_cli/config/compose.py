@@ -34,10 +34,10 @@ PLUGINS = {  # options of Hydra that packages bring, and the extra that installs
     "hydra/launcher=submitit_slurm": "submitit",
     "hydra/launcher=submitit_local": "submitit",
 }
-MOVED = {  # dotted names that stored runs have, and what they are called today; task targets never moved
+MOVED = {  # dotted names that stored runs have, and their current names; task targets never moved
     "gspo_cli.rewards.conversation.StandingReward": "gspo_cli.rewards.conversation.ProgressReward",
 }
-MISSING = "???"  # what OmegaConf writes for a value that has not been given
+MISSING = "???"  # OmegaConf's marker of a missing value
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
@@ -87,7 +87,7 @@ def literal(value: Any) -> Any:
         return value
     if value == MISSING:
         return f"${{oc.decode:\"'{MISSING}'\"}}"
-    # backslashes before a reference stand for half as many
+    # OmegaConf halves the backslashes before a reference
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
 
 
@@ -126,7 +126,7 @@ def build_task(node: DictConfig) -> Any:
 def build_config(node: DictConfig) -> schema.RunConfig:
     """A checked RunConfig from a composed or loaded node. Raises UserError with one sentence."""
     try:
-        # plain values: in a typed node keys that `+` added would pass the merge unchecked
+        # convert to plain values: in a typed node, keys added by `+` would pass the merge unchecked
         values = literal(plain_values(node, throw_on_missing=True))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
         assert isinstance(config, schema.RunConfig)
@@ -141,8 +141,8 @@ def build_config(node: DictConfig) -> schema.RunConfig:
 def _check_reward(path: str) -> None:
     if path.startswith(OBJECT):
         raise UserError(
-            f"reward={path}: was made by a script and cannot be made again; rerun the script, or "
-            "evaluate with reward=null, the task's own"
+            f"reward={path}: was created by a script and cannot be rebuilt; rerun the script, or "
+            "evaluate with reward=null, the task's own reward"
         )
     locate(path, "reward")
 
@@ -168,7 +168,7 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
     ]
     if sections:
         raise UserError(
-            f"{sections[0]}: a whole section cannot be replaced; give single settings, as in "
+            f"{sections[0]}: a section cannot be replaced as a whole; give single settings, as in "
             "evaluation.problems=500"
         )
     merged = OmegaConf.merge(saved, changes)
@@ -177,17 +177,17 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def load_saved(path: Path) -> DictConfig:
-    """The node of a saved config.yaml. Raises UserError where there is none, or it cannot be read."""
+    """The node of a saved config.yaml. Raises UserError if there is none, or it cannot be read."""
     try:
         node = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent}: is not a run folder (no {path.name}); give the folder of a run"
         ) from error
-    except Exception as error:  # a YAML parser's many errors: all mean the same to the user
+    except Exception as error:  # a YAML parser raises many errors; they all mean the same to the user
         raise UserError(f"{path}: cannot be read as YAML ({error}); restore the file") from error
     if not isinstance(node, DictConfig):
-        raise UserError(f"{path}: has no settings of a run; give the run folder of a gspo-train")
+        raise UserError(f"{path}: has no run settings; give a run folder of gspo-train")
     return node
 
 
@@ -207,7 +207,7 @@ def explain(error: Exception) -> str:
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
         return f"{key}: is not a known setting{_suggestion(key.rpartition('.')[2], _group_of(key))}"
     if "Missing mandatory value" in reason or "Unexpected value '???'" in reason:
-        return f"{key or reason}: has no value; give one with {key or 'key'}=..."
+        return f"{key or reason}: has no value; set it with {key or 'key'}=..."
     if key:
         return f"{key}: {reason[0].lower()}{reason[1:]}"
     return " ".join(str(error).split())
@@ -226,7 +226,7 @@ def _explain_missing(error: MissingConfigException) -> str:
 
 
 def _group_of(key: str) -> Any:
-    """The dataclass that holds `key`; None where the schema knows none, as for a task's settings."""
+    """The dataclass that holds `key`; None if the schema knows none, as for a task's settings."""
     here: Any = schema.RunConfig
     for part in key.split(".")[:-1]:
         here = get_type_hints(here).get(part) if is_dataclass(here) else None

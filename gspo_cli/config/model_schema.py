@@ -55,7 +55,7 @@ class Shape:
     experts_per_token: int = 2
     """Experts that a token is sent to, between 1 and `experts` where there are any."""
     vocabulary: int = 384
-    """Size of the tokenizer trained on the task's texts, at most; at least 300."""
+    """Maximum size of the tokenizer trained on the task's texts; at least 300."""
     positions: int = 16384
     """Longest context in tokens; above 0."""
 
@@ -75,7 +75,7 @@ class Shape:
         )
         require(
             self.vocabulary >= 300,
-            f"model.shape.vocabulary={self.vocabulary}: bytes and special tokens need at least 300",
+            f"model.shape.vocabulary={self.vocabulary}: must be at least 300, for bytes and special tokens",
         )
 
 
@@ -89,16 +89,16 @@ class ColdStart:
     or more."""
     stop_score: float | None = None
     """Ends the cold start once sampled answers solve this share of training problems, between 0 and 1; null
-    takes all steps."""
+    runs all steps."""
     batch_tokens: int = 2048
     """Approximate tokens of demonstrations per step; above 0."""
     learning_rate: float = 1e-3
     """Initial learning rate, which falls linearly to a tenth; above 0."""
     demonstrations: str | None = None
-    """JSON lines file of demonstrations, with "messages" or "prompt" and "answer"; null takes the task's
-    own."""
+    """JSON lines file of demonstrations, with "messages" or "prompt" and "answer"; null uses the task's own
+    demonstrations."""
     seed: int = 0
-    """Seed of the order of demonstrations; `seed` does not change it; 0 or more."""
+    """Seed of the order of demonstrations, independent of `seed`; 0 or more."""
     cache: bool = True
     """Caches the result in the user's cache folder, keyed by everything it depends on, and reuses it."""
 
@@ -120,8 +120,7 @@ class ModelConfig:
     model."""
     shape: Shape = field(default_factory=Shape)
     init_seed: int = 0
-    """Seed of the embedded model's weights and of fresh LoRA weights; `seed` does not change them; 0 or
-    more."""
+    """Seed of the embedded model's weights and of new LoRA weights, independent of `seed`; 0 or more."""
     cold_start: ColdStart = field(default_factory=ColdStart)
     use_lora: bool = True
     """Trains a LoRA adapter over frozen weights; false trains all weights."""
@@ -130,14 +129,14 @@ class ModelConfig:
     lora_alpha: int = 32
     """Scale of the adapter, which is multiplied by lora_alpha / lora_r; above 0."""
     lora_target_modules: list[str] | None = None
-    """Names of the layers that LoRA adapts; null or [all-linear] takes every linear layer but output layer,
-    routers and experts."""
+    """Names of the layers that LoRA adapts; null or [all-linear] means every linear layer except the output
+    layer, routers and experts."""
     lora_experts: bool = False
     """Adapts the fused weights of Mixture-of-Experts layers too; needs LoRA, and no 4-bit weights."""
     use_4bit: bool = False
-    """Holds the frozen weights under LoRA in 4 bits (bitsandbytes, extra `quant`)."""
+    """Stores the frozen weights under LoRA in 4 bits (bitsandbytes, extra `quant`)."""
     use_8bit: bool = False
-    """Holds the frozen weights under LoRA in 8 bits; fused experts stay whole."""
+    """Stores the frozen weights under LoRA in 8 bits; fused experts are not quantized."""
     bnb_4bit_quant_type: QuantType = QuantType.nf4
     """Number format of 4-bit weights."""
     bnb_4bit_use_double_quant: bool = True
@@ -167,13 +166,13 @@ class ModelConfig:
         )
         require(
             self.freeze_router or not self.use_lora,
-            "model.freeze_router=false: LoRA trains no router; set model.use_lora=false or "
+            "model.freeze_router=false: LoRA does not train routers; set model.use_lora=false or "
             "model.freeze_router=true",
         )
         require_not_negative("model", self, "router_aux_loss")
         require(
             self.router_aux_loss == 0 or not self.freeze_router,
-            f"model.router_aux_loss={self.router_aux_loss:g}: frozen routers learn nothing from it; set "
+            f"model.router_aux_loss={self.router_aux_loss:g}: has no effect on frozen routers; set "
             "model.freeze_router=false (with model.use_lora=false), or model.router_aux_loss=0",
         )
         self._check_quantization()
@@ -193,21 +192,22 @@ class ModelConfig:
         )
         require(
             self.use_lora or not self.lora_experts,
-            "model.lora_experts=true: all weights are trained without LoRA; set model.use_lora=true, or "
+            "model.lora_experts=true: without LoRA all weights are trained; set model.use_lora=true, or "
             "model.lora_experts=false",
         )
         require(
             not (self.lora_experts and self.use_4bit),
-            "model.lora_experts=true: experts in 4 bits take no LoRA; set model.lora_experts=false, or "
-            "model.use_8bit=true, which leaves experts whole, in place of model.use_4bit",
+            "model.lora_experts=true: LoRA does not support experts in 4 bits; set "
+            "model.lora_experts=false, or use model.use_8bit=true, which does not quantize experts, "
+            "in place of model.use_4bit",
         )
 
     def whole(self) -> ModelConfig:
-        """The same model with its own weights alone: no adapter, and nothing quantized."""
+        """The same model with only its own weights: no adapter, and nothing quantized."""
         return replace(self.unquantized(), use_lora=False, lora_experts=False)
 
     def unquantized(self) -> ModelConfig:
-        """The same in full precision, for merging an adapter or saving whole weights."""
+        """The same model in full precision, for merging an adapter or saving full weights."""
         return replace(self, use_4bit=False, use_8bit=False)
 
     @property

@@ -24,7 +24,8 @@ class RolloutConfig:
     top_k: int = 0
     """Number of tokens that sampling keeps; 0 keeps all; 0 or more."""
     max_prompt_length: int = 256
-    """Longest prompt in tokens, including system prompt and tools; longer problems are left out; above 0."""
+    """Longest prompt in tokens, including system prompt and tools; problems with longer prompts are left out;
+    above 0."""
     max_completion_length: int = 256
     """Longest answer, or turn of a conversation, in tokens; above 0."""
     max_turns: int = 8

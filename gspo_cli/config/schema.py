@@ -31,7 +31,7 @@ from gspo_cli.config.training_schema import CheckpointConfig, EvaluationConfig, 
 
 @dataclass
 class HardwareConfig:
-    """Where it runs and how much fits at once."""
+    """Where the run executes and how much fits in memory at once."""
 
     device: Device = Device.cpu
     """Where tensors live."""
@@ -46,7 +46,7 @@ class HardwareConfig:
     """What DeepSpeed ZeRO shards over processes - 0 nothing, 1 optimizer states, 2 gradients too, 3 weights
     too; 0 to 3."""
     offload: bool = False
-    """Keeps what ZeRO shards in the CPU's memory - optimizer states, and weights at stage 3."""
+    """Keeps what ZeRO shards in CPU memory - optimizer states, and weights at stage 3."""
     processes: int | None = None
     """Processes per node, each with its own GPU; null starts one per visible GPU; more than one needs ZeRO;
     above 0."""
@@ -113,13 +113,13 @@ class RunSettings:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     reward: str | None = None
-    """Dotted path of a RewardFunction, such as my_rewards.Polite; null uses the task's own."""
+    """Dotted path of a RewardFunction, such as my_rewards.Polite; null uses the task's own reward."""
     reward_settings: Any = None
-    """Arguments of that RewardFunction by name; used with `reward` only."""
+    """Arguments of that RewardFunction by name; only used with `reward`."""
     seed: int = 0
     """Seed of problem order, sampling and minibatches, but not of the model before training; 0 or more."""
     resume: str | None = None
-    """Run folder to resume from its last checkpoint."""
+    """Run folder to resume, from its last checkpoint."""
 
     @property
     def measures_kl(self) -> bool:
@@ -142,11 +142,12 @@ class RunConfig(RunSettings):
         require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
         require(
             self.reward_settings is None or isinstance(self.reward_settings, dict),
-            f"reward_settings={self.reward_settings}: must be settings by name; write {{name: value}}",
+            f"reward_settings={self.reward_settings}: must be a mapping of arguments; write {{name: value}}",
         )
         require(
             self.reward is not None or not self.reward_settings,
-            "reward_settings: only applies with reward=<dotted path>; name the reward, or leave it out",
+            "reward_settings: only applies with reward=<dotted path>; set reward, or leave "
+            "reward_settings out",
         )
         self._check_distribution()
         self._check_engine()
@@ -160,7 +161,7 @@ class RunConfig(RunSettings):
             not self.model.is_embedded
             or self.rollout.max_prompt_length + longest <= self.model.shape.positions,
             f"rollout.max_prompt_length + max_completion_length: exceed model.shape.positions="
-            f"{self.model.shape.positions}; lower them",
+            f"{self.model.shape.positions}; lower one of them",
         )
 
     def _check_distribution(self) -> None:
@@ -172,12 +173,12 @@ class RunConfig(RunSettings):
         )
         require(
             stage == 0 or optimizer is Optimizer.adamw,
-            f"training.optimizer={optimizer.value}: ZeRO shards the states of adamw only; use that, or "
-            "hardware.zero_stage=0",
+            f"training.optimizer={optimizer.value}: ZeRO supports adamw only; use "
+            "training.optimizer=adamw, or hardware.zero_stage=0",
         )
         require(
             self.hardware.device is not Device.cpu or not optimizer.value.startswith("paged"),
-            f"training.optimizer={optimizer.value}: pages between a GPU and the CPU; on a CPU use "
+            f"training.optimizer={optimizer.value}: needs a GPU; on a CPU use "
             f"{optimizer.value.removeprefix('paged_')}",
         )
         if self.hardware.processes is not None:
@@ -192,8 +193,8 @@ class RunConfig(RunSettings):
         )
         require(
             not self.algorithm.routing_replay or self.rollout.old_logprobs is OldLogprobs.recompute,
-            "algorithm.routing_replay=true: experts are recorded as old log-probabilities are recomputed; "
-            "set rollout.old_logprobs=recompute",
+            "algorithm.routing_replay=true: experts are recorded when old log-probabilities are "
+            "recomputed; set rollout.old_logprobs=recompute",
         )
         if self.rollout.engine is Engine.vllm:
             require(
@@ -203,17 +204,18 @@ class RunConfig(RunSettings):
             )
             require(
                 not self.model.is_quantized,
-                f"rollout.engine=vllm: an adapter over quantized weights cannot be pushed; set model."
+                f"rollout.engine=vllm: an adapter over quantized weights cannot be pushed to vLLM; set model."
                 f"{self.model.quantized_by}=false, or use rollout=transformers",
             )
 
     def check_processes(self, processes: int) -> None:
-        """Raise UserError where there are more processes (`processes` on each node) than prompts."""
+        """Raise UserError if there are more processes (`processes` on each node) than prompts."""
         everywhere, prompts = processes * self.hardware.nodes, self.training.prompts_per_iteration
         require(
             everywhere <= prompts,
-            f"hardware.processes={processes}: {everywhere} processes are more than the {prompts} prompts of "
-            "an iteration, and the answers to a prompt stay together; use fewer, or raise "
+            f"hardware.processes={processes}: there are {everywhere} processes for the {prompts} "
+            "prompts of an iteration, and all answers to a prompt run in one process; use fewer "
+            "processes, or raise "
             "training.generations_per_iteration",
         )
 

@@ -17,26 +17,26 @@ from gspo_cli.errors import UserError
 
 @dataclass
 class StoredConfig(RunSettings):
-    """The settings of a run that is looked at, not trained. `task` is a mapping: the module of a user's task
-    need not be importable where logs are read. `plain` has all settings as config.yaml has them, by key, with
-    the defaults of settings that an older run did not have."""
+    """The settings of a run that is only read, not trained. `task` is a mapping, so that logs can be read
+    where the module of a user's task is not importable. `plain` has all settings as config.yaml has them, by
+    key, with the defaults of settings that an older run did not have."""
 
     plain: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_stored(path: Path) -> StoredConfig:
-    """The configuration in a run's config.yaml. Raises UserError where it is not that of a run."""
+    """The configuration in a run's config.yaml. Raises UserError if it is not that of a run."""
     return stored_config(plain_values(load_saved(path)), str(path))
 
 
 def stored_config(values: Mapping[str, Any], source: str) -> StoredConfig:
     """`values` of a resolved configuration, each group checked and completed from the schema. Rules that
-    cross groups are not checked: the run was made under the rules of its time. Raises UserError that names
+    cross groups are not checked, because an older run may have had other rules. Raises UserError that names
     `source`."""
     groups = {name: kind for name, kind in get_type_hints(RunSettings).items() if is_dataclass(kind)}
     lacking = [name for name in (*groups, "task") if not isinstance(values.get(name), Mapping)]
     if lacking:
-        raise UserError(f"{source}: has no settings of {lacking[0]}; give the run folder of a gspo-train")
+        raise UserError(f"{source}: has no {lacking[0]} settings; give a run folder of gspo-train")
     found = {each.name: values[each.name] for each in fields(RunSettings) if each.name in values}
     plain = dict(values)
     for name, kind in groups.items():

@@ -30,7 +30,7 @@ class TrainingConfig:
     optimizer: Optimizer = Optimizer.adamw
     """Implementation of AdamW; ZeRO supports `adamw` only."""
     max_grad_norm: float = 1.0
-    """Gradient norm above which gradients are scaled down to it; above 0."""
+    """Maximum gradient norm; larger gradients are scaled down to it; above 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW; 0 or more."""
     adam_beta1: float = 0.9
@@ -45,15 +45,15 @@ class TrainingConfig:
     reward_errors: RewardErrors = RewardErrors.stop
     """What to do when a reward raises or is not finite."""
     reward_concurrency: int = 16
-    """Maximum awaited rewards at once; above 0."""
+    """Maximum number of asynchronous rewards at once; above 0."""
     reward_timeout: float = 60.0
-    """Seconds that an awaited reward may take; above 0."""
+    """Time limit of an asynchronous reward, in seconds; above 0."""
     on_collapse: OnCollapse = OnCollapse.warn
     """What to do when the monitor finds that the policy is collapsing."""
     rollback_learning_rate: float = 0.5
-    """Factor on the learning rate after each rollback; at most 1, and above 0."""
+    """Factor applied to the learning rate after each rollback; at most 1, and above 0."""
     max_rollbacks: int = 2
-    """Rollbacks after which a further collapse stops the run; 0 or more."""
+    """Maximum number of rollbacks; the next collapse stops the run; 0 or more."""
 
     def __post_init__(self) -> None:
         group, generations, answers = "training", self.generations_per_iteration, self.num_generations
@@ -71,8 +71,8 @@ class TrainingConfig:
             require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
         require(
             answers >= 2,
-            "training.num_generations=1: an advantage compares an answer with the others to its prompt; "
-            "use 2 or more",
+            "training.num_generations=1: an advantage compares an answer with the other answers to "
+            "its prompt; use 2 or more",
         )
         require(
             generations % answers == 0,
@@ -110,14 +110,14 @@ class EvaluationConfig:
     every: int = 10
     """Iterations between held-out evaluations; 0 evaluates only before and after training; 0 or more."""
     problems: int = 200
-    """Number of held-out problems, the task's first ones; above 0."""
+    """Number of held-out problems, the first ones of the task; above 0."""
     samples: int = 4
     """Sampled answers per problem for pass@k, besides the greedy one; 0 or more."""
     kl: bool | None = None
-    """Measures the KL divergence from the model before training on the sampled answers; null does so only
-    under LoRA and for embedded models, where it needs no second copy of large weights."""
+    """Measures the KL divergence from the model before training on the sampled answers; null measures it only
+    under LoRA and for embedded models, where no second copy of large weights is needed."""
     stop_at_score: float | None = None
-    """Ends training once the held-out score reaches it, between 0 and 1; null never does."""
+    """Ends training once the held-out score reaches this value, between 0 and 1; null disables it."""
 
     def __post_init__(self) -> None:
         require_not_negative("evaluation", self, "every", "samples")
@@ -132,7 +132,7 @@ class EvaluationConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Checkpoints: one every so many iterations; the newest stay, and the best by held-out score."""
+    """Checkpoints at regular intervals; the newest are kept, and the best by held-out score."""
 
     every: int = 10
     """Iterations between checkpoints; above 0."""

@@ -61,7 +61,8 @@ COLUMNS = (  # label and metric
 def make_console() -> LiveConsole | PlainConsole:
     """The live view on a terminal, lines for a pipe or a log."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks must not end the run
+        # a character that the terminal cannot show must not end the run
+        sys.stdout.reconfigure(errors="replace")
     console = Console()
     # isatty too: with FORCE_COLOR, common where logs are collected, rich takes a pipe for a terminal
     live = sys.stdout.isatty() and console.is_interactive
@@ -72,7 +73,7 @@ class SteadyLive(Live):
     """Draws inside a synchronized update: terminals that support it never show half a frame."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        # with any control code rich counts no cells; this one acts on old Windows consoles only
+        # rich gives text with any control code a width of zero; this one only affects old Windows consoles
         control = [(ControlType.CARRIAGE_RETURN,)]
         begin, end = (Segments([Segment(f"\x1b[?2026{mode}", None, control)]) for mode in "hl")
         return [begin, *super().process_renderables(renderables), end]
@@ -127,7 +128,7 @@ class LiveConsole:
         self._console.print(Text("\n" + first, style), *map(Text, rest), *closing, sep="\n")
         for command, why in commands:
             self._console.print(Text(f"  # {why}", "dim"))
-            self._console.print(Text(f"  {command}", "cyan"), soft_wrap=True)  # whole, for copying
+            self._console.print(Text(f"  {command}", "cyan"), soft_wrap=True)  # on one line, for copying
 
     def frame(self) -> RenderableType:
         """The view as it is now."""
@@ -150,7 +151,8 @@ class LiveConsole:
             self._live = None
 
     def _bars(self) -> Table:
-        """The run's progress, and below it that of a stage; its line is kept free so that nothing jumps."""
+        """The run's progress, and below it that of a stage; its line is always reserved, so that the layout
+        does not jump."""
         run, table = self._progress, Table.grid(padding=(0, 1), expand=True)
         table.add_column(min_width=10, no_wrap=True)
         table.add_column(min_width=9, no_wrap=True)
@@ -219,5 +221,5 @@ class LiveConsole:
 
 
 def _bar(total: int, done: int) -> ProgressBar:
-    """Moves to and fro where the total is not known."""
+    """Moves back and forth if the total is unknown."""
     return ProgressBar(total or None, done, pulse=not total, complete_style="cyan", finished_style="green")

@@ -65,7 +65,7 @@ class PlainConsole:
         )
 
     def samples(self, samples: Sequence[ShownSample]) -> None:
-        """Nothing: conversations are in samples.jsonl."""
+        """Does nothing: conversations are in samples.jsonl."""
 
     def warn(self, text: str) -> None:
         if self._progress.is_news(text):
@@ -78,7 +78,7 @@ class PlainConsole:
             self._print(f"  # {why}\n  {command}")
 
     def close(self) -> None:
-        """Nothing: there is nothing to close."""
+        """Does nothing."""
 
     def _print(self, text: str) -> None:
         print(text, file=self._file, flush=True)

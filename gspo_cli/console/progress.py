@@ -1,4 +1,4 @@
-"""What is remembered of a run to show its progress: pace, warnings, rewards, evaluations, time by phase."""
+"""State of a run that is needed to show its progress: pace, warnings, rewards, evaluations, time by phase."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Progress:
         self.metrics: Metrics = {}
         self.rewards: list[float] = []
         self.evaluations: list[Metrics] = []
-        self.seconds = Counter(dict.fromkeys(PHASES, 0.0))  # all keys now: the view reads it from its thread
+        # create all keys now: the view reads this from another thread
+        self.seconds = Counter(dict.fromkeys(PHASES, 0.0))
 
     def begin(self, title: str, iterations: int, start: int) -> None:
         self.title, self.iterations, self.done = title, iterations, start
@@ -48,7 +49,7 @@ class Progress:
             self.evaluations.append(record)
 
     def is_news(self, warning: str) -> bool:
-        """Whether this is the first time that it is given."""
+        """Whether this warning is new."""
         known = warning in self._warned
         self._warned.add(warning)
         return not known
@@ -63,7 +64,8 @@ class Progress:
         if len(self._marks) < 2:
             return MISSING
         pace = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
-        present = min(pace, self._clock() - self._marks[-1])  # an overdue iteration shortens none of the next
+        # an overdue iteration does not shorten the estimate of the next
+        present = min(pace, self._clock() - self._marks[-1])
         return duration(pace * (self.iterations - self.done) - present)
 
     def _add_seconds(self, record: Metrics) -> None:

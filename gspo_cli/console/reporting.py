@@ -58,7 +58,7 @@ class Reporter(Protocol):
         """Conversations of the iteration that just ended."""
 
     def warn(self, text: str) -> None:
-        """Something the user should know, one sentence."""
+        """A warning, in one sentence."""
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """The run has ended; `summary` is what summary.json holds."""

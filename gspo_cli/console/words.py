@@ -1,4 +1,5 @@
-"""Texts about a run for people: numbers, a summary in sentences, what to type next. Pure, free of torch."""
+"""Human-readable texts about a run: numbers, a summary in sentences, the next commands. Pure, free of
+torch."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ Record = Mapping[str, Any]
 
 MISSING = "–"
 BLOCKS = "▁▂▃▄▅▆▇█"
-HYDRA_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")  # what an override takes without quotes
+HYDRA_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")  # characters that an override accepts without quotes
 
 
 def duration(seconds: float) -> str:
@@ -87,7 +88,7 @@ def fixed(value: float | None, decimals: int = 3) -> str:
 
 
 def why_zero(metrics: Record) -> str:
-    """Why this iteration's loss or clip share may be 0, or nothing."""
+    """Why this iteration's loss or clip share may be 0; empty if there is no reason."""
     if metrics.get("frac_reward_zero_std") == 1:
         return "all groups have zero variance: nothing to learn from this batch"
     if metrics.get("updates") == 1:
@@ -96,7 +97,8 @@ def why_zero(metrics: Record) -> str:
 
 
 def describe(summary: Record) -> list[str]:
-    """What happened, one sentence each: ending, held-out score, best evaluation, training reward, cost."""
+    """What happened, in one sentence each: how the run ended, held-out score, best evaluation, training
+    reward, cost."""
     first, last = _scored(summary["initial_eval"]), _scored(summary["final_eval"])
     sentences = [_ending(summary), _held_out_change(first, last)]
     if first is not None and last is not None and first["iteration"] != last["iteration"]:
@@ -113,7 +115,7 @@ def describe(summary: Record) -> list[str]:
 
 def next_commands(summary: Record) -> list[tuple[str, str]]:
     """(command, why) in the order of use, only those that make sense after a run that ended this way. No
-    command trains with a reward that was an object of a script; evaluation takes the task's own."""
+    command can train with a reward object from a script; evaluation uses the task's own reward."""
     run = _relative(Path(summary["run_folder"]))
     commands = []
     if summary["status"] == RunStatus.collapsed:
@@ -132,10 +134,10 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
 def _continue(summary: Record, resume: str) -> list[tuple[str, str]]:
     status, total = summary["status"], summary["total_iterations"]
     if status == RunStatus.completed:
-        why = f"train on, to iteration {2 * total}"
+        why = f"continue training, to iteration {2 * total}"
         return [(f"{resume} training.num_outer_iterations={2 * total}", why)]
     if status == RunStatus.stopped_early:
-        why = f"train on to iteration {total}, past the score that stopped it"
+        why = f"continue training to iteration {total}, past the score that stopped it"
         return [(f"{resume} evaluation.stop_at_score=null", why)]
     if status == RunStatus.collapsed:
         why = "return to the checkpoint before the collapse and continue with a lower learning rate"
@@ -150,7 +152,7 @@ def _partner(summary: Record) -> list[tuple[str, str]]:
     other = "gspo" if summary["algorithm"] == "grpo" else "grpo"
     groups = [override(key, str(summary[key])) for key in ("task", "model")]
     arms = f"compare.algorithms=[{summary['algorithm']},{other}]"
-    why = f"measure it against {other} over 3 seeds each; repeat other settings"
+    why = f"compare it with {other} over 3 seeds each; add your other settings"
     return [(" ".join(["gspo-compare", *groups, shlex.quote(arms)]), why)]
 
 
@@ -170,10 +172,10 @@ def _held_out_change(first: Record | None, last: Record | None) -> str:
     """The change of the held-out score, compared with its sampling error."""
     known = first or last
     if known is None:
-        return "No held-out evaluation was made: nothing is known about problems outside training."
+        return "There was no held-out evaluation: performance on problems outside training is unknown."
     if first is None or last is None or first["iteration"] == last["iteration"]:
         at = f"at iteration {known['iteration']}: {known['score']:.3f} on {known['num_problems']} problems"
-        return f"One held-out evaluation, {at}; there is no other to compare with."
+        return f"One held-out evaluation, {at}; there is no other evaluation to compare it with."
     before, after, on = first["score"], last["score"], f"on {last['num_problems']} problems"
     if before == after:
         return f"Held-out score did not improve: {after:.3f} before and after, {on}."

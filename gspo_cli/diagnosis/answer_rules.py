@@ -1,8 +1,8 @@
 """The rules about answers, and about memory: see `rules` for those about rewards and updates.
 
 Whether something is a collapse depends on the reward: a policy that becomes certain, long or far from its
-reference while it earns more is learning. Where no absolute bound makes sense, metrics are compared with the
-first iteration, whose answers are those of the model before training."""
+reference while its reward rises is learning. Where no absolute bound makes sense, metrics are compared with
+the first iteration, whose answers are those of the model before training."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from statistics import fmean
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import LASTING, WINDOW, Finding, History, Record, Severity, number_of, slower
 
-ENTROPY_LEFT = 0.1  # of the first iteration's
-ENTROPY_GONE = 0.05  # nats a token: nearly every token is certain
+ENTROPY_LEFT = 0.1  # share of the first iteration's
+ENTROPY_GONE = 0.05  # nats per token: nearly every token is certain
 LONGER = 2.0  # times the first iteration's mean length
-TRUNCATED = 0.5  # share of answers that were cut: most rewards are then about the cap
+TRUNCATED = 0.5  # share of answers that were truncated: most rewards then depend on the cap
 REPEATED = 0.5  # share of 4-grams; prose has under 0.1
-KL_FAR = 1.0  # nats a token: the reference gives a sampled token a third of its probability
+KL_FAR = 1.0  # nats per token: the reference gives a sampled token a third of its probability
 KL_GROWTH = 10.0  # times the mean of the window before
-KL_SEEN = 0.1  # nats a token, under which growth is the way from 0
+KL_SEEN = 0.1  # nats per token; below this, growth is the normal start from 0
 
 
 def entropy_gone(run: History) -> Finding | None:
-    """The policy is certain of nearly every token and has not learned: it explores no more."""
+    """The policy is certain of nearly every token and has not learned: it no longer explores."""
     first = run.first("entropy")
     if first is None or run.reward_rises:
         return None
@@ -33,16 +33,16 @@ def entropy_gone(run: History) -> Finding | None:
     return Finding(
         "entropy_gone",
         Severity.collapse,
-        f"entropy fell from {number(first)} to {number(run.last('entropy'))} nats a token and the reward "
-        "does not rise",
-        f"use {slower(run)}; algorithm.beta=0.01 holds the policy near its reference",
+        f"entropy fell from {number(first)} to {number(run.last('entropy'))} nats per token and the "
+        "reward does not rise",
+        f"use {slower(run)}; algorithm.beta=0.01 keeps the policy near its reference",
         since,
         (slower(run), "algorithm.beta=0.01") if run.config.algorithm.beta == 0 else (slower(run),),
     )
 
 
 def length_runaway(run: History) -> Finding | None:
-    """Answers twice as long as at first, most of them cut, for no more reward."""
+    """Answers are twice as long as at first and mostly truncated, without more reward."""
     first = run.first("completions/mean_length")
     if first is None or run.reward_rises or _cap_grows(run):
         return None
@@ -59,8 +59,8 @@ def length_runaway(run: History) -> Finding | None:
     return Finding(
         "length_runaway",
         Severity.collapse,
-        f"the mean length went from {number(first)} to {number(length)} tokens, {cut:.0%} of answers are cut "
-        "and the reward does not rise",
+        f"the mean length went from {number(first)} to {number(length)} tokens, {cut:.0%} of answers "
+        "are truncated and the reward does not rise",
         f"use {' and '.join(settings)}",
         since,
         settings,
@@ -68,7 +68,7 @@ def length_runaway(run: History) -> Finding | None:
 
 
 def truncation(run: History) -> Finding | None:
-    """Most answers are cut before their end."""
+    """Most answers are truncated."""
     since = run.above("completions/clipped_ratio", TRUNCATED)
     if since is None or _cap_grows(run) or length_runaway(run):
         return None
@@ -77,8 +77,8 @@ def truncation(run: History) -> Finding | None:
     return Finding(
         "truncation",
         Severity.warning,
-        f"{run.last('completions/clipped_ratio') or 0.0:.0%} of answers are cut at {cap} tokens: they are "
-        "scored before their end",
+        f"{run.last('completions/clipped_ratio') or 0.0:.0%} of answers are truncated at {cap} "
+        "tokens: they are scored before they end",
         f"use {longer}, or algorithm.truncated_completions=mask",
         since,
         (longer,),
@@ -97,15 +97,16 @@ def repetition(run: History) -> Finding | None:
         "repetition",
         Severity.warning if run.reward_rises else Severity.collapse,
         f"{run.last('completions/repetition') or 0.0:.0%} of the 4-grams in answers are repeated, "
-        f"{first:.0%} at first",
-        f"use {slower(run)}, or a reward that does not pay for repeating",
+        f"up from {first:.0%} at first",
+        f"use {slower(run)}, or a reward that does not reward repetition",
         since,
         (slower(run),),
     )
 
 
 def kl_far(run: History) -> Finding | None:
-    """The policy is far from its reference, or leaves it in a jump. The KL is only logged with a penalty."""
+    """The policy is far from its reference, or suddenly moves away from it. The KL is only logged with a
+    penalty."""
     values = run.values("kl")
     since = run.above("kl", KL_FAR)
     before, newest = values[-WINDOW - LASTING : -LASTING], values[-LASTING:]
@@ -117,7 +118,7 @@ def kl_far(run: History) -> Finding | None:
     return Finding(
         "kl_far",
         Severity.collapse if lost else Severity.warning,
-        f"the KL to the reference is {number(values[-1])} nats a token"
+        f"the KL to the reference is {number(values[-1])} nats per token"
         + (f", {number(fmean(before))} shortly before" if jumps else ""),
         f"use {beta} or {slower(run)}",
         run.iteration - LASTING + 1 if since is None else since,
@@ -152,7 +153,7 @@ def out_of_memory(run: History) -> Finding | None:
     return Finding(
         "out_of_memory",
         Severity.warning,
-        f"memory ran out {count} time{'s' * (count > 1)} in updates: micro-batches are down from {asked} to "
+        f"memory ran out {count} time{'s' * (count > 1)} in updates: micro-batches shrank from {asked} to "
         f"{left:.0f} tokens",
         f"use {setting} from the start",
         short[0]["iteration"],
@@ -165,6 +166,6 @@ def _truncated_share(record: Record) -> float | None:
 
 
 def _cap_grows(run: History) -> bool:
-    """Whether the length curriculum is still under way: its answers are meant to be cut."""
+    """Whether the length curriculum is still in progress: its answers are meant to be truncated."""
     start = run.config.training.length_curriculum_start
     return start is not None and run.iteration <= run.config.training.length_curriculum_iterations

@@ -31,7 +31,7 @@ RULES = (
     rules.nothing_clips,
     rules.one_update,
 )
-# what any collapsed policy shows: no findings of their own once a collapse has begun
+# effects of any collapse: not reported separately once a collapse has begun
 CONSEQUENCES = {"equal_groups", "truncation", "clip_saturation", "held_out_fell", "nothing_clips"}
 
 

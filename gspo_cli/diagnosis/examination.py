@@ -38,7 +38,7 @@ class Report:
 
 
 def examine(path: Path) -> Report:
-    """The report on a run folder. Raises UserError where it is not one, or has no measurements yet."""
+    """The report on a run folder. Raises UserError if it is not one, or has no measurements yet."""
     if not path.is_dir():
         raise UserError(f"{path}: is not a folder; give a run folder of gspo-train")
     folder = RunFolder(path)
@@ -94,7 +94,7 @@ def commands(
         for setting in finding.settings:
             wanted.setdefault(setting.split("=")[0], setting)
     if not wanted or (config.reward or "").startswith(OBJECT):
-        return []  # nothing to change, or only the script that made the reward can train again
+        return []  # nothing to change, or only the script that created the reward can train again
     changes = " ".join(wanted.values())
     unfinished = metrics[-1]["iteration"] < config.training.num_outer_iterations
     resume = f"gspo-train {override('resume', str(path))}"
@@ -113,7 +113,7 @@ def commands(
 
 
 def own_overrides(config: StoredConfig) -> list[str] | None:
-    """The overrides that compose these settings from conf/. None where its options cannot express them."""
+    """The overrides that compose these settings from conf/. None if its options cannot express them."""
     hardware = config.hardware
     place = f"zero{hardware.zero_stage}" if hardware.zero_stage else "single_gpu"
     chosen = {

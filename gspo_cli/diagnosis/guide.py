@@ -20,7 +20,7 @@ UNSTABLE = {
     "reward_fell", "entropy_gone", "length_runaway", "repetition", "kl_far", "not_finite", "gradient_spike",
     "rolled_back", "held_out_fell", "reward_scale",
 }  # fmt: skip
-WORTH = 0.05  # of the estimate: smaller savings are not worth a change
+WORTH = 0.05  # share of the estimate; smaller savings are not worth a change
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Answer:
 
 
 def guide(run: History, findings: Sequence[Finding], card: Mapping[str, Any] | None) -> list[Answer]:
-    """The entries in the guide's order. `card` is what card.json holds, None where there is none."""
+    """The entries in the guide's order. `card` is what card.json holds, None if there is none."""
     return [loss(run, findings), memory(run, card), instability(run, findings)]
 
 
@@ -43,7 +43,7 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     """Loss not decreasing: it need not decrease, but the reward should rise."""
     losses = run.values("loss")
     flat = (
-        f"the loss is {number(fmean(losses))} on average, which says little: advantages are centered"
+        f"the loss is {number(fmean(losses))} on average, which is expected: advantages are centered"
         * bool(losses)
     )
     start = f"{flat}; " if flat else ""
@@ -52,8 +52,10 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     before, after, chance = run.reward_gain
     span = f"from {number(before)} to {number(after)}"
     if run.reward_rises:
-        return Answer("loss not decreasing", True, f"{start}what counts is the reward, which rose {span}", "")
-    what = f"{start}what counts is the reward, which went {span}: no rise over chance ({number(chance)})"
+        return Answer(
+            "loss not decreasing", True, f"{start}the reward is what matters, and it rose {span}", ""
+        )
+    what = f"{start}the reward is what matters, and it went {span}: no significant rise ({number(chance)})"
     causes = [f for f in findings if f.rule in NO_SIGNAL | UNSTABLE and f.severity is not Severity.note]
     causes = causes or [finding for finding in findings if finding.rule in NO_SIGNAL]
     if causes:
@@ -63,12 +65,12 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     other = slower(run)
     if run.config.algorithm.learning_rate <= preset_rate(run):
         other = f"algorithm.learning_rate={3 * run.config.algorithm.learning_rate:.3g}"
-    fix = f"no rule says why: use {longer}, or {other}"
+    fix = f"no rule explains it: use {longer}, or {other}"
     return Answer("loss not decreasing", False, what, fix, (longer,))
 
 
 def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
-    """High memory: the measured peak, and what lowers it, in the order of effect by the card's estimate."""
+    """High memory: the measured peak, and and what lowers it, in order of effect by the card's estimate."""
     peaks = run.values("memory/peak_gb")
     short = round(sum(number_of(record, "oom_events") or 0.0 for record in run.everything))
     measured = f"peak {number(max(peaks))} GiB" if peaks else "no peak was measured"
@@ -87,19 +89,19 @@ def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
         for text, saved in savings
         if saved > least or not parts
     ]
-    fix = f"to lower it: {', '.join(told)}" if told else "nothing in the settings lowers it much"
+    fix = f"to lower it: {', '.join(told)}" if told else "no setting lowers it much"
     return Answer("high memory", not short, what, fix, (savings[0][0],) if short and told else ())
 
 
 def estimated_parts(card: Mapping[str, Any]) -> dict[str, float]:
-    """GiB by part of the phase that takes most, as card.json has it; parts under 1 MiB are left out."""
+    """GiB by part of the largest phase, from card.json; parts under 1 MiB are left out."""
     phases: Mapping[str, Mapping[str, int]] = card["memory"]["phases"]
     largest = max(phases.values(), key=lambda parts: sum(parts.values()))
     return {part: size / 2**30 for part, size in largest.items() if size >= 2**20}
 
 
 def _levers(config: RunSettings, parts: dict[str, float]) -> list[tuple[str, float]]:
-    """Settings not yet taken that lower memory, and about how many GiB each saves."""
+    """Unused settings that lower memory, and about how many GiB each saves."""
 
     def share(part: float, *names: str) -> float:
         return part * sum(parts.get(name, 0.0) for name in names)
@@ -124,7 +126,7 @@ def _levers(config: RunSettings, parts: dict[str, float]) -> list[tuple[str, flo
             stage == 0 and config.training.optimizer is Optimizer.adamw,
         ),
         (
-            "hardware=zero2",  # over two GPUs, half of what it shards
+            "hardware=zero2",  # on two GPUs it saves half of what it shards
             share(0.5, "optimizer", "gradients"),
             stage == 0 and config.hardware.device is Device.cuda,
         ),

@@ -15,9 +15,9 @@ from gspo_cli.config.schema import RunSettings
 
 Record = Mapping[str, Any]
 
-LASTING = 3  # iterations in a row before a finding: one bad batch is chance
+LASTING = 3  # iterations in a row before a finding: one bad batch may be chance
 WINDOW = 5  # iterations of a running mean, which halves the noise of one
-CERTAIN = 2.0  # standard errors above which a difference is not chance
+CERTAIN = 2.0  # standard errors above which a difference is significant
 
 
 class Severity(Enum):
@@ -44,7 +44,7 @@ class Finding:
 class History:
     """The iterations that led to the present weights, oldest first, under the resolved configuration.
 
-    Iterations that a rollback undid are not among them (see `lineage`)."""
+    Iterations that a rollback undid are not included (see `lineage`)."""
 
     def __init__(self, config: RunSettings, metrics: Sequence[Record], evals: Sequence[Record] = ()) -> None:
         self.config, self.everything = config, metrics
@@ -66,7 +66,7 @@ class History:
         return number_of(self.records[-1], name) if self.records else None
 
     def since(self, holds: Callable[[Record], bool], least: int = LASTING) -> int | None:
-        """The iteration from which on `holds` is true of all records to the newest; None where these are
+        """The iteration from which on `holds` is true of all records to the newest; None if these are
         fewer than `least`."""
         row = 0
         for record in reversed(self.records):
@@ -81,7 +81,7 @@ class History:
 
     @cached_property
     def rate(self) -> float:
-        """The learning rate of the newest update, or where none was made that of the settings."""
+        """The learning rate of the newest update, or the configured one if there was no update."""
         logged = self.last("learning_rate")
         return self.config.algorithm.learning_rate if logged is None else logged
 
@@ -99,8 +99,8 @@ class History:
 
     @cached_property
     def reward_gain(self) -> tuple[float, float, float] | None:
-        """Mean reward of the first and of the newest iterations, and what their difference must exceed not
-        to be chance. None where the run is too short."""
+        """Mean reward of the first and of the newest iterations, and what their difference must exceed to be
+        significant. None if the run is too short."""
         scored = [record for record in self.records if number_of(record, "reward") is not None]
         size = min(WINDOW, len(scored) // 2)
         if size == 0:
@@ -111,7 +111,7 @@ class History:
 
     @property
     def reward_rises(self) -> bool:
-        """Whether the newest rewards are above the first ones by more than chance."""
+        """Whether the newest rewards are significantly above the first ones."""
         if self.reward_gain is None:
             return False
         before, after, chance = self.reward_gain

@@ -1,5 +1,5 @@
-"""The rules about rewards and updates: each looks in a run's metrics for one thing that goes wrong. Pure;
-a rule returns its finding or None. `answer_rules` has those about answers."""
+"""The rules about rewards and updates: each looks for one problem in a run's metrics. Pure; a rule returns
+its finding or None. `answer_rules` has those about answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gspo_cli.diagnosis.history import (
     slower,
 )
 
-NOISE_SHARE = 1 / 3  # of the band's narrower side: with more noise than this the clip acts at random
+NOISE_SHARE = 1 / 3  # share of the band's narrower side: with more noise than this, clipping is random
 EQUAL_GROUPS = 0.9  # share of zero-variance groups: a tenth of the batch is left to learn from
 SOLVED = 0.9  # share of solved answers, where groups have no variance because little is left to learn
 SATURATED = 0.8  # of the answers that could clip; runs that learn well have 0.3 to 0.75
@@ -29,7 +29,7 @@ SPIKE = 10.0  # times the median gradient norm before
 FALL = 0.5  # of the best running mean of the reward
 FALL_ERRORS = 4.0  # standard errors: the best of many means is partly luck
 MANY_DROPPED = 4  # updates in a row: more than one bad batch
-LARGE_REWARD = 100.0  # where nothing divides by the spread, gradients are as large
+LARGE_REWARD = 100.0  # if nothing divides by the spread, gradients are just as large
 
 
 def learning_rate_zero(run: History) -> Finding | None:
@@ -40,7 +40,7 @@ def learning_rate_zero(run: History) -> Finding | None:
     return Finding(
         "learning_rate_zero",
         Severity.warning,
-        "the learning rate is 0: no update changes a weight",
+        "the learning rate is 0: updates do not change any weight",
         "use training.schedule=constant, or more training.num_outer_iterations for the schedule to end later",
         since,
         ("training.schedule=constant",),
@@ -48,7 +48,7 @@ def learning_rate_zero(run: History) -> Finding | None:
 
 
 def zero_reward(run: History) -> Finding | None:
-    """No answer earns anything, so that no answer is better than another."""
+    """All rewards are 0, so no answer is better than another."""
     if len(run.records) < LASTING or any(run.values("reward")) or any(run.values("reward_std")):
         return None
     return Finding(
@@ -56,21 +56,22 @@ def zero_reward(run: History) -> Finding | None:
         Severity.warning,
         f"all rewards of {len(run.records)} iterations are 0: no answer is better than another",
         "start from a model that sometimes succeeds (a cold start with model.cold_start.demonstrations and "
-        "more model.cold_start.steps), take an easier task, or fix the reward",
+        "more model.cold_start.steps), use an easier task, or fix the reward",
         run.records[0]["iteration"],
     )
 
 
 def constant_reward(run: History) -> Finding | None:
-    """A reward that does not look at the answer."""
+    """A reward that does not depend on the answer."""
     rewards = run.values("reward")
     if len(rewards) < LASTING or any(run.values("reward_std")) or len(set(rewards)) > 1 or rewards[0] == 0:
         return None
     return Finding(
         "constant_reward",
         Severity.warning,
-        f"every answer of {len(rewards)} iterations has reward {number(rewards[0])}: nothing to compare",
-        "give a reward that tells answers apart (reward=<module.Name>)",
+        f"every answer of {len(rewards)} iterations has reward {number(rewards[0])}: there is nothing "
+        "to compare",
+        "use a reward that distinguishes answers (reward=<module.Name>)",
         run.records[0]["iteration"],
     )
 
@@ -85,8 +86,8 @@ def reward_scale(run: History) -> Finding | None:
     return Finding(
         "reward_scale",
         Severity.warning,
-        f"the mean reward is {number(run.last('reward'))} and algorithm.advantage_scale=none: advantages "
-        "are as large",
+        f"the mean reward is {number(run.last('reward'))} and algorithm.advantage_scale=none: "
+        "advantages are just as large",
         "use algorithm.advantage_scale=group_std, or bring the reward to [0, 1]",
         since,
         ("algorithm.advantage_scale=group_std",),
@@ -94,7 +95,7 @@ def reward_scale(run: History) -> Finding | None:
 
 
 def equal_groups(run: History) -> Finding | None:
-    """Nearly all groups have zero variance, and so no advantage."""
+    """Nearly all groups have zero variance and therefore no advantage."""
     since = run.above("frac_reward_zero_std", EQUAL_GROUPS - 1e-9)
     if since is None or zero_reward(run) or constant_reward(run):
         return None
@@ -105,7 +106,7 @@ def equal_groups(run: History) -> Finding | None:
             Severity.note,
             f"{share:.0%} of groups have zero variance and {solved:.0%} of answers are solved: little is "
             "left to learn",
-            "take harder problems, or stop here: evaluation.stop_at_score=0.95",
+            "use harder problems, or stop here: evaluation.stop_at_score=0.95",
             since,
             ("evaluation.stop_at_score=0.95",),
         )
@@ -119,7 +120,8 @@ def equal_groups(run: History) -> Finding | None:
     return Finding(
         "equal_groups",
         Severity.warning,
-        f"{share:.0%} of groups have zero variance (all answers scored equal): they teach nothing",
+        f"{share:.0%} of groups have zero variance (all answers scored equal): there is nothing to "
+        "learn from them",
         f"use {', '.join(settings)}, or problems that are sometimes solved",
         since,
         settings,
@@ -127,7 +129,7 @@ def equal_groups(run: History) -> Finding | None:
 
 
 def reward_fell(run: History) -> Finding | None:
-    """The reward is less than half of its best running mean, and not by chance."""
+    """The reward is less than half of its best running mean, and the drop is significant."""
     scored = [record for record in run.records if number_of(record, "reward") is not None]
     windows = [scored[max(0, end - WINDOW) : end] for end in range(1, len(scored) - LASTING + 1)]
     if not windows:
@@ -172,8 +174,8 @@ def clip_saturation(run: History) -> Finding | None:
     return Finding(
         "clip_saturation",
         Severity.warning,
-        f"{clipped(run.records[-1]):.0%} of the {what} that could clip are clipped and the reward does not "
-        "rise: later updates of a batch learn little",
+        f"{clipped(run.records[-1]):.0%} of the {what} that could clip are clipped and the reward "
+        "does not rise: later updates of a batch learn little",
         f"use {slower(run)}, or a wider algorithm.clip_range_left and clip_range_right",
         since,
         (slower(run),),
@@ -194,8 +196,8 @@ def nothing_clips(run: History) -> Finding | None:
     return Finding(
         "nothing_clips",
         Severity.note,
-        f"nothing was ever clipped and the reward does not rise: the ratio's spread is {number(spread)}, the "
-        f"band {number(min(_widths(run), default=None))} wide",
+        f"nothing was ever clipped and the reward does not rise: the ratio's spread is "
+        f"{number(spread)}, the band {number(min(_widths(run), default=None))} wide",
         f"use {rate}",
         run.records[0]["iteration"],
         (rate,),
@@ -209,8 +211,8 @@ def one_update(run: History) -> Finding | None:
     return Finding(
         "one_update",
         Severity.note,
-        "training.updates_per_rollout=1: the ratio is always 1, so that nothing can clip and the loss is "
-        "0 in value",
+        "training.updates_per_rollout=1: the ratio is always 1, so nothing can clip and the value of "
+        "the loss is 0",
         "use training.updates_per_rollout=4, so that the clip has an effect",
         run.records[0]["iteration"],
         ("training.updates_per_rollout=4",),
@@ -236,7 +238,7 @@ def noise(run: History) -> Finding | None:
 
 
 def not_finite(run: History) -> Finding | None:
-    """Updates that were dropped because their gradient was not finite."""
+    """Updates that were skipped because their gradient was not finite."""
     dropped = [record for record in run.records if number_of(record, "updates_skipped")]
     if not dropped:
         return None
@@ -251,7 +253,7 @@ def not_finite(run: History) -> Finding | None:
     return Finding(
         "not_finite",
         Severity.warning if all_dropped is None else Severity.collapse,
-        f"a gradient was not finite in {count} updates: they were dropped and the weights kept",
+        f"a gradient was not finite in {count} updates: these updates were skipped",
         f"use {slower(run)} and hardware.precision=fp32",
         dropped[0]["iteration"] if all_dropped is None else all_dropped,
         (slower(run), "hardware.precision=fp32"),
@@ -259,7 +261,7 @@ def not_finite(run: History) -> Finding | None:
 
 
 def gradient_spike(run: History) -> Finding | None:
-    """A gradient norm far over what it was, for several iterations."""
+    """A gradient norm far above its earlier values, for several iterations."""
     norms = [(r["iteration"], n) for r in run.records if (n := number_of(r, "grad_norm")) is not None]
     for place in range(WINDOW, len(norms) - LASTING + 1):
         usual = median(norm for _, norm in norms[:place])
@@ -278,7 +280,7 @@ def gradient_spike(run: History) -> Finding | None:
 
 
 def held_out_fell(run: History) -> Finding | None:
-    """The held-out score is below an earlier one by more than chance."""
+    """The held-out score is significantly below an earlier one."""
     scored = [record for record in run.evals if number_of(record, "score") is not None]
     if len(scored) < 2:
         return None

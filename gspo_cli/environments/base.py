@@ -1,4 +1,4 @@
-"""The former place of `gspo_cli.tasks.base`, for modules of users that import it."""
+"""Former location of `gspo_cli.tasks.base`, for user modules that import it."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from types import FrameType
 from gspo_cli.errors import UserError
 
 POLL = 0.1  # seconds
-GRACE = 3.0  # seconds that the first rank gets to record the failure of another one
-LEAVE = 10.0  # seconds that the other ranks get to end after the first one
+GRACE = 3.0  # seconds that the first rank has to record the failure of another rank
+LEAVE = 10.0  # seconds that the other ranks have to exit after the first one
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 
@@ -35,7 +35,7 @@ class LaunchResult:
 
 
 def require_deepspeed() -> None:
-    """Raise UserError where DeepSpeed is not installed."""
+    """Raise UserError if DeepSpeed is not installed."""
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             "hardware.zero_stage: deepspeed is not installed; pip install 'gspo-cli[deepspeed]', or use "
@@ -47,7 +47,7 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> LaunchResult:
     """Run `command` as ranks 0 to `processes` - 1 of one process group, with RANK, WORLD_SIZE and so on in
     their environment.
 
-    A rank that dies ends all others within seconds. Raises UserError where `logs` cannot be written."""
+    A rank that dies ends all others within seconds. Raises UserError if `logs` cannot be written."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
         files = [log_file(logs, rank).open("wb") for rank in range(processes)]
@@ -61,7 +61,7 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> LaunchResult:
             stdin=subprocess.DEVNULL,
             stdout=None if rank == 0 else file,
             stderr=None if rank == 0 else subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches this process only, which forwards it
         )
         for rank, file in enumerate(files)
     ]
@@ -95,15 +95,15 @@ def shared_environment(processes: int) -> dict[str, str]:
 
 
 def wait(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait until all have ended, or one has failed and the others had time to end. Returns the rank that
-    failed first; None where none did."""
+    """Wait until all have ended, or one has failed and the others had time to exit. Returns the rank that
+    failed first; None if none did."""
     failed, deadline = None, float("inf")
     while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
         time.sleep(POLL)
         codes = [worker.poll() for worker in workers]
         bad = [rank for rank, code in enumerate(codes) if code not in (None, 0, INTERRUPTED)]
         if failed is None and bad:
-            failed = bad[-1]  # where two fail at once, the first rank failed because of the other
+            failed = bad[-1]  # if two ranks fail at once, rank 0 failed because of the other
             deadline = time.monotonic() + GRACE
         elif codes[0] is not None and deadline == float("inf"):
             deadline = time.monotonic() + LEAVE
@@ -117,11 +117,11 @@ def ending(workers: Sequence[subprocess.Popen[bytes]], failed: int | None, logs:
     if failed is None or first == INTERRUPTED:
         return LaunchResult(first)
     code = workers[failed].returncode
-    if first == 2 and code > 0:  # bad input or a full disk: the sentence is on the terminal
+    if first == 2 and code > 0:  # bad input or a full disk: the message is already on the terminal
         return LaunchResult(2)
     log = log_file(logs, failed)
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if code == 2 and lines:  # the sentence of a UserError
+    if code == 2 and lines:  # the message of a UserError
         return LaunchResult(2, lines[-1].removeprefix("gspo-train: "))
     last = f": {lines[-1].strip()}" if lines and code > 0 else ""
     return LaunchResult(1, f"rank {failed} of {len(workers)} {how_it_ended(code)}{last}; its log is {log}")

@@ -34,8 +34,8 @@ DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 @dataclass(frozen=True)
 class Job:
-    """A command and the file that takes its output. `folder` is its run folder, from which a table reads how
-    many of `iterations` are done."""
+    """A command and the file for its output. `folder` is its run folder, from which a table reads how many of
+    `iterations` are done."""
 
     name: str
     command: Sequence[str]
@@ -85,7 +85,7 @@ class QueuedJob:
     log_start: int = 0  # bytes of the log that are from an earlier attempt
 
     def start(self, slot: Slot) -> None:
-        """Start the job in `slot`. Raises UserError where its log cannot be written."""
+        """Start the job in `slot`. Raises UserError if its log cannot be written."""
         try:
             self.job.log.parent.mkdir(parents=True, exist_ok=True)
             log = self.job.log.open("ab")
@@ -99,7 +99,7 @@ class QueuedJob:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+                start_new_session=True,  # Ctrl-C reaches this process only, which forwards it
                 preexec_fn=killed_with(os.getpid()),
             )
         self.status, self.slot, self.started = Status.running, slot, time.monotonic()
@@ -184,23 +184,23 @@ def signals_to(queue: Sequence[QueuedJob]) -> Iterator[list[int]]:
 
 
 def killed_with(parent: int) -> Callable[[], None] | None:
-    """What a child process runs first: it asks the kernel to kill it when `parent` dies. None where the
+    """What a child process runs first: it asks the kernel to kill it when `parent` dies. None if the
     kernel cannot do that."""
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec as little as possible happens
+    prctl = ctypes.CDLL(None).prctl  # looked up here, to do as little as possible between fork and exec
 
     def ask() -> None:
         prctl(DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the request
+        if os.getppid() != parent:  # the parent died before the request
             os._exit(1)
 
     return ask
 
 
 def failure(code: int, last: str) -> str:
-    """Why a job failed, from its exit code and the last line of its log."""
-    if code == 2 and last:  # the sentence of a UserError
+    """Why a job failed: its exit code and the last line of its log."""
+    if code == 2 and last:  # the message of a UserError
         return last.removeprefix("gspo-train: ")
     return f"{how_it_ended(code)}{f': {last}' if last and code > 0 else ''}"
 
@@ -217,7 +217,7 @@ def make_slots(device: Device, parallel: int | None, gpus_each: int = 1) -> list
     """`parallel` slots for runs on `device`. None means one on a CPU, and on GPUs as many as there are groups
     of `gpus_each`. Slots of a CPU share its cores.
 
-    Raises UserError where there are not enough GPUs."""
+    Raises UserError if there are not enough GPUs."""
     if device is Device.cpu:
         count = parallel or 1
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -226,7 +226,8 @@ def make_slots(device: Device, parallel: int | None, gpus_each: int = 1) -> list
     groups = [gpus[i : i + gpus_each] for i in range(0, len(gpus) - gpus_each + 1, gpus_each)]
     require(
         (parallel or 1) <= len(groups),
-        f"parallel={parallel or 1}: {len(gpus)} GPUs are visible, and a run takes {gpus_each}; use at most "
+        f"parallel={parallel or 1}: {len(gpus)} GPUs are visible, and each run needs {gpus_each}; use "
+        "at most "
         f"{len(groups)}, or check CUDA_VISIBLE_DEVICES",
     )
     return [

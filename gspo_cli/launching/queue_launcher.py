@@ -32,12 +32,12 @@ from gspo_cli.launching.queue import QueuedJob, Slot, Status, make_slots, run_qu
 from gspo_cli.launching.sweep import final_score, job_names, prepare_job, record_job
 from gspo_cli.run.identity import State
 
-NAMESPACE = "hydra_plugins.gspo_cli"  # Hydra accepts launchers from the namespace hydra_plugins alone
+NAMESPACE = "hydra_plugins.gspo_cli"  # Hydra accepts launchers only from the namespace hydra_plugins
 
 
 @dataclass
 class QueueLauncherConfig:
-    """`parallel` is how many runs go at once; null: one for each visible GPU, one on a CPU."""
+    """`parallel` is the number of runs at once; null means one per visible GPU, or one on a CPU."""
 
     _target_: str = f"{NAMESPACE}.QueueLauncher"
     parallel: int | None = None
@@ -67,11 +67,11 @@ class QueueLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra's sweepers with all jobs of a sweep or a part of them: runs those that are not
-        complete. Returns the final held-out scores, None where a job failed.
+        complete. Returns the final held-out scores, None if a job failed.
 
         Raises UserError before anything starts where one of them cannot run; SystemExit where the queue was
         interrupted."""
-        from gspo_cli.launching.queue_table import make_table  # not before: rich is slow to import
+        from gspo_cli.launching.queue_table import make_table  # imported late: rich is slow to import
 
         setup_globals()
         jobs = [
@@ -123,19 +123,19 @@ def sweep_job(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str],
 
 
 def check_folders(jobs: Sequence[SweepJob]) -> None:
-    """Raise UserError where two jobs would share a folder."""
+    """Raise UserError if two jobs would share a folder."""
     seen: dict[Path, int] = {}
     for job in jobs:
         other = seen.setdefault(job.folder, job.number)
         require(
             other == job.number,
-            f"hydra.sweep.subdir: jobs {other} and {job.number} have the same folder {job.folder}; put "
-            "${hydra.job.num} in it",
+            f"hydra.sweep.subdir: jobs {other} and {job.number} have the same folder {job.folder}; add "
+            "${hydra.job.num} to it",
         )
 
 
 def slots_for(configs: Sequence[RunConfig], parallel: int | None) -> list[Slot]:
-    """Slots for runs like these. Raises UserError where there are no GPUs for them."""
+    """Slots for runs like these. Raises UserError if there are no GPUs for them."""
     hardware = [config.hardware for config in configs]
     device = Device.cuda if any(each.device is Device.cuda for each in hardware) else Device.cpu
     return make_slots(device, parallel, max(each.processes or 1 for each in hardware))
@@ -165,12 +165,12 @@ def job_return(job: SweepJob, failed: bool) -> JobReturn:
 def offer_queue() -> None:
     """Make `hydra/launcher=queue` known to Hydra.
 
-    Hydra accepts launchers from the namespace hydra_plugins alone and finds them there by name: this module
-    gets a second name in it, so that no folder of that name has to be installed beside the package."""
+    Hydra accepts launchers only from the namespace hydra_plugins and finds them there by name. This module
+    is registered in it under a second name, so that no such folder has to be installed beside the package."""
     ConfigStore.instance().store(
         group="hydra/launcher", name="queue", node=QueueLauncherConfig, provider="gspo-cli"
     )
-    plugins = Plugins.instance()  # looks for installed plugins when it is made
+    plugins = Plugins.instance()  # its constructor looks for installed plugins
     namespace, _, name = NAMESPACE.partition(".")
     try:
         parent = importlib.import_module(namespace)

@@ -57,7 +57,7 @@ class Tail:
         self.last: Mapping[str, Any] = {}
 
     def look(self) -> Mapping[str, Any]:
-        """The newest whole line; empty where there is none."""
+        """The newest complete line; empty if there is none."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class Tail:
             whole = new[: new.rfind(b"\n") + 1]
             self._offset += len(whole)
             if whole:
-                with suppress(ValueError):  # a damaged line: the one before it stays
+                with suppress(ValueError):  # a damaged line: keep the one before it
                     self.last = json.loads(whole.rstrip(b"\n").rpartition(b"\n")[2])
         return self.last
 
@@ -95,7 +95,7 @@ class Follower:
         metrics, evaluation = (tail.look() for tail in self._tails)
         self.iteration, self.reward = metrics.get("iteration", 0), metrics.get("reward")
         self.score = evaluation.get("score")
-        begun = bool(self._tails[1].last) or self.iteration > 0  # a cold start sets no pace
+        begun = bool(self._tails[1].last) or self.iteration > 0  # a cold start does not count for the pace
         if begun and (not self._marks or self.iteration != self._marks[-1][0]):
             self._marks = [*self._marks[:1], (self.iteration, now)]
 
@@ -109,7 +109,7 @@ class Follower:
         if self._total is None or len(self._marks) < 2:
             return MISSING
         (first, began), (newest, reached) = self._marks
-        if newest <= first:  # it went back to a checkpoint
+        if newest <= first:  # the run went back to a checkpoint
             return MISSING
         pace = (reached - began) / (newest - first)
         return duration(pace * (self._total - newest) - min(pace, now - reached))
@@ -156,7 +156,7 @@ class LiveTable:
     def __init__(self, console: Console, stays: bool = True, clock: Clock = time.monotonic) -> None:
         self._console, self._stays, self._board = console, stays, Board(clock)
         self._drawn = float("-inf")
-        # drawn from this thread alone: processes are forked from it
+        # drawn by this thread only, because processes are forked from it
         self._live = SteadyLive(console=console, auto_refresh=False, transient=True)
 
     def show(self, jobs: Sequence[QueuedJob]) -> None:
@@ -167,14 +167,14 @@ class LiveTable:
             self._live.update(self.frame(jobs, self._console.height), refresh=True)
 
     def close(self, jobs: Sequence[QueuedJob]) -> None:
-        """Leaves the whole table on the screen, or nothing."""
+        """Leaves the complete table on the screen, or nothing."""
         self._live.stop()
         if self._stays:
             self._console.print(self.frame(jobs, 2 * len(jobs) + len(ROOM)))
 
     def frame(self, jobs: Sequence[QueuedJob], height: int) -> Group:
-        """The table of `jobs`, and why some failed. Where a terminal of `height` lines has no room for all,
-        running and failed ones come first."""
+        """The table of `jobs`, and why some failed. If they do not fit a terminal of `height` lines, running
+        and failed jobs come first."""
         room = max(1, height - len(ROOM))
         failed = [each for each in jobs if each.status is Status.failed]
         reasons = failed[-max(3, room - len(jobs)) :]

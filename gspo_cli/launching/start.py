@@ -1,4 +1,4 @@
-"""How gspo-train starts a run: with which settings it resumes, in how many processes, on which GPUs. Free of
+"""How gspo-train starts a run: the settings it resumes with, the number of processes, the GPUs. Free of
 torch."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GPU = re.compile(r"\d+|(GPU|MIG)-\S+")  # an index or an identifier in CUDA_VISI
 def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     """The saved configuration of a run, with the few settings that may change when it is resumed.
 
-    Raises UserError where the folder is not a run, the run is complete, or another setting is overridden."""
+    Raises UserError if the folder is not a run, the run is complete, or another setting is overridden."""
     saved = load_saved(folder / "config.yaml")
     changes = [text.lstrip("+") for text in overrides if not text.lstrip("+").startswith("resume=")]
     allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in RESUMABLE)
@@ -39,7 +39,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
         key = text.lstrip("~").split("=")[0]
         require(
             matches(key, RESUMABLE),
-            f"{key}: cannot change when a run is resumed (only {allowed} can); start a new run for it",
+            f"{key}: cannot change when a run is resumed (only {allowed} can); start a new run to change it",
         )
     node = with_overrides(saved, changes)
     summary = read_summary(folder)
@@ -65,7 +65,7 @@ def process_count(config: RunConfig, count_gpus: Callable[[], int]) -> int:
     if hardware.device is Device.cpu or hardware.nodes > 1:
         where = "share this CPU" if hardware.device is Device.cpu else "run on each node"
         if hardware.processes is None:
-            raise UserError(f"hardware.processes: has no value; say how many processes {where}")
+            raise UserError(f"hardware.processes: has no value; set how many processes {where}")
         return hardware.processes
     found = count_gpus()
     require(found > 0, NO_GPU)
@@ -89,7 +89,7 @@ def torchrun_command(config: RunConfig, folder: Path) -> str:
 
 
 def require_gpus() -> list[str]:
-    """`visible_gpus`. Raises UserError where there are none."""
+    """`visible_gpus`. Raises UserError if there are none."""
     found = visible_gpus()
     require(bool(found), NO_GPU)
     return found
@@ -100,7 +100,7 @@ def visible_gpus() -> list[str]:
     where that is missing, as in some containers, all that have a device file."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        # as CUDA reads it: an invalid name hides all that follow, and a name that is there twice hides all
+        # as CUDA reads it: an invalid name hides all that follow, and a duplicate name hides all
         names = list(takewhile(GPU.fullmatch, (name.strip() for name in listed.split(","))))
         return names if len(set(names)) == len(names) else []
     if shutil.which("nvidia-smi") is None:

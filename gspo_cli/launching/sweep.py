@@ -1,5 +1,4 @@
-"""A sweep, which is a multirun of Hydra: what its jobs leave behind, how it continues, what it prints at its
-end.
+"""A sweep (a Hydra multirun): the files its jobs write, how it resumes, what it prints at the end.
 
 The folder of a sweep holds sweep.json (the command), jobs.jsonl (a line per job that ended, written by
 whichever process ran it), and a run folder per job. A sweep that is started again in its folder skips the
@@ -51,7 +50,7 @@ class JobResult:
 
 class SweepStart(Callback):
     """Called by Hydra (conf/train.yaml) at the start of a sweep: saves its command, and prints how to
-    continue it. A command that is already saved is replaced only once a job of this one is accepted."""
+    continue it. An already saved command is replaced only once a job of the new command is accepted."""
 
     folder: ClassVar[Path | None] = None  # of the sweep that this process runs
 
@@ -67,11 +66,11 @@ class SweepStart(Callback):
         if not (folder / COMMAND).exists():
             save_command(folder)
         (folder / JOBS).unlink(missing_ok=True)
-        print(f"sweep {folder}: if it is interrupted, continue with: {resume_command(folder)}")
+        print(f"sweep {folder}: if interrupted, continue with: {resume_command(folder)}")
 
 
 def registered() -> SweepStart:
-    """A SweepStart in a process where Hydra has everything that `register` adds to it."""
+    """A SweepStart in a process where `register` has been called."""
     register()
     return SweepStart()
 
@@ -117,7 +116,7 @@ def prepare_job(folder: Path, config_yaml: str) -> State:
 
 
 def final_score(folder: Path) -> float | None:
-    """The score of a run's last held-out evaluation; None where there is none."""
+    """The score of a run's last held-out evaluation; None if there is none."""
     summary = read_summary(folder)
     return summary["final_eval"]["score"] if summary and summary["final_eval"] else None
 
@@ -134,7 +133,7 @@ def record_job(
 
 
 def record_present_job(code: int, why: str) -> float | None:
-    """Add the result of the present job. Returns its score, which a sweeper may maximize; None where it
+    """Add the result of the present job. Returns its score, which a sweeper may maximize; None if it
     failed. An interrupted job ends the sweep: raises SystemExit."""
     hydra = HydraConfig.get()
     folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
@@ -145,7 +144,7 @@ def record_present_job(code: int, why: str) -> float | None:
 
 
 def job_results() -> list[JobResult]:
-    """How the jobs ended, so far, of the sweep that this process runs; none where it runs none."""
+    """Results so far of the sweep that this process runs; empty if it runs none."""
     path = None if SweepStart.folder is None else SweepStart.folder / JOBS
     if path is None or not path.exists():
         return []
@@ -170,7 +169,7 @@ def report_sweep() -> int:
 
 
 def table(results: Sequence[JobResult]) -> str:
-    """A line per job: its number, what it differs in, how it ended, its held-out score."""
+    """A line per job: its number, the overrides it differs in, how it ended, its held-out score."""
     names = job_names([result.overrides for result in results])
     width = max((len(name) for name in names), default=0)
     lines = [
@@ -183,7 +182,7 @@ def table(results: Sequence[JobResult]) -> str:
 
 
 def job_names(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """A short name for each job of a sweep: the overrides that not all of them have."""
+    """A short name for each job of a sweep: the overrides that are not shared by all jobs."""
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     return [" ".join(shortened(text) for text in overrides if text not in shared) for overrides in jobs]
 

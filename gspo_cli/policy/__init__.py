@@ -5,7 +5,8 @@ import os
 
 import torch
 
-# It warns at import (by peft) about an optional kernel, and at each 8-bit product that inputs are cast.
+# bitsandbytes warns at import (by peft) about an optional kernel, and at each 8-bit product that inputs are
+# cast.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # accelerate imports deepspeed, if installed, to save a model; deepspeed warns on a machine without GPU

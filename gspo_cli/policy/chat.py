@@ -40,7 +40,7 @@ class ChatFormat:
     """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one used in
     demonstrations.
 
-    Raises UserError where the tokenizer has no end token, or its template rejects or drops messages."""
+    Raises UserError if the tokenizer has no end token, or its template rejects or drops messages."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_stop_ids: list[int]) -> None:
         self.tokenizer = tokenizer
@@ -57,7 +57,8 @@ class ChatFormat:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
         self.end_id: int = after[0] if ends else (tokenizer.eos_token_id or min(stop_ids))
         self.stop_ids = frozenset(stop_ids | {self.end_id})
-        self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)  # called once per answer of a group
+        # cached, because it is called once per answer of a group
+        self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)
 
     def prompt_ids(self, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Ids of a conversation's first messages, up to where the agent's turn begins. Tools are announced by
@@ -71,8 +72,8 @@ class ChatFormat:
     def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
         """Ids of what follows an agent turn that ended with `last_id`, up to where its next turn begins."""
         ids = self._encode(self._after_assistant(list(messages), generate=True))
-        # an end token that the policy sampled is not repeated; a truncated answer is closed by the template's
-        # one, which is not trained. Some templates write white space before it.
+        # an end token that the policy sampled is not repeated; a truncated answer is closed by the
+        # template's end token, which is not trained. Some templates write white space before it.
         if self.end_id in ids[:3] and last_id in self.stop_ids:
             place = ids.index(self.end_id)
             if not str(self.tokenizer.decode(ids[:place])).strip():
@@ -86,13 +87,13 @@ class ChatFormat:
 
     @cached_property
     def pad_id(self) -> int:
-        """Padding of batches; always masked."""
+        """Id that pads batches; always masked."""
         pad = self.tokenizer.pad_token_id
         return self.end_id if pad is None else pad
 
     @cached_property
     def announces_tools(self) -> bool:
-        """Whether the template lists the tools, and so has a format for calling them."""
+        """Whether the template lists the tools and therefore has a format for calling them."""
         return PROBE.name in (self._try([Message("user", "Hi")], (PROBE,)) or "")
 
     @cached_property
@@ -128,7 +129,7 @@ class ChatFormat:
             ) from error
 
     def _try(self, messages: list[Message], tools: tuple[Tool, ...]) -> str | None:
-        """The conversation as the template renders it, None where it rejects it."""
+        """The conversation as the template renders it; None if the template rejects it."""
         try:
             return self._template(messages, True, tools)
         except TemplateError:
@@ -141,7 +142,7 @@ class ChatFormat:
         return str(render(safe, tools=schemas, tokenize=False, add_generation_prompt=generate))
 
     def _as_data(self, message: Message) -> str:
-        """The content, without control tokens where it comes from a user or a tool."""
+        """The content; control tokens are removed if it comes from a user or a tool."""
         if message.role not in ("user", "tool"):
             return message.content
         content = self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)
@@ -154,8 +155,8 @@ class ChatFormat:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches what controls a conversation, longest first: the tokenizer's control tokens, and marks that
-    its template writes as plain text. Tokens of white space are harmless."""
+    """Matches what controls a conversation, longest first: the tokenizer's control tokens, and marks that its
+    template writes as plain text. White-space tokens are harmless."""
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     spoken = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     rendered = str(tokenizer.apply_chat_template(spoken, tokenize=False, add_generation_prompt=False))

@@ -31,7 +31,7 @@ from gspo_cli.policy.quantization import (
 from gspo_cli.policy.weights import full_shape
 
 transformers_logging.disable_progress_bar()
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; we report the final error
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; we report the final error
 
 ROUTERS = {"gate", "router"}
 
@@ -43,7 +43,7 @@ def load_policy(
 
     Trained weights are fp32 at any precision: bf16 rounds away updates of 1e-5. Frozen weights take the
     precision's dtype, or 4 or 8 bits; where all weights are trained, bf16 means autocast. Raises UserError
-    where the model cannot be loaded.
+    if the model cannot be loaded.
     """
     bf16 = hardware.precision is Precision.bf16
     dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
@@ -71,7 +71,7 @@ def load_policy(
 
 
 def torch_device(hardware: HardwareConfig) -> torch.device:
-    """The device of `hardware`. Raises UserError where the machine does not have it."""
+    """The device of `hardware`. Raises UserError if the machine does not have it."""
     if hardware.device is Device.cuda and not torch.cuda.is_available():
         raise UserError(
             "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
@@ -120,8 +120,8 @@ def _check_experts(causal: PreTrainedModel, model: ModelConfig, experts: Sequenc
         causal.set_experts_implementation(wanted)
     if not experts or wanted not in causal.get_experts_implementation().values():
         raise UserError(
-            f"model.experts_implementation={wanted}: {type(causal).__name__} has no experts with a "
-            "choice of implementations; set model.experts_implementation=null"
+            f"model.experts_implementation={wanted}: {type(causal).__name__} does not offer a choice "
+            "of expert implementations; set model.experts_implementation=null"
         )
 
 
@@ -162,9 +162,9 @@ def _add_lora(
 ) -> PeftModel:
     config = _lora_config(causal, model, experts)
     if adapter is not None and model.use_4bit and LoraConfig.from_pretrained(adapter).target_parameters:
-        raise UserError(  # peft would only warn, and leave out the experts' part
-            f"model.use_4bit=true: the adapter in {adapter} adapts experts, which 4 bits do not support; set "
-            "model.use_4bit=false"
+        raise UserError(  # peft would only warn and skip the experts' weights
+            f"model.use_4bit=true: the adapter in {adapter} adapts experts, which is not supported in "
+            "4 bits; set model.use_4bit=false"
         )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft 0.21 uses a name that transformers 5.23 deprecates
@@ -183,7 +183,7 @@ def _lora_config(causal: PreTrainedModel, model: ModelConfig, experts: Sequence[
     if named and ROUTERS & {name.rpartition(".")[2] for name in named}:
         raise UserError(
             "model.lora_target_modules: names a router, which LoRA does not adapt; leave out gate and "
-            "router, or give null for all other linear layers"
+            "router, or use null for all other linear layers"
         )
     # without the layer number: one name for all layers
     matrices = sorted({".".join(path.split(".")[-3:]) for path in experts})

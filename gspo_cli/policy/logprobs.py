@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-CHUNK_ELEMENTS = 2**22  # of logits in memory at once, in fp32: 16 MiB
+CHUNK_ELEMENTS = 2**22  # fp32 logits in memory at once: 16 MiB
 
 
 def linear_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:

@@ -19,7 +19,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: RunConfig) -> tor
     In 8 bits a tensor of at least 4096 elements takes 2 bytes of state per element instead of 8; smaller ones
     keep fp32 states. Paged states are restored from a checkpoint unpaged, into the GPU's memory.
 
-    Raises UserError where bitsandbytes is needed and not installed."""
+    Raises UserError if bitsandbytes is needed and not installed."""
     training, kind = config.training, config.training.optimizer
     settings: dict[str, Any] = {
         "lr": config.algorithm.learning_rate,

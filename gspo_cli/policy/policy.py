@@ -48,17 +48,17 @@ class Policy(nn.Module):
 
     @property
     def has_adapter(self) -> bool:
-        """Whether LoRA weights are trained instead of the model's own."""
+        """Whether LoRA weights are trained instead of the full weights."""
         return isinstance(self.model, PeftModel)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.causal_model.device
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence the model was made for, in tokens."""
+        """Longest sequence that the model supports, in tokens."""
         config = self.causal_model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or 2**31
 
@@ -82,7 +82,7 @@ class Policy(nn.Module):
         """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is
         false; with `reference` those of the model as it was before training.
 
-        Padding sits on the right, where causal attention never looks: no attention mask is needed."""
+        Padding is on the right, where causal attention never looks, so no attention mask is needed."""
         if reference:
             return self._reference(token_ids, action_mask, temperature)
         return self._score(self.causal_model, token_ids, action_mask, temperature, with_entropy)

@@ -20,7 +20,7 @@ from gspo_cli.errors import UserError
 
 def loader_options(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Arguments of `from_pretrained`: none without quantization, else how and where, with matrix products in
-    `dtype`. Raises UserError where bitsandbytes is missing or cannot quantize on `device`."""
+    `dtype`. Raises UserError if bitsandbytes is missing or cannot quantize on `device`."""
     if not model.is_quantized:
         return {}
     _require_bitsandbytes(model, device)
@@ -63,7 +63,7 @@ def require_as_configured(causal: PreTrainedModel, name: str, model: ModelConfig
     if stored_dtypes(causal) != expected:
         raise UserError(
             f"model.name={name}: the quantization of its weights differs from model.use_4bit and "
-            "model.use_8bit; set these as the weights are stored, or name the full-precision model"
+            "model.use_8bit; set these to match the stored weights, or use the full-precision model"
         )
 
 
@@ -85,7 +85,7 @@ def score_as_trained(causal: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _stay_in_train_mode(module: nn.Module, _: tuple[object, ...]) -> None:
-    module.training = True  # an 8-bit layer only reads it to choose how to multiply
+    module.training = True  # an 8-bit layer uses it only to choose the matrix product
 
 
 def quantize_parameters(causal: PreTrainedModel, paths: Sequence[str], model: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""The experts that a Mixture-of-Experts model chooses: recorded, compared, and optionally forced (routing
+"""The experts that a Mixture-of-Experts model chooses: recorded, compared, and optionally replayed (routing
 replay, GSPO paper, section 5.3: GRPO needs it, GSPO does not).
 
 Shapes: B sequences, T tokens, L layers with routers, E experts, k of them chosen per token; N = B * T.
@@ -76,7 +76,7 @@ class RouterPass:
                 self._logits[layer] = logits
 
     def experts(self, shape: torch.Size) -> Tensor | None:
-        """Expert ids in each router's own order, for token ids of `shape` (B, T): (B, T, L, k); None where
+        """Expert ids in each router's own order, for token ids of `shape` (B, T): (B, T, L, k); None if
         the model has no routers."""
         return self._stacked(shape) if self._chosen else None
 
@@ -114,7 +114,7 @@ class Routing:
     """The routers of a model (none in a dense one), in the order of the forward pass.
 
     A router is a module named `...TopKRouter` that returns (logits (N, E), scores (N, k), ids (N, k)).
-    `scores` is the rule by which it weights the chosen experts, found by a probe: None where none of `RULES`
+    `scores` is the rule by which it weights the chosen experts, found by a probe: None if none of `RULES`
     reproduces its scores exactly. In bf16 several may; these differ by a rounding at most."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -146,13 +146,13 @@ class Routing:
     def _hook(self, layer: int, router: nn.Module, arguments: Any, output: tuple[Tensor, ...]) -> Any:
         current = self._current
         if current is None:
-            return None  # leaves the output as it is
+            return None  # does not change the output
         logits, scores, chosen = output
         current.record(layer, logits, chosen)
         if current.forced is None:
             return None
         if self.scores is None:
-            raise ValueError("experts cannot be forced: the rule of their scores is unknown")
+            raise ValueError("experts cannot be forced: their weighting rule is unknown")
         forced = current.forced[:, :, layer].reshape(chosen.shape).to(chosen.dtype)
         return logits, self.scores(logits, forced).to(scores.dtype), forced
 

@@ -27,7 +27,7 @@ def zero_init(settings: dict[str, Any]) -> Iterator[None]:
     """Within the block `from_pretrained` shards weights over the ranks, as DeepSpeed's `settings` say."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    config = HfDeepSpeedConfig(settings)  # transformers keeps a weak reference to it only
+    config = HfDeepSpeedConfig(settings)  # transformers keeps only a weak reference to it
     try:
         yield
     finally:
@@ -53,11 +53,11 @@ def gathered(parameters: Iterable[nn.Parameter], modified: bool = False) -> Abst
 
 def merged(model: PeftModel) -> PreTrainedModel:
     """The model with its adapter merged into the weights. Raises UserError if these are quantized: rounding
-    the sum would undo what was learned."""
+    the sum would undo the training."""
     if stored_dtypes(model):
         raise UserError(
-            "model.use_4bit, model.use_8bit: an adapter is not merged into quantized weights; load the model "
-            "with both false, then merge"
+            "model.use_4bit, model.use_8bit: an adapter cannot be merged into quantized weights; load "
+            "the model with both false, then merge"
         )
     return model.merge_and_unload()
 

@@ -31,7 +31,7 @@ class RewardFunction:
 
     def compute_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[Score]:
         """One entry for each trajectory: its result, an awaitable of it, or the exception in its place.
-        Override it where a batch costs less than its members one by one."""
+        Override it where scoring a batch is cheaper than scoring its members one by one."""
         scores: list[Score] = []
         for trajectory in trajectories:
             problem = trajectory.problem
@@ -40,7 +40,7 @@ class RewardFunction:
             context = {**problem.metadata, "problem": problem, "answer": problem.answer}
             try:
                 scores.append(self.compute_reward(trajectory, turn, context))
-            except Exception as error:  # code we did not write
+            except Exception as error:  # code that is not ours
                 scores.append(error)
         return scores
 
@@ -48,21 +48,21 @@ class RewardFunction:
 def build(path: str, settings: Mapping[str, Any]) -> RewardFunction:
     """An instance of the reward class at `path`, called with `settings`.
 
-    Raises UserError where `path` is not a reward class, or where it does not take one of the settings."""
+    Raises UserError if `path` is not a reward class, or if it does not take one of the settings."""
     cls = locate(path, "reward")
     is_reward = isinstance(cls, type) and issubclass(cls, RewardFunction)
     require(is_reward, f"reward={path}: must be a subclass of gspo_cli.rewards.base.RewardFunction")
     parameters = inspect.signature(cls).parameters.values()
     free = {p.name for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     names = [p.name for p in parameters if p.name not in free]
-    takes = f"it takes {', '.join(names) or 'none'}"
+    takes = f"its settings are {', '.join(names) or 'none'}"
     for key in settings:
         known = key in names or any(p.kind is p.VAR_KEYWORD for p in parameters)
         require(known, f"reward_settings.{key}: is not a setting of {path}; {takes}")
     for p in parameters:
         given = p.name in settings or p.name in free or p.default is not p.empty
-        require(given, f"reward_settings.{p.name}: has no value, and {path} needs one; {takes}")
+        require(given, f"reward_settings.{p.name}: has no value, but {path} requires it; {takes}")
     try:
         return cls(**settings)
-    except (TypeError, ValueError) as error:  # a class we did not write
+    except (TypeError, ValueError) as error:  # a class that is not ours
         raise UserError(f"reward={path}: rejects its reward_settings ({error}); correct them") from error

@@ -18,9 +18,9 @@ from gspo_cli.types import Message, RewardResult, Trajectory
 class WeightedReward(RewardFunction):
     """The sum of weight x reward over `parts`, clamped to [`minimum`, `maximum`].
 
-    Each part is logged unweighted under its name, and its own components as name/component. The whole is
-    solved if every part that sets `solved` says so. Asynchronous parts run concurrently. Raises UserError on
-    weights or bounds that make no sense."""
+    Each part is logged unweighted under its name, and its own components as name/component. The result is
+    solved if every part that sets `solved` reports success. Asynchronous parts run concurrently. Raises
+    UserError on invalid weights or bounds."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class WeightedReward(RewardFunction):
         minimum: float = 0.0,
         maximum: float = 1.0,
     ) -> None:
-        require(len(parts) > 0, "parts: are empty; give name: (weight, reward)")
+        require(len(parts) > 0, "parts: is empty; give name: (weight, reward)")
         for name, (weight, part) in parts.items():
             require(math.isfinite(weight), f"parts.{name}: has weight {weight}; give a finite number")
             is_reward = isinstance(part, RewardFunction)
@@ -40,7 +40,7 @@ class WeightedReward(RewardFunction):
     def compute_reward(
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
     ) -> RewardResult | Awaitable[RewardResult]:
-        """The bounded sum; a coroutine if a part is one. Raises RewardError where a part fails."""
+        """The bounded sum; a coroutine if a part is one. Raises RewardError if a part fails."""
         [score] = self.compute_rewards([trajectory])
         if isinstance(score, Exception):
             raise score
@@ -108,7 +108,7 @@ class WeightedReward(RewardFunction):
         return min(max(total, self.minimum), self.maximum)
 
     def _bounded_turns(self, by_turn: Sequence[float]) -> list[float]:
-        """The change of the running total with each turn, where the running total is clamped like the whole:
-        otherwise turns after a damaging one would earn what the lower bound hides."""
+        """The change of the running total with each turn, where the running total is clamped like the final
+        reward: otherwise turns after a damaging one would earn what the lower bound hides."""
         progress = [0.0, *(self._bounded(earned) for earned in accumulate(by_turn))]
         return [after - before for before, after in pairwise(progress)]

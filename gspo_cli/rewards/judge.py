@@ -34,11 +34,12 @@ THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
 class LLMJudge(RewardFunction):
-    """The score that `model` at `url` gives by `rubric`, from 0 to `scale`, as a reward in [0, 1].
+    """The score that `model` at `url` assigns according to `rubric`, from 0 to `scale`, as a reward in [0,
+    1].
 
     A reply without a score is an error, not a 0. `cache` names a JSON-lines file of scores: a request that is
     in it is not sent again. All attempts together must fit into `training.reward_timeout` (a minute by
-    default): mind that when you raise `timeout` or `retries`."""
+    default): consider this before raising `timeout` or `retries`."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class LLMJudge(RewardFunction):
         concurrency: int = 16,
         backoff: float = 1.0,
     ) -> None:
-        require(math.isfinite(scale) and scale > 0, f"scale={scale}: must be above 0, as 10")
+        require(math.isfinite(scale) and scale > 0, f"scale={scale}: must be above 0, e.g. 10")
         self.endpoint = ChatEndpoint(
             url,
             model,
@@ -74,7 +75,7 @@ class LLMJudge(RewardFunction):
     async def compute_reward(
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
     ) -> RewardResult:
-        """Ask for a score, or take it from the cache. Raises RewardError where the reply holds none."""
+        """Ask for a score, or take it from the cache. Raises RewardError if the reply holds none."""
         asked = self.question(trajectory.messages)
         key = self._key(asked)
         score = None if self.cache is None else self.cache.scores.get(key)
@@ -101,7 +102,7 @@ class LLMJudge(RewardFunction):
 
 class ScoreCache:
     """Scores by key in a JSON-lines file, which runs may share: each line is one write, and unreadable lines
-    are skipped. Raises UserError where the file cannot be used."""
+    are skipped. Raises UserError if the file cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,9 +137,9 @@ def read_score(reply: str, scale: float) -> float:
         parsed = None
     score = parsed.get("score") if isinstance(parsed, dict) else parsed
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise RewardError(f"the judge gave no score; it replied {reply[:200]!r}")
+        raise RewardError(f"the judge returned no score; it replied {reply[:200]!r}")
     if not 0 <= score <= scale:  # nan, too
-        raise RewardError(f"the judge gave {str(score)[:40]}, not a score from 0 to {scale:g}")
+        raise RewardError(f"the judge returned {str(score)[:40]}, not a score from 0 to {scale:g}")
     return float(score)
 
 

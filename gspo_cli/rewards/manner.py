@@ -88,7 +88,7 @@ class PriorText:
     upset: bool = False  # the user complained, and the agent has not responded to that yet
 
     def add(self, message: Message) -> None:
-        """Take in a message of a user or a tool."""
+        """Record a message of a user or a tool."""
         words = words_of(message.content)
         self.subjects |= subjects_of(words)
         if message.role == "user":
@@ -124,7 +124,7 @@ def _score_turn(text: str, context: PriorText) -> ScoredTurn:
 
 
 def empathy(words: Sequence[str], upset: bool) -> float:
-    """1 if a complaint is met with empathy, or there is no complaint; 0.5 if empathy is overdone."""
+    """1 if a complaint is answered with empathy, or there is no complaint; 0.5 if empathy is overdone."""
     kind = _count(words, manner_words.EMPATHY)
     if is_rude(words) or (upset and kind == 0):
         return 0.0

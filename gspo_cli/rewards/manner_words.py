@@ -17,7 +17,8 @@ POLITE_OR_VAGUE = """
 NEEDS = """
     email name order number zip phone address help may shall would could what which how when where who"""
 FUNCTION_WORDS = frozenset(GRAMMAR.split())
-EMPTY_WORDS = FUNCTION_WORDS | frozenset(POLITE_OR_VAGUE.split())  # they do not tell what a text is about
+# they do not indicate the subject of a text
+EMPTY_WORDS = FUNCTION_WORDS | frozenset(POLITE_OR_VAGUE.split())
 ASKING = frozenset(NEEDS.split())  # a question with one of these asks for what an agent needs to know
 
 EMPATHY = ("sorry", "apolog", "understand", "frustrat", "unfortunate", "inconvenien", "regret", "appreciat")

@@ -10,11 +10,11 @@ from multiprocessing.process import BaseProcess
 from threading import Lock
 
 SECONDS = 10
-LOCK = Lock()  # without it threads receive each other's results
+LOCK = Lock()  # without the lock, threads would receive each other's results
 
 
 def equal_mathematics(answer_text: str, gold: str) -> bool | None:
-    """Whether both are equal; False after `SECONDS`, None where `gold` cannot be parsed."""
+    """Whether both are equal; False after `SECONDS`, None if `gold` cannot be parsed."""
     with LOCK:
         return _ask(answer_text, gold)
 
@@ -25,7 +25,7 @@ def _ask(answer_text: str, gold: str) -> bool | None:
         pipe.send((answer_text, gold))
         if pipe.poll(SECONDS):
             return pipe.recv()
-    except (EOFError, OSError):  # the worker died: an error now, a new worker for the next answer
+    except (EOFError, OSError):  # the worker died: raise now, and start a new worker for the next answer
         _worker.cache_clear()
         raise
     process.kill()
@@ -51,7 +51,7 @@ def _serve(pipe: Connection) -> None:
     while True:
         try:
             answer_text, gold = pipe.recv()
-        except EOFError:  # the parent is gone
+        except EOFError:  # the parent has exited
             return
         expected = math_verify.parse(gold) or math_verify.parse(f"${gold}$")
         pipe.send(math_verify.verify(expected, math_verify.parse(answer_text)) if expected else None)

@@ -29,7 +29,7 @@ class HuggingFaceReward(RewardFunction):
 
     Conversations are rendered with the model's chat template, or as `role: text` lines where it has none, and
     truncated at the beginning where they are too long for it. `device` is by default the GPU, where there is
-    one. Raises UserError where the model cannot be loaded or does not have exactly one trained output."""
+    one. Raises UserError if the model cannot be loaded or does not have exactly one trained output."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class HuggingFaceReward(RewardFunction):
 
 
 def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model in eval mode. Raises UserError where they cannot be used as a reward model."""
+    """Tokenizer and model in eval mode. Raises UserError if they cannot be used as a reward model."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -106,7 +106,10 @@ def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBa
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"name_or_folder={name_or_folder}: cannot be loaded ({reason})") from error
     outputs = model.config.num_labels
-    require(outputs == 1, f"name_or_folder={name_or_folder}: has {outputs} outputs; a reward model has one")
+    require(
+        outputs == 1,
+        f"name_or_folder={name_or_folder}: has {outputs} outputs; a reward model has exactly one",
+    )
     for missing in sorted(report["missing_keys"]):
         raise UserError(
             f"name_or_folder={name_or_folder}: is not a reward model ({missing} is not in its files)"

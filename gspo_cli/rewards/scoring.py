@@ -13,7 +13,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardError, RewardFunction, Score
 from gspo_cli.types import RewardResult, Trajectory
 
-SUCCESS = 0.99  # the least reward that counts as solved, where the reward itself does not say
+SUCCESS = 0.99  # lowest reward that counts as solved if the reward function does not set `solved`
 
 
 def score_all(
@@ -26,7 +26,7 @@ def score_all(
     """Set reward, components, turn rewards and `solved` of every trajectory that is not excluded already.
 
     The environment's own turn rewards are added to the total. A reward that fails raises UserError or
-    excludes the trajectory, as `on_error` says; it is never a 0."""
+    excludes the trajectory, depending on `on_error`; it never becomes a 0."""
     scored = [t for t in trajectories if t.excluded is None]
     for trajectory, value in zip(scored, score(function, scored, limit, timeout), strict=True):
         try:
@@ -60,12 +60,12 @@ def call(function: RewardFunction, trajectories: Sequence[Trajectory]) -> list[S
             returned = f"{type(function).__name__} returned {len(scores)} results"
             raise RewardError(f"{returned} for {len(trajectories)} conversations")
         return scores
-    except Exception as error:  # code we did not write
+    except Exception as error:  # code that is not ours
         return [error] * len(trajectories)
 
 
 def validate(function: RewardFunction, trajectory: Trajectory, value: Any) -> RewardResult:
-    """`value` with plain numbers. Raises RewardError where it is an exception, is not a RewardResult, holds a
+    """`value` with plain numbers. Raises RewardError if it is an exception, is not a RewardResult, holds a
     number that is not finite, or has more turn rewards than the trajectory has turns."""
     name = type(function).__name__
     if isinstance(value, RewardError):

@@ -50,7 +50,7 @@ def exact(answer_text: str, gold: str) -> float:
 def numeric(answer_text: str, gold: str) -> float:
     """1 where the last number of the text equals `gold` as a Decimal; `, $ %` and a final dot are dropped.
 
-    Units are not converted: "18%" equals 18, not 0.18. Raises UserError where `gold` is not one number.
+    Units are not converted: "18%" equals 18, not 0.18. Raises UserError if `gold` is not one number.
     """
     found = NUMBER.findall(answer_text)
     return float(bool(found) and _decimal(found[-1]) == gold_number(gold))
@@ -66,7 +66,7 @@ def choice(answer_text: str, gold: str) -> float:
     """1 where the capital letter given as the answer is `gold`; giving different letters is wrong.
 
     Phrases such as "Answer: B" or "the answer is (B)" decide, wherever they are; without one the text has to
-    start with its letter: "B", "(B)", "B. Paris". Raises UserError where `gold` is not one letter A-Z.
+    start with its letter: "B", "(B)", "B. Paris". Raises UserError if `gold` is not one letter A-Z.
     """
     given = STATED.findall(answer_text) or LEADING.findall(answer_text)
     letters = {letter for group in given for letter in re.findall(r"\b[A-Z]\b", group)}
@@ -76,7 +76,7 @@ def choice(answer_text: str, gold: str) -> float:
 def maths(answer_text: str, gold: str) -> float:
     """1 where the library math-verify (Apache-2.0, extra `math`) finds both equal.
 
-    Compared in a worker process, with 0 for what takes too long. Raises UserError where `gold` cannot be
+    Compared in a worker process, with 0 for what takes too long. Raises UserError if `gold` cannot be
     parsed.
     """
     equal = equal_mathematics(answer_text, gold)
@@ -137,15 +137,15 @@ class VerifierReward(RewardFunction):
 
 
 def gold_number(gold: str) -> Decimal:
-    """`gold` as a number. Raises UserError where it is not exactly one."""
+    """`gold` as a number. Raises UserError if it is not exactly one."""
     text = gold.strip().rstrip(".%")
     single = NUMBER.fullmatch(text) is not None
-    require(single, f"gold answer {gold.strip()!r}: is not one number; use another task.verifier")
+    require(single, f"gold answer {gold.strip()!r}: is not a single number; use another task.verifier")
     return _decimal(text)
 
 
 def gold_pattern(gold: str) -> re.Pattern[str]:
-    """The compiled pattern. Raises UserError where it does not compile."""
+    """The compiled pattern. Raises UserError if it does not compile."""
     try:
         return re.compile(gold)
     except re.error as error:
@@ -153,10 +153,10 @@ def gold_pattern(gold: str) -> re.Pattern[str]:
 
 
 def gold_letter(gold: str) -> str:
-    """The letter of "B" or "(B)". Raises UserError where there is no single A-Z."""
+    """The letter of "B" or "(B)". Raises UserError if there is no single A-Z."""
     letter = gold.strip().strip("()")
     single = re.fullmatch("[A-Z]", letter) is not None
-    require(single, f"gold answer {gold!r}: is not one letter A-Z; write it as B")
+    require(single, f"gold answer {gold!r}: is not a single letter A-Z; write it like B")
     return letter
 
 

@@ -1,7 +1,7 @@
 """Conversations between the policy and environments, all turns in step; a single-turn task is done after one.
 
-An environment that crashes, or returns something of a wrong type, is data: its conversation ends, `excluded`
-holds the reason, and it leaves its group's baseline."""
+An environment that crashes, or returns something of a wrong type, does not end the run: its conversation
+ends, `excluded` holds the reason, and it is left out of its group's baseline."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def _open(start: Start, environment: Environment, prompts: Prompts, limits: Limi
         conversation.opened = True
         opening = _checked_messages(opening, "reset")
         if not opening:
-            raise ValueError("its reset returned no message: the user has to speak first")
-    except Exception as error:  # code we did not write
+            raise ValueError("its reset returned no message: the user must speak first")
+    except Exception as error:  # code that is not ours
         conversation.fail(error)
         return conversation
     trajectory.messages = list(prompts.messages(opening))
@@ -143,7 +143,7 @@ def _step(acting: Sequence[_Conversation], texts: Sequence[str], limits: Limits)
     for conversation, text in zip(acting, texts, strict=True):
         try:
             steps.append(conversation.environment.step(text))
-        except Exception as error:  # code we did not write
+        except Exception as error:  # code that is not ours
             steps.append(error)
     waiting = [i for i, step in enumerate(steps) if inspect.isawaitable(step)]
     found = gather([steps[i] for i in waiting], limits.waiting, limits.seconds)
@@ -159,7 +159,7 @@ def _observe(
     trajectory = conversation.trajectory
     try:
         step = _checked_step(step)
-    except Exception as error:  # code we did not write
+    except Exception as error:  # code that is not ours
         conversation.fail(error)
         return
     trajectory.turn_rewards.append(step.reward)
@@ -187,7 +187,7 @@ def _finish(conversation: _Conversation) -> None:
         if not isinstance(outcome, Outcome):
             raise TypeError(f"its finish returned {type(outcome).__name__}, not Outcome")
         outcome = replace(outcome, counts=_finite(outcome.counts, "finish"))
-    except Exception as error:  # code we did not write
+    except Exception as error:  # code that is not ours
         conversation.fail(error)
         return
     if conversation.trajectory.excluded is None:
@@ -219,11 +219,11 @@ def _checked_messages(messages: Any, source: str) -> tuple[Message, ...]:
     if inspect.iscoroutine(messages):
         messages.close()
     if not isinstance(messages, tuple | list):
-        raise TypeError(f"its {source} returned {type(messages).__name__} in place of messages")
+        raise TypeError(f"its {source} returned {type(messages).__name__} instead of messages")
     for message in messages:
         is_text = isinstance(message, Message) and isinstance(message.content, str)
         if not (is_text and message.role in ROLES):
-            raise TypeError(f"its {source} returned {str(message)[:80]!r} in place of a message")
+            raise TypeError(f"its {source} returned {str(message)[:80]!r} instead of a message")
     return tuple(messages)
 
 

@@ -20,7 +20,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; temperature 0 takes the likeliest one."""
+    """How tokens are sampled; temperature 0 is greedy."""
 
     temperature: float
     top_p: float
@@ -51,7 +51,7 @@ class RolloutEngine(Protocol):
         """One completion per request, in order. `keep_cache`: these conversations may continue."""
 
     def forget(self) -> None:
-        """Drop the caches of all conversations: they are over."""
+        """Drop the caches of all conversations, which have ended."""
 
     def refresh(self) -> dict[str, float]:
-        """Load the policy's weights, which have changed. Returns metrics of that."""
+        """Load the policy's new weights. Returns metrics of the transfer."""

@@ -1,4 +1,4 @@
-"""The prompts of a run as token ids: one place, and one rendering for each different opening."""
+"""The prompts of a run as token ids; each different opening is rendered once."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Prompts:
         return (Message("system", self.system.text), *opening)
 
     def ids(self, opening: tuple[Message, ...]) -> Sequence[int]:
-        """Token ids of `messages`, tools included, up to where the agent speaks. Raises UserError where the
-        template refuses them."""
+        """Token ids of `messages`, tools included, up to the agent's turn. Raises UserError if the template
+        rejects them."""
         found = self._ids.pop(opening, None)
         if found is None:
             found = array("i", self.chat.prompt_ids(self.messages(opening), self.system.tools))

@@ -37,7 +37,7 @@ def draw(logits: Tensor, uniform: Tensor, top_p: float, top_k: int) -> tuple[Ten
 
 
 def greedy(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest token. (R, V) -> tokens, logprobs, zeros (R,)"""
+    """The most likely token. (R, V) -> tokens, logprobs, zeros (R,)"""
     logprobs, tokens = logits.log_softmax(dim=-1).max(dim=-1)
     return tokens, logprobs, torch.zeros_like(logprobs)
 
@@ -45,7 +45,7 @@ def greedy(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _kept(probabilities: Tensor, top_p: float, top_k: int) -> Tensor:
     ordered, order = probabilities.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
-    kept = before < top_p  # the smallest set that reaches top_p; the likeliest token always stays
+    kept = before < top_p  # the smallest set that reaches top_p; the most likely token is always kept
     if top_k > 0:
         kept[:, top_k:] = False
     return torch.zeros_like(kept).scatter(dim=-1, index=order, src=kept)

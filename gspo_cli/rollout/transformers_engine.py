@@ -19,7 +19,7 @@ from gspo_cli.rollout.kv_cache import KeptRow, is_plain, left_padding_mask, new_
 from gspo_cli.rollout.sampling import draw, greedy, uniforms
 from gspo_cli.types import FinishReason
 
-SHRINK_BELOW = 0.8  # share of unfinished rows under which the batch is cut to them
+SHRINK_BELOW = 0.8  # share of unfinished rows below which the batch is reduced to them
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Batch:
 
 
 class TransformersEngine:
-    """`RolloutEngine` over the policy's own weights: nothing to synchronise."""
+    """`RolloutEngine` over the policy's own weights: there is nothing to synchronize."""
 
     def __init__(self, policy: Policy, batch_size: int) -> None:
         self.policy = policy
@@ -47,8 +47,8 @@ class TransformersEngine:
         layers = new_cache(policy.causal_model.config).layers
         if not all(hasattr(layer, "batch_select_indices") for layer in layers):
             raise UserError(
-                f"model.name: {type(policy.causal_model).__name__} keeps a state that cannot be taken "
-                "apart by rows (linear attention or convolution); choose a model with attention in all layers"
+                f"model.name: {type(policy.causal_model).__name__} has a cache that cannot be split "
+                "by rows (linear attention or convolution); choose a model with attention in all layers"
             )
         self._kept: dict[int, KeptRow] = {}
 
@@ -62,7 +62,7 @@ class TransformersEngine:
         self._kept.clear()
 
     def refresh(self) -> dict[str, float]:
-        """Nothing to bring up to date."""
+        """Does nothing: the engine uses the policy's own weights."""
         return {}
 
     @torch.no_grad()

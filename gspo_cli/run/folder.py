@@ -1,4 +1,4 @@
-"""The run folder: the contract that reports and people read.
+"""The run folder: the files that reports and people read.
 
 config.yaml (resolved), card.txt and card.json, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl
 (results by held-out problem), checkpoints/, initial_model/ (where the run made the model), summary.json."""
@@ -22,11 +22,11 @@ LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
     """The records of a log up to the first line that is not a JSON object with an iteration, and the number
-    of that line: None where all are whole. A log that does not exist has no records."""
+    of that line: None if all lines are valid. A missing log has no records."""
     if not path.exists():
         return [], None
     found: list[dict[str, Any]] = []
-    # not splitlines: it also breaks at U+2028 and the like, which models do write
+    # not splitlines: it also splits at U+2028 and similar characters, which models do write
     for place, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -69,7 +69,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """A block in which no other process trains in the folder. Raises UserError where one does."""
+        """A block in which no other process trains in the folder. Raises UserError if one does."""
         descriptor = os.open(self.path, os.O_RDONLY) if self.writes else None
         try:
             if descriptor is not None:
@@ -80,20 +80,21 @@ class RunFolder:
                 os.close(descriptor)
 
     def _lock(self, descriptor: int) -> None:
-        # file systems without locks (some network ones) raise other errors: there nothing is locked
+        # file systems without locks (some network ones) raise other errors; there is no locking on those
         with suppress(OSError):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"{self.path}: another process trains in this folder; wait until it ends, or end it first"
+                    f"{self.path}: another process trains in this folder; wait until it ends, or stop it"
                 ) from error
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder for a new run. Raises UserError where it holds a run, or cannot be written."""
+        """Make the folder for a new run. Raises UserError if it already contains a run or cannot be
+        written."""
         if self.config.exists():
             raise UserError(
-                f"{self.path}: already holds a run; continue it with resume={self.path}, or choose "
+                f"{self.path}: already contains a run; continue it with resume={self.path}, or choose "
                 "another hydra.run.dir"
             )
         make_folder(self.path, "hydra.run.dir")
@@ -101,7 +102,7 @@ class RunFolder:
 
     def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> tuple[str, Path | None]:
         """Where the model of a checkpoint is, and its adapter under LoRA. `checkpoint` is best (last where
-        there is none), last, initial, or a checkpoint's name. Raises UserError where there is no such
+        there is none), last, initial, or a checkpoint's name. Raises UserError if there is no such
         checkpoint."""
         base = str(self.initial_model) if self.initial_model.exists() else model.name
         if checkpoint == "initial":
@@ -115,7 +116,7 @@ class RunFolder:
         return (base, chosen) if model.use_lora else (str(chosen), None)
 
     def append(self, log: str, record: Mapping[str, Any]) -> None:
-        """Add one line to a log, whole and flushed. Numbers that are not finite become null."""
+        """Append one complete line to a log and flush it. Numbers that are not finite become null."""
         if not self.writes:
             return
         line = json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False)
@@ -148,7 +149,7 @@ class RunFolder:
             write_json(self.path / "card.json", json_ready(card))
 
     def read_card(self) -> dict[str, Any] | None:
-        """card.json; None where there is none, as in older runs. Raises UserError where it is not JSON."""
+        """card.json; None if there is none, as in older runs. Raises UserError if it is not JSON."""
         return read_json(self.path / "card.json")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

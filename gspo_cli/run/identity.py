@@ -1,4 +1,4 @@
-"""Which run a folder holds: a fingerprint of what is computed, and how far it is. Free of torch."""
+"""Which run a folder contains: a fingerprint of what it computes, and its progress. Free of torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus, read_summary
 
-RESUMABLE = (  # what may change when a run is resumed: nothing that the results depend on
+RESUMABLE = (  # settings that may change when a run is resumed: those that do not affect the results
     "training.num_outer_iterations",
     "training.on_collapse",
     "evaluation.",
@@ -32,7 +32,8 @@ RESUMABLE = (  # what may change when a run is resumed: nothing that the results
     "hardware.nodes",
     "rollout.batch_size",
 )
-MEASURED = (  # those that still affect a comparison of runs: when it ends, what is evaluated, rounding
+# exceptions, because they affect a comparison of runs: when a run ends, what is evaluated, rounding
+MEASURED = (
     "training.num_outer_iterations",
     "training.on_collapse",
     "evaluation.",
@@ -42,7 +43,7 @@ MEASURED = (  # those that still affect a comparison of runs: when it ends, what
 
 
 class State(Enum):
-    """What a folder holds of a run: nothing, a part of it (perhaps the configuration alone), or all."""
+    """How much of a run a folder contains: nothing, a part of it (perhaps only the configuration), or all."""
 
     new = "new"
     started = "started"
@@ -66,11 +67,12 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def computed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a resolved configuration that make a run what it is, by dotted key: all but where it
-    runs, what it shows and what it saves."""
+    """The settings of a resolved configuration that identify a run, by dotted key: all except where it runs,
+    what it shows and what it saves."""
     ignored = tuple(key for key in RESUMABLE if key not in MEASURED)
     values = leaves(config)
-    if values.get("training.on_collapse") == OnCollapse.rollback.value:  # which checkpoints exist decides
+    # rollbacks depend on which checkpoints exist
+    if values.get("training.on_collapse") == OnCollapse.rollback.value:
         ignored = tuple(key for key in ignored if key != "checkpoint.")
     return {key: value for key, value in values.items() if key != "resume" and not matches(key, ignored)}
 
@@ -90,13 +92,13 @@ def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[s
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:
-    """The resolved configuration of a run folder. Raises UserError where there is none."""
+    """The resolved configuration of a run folder. Raises UserError if there is none."""
     return plain_values(load_saved(RunFolder(folder).config))
 
 
 def state_of(folder: Path) -> State:
-    """How far the run in `folder` is. A run that stopped early or collapsed is complete. Raises UserError
-    where its files cannot be read."""
+    """The progress of the run in `folder`. A run that stopped early or collapsed is complete. Raises
+    UserError where its files cannot be read."""
     run = RunFolder(folder)
     if not run.config.exists():
         return State.new
@@ -114,7 +116,7 @@ def prepare(folder: Path, config_yaml: str) -> State:
     """Make `folder` ready for the run of a resolved configuration, so that `gspo-train resume=<folder>`
     starts or continues it. Returns the state it was found in; what is complete is left as it is.
 
-    Raises UserError where it holds another run, or cannot be written."""
+    Raises UserError if it holds another run, or cannot be written."""
     state = state_of(folder)
     run = RunFolder(folder)
     if state is State.new:
@@ -125,7 +127,7 @@ def prepare(folder: Path, config_yaml: str) -> State:
     other = changed_settings(saved_settings(folder), plain_values(wanted))
     if other:
         raise UserError(
-            f"{folder}: holds a run with another configuration ({', '.join(other[:3])}"
+            f"{folder}: contains a run with another configuration ({', '.join(other[:3])}"
             f"{', ...' if other[3:] else ''}); choose another folder, or give its settings"
         )
     if state is State.started:

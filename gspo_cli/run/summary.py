@@ -23,5 +23,5 @@ class RunStatus(StrEnum):
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a run folder; None where there is none. Raises UserError where it is not JSON."""
+    """summary.json of a run folder; None if there is none. Raises UserError if it is not JSON."""
     return read_json(folder / "summary.json")

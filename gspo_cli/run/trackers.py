@@ -55,10 +55,10 @@ class NoTracker:
     """logging.report_to=none."""
 
     def log(self, values: Numbers, step: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def finish(self, status: RunStatus) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class WandbTracker:
@@ -67,15 +67,15 @@ class WandbTracker:
     def __init__(
         self, logging: LoggingConfig, run_folder: Path, config: Mapping[str, Any], warn: Warn
     ) -> None:
-        """Raises UserError where wandb is absent, not logged in, or does not start."""
+        """Raises UserError if wandb is absent, not logged in, or does not start."""
         try:
             import wandb
         except ImportError as error:
             raise _not_installed("wandb") from error
-        failures = (wandb.Error, OSError)  # OSError: its local process is gone, or a disk is full
+        failures = (wandb.Error, OSError)  # OSError: its local process has ended, or a disk is full
         self._guard, mode = _Guard("wandb", failures, warn), logging.wandb_mode
         try:
-            # checked here, without a prompt: wandb.init would stop the run and ask for a key
+            # checked here, because wandb.init would block the run and ask for a key
             if mode is WandbMode.online and wandb.run is None and not wandb.login(prompt=False, verify=False):
                 raise UserError(
                     "logging.wandb_mode=online: wandb is not logged in; run `wandb login`, "
@@ -91,7 +91,8 @@ class WandbTracker:
                 id=_wandb_id(run_folder),
                 resume="allow",
                 reinit="finish_previous",
-                settings=wandb.Settings(console="off"),  # else it records every frame of the live view
+                # otherwise wandb records every frame of the live view
+                settings=wandb.Settings(console="off"),
             )
             # wandb's own step only grows: after a resume from an older checkpoint it drops repeats
             self._run.define_metric("*", step_metric="iteration")
@@ -115,7 +116,7 @@ class TensorboardTracker:
     """Scalars in <run folder>/tensorboard, one event file per start of the run. Free of torch."""
 
     def __init__(self, run_folder: Path, warn: Warn) -> None:
-        """Raises UserError where tensorboard is absent or the folder cannot be written."""
+        """Raises UserError if tensorboard is absent or the folder cannot be written."""
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -156,7 +157,7 @@ class TensorboardTracker:
 def make_tracker(
     logging: LoggingConfig, run_folder: Path, config_dict: Mapping[str, Any], warn: Warn
 ) -> Mirror:
-    """The mirror that `logging.report_to` names. Raises UserError where it cannot start."""
+    """The mirror that `logging.report_to` names. Raises UserError if it cannot start."""
     if logging.report_to is Tracker.wandb:
         return WandbTracker(logging, run_folder, config_dict, warn)
     return TensorboardTracker(run_folder, warn) if logging.report_to is Tracker.tensorboard else NoTracker()

@@ -14,7 +14,7 @@ from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import Split, split
 from gspo_cli.types import Demonstration, Message, Problem
 
-# All pairs of two-digit numbers are 10,000; where there are more pairs than this, so many are drawn.
+# All pairs of two-digit numbers are 10,000; where there are more pairs than this, this many are drawn.
 DRAWN_PAIRS = 20_000
 
 
@@ -41,7 +41,7 @@ class Arithmetic(Task):
         require_positive("task", self, "heldout", "demonstrations_count")
 
     def train_problems(self) -> Sequence[Problem]:
-        """Every sum that is not held out. Raises UserError where `heldout` takes them all."""
+        """Every sum that is not held out. Raises UserError if `heldout` takes them all."""
         return self._split.train
 
     def heldout_problems(self) -> Sequence[Problem]:

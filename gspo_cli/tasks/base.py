@@ -1,7 +1,7 @@
-"""What a task is: problems to train on, problems held out, an environment and a reward.
+"""A task: training problems, held-out problems, an environment and a reward.
 
-A task is a dataclass named by `task._target_`; its fields are the settings of conf/task/<name>.yaml. An
-environment is what the agent talks to: a step takes the agent's words and returns the next messages."""
+A task is a dataclass named by `task._target_`; its fields are the settings of conf/task/<name>.yaml. The
+agent talks to an environment: a step takes the agent's text and returns the next messages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gspo_cli.types import Demonstration, Message, Outcome, Problem
 
 @dataclass(frozen=True)
 class SystemPrompt:
-    """What comes before every conversation of a task. Tools are announced by the model's own chat template,
-    or as lines of the system prompt where the template has no place for them."""
+    """The system prompt and tools of every conversation of a task. Tools are listed by the model's own chat
+    template, or as lines of the system prompt if the template does not support tools."""
 
     text: str = ""
     tools: tuple[Tool, ...] = ()
@@ -48,14 +48,14 @@ class Step:
 class Environment(Protocol):
     """One conversation: each has a fresh instance, and all conversations of a group share the seed.
 
-    `single_turn` promises that the first step is the last; engines then keep no cache for a next one. No
-    words of an agent may make a step raise: an exception is a fault of the environment, and leaves the
-    conversation out of training."""
+    `single_turn` promises that the first step is the last; engines then keep no cache for a next one.
+    Whatever the agent writes, a step must not raise: an exception counts as a fault of the environment, and
+    its conversation is left out of training."""
 
     single_turn: bool
 
     def reset(self, problem: Problem, seed: int) -> tuple[Message, ...]:
-        """Start over and return the first messages the agent sees."""
+        """Start a new conversation and return the first messages that the agent sees."""
 
     def step(self, text: str) -> Step | Awaitable[Step]:
         """React to one turn of the agent; `text` is the turn without its end token. May be a coroutine."""
@@ -70,10 +70,10 @@ class ToolEnvironment(Environment, Protocol):
     """An environment whose tools can be used without its user: a person may take the user's place."""
 
     def observe(self, text: str) -> str | None:
-        """What the tools answer to an agent's turn; None for words, which are for the user."""
+        """The tools' answer to an agent's turn; None if the turn is text for the user."""
 
     def changes(self) -> list[str]:
-        """What the conversation has changed so far, in words; empty where nothing has changed."""
+        """Descriptions of what the conversation has changed so far; empty if nothing has changed."""
 
 
 class SingleTurn:
@@ -82,7 +82,7 @@ class SingleTurn:
     single_turn = True
 
     def reset(self, problem: Problem, seed: int) -> tuple[Message, ...]:
-        """The problem's own messages; nothing here is random."""
+        """The problem's own messages, which are not random."""
         return problem.messages
 
     def step(self, text: str) -> Step:
@@ -90,15 +90,15 @@ class SingleTurn:
         return Step(done=True)
 
     def finish(self) -> Outcome:
-        """Nothing beyond the words."""
+        """None: the environment changes nothing."""
         return Outcome()
 
 
 @dataclass
 class Task:
-    """Base of all tasks. `train_problems` and `heldout_problems` never overlap and do not depend on the
-    run's seed. `prompt_length` and `answer_length`, in tokens, are what `rollout.max_prompt_length` and
-    `rollout.max_completion_length` (of one turn) start from."""
+    """Base of all tasks. `train_problems` and `heldout_problems` never overlap and do not depend on the run's
+    seed. `prompt_length` and `answer_length`, in tokens, are the defaults of `rollout.max_prompt_length` and
+    `rollout.max_completion_length` (of one turn)."""
 
     name: str
     """Name of the task, in run folders and reports."""
@@ -131,7 +131,7 @@ class Task:
         raise NotImplementedError
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """Solved training problems for the cold start; empty where the task has none."""
+        """Solved training problems for the cold start; empty if the task has none."""
         return []
 
     def system_prompt_and_tools(self) -> SystemPrompt:
@@ -139,7 +139,7 @@ class Task:
         return SystemPrompt(self.system_prompt)
 
     def notes(self) -> Sequence[str]:
-        """What to know about the problems before a run, such as how many are left out."""
+        """Notes about the problems, such as how many are left out."""
         return []
 
     def environment(self) -> Environment:

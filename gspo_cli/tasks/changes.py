@@ -1,4 +1,4 @@
-"""What a conversation has changed in its records, for people."""
+"""Human-readable changes that a conversation made to its records."""
 
 from __future__ import annotations
 

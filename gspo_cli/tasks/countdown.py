@@ -44,7 +44,7 @@ class Countdown(Task):
         require_fraction("task", self, "well_formed_weight")
 
     def train_problems(self) -> Sequence[Problem]:
-        """Every (numbers, target) that is not held out. Raises UserError where `heldout` takes them all."""
+        """Every (numbers, target) that is not held out. Raises UserError if `heldout` takes them all."""
         return self._split.train
 
     def heldout_problems(self) -> Sequence[Problem]:
@@ -88,7 +88,7 @@ class CountdownReward(RewardFunction):
     """`well_formed`: an expression of exactly the given numbers; `exact`: it also has the target's value.
 
     The total is weight * well_formed + (1 - weight) * exact: some credit for any such expression, none for
-    words."""
+    text."""
 
     def __init__(self, well_formed_weight: float = 0.1) -> None:
         self.weight = well_formed_weight
@@ -100,7 +100,7 @@ class CountdownReward(RewardFunction):
         numbers, target = (trajectory.problem.metadata[name] for name in ("numbers", "target"))
         try:
             expression = evaluate(trajectory.answer)
-        except ExpressionError:  # a bad answer is data, not an error
+        except ExpressionError:  # a bad answer is not an error
             return RewardResult(0.0, {"well_formed": 0.0, "exact": 0.0})
         well_formed = sorted(expression.numbers) == sorted(numbers)
         exact = well_formed and expression.value == target

@@ -1,6 +1,6 @@
 """Arithmetic that a model wrote, evaluated exactly and never executed.
 
-Only integers, + - * /, unary minus and parentheses are allowed. Without powers no short text has a huge
+Only integers, + - * /, unary minus and parentheses are allowed. Without powers, no short text has a huge
 value, and caps on length and depth bound the work; scorers that call `eval` hang on `9**9**9`."""
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Expression:
 
 
 def evaluate(text: str) -> Expression:
-    """The value and the numbers of `text`. Raises ExpressionError where it is not such an expression."""
+    """The value and the numbers of `text`. Raises ExpressionError if it is not such an expression."""
     text = text.strip()
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"longer than {MAX_LENGTH} characters")
-    if not ALLOWED.fullmatch(text):  # also avoids the parser's warnings
+    if not ALLOWED.fullmatch(text):  # this also avoids the parser's warnings
         raise ExpressionError("only digits, + - * / and parentheses are allowed")
     try:
         tree = ast.parse(text, mode="eval")

@@ -1,4 +1,4 @@
-"""What tasks over files share: JSON lines, whose errors name the line, and a fixed split."""
+"""Shared code of tasks over files: JSON lines, whose errors name the line, and a fixed split."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def _object(where: str, line: str) -> dict[str, Any]:
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> str:
-    """A field with text. Raises UserError where it is absent, blank or something else."""
+    """A field with text. Raises UserError if it is absent, blank or something else."""
     value = row.get(name)
     if not (isinstance(value, str) and value.strip()):
-        raise UserError(f'{where}: needs "{name}", a text that is not empty')
+        raise UserError(f'{where}: needs "{name}", a non-empty string')
     return value
 
 
@@ -57,7 +57,8 @@ def prompt_messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
         return (Message("user", text_field(row, "prompt", where)),)
     messages = row["messages"]
     require(
-        isinstance(messages, list) and messages != [], f'{where}: "messages" has to be a list of messages'
+        isinstance(messages, list) and messages != [],
+        f'{where}: "messages" must be a non-empty list of messages',
     )
     return tuple(_message(message, where) for message in messages)
 
@@ -66,7 +67,7 @@ def _message(message: Any, where: str) -> Message:
     usable = isinstance(message, dict) and isinstance(message.get("content"), str)
     require(
         usable and message.get("role") in ROLES,
-        f'{where}: has a bad message; write {{"role": one of {", ".join(ROLES)}, "content": text}}',
+        f'{where}: has an invalid message; write {{"role": one of {", ".join(ROLES)}, "content": text}}',
     )
     return Message(message["role"], message["content"])
 
@@ -74,7 +75,7 @@ def _message(message: Any, where: str) -> Message:
 def read_demonstrations(path: str) -> list[Demonstration]:
     """Conversations of a file with lines {"messages": [...]} or {"prompt": ..., "answer": ...}.
 
-    Raises UserError, with file and line, on a bad line or one without words of the agent."""
+    Raises UserError, with file and line, on a bad line or one without an assistant message."""
     demonstrations = []
     for number, row in read_jsonl(path, "model.cold_start.demonstrations"):
         where = f"{path}:{number}"
@@ -82,7 +83,7 @@ def read_demonstrations(path: str) -> list[Demonstration]:
         if "prompt" in row:
             messages += (Message("assistant", text_field(row, "answer", where)),)
         spoken = any(message.role == "assistant" and message.content.strip() for message in messages)
-        require(spoken, f"{where}: has no assistant message to learn from; add one")
+        require(spoken, f"{where}: has no assistant message to train on; add one")
         demonstrations.append(Demonstration(messages))
     return demonstrations
 
@@ -153,7 +154,7 @@ class FileTask(Task):
     def notes(self) -> Sequence[str]:
         """How many training problems are left out."""
         dropped = self.duplicates_dropped
-        return [f"{dropped} training problems are left out: they are held out, too"] if dropped else []
+        return [f"{dropped} training problems are left out: they are also held out"] if dropped else []
 
     @cached_property
     def _split(self) -> Split:

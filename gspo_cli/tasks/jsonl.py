@@ -33,7 +33,7 @@ class JsonlTask(FileTask):
         )
         answer = row.get("answer")
         usable = isinstance(answer, str | int | float) and not isinstance(answer, bool)
-        require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a text')
+        require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a string')
         check_gold(self.verifier, str(answer), where)
         return Problem(id=str(row.get("id", Path(where).name)), messages=messages, answer=str(answer))
 

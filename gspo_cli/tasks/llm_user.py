@@ -22,7 +22,7 @@ RULES = (
 class LlmUser:
     """Plays `scenario`. To the endpoint the user is the assistant, and the agent is the user.
 
-    Raises EndpointError where the endpoint gives no answer; the conversation is then left out of training."""
+    Raises EndpointError if the endpoint gives no answer; the conversation is then left out of training."""
 
     def __init__(self, endpoint: ChatEndpoint, scenario: str, greeting: str) -> None:
         self.endpoint = endpoint
@@ -36,7 +36,7 @@ class LlmUser:
             {"role": "assistant", "content": greeting},
         ]
         self.clarifications = 0
-        self.consents = False  # whether the last answer is a yes, and no change has followed
+        self.consents = False  # whether the last answer is a yes that no change has followed yet
 
     def opening(self) -> str:
         """A fixed greeting; the model writes from the second message on."""
@@ -59,5 +59,5 @@ class LlmUser:
         return self.consents
 
     def notice(self, call: ToolCall) -> None:
-        """One yes is for one change. The model learns of the change from the agent only."""
+        """One yes covers one change. The model learns of the change only from the agent."""
         self.consents = False

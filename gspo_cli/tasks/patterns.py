@@ -1,7 +1,7 @@
-"""What scripted users understand: clauses of an agent's words, and patterns of words and phrases over them.
+"""What scripted users understand: clauses of an agent's text, and patterns of words and phrases over them.
 
-A phrase matches whole words, in any letter case: "order" is not in "reordered". Patterns of users are never
-regular expressions, so that no text takes long to read."""
+A phrase matches whole words, in any letter case: "order" is not in "reordered". Patterns are never regular
+expressions, so that no text takes long to match."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Clause:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Holds for a clause with one phrase of every group and none of `none`; where `question` is given, only
-    for questions (True) or only for statements (False)."""
+    """Matches a clause with one phrase of every group and none of `none`; where `question` is given, only for
+    questions (True) or only for statements (False)."""
 
     groups: tuple[tuple[str, ...], ...]
     none: tuple[str, ...] = ()
     question: bool | None = None
 
     def within(self, clause: Clause) -> bool:
-        """Whether the pattern holds for one clause."""
+        """Whether the pattern matches one clause."""
         return (
             self.question in (None, clause.asks)
             and all(any(clause.has(phrase) for phrase in group) for group in self.groups)
@@ -46,7 +46,7 @@ class Pattern:
         )
 
     def holds(self, turn: Sequence[Clause]) -> bool:
-        """Whether it holds for one clause of a turn."""
+        """Whether it matches one clause of a turn."""
         return any(self.within(clause) for clause in turn)
 
 

@@ -1,5 +1,5 @@
-"""What tasks with scripted users share: an environment that reads and counts turns, the conversation loop,
-and demonstrations by an agent that solves the task from the messages it reads."""
+"""Shared code of tasks with scripted users: an environment that reads and counts turns, the conversation
+loop, and demonstrations by an agent that solves the task from the messages it reads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gspo_cli.tasks.base import Environment, Step, SystemPrompt, Task
 from gspo_cli.tasks.tools import BadCall, Observation, Speech, Tool, ToolCall, read_turn
 from gspo_cli.types import Demonstration, Message, Outcome, Problem
 
-Agent = Callable[[Sequence[Message]], str | None]  # None: nothing more to say
+Agent = Callable[[Sequence[Message]], str | None]  # None: the agent has nothing more to say
 
-MOST_TURNS = 1000  # of an agent that ends by itself
+MOST_TURNS = 1000  # for an agent that ends by itself
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Reply:
 
 
 class ScriptedEnvironment:
-    """Base of environments with a user and tools: an agent's words go to `respond`, its calls to `call`.
+    """Base of environments with a user and tools: an agent's text goes to `respond`, its calls to `call`.
 
     `tools` are those that the agent may call. `violations` are the broken rules in words, each of which costs
     `violation_cost` of the policy's progress. Subclasses write `opening`, `respond`, `call`, `progress`,
@@ -61,7 +61,7 @@ class ScriptedEnvironment:
         return self._replied(reply) if isinstance(reply, Reply) else self._awaited(reply)
 
     def observe(self, text: str) -> str | None:
-        """What the tools answer to an agent's turn; None where it is words for the user."""
+        """The tools' answer to an agent's turn; None if it is text for the user."""
         turn = read_turn(text, self.tools)
         return None if isinstance(turn, Speech) else self._observe(turn)
 
@@ -70,7 +70,7 @@ class ScriptedEnvironment:
         raise NotImplementedError
 
     def respond(self, text: str) -> Reply | Awaitable[Reply]:
-        """What the user answers to the agent's words."""
+        """The user's answer to the agent's text."""
         raise NotImplementedError
 
     def call(self, call: ToolCall) -> Observation:
@@ -82,7 +82,7 @@ class ScriptedEnvironment:
         raise NotImplementedError
 
     def counts(self) -> dict[str, float]:
-        """What every such environment counts, for `Outcome.counts`."""
+        """The counts that all such environments report in `Outcome.counts`."""
         return {
             "tool_calls": self.tool_calls,
             "tool_errors": self.tool_errors,
@@ -128,7 +128,7 @@ class ScriptedEnvironment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A finished conversation. `progress` is the last one; `ended` is false where `max_turns` cut it off."""
+    """A finished conversation. `progress` is the last one; `ended` is false if `max_turns` cut it off."""
 
     messages: tuple[Message, ...]
     progress: Mapping[str, float]
@@ -182,7 +182,7 @@ def _settled(step: Step | Awaitable[Step]) -> Step:
 
 @dataclass
 class ScriptedTask(Task):
-    """Base of tasks with a scripted user. A tiny model gets no `instructions`: it learns policy and tools
+    """Base of tasks with a scripted user. A tiny model gets no `instructions`; it learns policy and tools
     from the demonstrations."""
 
     instructions: bool = True
@@ -207,7 +207,7 @@ class ScriptedTask(Task):
         return ()
 
     def agent(self, messages: Sequence[Message]) -> str:
-        """What an agent that solves the task says next. A task without one overrides `demonstrations`."""
+        """The next turn of an agent that solves the task. A task without one overrides `demonstrations`."""
         raise NotImplementedError
 
     def demonstrator(self, seed: int) -> Agent:
@@ -231,7 +231,5 @@ class ScriptedTask(Task):
 
     def _demonstration(self, problem: Problem, seed: int) -> Demonstration:
         transcript = converse(self.environment(), problem, self.demonstrator(seed), seed, self.max_turns)
-        require(
-            transcript.ended, f"task.max_turns={self.max_turns}: ends a demonstration early; give more turns"
-        )
+        require(transcript.ended, f"task.max_turns={self.max_turns}: ends a demonstration early; raise it")
         return transcript.demonstration()

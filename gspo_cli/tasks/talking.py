@@ -1,4 +1,4 @@
-"""The former place of `gspo_cli.tasks.scripted`, for modules of users that import it."""
+"""Former location of `gspo_cli.tasks.scripted`, for user modules that import it."""
 
 from gspo_cli.tasks.scripted import Agent, Transcript, converse
 from gspo_cli.tasks.scripted import ScriptedTask as TalkingTask

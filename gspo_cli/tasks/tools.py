@@ -13,8 +13,8 @@ An agent's turn is either words for the user or one call. A call can be written 
 - `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, the format of Qwen and Hermes templates;
 - a bare JSON object of that shape (or with "parameters"), also after `[TOOL_CALLS]`, as Llama and Mistral do.
 
-Agents' text is not trusted. Whatever it is, reading it returns a call, a sentence that says what is wrong, or
-speech, and never raises."""
+Agents' text is untrusted. Reading it returns a call, a message that says what is wrong, or speech, and never
+raises."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a tool; the elements of a list are texts."""
+    """One argument of a tool; the elements of a list are strings."""
 
     name: str
     description: str
@@ -130,7 +130,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Observation:
-    """What a call returned; `ok` is false where it was refused."""
+    """What a call returned; `ok` is false if it was refused."""
 
     text: str
     ok: bool = True
@@ -172,7 +172,7 @@ def write_line(name: str, *values: str) -> str:
 def read_turn(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | Speech:
     """The call or the words of an agent's turn; `tools` are those it may call, by name."""
     text = THOUGHTS.sub("", text[: 10 * LONGEST_SPEECH])
-    text = text.rpartition("</think>")[2].strip()  # some templates open the thoughts themselves
+    text = text.rpartition("</think>")[2].strip()  # some templates open the <think> block themselves
     fenced = FENCE.match(text)
     text = fenced[1] if fenced else text
     if "<tool_call>" in text:
@@ -207,7 +207,7 @@ def _read_json(body: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall:
     if not isinstance(call, dict):
         return BadCall('write the tool call as {"name": ..., "arguments": {...}}')
     name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
-    if isinstance(arguments, str):  # some models quote the object
+    if isinstance(arguments, str):  # some models write the object as a string
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
@@ -259,7 +259,7 @@ def _checked(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Tool])
 
 
 def _value(value: Any, kind: Kind) -> Any:
-    """`value` converted to `kind`; None where it cannot be."""
+    """`value` converted to `kind`; None if it cannot be."""
     if kind is Kind.list:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
@@ -272,7 +272,7 @@ def _value(value: Any, kind: Kind) -> Any:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if abs(number) < 1e12 else None  # false for nan and infinity
+    return number if abs(number) < 1e12 else None  # rejects nan and infinity
 
 
 def _unknown(name: str, tools: Mapping[str, Tool]) -> BadCall:

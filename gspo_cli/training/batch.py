@@ -21,7 +21,8 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.types import Trajectory
 
-SIMILAR = 0.75  # a micro-batch's shortest sequence over its longest, at least: padding costs what tokens cost
+# minimum ratio of a micro-batch's shortest to its longest sequence: padding costs as much as tokens
+SIMILAR = 0.75
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Sample:
 
     @property
     def length(self) -> int:
-        """Tokens of the whole conversation."""
+        """Number of tokens of the complete conversation."""
         return len(self.token_ids)
 
     @property
@@ -51,7 +52,7 @@ class Sample:
 
     @property
     def mean_advantage(self) -> float:
-        """Mean over the agent's turns where each token has its own."""
+        """The advantage of the sample; the mean over the agent's turns if tokens have their own."""
         if len(self.advantages) == 1:
             return self.advantages[0]
         turns = self.trajectory.turn_ids
@@ -63,7 +64,8 @@ class Sample:
 class MicroBatch:
     """token_ids, action_mask, sampling_logprobs (B, T); advantages (B, 1) or (B, T); and what was scored
     (None: not needed): log-probabilities (B, T), and the experts that the old policy chose (B, T, L, k).
-    `probe` is a second scoring of the first minibatch: what the update differs by from it is noise."""
+    `probe` is a second scoring of the first minibatch: the difference between it and the update pass is
+    noise."""
 
     token_ids: Tensor
     action_mask: Tensor
@@ -75,8 +77,8 @@ class MicroBatch:
     experts: Tensor | None = None
 
     def split(self, budget: int) -> list[MicroBatch]:
-        """Halves, and halves of these, until each has at most `budget` tokens or one sequence. All are as
-        wide as before, so that the scores stay those of this width."""
+        """The micro-batch split in halves until each part has at most `budget` tokens or one sequence. All
+        parts keep the original width, so that the scores stay valid."""
         rows = len(self.token_ids)
         if self.token_ids.numel() <= budget or rows == 1:
             return [self]
@@ -93,10 +95,10 @@ class MicroBatch:
 
 @dataclass
 class MiniBatch:
-    """What one optimizer step learns from: this rank's micro-batches, as many on every rank. `denominator`,
-    `tokens` and `sequences` count the trained answers of all ranks, also those that need no compute because
-    their advantage is 0; so do `median`, of their trained tokens, and `short_tokens` and `short_sequences`,
-    of those that are at most as long. `computed` counts those that do need compute."""
+    """The data of one optimizer step: this rank's micro-batches, the same number on every rank.
+    `denominator`, `tokens` and `sequences` count the trained answers of all ranks, including those that need
+    no compute because their advantage is 0; so do `median`, of their trained tokens, and `short_tokens` and
+    `short_sequences`, of those that are at most as long. `computed` counts those that need compute."""
 
     micro_batches: list[MicroBatch]
     denominator: float
@@ -111,7 +113,7 @@ class MiniBatch:
 @dataclass
 class Collator:
     """Lays out samples for the ranks of a run. A micro-batch holds at most `budget` tokens, padding included,
-    or one sequence. `collective`: every rank takes part in each step, also one without work."""
+    or one sequence. `collective`: every rank takes part in each step, even without work."""
 
     config: RunConfig
     pad_id: int
@@ -127,7 +129,7 @@ class Collator:
         return [self.minibatch([shuffled[i] for i in part]) for part in parts]
 
     def minibatch(self, samples: Sequence[Sample]) -> MiniBatch:
-        """Count the denominator before anything is left out, then lay out what needs compute."""
+        """Count the denominator before anything is left out, then lay out the samples that need compute."""
         algorithm = self.config.algorithm
         counts = [sample.num_actions for sample in samples]
         denominator = loss_denominator(
@@ -153,9 +155,9 @@ class Collator:
         )
 
     def micro_batches(self, samples: Sequence[Sample]) -> list[tuple[list[Sample], MicroBatch]]:
-        """This rank's micro-batches with their samples. All ranks have as many, some of them without samples
-        at the end: collective operations stay in step."""
-        longest_first = sorted(samples, key=lambda s: -s.length)  # so that ranks get equally many tokens
+        """This rank's micro-batches with their samples. All ranks have the same number, some of them empty at
+        the end, so that collective operations stay in step."""
+        longest_first = sorted(samples, key=lambda s: -s.length)  # so that ranks get equal numbers of tokens
         size = self.ranks.size
         layouts = [split_by_tokens(longest_first[rank::size], self.budget) for rank in range(size)]
         count = max(int(self.collective), *(len(layout) for layout in layouts))
@@ -176,8 +178,8 @@ def split_by_tokens(samples: Sequence[Sample], budget: int) -> list[list[Sample]
 
 
 def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> MicroBatch:
-    """Pad on the right. Advantages get a token axis only where a sample brings one per token. Of no samples,
-    one sequence without a trained token: what a rank computes while others have work."""
+    """Pad on the right. Advantages get a token axis only where a sample brings one per token. Without
+    samples, one sequence without a trained token, for a rank to compute while others have work."""
     if not samples:
         return MicroBatch(
             token_ids=torch.full((1, 2), pad_id, device=device),

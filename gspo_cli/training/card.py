@@ -1,4 +1,4 @@
-"""The objective card: what will be optimized and with how much.
+"""The objective card: what will be optimized and with which resources.
 
 It is built as data before training starts, saved as card.json, and rendered from that as card.txt and for the
 terminal."""
@@ -50,7 +50,7 @@ SCALES = {
 @dataclass(frozen=True)
 class CardObjective:
     """What is maximized. `clip_range` has the widths of the clip band below and above 1, None on an unbounded
-    side; `clip_fraction` is the share of tokens that a calibrated band clips, None where it is fixed."""
+    side; `clip_fraction` is the share of tokens that a calibrated band clips, None if it is fixed."""
 
     term: str
     mean: str
@@ -96,7 +96,7 @@ class CardSampling:
 
 @dataclass(frozen=True)
 class Learning:
-    """The steps of the optimizer."""
+    """Settings of the optimizer."""
 
     rate: float
     schedule: Schedule
@@ -106,7 +106,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Card:
-    """The card as data. `noise` was measured before training, `noise_limit` is what the clip band bears, and
+    """The card as data. `noise` was measured before training, `noise_limit` is what the clip band tolerates,
     infinite without a band. Memory is in bytes by phase and part. `notes` are cautions about settings."""
 
     title: str
@@ -247,7 +247,7 @@ def card_text(card: Card) -> str:
 
 
 def _band_text(objective: CardObjective) -> str:
-    """How the band moves; empty where it stays as the objective has it."""
+    """How the band moves; empty if it is fixed."""
     if objective.clip_fraction is None:
         return ""
     left, right = map(number, objective.clip_range)

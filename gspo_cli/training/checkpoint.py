@@ -1,4 +1,5 @@
-"""Checkpoints: complete or absent. `last` and `best` are links; the newest few and the best are kept.
+"""Checkpoints, which are either complete or absent. `last` and `best` are links; the newest few and the best
+are kept.
 
 A checkpoint holds the model (loadable with `from_pretrained`) and trainer.pt: optimizer and counters. There
 is no random state to save: all randomness derives from the seed and the iteration."""
@@ -23,7 +24,7 @@ from gspo_cli.training.update import Updater
 class TrainerState:
     """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all
     sessions; they and `iteration` keep counting after a rollback. `clip_range` is the band in force, which is
-    restored with the weights; None in checkpoints older than clip calibration: as configured."""
+    restored with the weights; None (use the configured band) in checkpoints from before clip calibration."""
 
     iteration: int = 0
     cursor: int = 0
@@ -61,10 +62,10 @@ class Checkpoints:
         return int(checkpoint.name.rpartition("-")[2])
 
     def save(self, updater: Updater, state: TrainerState) -> None:
-        """Write a checkpoint, move the links, and remove what rotation no longer keeps. All ranks call it,
-        the first one writes.
+        """Write a checkpoint, move the links, and remove checkpoints that rotation no longer keeps. All ranks
+        call this; the first one writes.
 
-        Raises UserError where it cannot be written; the earlier ones are then untouched."""
+        Raises UserError if it cannot be written; earlier checkpoints are then untouched."""
         ranks = updater.strategy.ranks
         if ranks.is_first:
             self._write(updater, state)
@@ -95,7 +96,8 @@ class Checkpoints:
         state = TrainerState(**saved["state"])
         _return_clip_range(state, updater)
         if updater.strategy.ranks.is_first:
-            self._link(checkpoint, state)  # a kill may have come between the checkpoint and its links
+            # the process may have been killed between writing the checkpoint and its links
+            self._link(checkpoint, state)
         return state
 
     def roll_back(self, iteration: int, updater: Updater) -> None:
@@ -118,7 +120,7 @@ class Checkpoints:
         for path in self.folder.glob("iteration-*"):
             if path.resolve() not in kept:
                 shutil.rmtree(path)
-        for leftover in self.folder.glob(".writing-iteration-*"):  # of a kill
+        for leftover in self.folder.glob(".writing-iteration-*"):  # left by a killed process
             shutil.rmtree(leftover)
 
 

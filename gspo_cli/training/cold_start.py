@@ -38,9 +38,9 @@ from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
 
 Progress = Callable[[str, int, int, str], None]
 MAX_GRAD_NORM = 1.0
-BETAS = (0.9, 0.95)  # of AdamW: with 0.999 copying, which conversations are full of, is learned far later
-# Competence is measured on so many training problems, every so many steps at most, and not before so many
-# times the tokens of the last measurement are trained on: a model that rambles makes it long.
+BETAS = (0.9, 0.95)  # of AdamW: with 0.999, copying, which conversations need often, is learned far later
+# Competence is measured on this many training problems, at most once in this many steps, and only after
+# training on this many times the tokens of the last measurement, because a model that rambles makes it slow.
 SCORE_PROBLEMS, SCORE_EVERY, TRAINED_PER_SCORED = 100, 10, 3
 
 
@@ -75,7 +75,7 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
 
 
 def encode_demonstration(prompts: Prompts, demonstration: Demonstration) -> Trajectory:
-    """A demonstration as the trajectory that the policy would have produced by saying the same."""
+    """A demonstration as the trajectory that the policy would have produced with the same words."""
     chat, messages = prompts.chat, list(prompts.messages(demonstration.messages))
     ids: list[int] = []
     mask: list[bool] = []
@@ -102,10 +102,11 @@ def fine_tune(
     progress: Progress,
     score: Callable[[], tuple[float, int]],
 ) -> None:
-    """Minimise the mean negative log-probability of demonstrated tokens; the rate falls linearly to a tenth.
+    """Minimize the mean negative log-probability of demonstrated tokens; the learning rate falls linearly to
+    a tenth.
 
-    Ends early once `score`, asked now and then for competence and the tokens that measuring it took, reaches
-    `cold.stop_score`."""
+    Ends early once `score`, called occasionally for competence and the number of tokens that measuring it
+    took, reaches `cold.stop_score`."""
     optimizer = torch.optim.AdamW(policy.trainable(), cold.learning_rate, BETAS, weight_decay=0.0)
     mean_length = sum(len(t.token_ids) for t in trajectories) / len(trajectories)
     rows = max(1, round(cold.batch_tokens / mean_length))
@@ -144,7 +145,7 @@ def fine_tune(
 def _cold_start(
     config: RunConfig, task: Task, folder: Path, demonstrations: Sequence[Demonstration], progress: Progress
 ) -> None:
-    # in full precision whatever training takes: the adapter is merged
+    # in full precision regardless of training, because the adapter is merged
     model = config.model.whole() if config.model.is_embedded else config.model.unquantized()
     policy = load_policy(str(folder) if model.is_embedded else model.name, model, config.hardware)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
@@ -152,7 +153,8 @@ def _cold_start(
     fitting = [t for t in trajectories if len(t.token_ids) <= policy.max_positions]
     if not fitting:
         raise UserError(
-            "model.cold_start.demonstrations: all are longer than the model's context; shorten them"
+            "model.cold_start.demonstrations: all demonstrations are longer than the model's context; "
+            "shorten them"
         )
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = task.train_problems()[:SCORE_PROBLEMS]
@@ -181,7 +183,7 @@ def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
 
 
 def _store(model: Path, cached: Path, progress: Progress) -> None:
-    """Cache a finished cold start for later runs; where the disk is full the run continues without."""
+    """Cache a finished cold start for later runs; if the disk is full, the run continues without a cache."""
     try:
         with folder_written_whole(cached) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
@@ -197,7 +199,7 @@ def _cache_folder() -> Path:
 def _content_key(
     config: RunConfig, demonstrations: Sequence[Demonstration], problems: Sequence[Problem]
 ) -> str:
-    """Hash of all that shapes the result."""
+    """Hash of everything that the result depends on."""
     model = config.model
     weights = sorted(Path(model.name).glob("*")) if Path(model.name).is_dir() else []
     parts = {

@@ -1,4 +1,4 @@
-"""Collecting: run conversations under a run's settings and score them, shared out over its processes."""
+"""Collecting: run conversations under a run's settings and score them, distributed over its processes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from gspo_cli.types import Problem, Trajectory
 
 @dataclass(frozen=True)
 class ConversationRunner:
-    """Runs and scores conversations. Each of `ranks` runs its share of the groups; `generating` is the block
-    in which it may, with gathered weights."""
+    """Runs and scores conversations. Each of `ranks` runs its share of the groups; `generating` is the
+    context in which generation is allowed, with gathered weights."""
 
     config: RunConfig
     reward: RewardFunction
@@ -51,7 +51,7 @@ class ConversationRunner:
             self.score(trajectories)
         if self.ranks.size == 1:
             return trajectories, mass
-        with clock.timing("rollout"):  # waiting for the slowest rank counts
+        with clock.timing("rollout"):  # includes waiting for the slowest rank
             parts = self.ranks.gather([(trajectories, mass)])
         turns = [sum(t.num_turns for t in part) for part, _ in parts]
         total = sum(mass * count for (_, mass), count in zip(parts, turns, strict=True))
@@ -70,8 +70,8 @@ class ConversationRunner:
 
 
 class ProblemOrder:
-    """An endless walk over `problems`, each once per epoch and shuffled anew by seed and epoch. The position
-    `cursor` alone says what comes next."""
+    """An endless iteration over `problems`, each once per epoch and reshuffled by seed and epoch. The
+    position `cursor` alone determines what comes next."""
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self.problems, self.seed = problems, seed
@@ -79,7 +79,7 @@ class ProblemOrder:
         self._order: list[int] = []
 
     def take(self, cursor: int, count: int) -> list[Problem]:
-        """Problems number `cursor` to `cursor + count` of the walk."""
+        """Problems `cursor` to `cursor + count` of the iteration."""
         return [self._at(position) for position in range(cursor, cursor + count)]
 
     def _at(self, position: int) -> Problem:
@@ -92,7 +92,7 @@ class ProblemOrder:
 
 @dataclass(frozen=True)
 class Collected:
-    """`groups` to train on, all `trajectories` that were sampled, how many problems they are of, and metrics
+    """`groups` to train on, all `trajectories` that were sampled, the number of their problems, and metrics
     of the sampling."""
 
     groups: list[list[Trajectory]]

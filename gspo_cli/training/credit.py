@@ -49,14 +49,14 @@ def with_advantages(
     to_go, taken = _turns(groups, rewards, algorithm.discount)
     by_turn = turn_advantages(to_go, taken & valid[:, :, None], *normalization).flatten(end_dim=1).tolist()
     return [
-        # a turn that an environment failed in has no number of its own
+        # a turn in which an environment failed has no reward of its own
         replace(s, advantages=[turns[i] if 0 <= i < len(turns) else 0.0 for i in s.trajectory.turn_ids])
         for s, turns in zip(samples, by_turn, strict=True)
     ]
 
 
 def informative(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[bool]:
-    """Which groups have something to learn from: their rewards differ, or those to go at some turn."""
+    """Which groups are informative: their rewards differ, or their rewards to go at some turn."""
     rewards, valid = _rewards(groups, algorithm)
     spread = has_spread(rewards, valid)
     if algorithm.credit is Credit.turn:
@@ -67,7 +67,7 @@ def informative(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[boo
 
 
 def _rewards(groups: Sequence[Group], algorithm: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """Rewards as trained on, and which count. -> two (P, G)"""
+    """Rewards as used in training, and which of them count. -> two (P, G)"""
     penalizes = algorithm.truncated_completions is Truncated.penalise
     penalty = algorithm.truncation_penalty if penalizes else 0.0
     rewards = [
@@ -81,8 +81,8 @@ def _rewards(groups: Sequence[Group], algorithm: AlgorithmConfig) -> tuple[Tenso
 def _turns(groups: Sequence[Group], rewards: Tensor, discount: float) -> tuple[Tensor, Tensor]:
     """Reward to go from each turn on, and which turns were taken. rewards (P, G) -> two (P, G, K).
 
-    What the reward that is trained on differs by from the sum of the turns (a penalty, the KL term) belongs
-    to the last turn."""
+    The difference between the reward used in training and the sum of the turns (a penalty, the KL term)
+    belongs to the last turn."""
     longest = max(1, max(t.num_turns for group in groups for t in group))
     earned = torch.zeros(*rewards.shape, longest, dtype=torch.float64)
     taken = torch.zeros(*rewards.shape, longest, dtype=torch.bool)

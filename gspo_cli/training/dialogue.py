@@ -20,7 +20,7 @@ from gspo_cli.types import Problem, Trajectory
 
 
 class Dialogues:
-    """Holds dialogues with the model at `source` and its adapter; temperature 0 takes the likeliest token."""
+    """Holds dialogues with the model at `source` and its adapter; temperature 0 is greedy."""
 
     def __init__(self, config: RunConfig, source: str, adapter: Path | None, temperature: float) -> None:
         set_threads(config)
@@ -38,7 +38,7 @@ class Dialogues:
         tools: bool = True,
     ) -> Trajectory:
         """One conversation about `problem`, to its end. `max_turns` None is the run's own limit; without
-        `tools` none is announced to the agent."""
+        `tools`, no tools are announced to the agent."""
         limits = Limits.of(self.config.rollout, self.engine)
         if max_turns is not None:
             # a person may begin with a longer text than a training prompt, as long as an answer fits

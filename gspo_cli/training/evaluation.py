@@ -16,7 +16,7 @@ from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.metrics import mean
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
-EVALUATION_SEED = 20250718  # of evaluation alone: runs of all seeds meet the same draws
+EVALUATION_SEED = 20250718  # used by evaluation only, so that runs of all seeds share the same draws
 
 
 def pass_at_k(samples: int, successes: int, k: int) -> float:
@@ -26,7 +26,7 @@ def pass_at_k(samples: int, successes: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation came to: the record for evals.jsonl, the greedy answers in the order of the
+    """The result of an evaluation: the record for evals.jsonl, the greedy answers in the order of the
     problems, and for each problem its sampled ones (none where `evaluation.samples` is 0)."""
 
     record: dict[str, Any]
@@ -47,7 +47,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Holds what an evaluation needs but the problems."""
+    """Everything an evaluation needs except the problems."""
 
     config: RunConfig
     runner: ConversationRunner
@@ -58,7 +58,7 @@ class Evaluator:
         """One greedy answer per problem, and `evaluation.samples` sampled ones.
 
         score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the
-        samples. Excluded conversations count nowhere: None where all were."""
+        samples. Excluded conversations do not count; None if all were excluded."""
         samples = self.config.evaluation.samples
         greedy = self._answers(problems, self._greedy(), 1)
         progress(1, 1 + samples)

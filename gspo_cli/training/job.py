@@ -1,4 +1,4 @@
-"""The run of a prepared folder as gspo-train executes it: in this process, or on ranks of their own."""
+"""The run of a prepared folder as gspo-train executes it: in this process, or in worker processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train_here(
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:
-    """Of a run that ended with `summary`."""
+    """The result of a run that ended with `summary`."""
     return INTERRUPTED if summary["status"] == RunStatus.interrupted.value else 0
 
 
@@ -64,11 +64,11 @@ def train_on_ranks(config: RunConfig, run: RunFolder, processes: int) -> int:
         with (
             suppress(UserError),
             run.locked(),
-        ):  # no rank wrote one; unless another process trains in the folder
+        ):  # no rank wrote one, unless another process trains in the folder
             run.write_summary(summarize(config, run, None, RunStatus.failed, reward_object=False))
     if result.message:
         if sys.stdout.isatty():
-            print("\x1b[?25h", end="")  # a live view that was killed has left the cursor hidden
+            print("\x1b[?25h", end="")  # a killed live view leaves the cursor hidden
         again = f"; continue with resume={run.path}" if result.code == 1 else ""
         print(f"gspo-train: {result.message}{again}", file=sys.stderr)
     return result.code

@@ -26,7 +26,7 @@ from gspo_cli.policy.weights import full_shape
 SPARE = 64  # positions that `GrowingLayer` adds at least
 STATES = {Optimizer.adamw: 8, Optimizer.paged_adamw: 8}  # bytes per trained element; others keep two of 1
 SAMPLING = {False: 24, True: 48}  # bytes per logit while a token is drawn, and under top_p or top_k
-GATHERED = 10**9  # elements that ZeRO-3 may hold whole at once (DeepSpeed's stage3_max_reuse_distance)
+GATHERED = 10**9  # elements that ZeRO-3 may keep gathered at once (DeepSpeed's stage3_max_reuse_distance)
 BUCKET = 5 * 10**8  # elements of ZeRO's communication buffer (DeepSpeed's reduce_bucket_size)
 UNCAST = ("embed", "wte", "wpe", "lm_head")  # matrices that are read outside of autocast
 LAST = ("o_proj", "c_proj", "out_proj", "down_proj", "fc2")  # the last linear layer of attention or MLP
@@ -88,12 +88,12 @@ class MemoryPlan:
 
     @property
     def peak(self) -> str:
-        """The phase that takes most."""
+        """The largest phase."""
         return max(self.phases, key=self.total)
 
 
 def dimensions(policy: Policy) -> Dimensions:
-    """Read off the model; weights that ZeRO-3 shards count whole."""
+    """The dimensions of a model; weights that ZeRO-3 shards count in full."""
     shape = policy.causal_model.config.get_text_config()
     values: Mapping[str, Any] = shape.to_dict()  # model families differ in their names
     embeddings = policy.causal_model.get_input_embeddings().weight
@@ -213,7 +213,7 @@ def kept_per_token(config: RunConfig, model: Dimensions) -> int:
     """Bytes that autograd keeps for a token in one layer, beside weights."""
     full, product = not config.model.use_lora, _compute_bytes(config)
     hidden, queries, keys = model.hidden, model.queries, model.keys
-    # an RMS norm is written out in fp32: its input and, where its weight is trained, the normalised one
+    # an RMS norm is written out in fp32: its input and, where its weight is trained, the normalized one
     norms = 2 * hidden * (4 * (1 + full) if model.rms_norm else model.width)
     attention = product * (2 * queries + 2 * keys) + 4 * model.heads + 8
     if model.head_norm:
@@ -324,7 +324,7 @@ def _cached(config: RunConfig, model: Dimensions) -> int:
 
 
 def _step(config: RunConfig, model: Dimensions, ranks: int) -> int:
-    """AdamW's own: on a GPU for all tensors at once, on a CPU for one after the other."""
+    """Working memory of AdamW: on a GPU for all tensors at once, on a CPU for one at a time."""
     if config.hardware.zero_stage == 0 and config.hardware.device is Device.cpu:
         return 2 * 4 * model.largest
     return 4 * model.trained // ranks
@@ -348,7 +348,7 @@ def _expert_width(config: RunConfig) -> int:
 
 
 def memory_text(found: MemoryPlan) -> str:
-    """The plan as text: the phase that takes most with its parts, then the other."""
+    """The plan as text: the largest phase with its parts, then the other."""
     others = [phase for phase in ("update", "rollout") if phase != found.peak][:1]
     text = "; ".join(_phase_text(found, phase) for phase in (found.peak, *others))
     each = f", each of {found.processes} processes" if found.processes > 1 else ""
@@ -384,7 +384,7 @@ def _reads(adapted: str) -> tuple[str, bool]:
 
 
 def _is_attention_output(read: tuple[str, bool]) -> bool:
-    """What attention keeps of itself anyway."""
+    """What attention keeps in any case."""
     return "attn" in read[0] and read[1]
 
 

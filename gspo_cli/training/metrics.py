@@ -1,5 +1,5 @@
-"""What an iteration comes to: accumulators over micro-batches and ranks, and the line of metrics.jsonl, under
-the names that TRL and verl use."""
+"""The statistics of an iteration: accumulators over micro-batches and ranks, and the line of metrics.jsonl,
+under the names that TRL and verl use."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ GRAM = 4  # tokens: shorter ones repeat in any text
 
 @dataclass
 class Sums(Accumulator):
-    """What micro-batches add up to. `last_routing` is `routing` of the last minibatch alone;
-    `counterfactuals` are by name, `short` and `long` the halves of each minibatch's answers by length,
-    `candidates` what a calibrated clip chooses its band from, a part for each micro-batch."""
+    """Sums over micro-batches. `last_routing` is `routing` of the last minibatch alone; `counterfactuals` are
+    by name, `short` and `long` the halves of each minibatch's answers by length, `candidates` what a
+    calibrated clip chooses its band from, a part for each micro-batch."""
 
     stats: LossStats = field(default_factory=LossStats)
     routing: RoutingStats = field(default_factory=RoutingStats)
@@ -48,10 +48,10 @@ class Sums(Accumulator):
 
 @dataclass
 class UpdateReport:
-    """Of one iteration. All but `sums` is the same on every rank: `tokens` and `sequences` count the answers
-    of all, `short_tokens` and `short_sequences` the shorter half of each minibatch's. `clip_range` holds the
-    widths in force, None where unbounded. `oom_events` counts how often memory ran out,
-    `tokens_per_microbatch` is the budget left."""
+    """Report of one iteration. Everything except `sums` is the same on every rank: `tokens` and `sequences`
+    count the answers of all, `short_tokens` and `short_sequences` the shorter half of each minibatch's.
+    `clip_range` holds the widths in force, None if unbounded. `oom_events` counts how often memory ran
+    out, `tokens_per_microbatch` is the budget left."""
 
     sums: Sums = field(default_factory=Sums)
     tokens: int = 0
@@ -89,7 +89,7 @@ class Clock:
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict[str, Any]:
-    """What was sampled and how it was scored; excluded answers count in lengths, not in rewards."""
+    """Metrics of sampling and scoring; excluded answers count in lengths, not in rewards."""
     scored = [t for t in trajectories if t.reward is not None]
     lengths = [t.num_actions for t in trajectories]
     groups = [trajectories[i : i + group_size] for i in range(0, len(trajectories), group_size)]
@@ -123,16 +123,16 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
 
 
 def repetition(trajectory: Trajectory) -> float:
-    """Share of the 4-grams of sampled tokens that were there before in the same conversation, 0 to 1. A gram
-    does not span messages of others."""
+    """Share of the 4-grams of sampled tokens that already occurred in the same conversation, 0 to 1. A 4-gram
+    does not span other messages."""
     ids, mask = trajectory.token_ids, trajectory.action_mask
     grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1) if all(mask[i : i + GRAM])]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def update_metrics(report: UpdateReport) -> dict[str, Any]:
-    """What the updates did. Clip shares are of all trained tokens and sequences, A = 0 included as
-    unclipped."""
+    """Metrics of the updates. Clip shares are of all trained tokens and sequences; A = 0 counts as not
+    clipped."""
     sums, stats = report.sums, report.sums.stats
     tokens, sequences, ratios = max(1, report.tokens), max(1, report.sequences), max(1.0, stats.ratios)
     deviation = stats.deviation_sum / ratios
@@ -190,7 +190,7 @@ def _counterfactual_metrics(report: UpdateReport) -> dict[str, Any]:
 
 
 def _length_metrics(report: UpdateReport) -> dict[str, Any]:
-    """Of the answers with at most and with more trained tokens than the median of their minibatch; None where
+    """Of the answers with at most and with more trained tokens than the median of their minibatch; None if
     a half is empty (answers of one length are all short)."""
     short = (report.short_tokens, report.short_sequences)
     long = (report.tokens - report.short_tokens, report.sequences - report.short_sequences)
@@ -230,5 +230,5 @@ def peak_memory_gb() -> float:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Mean, or None of nothing."""
+    """Mean; None if there are no values."""
     return sum(values) / len(values) if values else None

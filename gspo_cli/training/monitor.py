@@ -13,8 +13,8 @@ MAX_SKIPPED = 8  # updates in a row with a gradient that is not finite, after wh
 
 
 class Monitor:
-    """Keeps a run's lines of metrics.jsonl and evals.jsonl, and what was reported about them. A resumed
-    run gives it the earlier lines, and it decides as if the run had not stopped."""
+    """Keeps a run's lines of metrics.jsonl and evals.jsonl, and what was reported about them. A resumed run
+    gives it the earlier lines, so that it decides as if the run had not stopped."""
 
     def __init__(self, config: RunSettings) -> None:
         self.config = config
@@ -34,7 +34,7 @@ class Monitor:
 
     @property
     def collapse(self) -> Finding | None:
-        """The collapse that began first, of those that last to the newest iteration."""
+        """The earliest collapse among those that persist to the newest iteration."""
         return next((finding for finding in self.found if finding.severity is Severity.collapse), None)
 
     def choose(self, checkpoints: Sequence[int], began: int) -> int:
@@ -48,13 +48,13 @@ class Monitor:
         return healthy[-1] if healthy else usable[0]
 
     def rolled_back(self, iteration: int) -> None:
-        """The newest iteration and all after `iteration` are undone; a collapse may be reported again."""
+        """Forget all iterations after `iteration`, which are undone; a collapse may be reported again."""
         self.metrics[-1] = {**self.metrics[-1], "rolled_back_to": iteration}
         warned = [rule for rule, severity in self._reported.items() if severity is Severity.warning]
         self._reported = dict.fromkeys([*warned, "rolled_back"], Severity.warning)
 
     def check_updates(self) -> None:
-        """Raise UserError where no update was finite for a long time."""
+        """Raise UserError if no update was finite for a long time."""
         skipped = 0
         for record in reversed(lineage(self.metrics)):
             dropped = round(number_of(record, "updates_skipped") or 0)

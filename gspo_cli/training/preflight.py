@@ -1,4 +1,4 @@
-"""Before training: how far log-probabilities of the same tokens lie apart that should be equal.
+"""Before training: the difference between log-probabilities of the same tokens that should be equal.
 
 Shapes: B sequences, T tokens. GSPO's clip band is a few 1e-4 wide, and rounding in bf16 is of that size: a
 ratio that noise moves over a third of the band is clipped at random."""
@@ -60,7 +60,7 @@ def noise_floor(
 
 
 def noise_limit(config: RunConfig) -> float:
-    """The most noise that the clip bears: a third of the band's narrower side; infinite without a band."""
+    """The noise limit: a third of the band's narrower side; infinite without a band."""
     algorithm = config.algorithm
     widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
     clips = algorithm.clip_mode is not ClipMode.none
@@ -74,10 +74,10 @@ def noise_text(floor: NoiseFloor, limit: float) -> str:
 
 
 def noise_warnings(config: RunConfig, floor: NoiseFloor) -> list[str]:
-    """A sentence with the fix where noise is over the limit.
+    """A message with the fix if noise is over the limit.
 
-    That between layouts reaches the ratio only where old log-probabilities are those of the engine, which
-    computes in a layout of its own."""
+    Noise between layouts only affects the ratio if old log-probabilities come from the engine, which uses a
+    different layout."""
     limit, found = noise_limit(config), []
     if not floor.same <= limit:
         found.append(

@@ -1,7 +1,8 @@
-"""The processes of one run: who they are, and the little they tell each other.
+"""The processes of one run: their ranks, and how they communicate.
 
 Every rank computes what is cheap (advantages, the layout of updates, metrics) from the same gathered
-conversations, so that one process and many decide alike; generation, scoring and gradients are sharded."""
+conversations, so that one process and several make the same decisions; generation, scoring and gradients are
+sharded."""
 
 from __future__ import annotations
 
@@ -22,12 +23,13 @@ from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 
 Result = TypeVar("Result")
-PATIENCE = datetime.timedelta(hours=6)  # of a rank for another: a cold start or a slow judge may come between
+# how long ranks wait for each other: a cold start or a slow judge may delay one
+PATIENCE = datetime.timedelta(hours=6)
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """`rank` of `size` processes. The default is one process alone, for which every call is free."""
+    """`rank` of `size` processes. The default is a single process, for which every call is free."""
 
     rank: int = 0
     size: int = 1
@@ -58,8 +60,8 @@ class ProcessGroup:
         return self.gather([value])[0]
 
     def first_then_all(self, action: Callable[[], Result]) -> Result:
-        """What `action` returns, which the others do once the first rank has: it leaves on disk what they
-        find."""
+        """The result of `action`, which the first rank runs before the others: it writes files that they
+        read."""
         if self.is_first:
             result = action()
             self.wait()
@@ -69,23 +71,24 @@ class ProcessGroup:
         return result
 
     def wait(self) -> None:
-        """Go on when every rank is here."""
+        """Wait for all ranks."""
         if self.size > 1:
             distributed.barrier()
 
 
 def join(hardware: HardwareConfig) -> ProcessGroup:
-    """Meet the other processes that the launcher (or torchrun) started; RANK and WORLD_SIZE say who this is.
+    """Join the other processes that the launcher (or torchrun) started; RANK and WORLD_SIZE identify this
+    one.
 
     Takes the GPU of LOCAL_RANK where the run uses GPUs. The process ends with the one that started it.
-    Raises UserError where processes or GPUs are not those of the configuration."""
+    Raises UserError if processes or GPUs are not those of the configuration."""
     _end_with_parent()
     os.environ["DS_ACCELERATOR"] = hardware.device.value  # before any library imports deepspeed in passing
     meant = hardware.nodes * (hardware.processes or int(os.environ["WORLD_SIZE"]))
     if int(os.environ["WORLD_SIZE"]) != meant:
         raise UserError(
-            f"hardware.processes, nodes: {meant} processes are configured, and "
-            f"{os.environ['WORLD_SIZE']} were started; start as many"
+            f"hardware.processes, nodes: {meant} processes are configured, but "
+            f"{os.environ['WORLD_SIZE']} were started; start {meant}"
         )
     device = None
     if hardware.device is Device.cuda:
@@ -93,8 +96,8 @@ def join(hardware: HardwareConfig) -> ProcessGroup:
         found = gpu_count()
         if local >= found:
             raise UserError(
-                f"hardware.processes: rank {local} of this node finds {found} GPUs; use as many "
-                "processes as there are GPUs, or check CUDA_VISIBLE_DEVICES"
+                f"hardware.processes: rank {local} of this node finds {found} GPUs; use one process "
+                "per GPU, or check CUDA_VISIBLE_DEVICES"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -119,8 +122,8 @@ def leave(ranks: ProcessGroup, code: int = 0) -> NoReturn:
 
 
 def _end_with_parent() -> None:
-    """A killed launcher leaves no worker behind, also where it is gone by now."""
-    parent = int(os.environ.get("GSPO_LAUNCHER", os.getppid()))  # torchrun does not say who it is
+    """End this process when its launcher is killed, even if the launcher has already exited."""
+    parent = int(os.environ.get("GSPO_LAUNCHER", os.getppid()))  # torchrun does not pass its process id
 
     def watch() -> None:
         while os.getppid() == parent:

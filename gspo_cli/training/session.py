@@ -57,12 +57,12 @@ def run_training(
     """Train `config` in `folder`, where its config.yaml is; resumes from the last checkpoint there.
 
     `reward` None takes the one that `config` names; `ranks` None is this process alone. Returns the summary,
-    which is also written. A failure is recorded in it and raised. Raises UserError where another process
+    which is also written. A failure is recorded in it and raised. Raises UserError if another process
     trains in the folder."""
     if ranks is None and config.hardware.zero_stage > 0:
         raise UserError(
-            "hardware.zero_stage: the processes of ZeRO are started by the command gspo-train; use that, or "
-            "hardware.zero_stage=0"
+            "hardware.zero_stage: the processes of ZeRO are started by the gspo-train command; use "
+            "that command, or hardware.zero_stage=0"
         )
     with folder.locked():
         return _run_in(config, folder, reporter, track, reward, ranks)
@@ -76,7 +76,7 @@ def _run_in(
     reward: RewardFunction | None,
     ranks: ProcessGroup | None,
 ) -> dict[str, Any]:
-    """`run_training` in a folder that this process alone trains in."""
+    """`run_training` in a folder that no other process trains in."""
     trainer: Trainer | None = None
     status, threads = RunStatus.failed, torch.get_num_threads()
     try:
@@ -92,13 +92,13 @@ def _run_in(
     except KeyboardInterrupt:
         status = RunStatus.interrupted
         raise
-    except torch.OutOfMemoryError as error:  # of an update it would be smaller micro-batches
+    except torch.OutOfMemoryError as error:  # in an update, micro-batches would have been reduced
         raise UserError(
             "rollout.batch_size: memory ran out outside of an update; lower it, then continue with "
             f"resume={folder.path}"
         ) from error
     finally:
-        torch.set_num_threads(threads)  # the next run in this process begins as this one did
+        torch.set_num_threads(threads)  # the next run in this process starts from the same state
         summary = summarize(config, folder, trainer, status, reward_object=reward is not None)
         folder.write_summary(summary)
         if trainer is not None:
@@ -129,7 +129,7 @@ def build_parts(
     set_threads(config)
     task: Task = config.task
     if config.rollout.engine is Engine.vllm:
-        require_vllm()  # before a cold start of minutes
+        require_vllm()  # checked before a cold start, which takes minutes
     reward = build_reward(config) if reward is None else reward
     train, heldout = task.train_problems(), task.heldout_problems()
     for note in task.notes():
@@ -166,7 +166,7 @@ def load_for_training(
 
 
 def build_engine(config: RunConfig, policy: Policy, source: str) -> RolloutEngine:
-    """What generates with the policy's weights; `source` is the model that it was made from."""
+    """The rollout engine for the policy's weights; `source` is the model that the policy was loaded from."""
     if config.rollout.engine is Engine.vllm:
         return VLLMEngine(policy, source, config)
     return TransformersEngine(policy, config.rollout.batch_size)
@@ -197,15 +197,15 @@ def evaluate_only(
 
 
 def load_trained(config: RunConfig, source: str, adapter: Path | None) -> Policy:
-    """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without adapter gets none, or where
-    weights are quantised a fresh one, which changes nothing."""
+    """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without an adapter gets none, or, if
+    weights are quantized, a new one, which changes nothing."""
     keeps = adapter is not None or config.model.is_quantized
     model = config.model if keeps else config.model.whole()
     return load_policy(source, model, config.hardware, adapter)
 
 
 def set_threads(config: RunConfig) -> None:
-    """Give torch `hardware.threads` threads; null leaves torch's own number."""
+    """Give torch `hardware.threads` threads; null keeps torch's default."""
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
 
@@ -218,27 +218,26 @@ def build_reward(config: RunConfig) -> RewardFunction:
 
 
 def check_positions(config: RunConfig, positions: int) -> None:
-    """Raise UserError where the longest prompt and answer do not fit the model's context."""
+    """Raise UserError if the longest prompt and answer do not fit the model's context."""
     rollout = config.rollout
     needed = rollout.max_prompt_length + rollout.max_completion_length
     if needed > positions:
         raise UserError(
-            f"rollout.max_prompt_length + rollout.max_completion_length = {needed}: the model takes "
-            f"{positions} "
-            "positions; lower one of them"
+            f"rollout.max_prompt_length + rollout.max_completion_length = {needed}: the model "
+            f"supports {positions} positions; lower one of them"
         )
 
 
 def fitting(
     problems: Sequence[Problem], prompts: Prompts, cap: int, split: str, warn: Callable[[str], None]
 ) -> list[Problem]:
-    """Problems whose prompt is within the cap. Says how many are not; raises UserError where none is."""
+    """Problems whose prompt is within the cap. Reports how many are not; raises UserError if none is."""
     kept = [p for p in problems if len(prompts.ids(p.messages)) <= cap]
     if not kept:
         raise UserError(
             f"rollout.max_prompt_length={cap}: all {len(problems)} {split} problems are longer; raise it"
             if problems
-            else f"task: has no {split} problems; give a file with some"
+            else f"task: has no {split} problems; give a file that contains some"
         )
     if len(kept) < len(problems):
         warn(
@@ -251,8 +250,8 @@ def fitting(
 
 @contextmanager
 def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the run after the present iteration, saved; the second ends it at
-    once. Signals reach the main thread only: in another one nothing changes."""
+    """The first Ctrl-C (or SIGTERM) ends the run after the current iteration, with a checkpoint; the second
+    ends it at once. Signals reach the main thread only; in another thread this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -261,7 +260,9 @@ def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
         if trainer.stop_requested:
             raise KeyboardInterrupt
         trainer.stop_requested = True
-        reporter.warn("stopping after this iteration, with a checkpoint; once more stops at once without one")
+        reporter.warn(
+            "stopping after this iteration with a checkpoint; press Ctrl-C again to stop at once without one"
+        )
 
     previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -274,7 +275,8 @@ def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
 def summarize(
     config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: RunStatus, reward_object: bool
 ) -> dict[str, Any]:
-    """The content of summary.json. `reward_object`: a script gave the reward, no command can rebuild it."""
+    """The content of summary.json. `reward_object`: a script gave the reward, and no command can rebuild
+    it."""
     state = trainer.state if trainer else None
     return {
         "status": status.value,
@@ -300,7 +302,7 @@ def summarize(
 
 
 def installed(package: str) -> str | None:
-    """Version of a package; None where it runs from a folder without being installed."""
+    """Version of a package; None if it runs from a folder without being installed."""
     try:
         return version(package)
     except PackageNotFoundError:

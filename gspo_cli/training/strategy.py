@@ -22,7 +22,7 @@ class Strategy(Protocol):
     """Owns the optimizer. All calls but `ranks` are made by all ranks in the same order."""
 
     ranks: ProcessGroup
-    collective: bool  # a step takes a backward on every rank, and none can leave one in the middle
+    collective: bool  # a step needs a backward pass on every rank, and no rank can leave it in the middle
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         """`Policy.forward`, with weights gathered where they are sharded."""
@@ -31,12 +31,12 @@ class Strategy(Protocol):
         """Add the gradient of this rank's share of the loss; shares add up over micro-batches and ranks."""
 
     def drop_gradient(self) -> None:
-        """Forget what `backward` added since the last step."""
+        """Discard what `backward` added since the last step."""
 
     def step(self, rate: float) -> float:
         """Clip the gradient and take a step at learning rate `rate`. Returns the norm before clipping.
 
-        Where it is not finite nothing is changed: such a gradient never reaches a weight."""
+        Where it is not finite nothing is changed: such a gradient is never applied."""
 
     def generating(self) -> AbstractContextManager[None]:
         """A block in which this rank may run the model independently of others, without gradient."""
@@ -52,7 +52,7 @@ class Strategy(Protocol):
 
 
 class OneProcess:
-    """`Strategy` of a process alone."""
+    """`Strategy` of a single process."""
 
     collective = False
 
@@ -77,7 +77,7 @@ class OneProcess:
         """See `Strategy`."""
         parameters = self.policy.trainable()
         for parameter in parameters:
-            if parameter.grad is None:  # nothing needed compute: the step is the one of a zero gradient
+            if parameter.grad is None:  # nothing needed compute: take the step of a zero gradient
                 parameter.grad = torch.zeros_like(parameter)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

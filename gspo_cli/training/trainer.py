@@ -35,7 +35,7 @@ SHOWN = 3  # held-out conversations stored with each evaluation, the same ones i
 
 @dataclass
 class Parts:
-    """What a run is built of."""
+    """The parts of a run."""
 
     policy: Policy
     strategy: Strategy
@@ -128,7 +128,7 @@ class Trainer:
         self._evaluate_and_save(rolled_back=bool(back))
 
     def _credited(self, groups: Sequence[Group]) -> list[Sample]:
-        """Samples of all answers with their advantages; the KL term of the reward takes scoring first."""
+        """Samples of all answers with their advantages; the KL term of the reward needs scoring first."""
         algorithm = self.config.algorithm
         samples = trainable(groups, algorithm)
         kl = self.updater.reward_kl(samples) if algorithm.kl_in_reward else None
@@ -230,7 +230,7 @@ class Trainer:
 
     def _kl_to_initial(self, found: Evaluation) -> float | None:
         """KL(policy || model before training) in nats per token: mean log ratio of the tokens of each sampled
-        held-out answer, averaged over answers. None where it is not measured."""
+        held-out answer, averaged over answers. None if it is not measured."""
         answers = [t for group in found.sampled for t in group if t.num_actions and t.excluded is None]
         if not answers or not self.config.measures_kl:
             return None

@@ -54,7 +54,7 @@ class Updater:
 
     def run(self, samples: Sequence[Sample], order: np.random.Generator, clock: Clock) -> UpdateReport:
         """Split `samples` (the same on every rank) into `updates_per_rollout` minibatches and take one
-        optimizer step on each. The report is of all ranks."""
+        optimizer step on each. The report covers all ranks."""
         report = UpdateReport(
             Sums(counterfactuals={name: CounterfactualStats() for name in self.counterfactuals}),
             clip_range=self.algorithm.clip_range,
@@ -84,7 +84,7 @@ class Updater:
 
     @torch.no_grad()
     def reward_kl(self, samples: Sequence[Sample]) -> list[float]:
-        """k1 of each sample against the reference, to be taken off its reward before advantages."""
+        """k1 of each sample against the reference, to be subtracted from its reward before advantages."""
         places = {id(sample): place for place, sample in enumerate(samples)}
         mine: list[tuple[int, float]] = []
         for part, micro in self.collator.micro_batches([sample for sample in samples if sample.num_actions]):
@@ -122,8 +122,8 @@ class Updater:
     def _score(self, minibatches: list[MiniBatch]) -> Sums:
         """Old log-probabilities of all minibatches but the first, whose own are used, and reference ones.
 
-        The engine's need no pass, and are the first minibatch's too: its ratio then differs from 1 by what
-        the engine differs by from the trainer, which the probe shows."""
+        The engine's need no pass, and are the first minibatch's too: its ratio then differs from 1 by the
+        difference between engine and trainer, which the probe shows."""
         sums, from_engine = Sums(), self.config.rollout.old_logprobs is OldLogprobs.engine
         for index, minibatch in enumerate(minibatches):
             for micro in minibatch.micro_batches:
@@ -158,7 +158,8 @@ class Updater:
         report.updates += 1
 
     def _gradient(self, minibatch: MiniBatch, first: bool) -> Sums:
-        """Add up the gradient of a minibatch. In the first the experts are those of the old policy anyway."""
+        """Add up the gradient of a minibatch. In the first minibatch the experts are those of the old policy
+        anyway."""
         found = Sums()
         replay, balance = self.config.algorithm.routing_replay, self.config.model.router_aux_loss > 0
         with self.policy.updating():
@@ -183,10 +184,10 @@ class Updater:
     def _fitting(
         self, attempt: Callable[[], Sums], minibatches: list[MiniBatch], report: UpdateReport
     ) -> Sums:
-        """What `attempt` returns; when memory runs out it is made again with micro-batches half as large.
+        """What `attempt` returns; when memory runs out, it is repeated with micro-batches half as large.
 
-        Raises UserError where they cannot be halved. Over many ranks none can leave a collective operation
-        alone, so that the run ends."""
+        Raises UserError if they cannot be halved. With several ranks, no rank can leave a collective
+        operation, so the run ends."""
         while True:
             try:
                 return attempt()
@@ -202,7 +203,7 @@ class Updater:
                         "update; lower it and resume from the last checkpoint, or use "
                         "model.gradient_checkpointing"
                     ) from error
-            # after the handler: the error holds on to the tensors of the failed attempt
+            # after the handler, because the error keeps the tensors of the failed attempt alive
             self._halve(minibatches)
             report.oom_events += 1
 
@@ -218,8 +219,8 @@ class Updater:
             ]
 
     def _balance_loss(self, routed: RouterPass, micro: MicroBatch, computed: int, sums: Sums) -> Tensor:
-        """A micro-batch's share of the auxiliary loss: balance is judged within each micro-batch, and a step
-        takes the mean over its sequences that need compute, of all ranks."""
+        """A micro-batch's share of the auxiliary loss: balance is computed within each micro-batch, and a
+        step takes the mean over its sequences that need compute, on all ranks."""
         value = routed.balance_loss(micro.action_mask)
         sequences = int(micro.action_mask.any(dim=1).sum())
         sums.routing += RoutingStats(
@@ -242,7 +243,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _against_sampling(micro: MicroBatch, old_logprobs: Tensor) -> Sums:
-    """What the trainer's log-probabilities differ by from those that tokens were sampled with."""
+    """The difference between the trainer's log-probabilities and those that tokens were sampled with."""
     difference = (old_logprobs - micro.sampling_logprobs)[micro.action_mask].abs()
     if difference.numel() == 0:
         return Sums()

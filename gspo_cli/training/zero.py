@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO as a `Strategy`: optimizer states (1), gradients (2) and weights (3) sharded over ranks.
 
-Checkpoints are those of one process: DeepSpeed's own files are bound to a stage and a number of ranks, whole
+Checkpoints are those of one process: DeepSpeed's own files are tied to a stage and a number of ranks; full
 tensors are not."""
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ZeroStrategy:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Gathered weights on every rank, without the hooks that shard them: ranks need not keep pace."""
+        """Gathered weights on every rank, without the hooks that shard them: ranks need not stay in step."""
         if not self.shards_weights:
             yield
             return
@@ -87,7 +87,7 @@ class ZeroStrategy:
                 parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]  # DeepSpeed's
             offload._remove_module_hooks()
             for hooks in (offload.forward_hooks, offload.backward_hooks):
-                hooks.clear()  # it forgets to, and would keep those of every generation
+                hooks.clear()  # DeepSpeed does not do this and would keep those of every generation
             try:
                 yield
             finally:
@@ -99,12 +99,13 @@ class ZeroStrategy:
         with gathered(needed):
             if self.ranks.is_first:
                 self.policy.save(folder)
-        self.ranks.wait()  # the first rank writes for long; DeepSpeed's own groups have less patience
+        # the first rank may write for a long time; DeepSpeed's own groups have a shorter timeout
+        self.ranks.wait()
         return self._optimizer_state()
 
     def restore_optimizer(self, state: OptimizerState) -> None:
         """See `Strategy`."""
-        if not state["state"]:  # of before the first step
+        if not state["state"]:  # from before the first step
             for own in self._inner.state.values():
                 for value in own.values():
                     value.zero_()
@@ -165,10 +166,11 @@ def engine_config(config: RunConfig, hidden_size: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,  # steps are taken explicitly
+        "managed_gradient_accumulation": False,  # we call step explicitly
         "gradient_clipping": config.training.max_grad_norm,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # its own is compiled on first use, for minutes
+        # DeepSpeed's own optimizer is compiled on first use, which takes minutes
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
         "zero_optimization": zero,
     }
@@ -186,11 +188,11 @@ def sharded_loading(config: RunConfig) -> AbstractContextManager[None]:
 
 
 def imported(device: Device) -> ModuleType:
-    """DeepSpeed, set to this device and quiet. Raises UserError where it is not installed."""
+    """DeepSpeed, set to this device and quiet. Raises UserError if it is not installed."""
     os.environ["DS_ACCELERATOR"] = device.value
     require_deepspeed()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own imports
+        warnings.simplefilter("ignore")  # warnings from its imports
         import deepspeed
         import deepspeed.comm.torch
     if device is Device.cpu:
@@ -198,6 +200,6 @@ def imported(device: Device) -> ModuleType:
         # the attribute deepspeed.comm.torch is the real torch, the module is found by its name alone
         vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # it calls collective operations by names that torch 2.13 deprecates
+    # DeepSpeed calls collective operations by names that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
     return deepspeed

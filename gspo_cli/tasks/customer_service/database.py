@@ -47,7 +47,7 @@ def _image(scenario: ShopScenario) -> bytes:
 
 def open_shop(scenario: ShopScenario) -> sqlite3.Connection:
     """A new database with the scenario's data; the caller closes it."""
-    # threads may take turns at stepping one conversation
+    # different threads may step the same conversation
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.deserialize(_image(scenario))
     return connection
@@ -64,7 +64,7 @@ def distance(first: Orders, second: Orders) -> int:
 
 
 def order_changes(before: Orders, after: Orders) -> list[str]:
-    """What differs, for people: `order 482: status pending -> cancelled`."""
+    """Human-readable differences: `order 482: status pending -> cancelled`."""
     lines = []
     for number in before:
         rows = zip(Order._fields, before[number], after[number], strict=True)

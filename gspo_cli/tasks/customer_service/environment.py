@@ -1,4 +1,4 @@
-"""A conversation with a customer of the shop: words go to the customer, tool calls to the database."""
+"""A conversation with a customer of the shop: text goes to the customer, tool calls to the database."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class ShopEnvironment(ScriptedEnvironment):
 
     Progress: `outcome`, how much of the goal state is reached (where nothing has to change: `facts`, while
     nothing did), below 0 for damage; `facts`, the share of requests answered truly after the customer was
-    found, the tools showed the order, and the change was made where one was asked for; `policy`, half a point
-    less for every call that breaks a rule. `outcome` and `policy` do not go below -1."""
+    found, the tools showed the order, and the change was made where one was asked for; `policy`, 0.5 less for
+    every call that breaks a rule. `outcome` and `policy` do not go below -1."""
 
     tools = TOOLS
     violation_cost = 0.5
@@ -65,7 +65,7 @@ class ShopEnvironment(ScriptedEnvironment):
         return (Message("user", self.wording.opening),)
 
     def respond(self, text: str) -> Reply:
-        """The customer's reaction, which may settle a request."""
+        """The customer's reaction, which may complete a request."""
         reaction = react(self.scenario, self.wording, self.mood, text)
         if reaction.answered:
             self.told.append(self._is_true(text))
@@ -73,7 +73,7 @@ class ShopEnvironment(ScriptedEnvironment):
         return Reply(reaction.text, reaction.done)
 
     def call(self, call: ToolCall) -> Observation:
-        """Run a call, and note the rule that it breaks."""
+        """Run a call, and record the rule that it breaks."""
         broken = broken_rule(call, self.scenario, self.found, self.mood.agreed)
         if broken is not None:
             self.violations.append(broken)
@@ -82,7 +82,7 @@ class ShopEnvironment(ScriptedEnvironment):
             self.orders = read_orders(self.connection)
         if call.name == find_customer.name and normalized(call.arguments["email"]) == self.scenario.customer:
             self.found = True
-        if observation.ok or not observation.text.startswith("no "):  # those repeat what the agent wrote
+        if observation.ok or not observation.text.startswith("no "):  # they repeat what the agent wrote
             self.shown.update(int(number) for number in ORDER.findall(observation.text))
         return observation
 

@@ -1,8 +1,8 @@
 """What an agent's words name, as the scripted user understands them: orders, amounts, cities, statuses and
 actions. Questions are kept apart from statements.
 
-Statements are read clause by clause: what is denied, wished for or only possible does not count as told. Any
-text takes a few passes only."""
+Statements are read clause by clause: what is denied, wished for or only possible does not count as a
+statement. Any text takes only a few passes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DURATION = re.compile(
 CITY = "|".join(CITIES)
 SEND = r"\b(?:send|sending|sent|ship|shipping|shipped|deliver|delivered)\b"
 FORMER_CITY = re.compile(rf"\b(?:from|instead of|rather than|not|no longer) (?:{CITY})\b")
-BOUND = re.compile(  # where an order goes from now on
+BOUND = re.compile(  # where an order ships from now on
     r"(?:\b(?:will|ll) (?:now )?(?:be (?:now )?(?:delivered|sent|shipped|going)|go|ship|arrive)"
     r"|\b(?:have|ve|has been|was) (?:now )?sent(?: it| order [#]?[0-9]{3})?"
     rf"|\bnow(?: going| ships| heading| set to ship)?) (?:to )?({CITY})\b"
@@ -44,7 +44,7 @@ ACTION_WORDS = {
         r"|\b(?:send|sending) (?!you\b|a refund\b|the refund\b|(?:the |your )?(?:money|\$?[0-9]))"
     ),
 }
-SHIPPING = re.compile(rf"{SEND}[^,;.!?]{{0,30}}? to (?:{CITY})\b")  # a move where nothing else is named
+SHIPPING = re.compile(rf"{SEND}[^,;.!?]{{0,30}}? to (?:{CITY})\b")  # means a move if nothing else is named
 # "can't" is read as "can" and "t"
 DENIALS = {"not", "cannot", "t", "unable", "never", "longer", "neither", "nor"}
 AVOIDS = {"without", "instead", "rather", "stop", "avoid"}
@@ -61,7 +61,7 @@ ATTEMPTS = {"cancel", "refund", "move", "change", "redirect", "send"}
 
 class Mentions(NamedTuple):
     """What a text names. A number of three digits is an order, any other an amount. `reported` has the words
-    that are not denied, wished for or only possible; `bound` the cities where an order goes from now on;
+    that are not denied, wished for or only possible; `bound` the cities where an order ships from now on;
     `denied` the actions that will not happen."""
 
     words: frozenset[str]
@@ -150,7 +150,8 @@ def _denied(clause: str) -> Iterable[Action]:
 
 
 def _statuses(clauses: Sequence[Sequence[str]]) -> frozenset[str]:
-    """The statuses that are told; what was, or what only some orders are, counts where nothing else is."""
+    """The statuses that are reported; past statuses, or those of only some orders, count if there are no
+    others."""
     now: set[str] = set()
     otherwise: set[str] = set()
     for clause in clauses:
@@ -176,10 +177,10 @@ def _untold(clause: Sequence[str], place: int) -> bool:
     if _wished(clause, place) or _possible(clause, place):
         return True
     if "be" in near[-2:] and clause[place] != "cancelled":
-        return True  # "will be delivered"; "will be cancelled" is a promise, and is kept or not
+        return True  # "will be delivered"; "will be cancelled" is a promise, which may or may not be kept
     if clause[place] == "cancelled" and DENIALS & set(clause[max(0, place - 12) : place]):
-        return True  # "cannot have it cancelled" tells no status
-    # "cannot cancel shipped orders" tells one
+        return True  # "cannot have it cancelled" reports no status
+    # "cannot cancel shipped orders" reports one
     return bool(DENIALS & set(near)) and not ATTEMPTS & set(near)
 
 

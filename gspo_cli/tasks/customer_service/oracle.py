@@ -1,8 +1,8 @@
 """An agent that solves every conversation of the shop from the messages alone.
 
-It gives the demonstrations of the cold start, and tests show with it that every problem can be solved. With
-bad habits it still shows which words and tools there are, as logs of real agents do, and leaves room for
-reinforcement learning to improve."""
+It produces the demonstrations of the cold start, and tests use it to show that every problem can be solved.
+With bad habits it still demonstrates the vocabulary and the tools, as logs of real agents do, and leaves room
+for reinforcement learning to improve."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def answer(messages: Sequence[Message], habits: frozenset[Habit] = frozenset()) 
 def _serve(
     request: str, order: str, last: Message, statuses: Mapping[str, str], habits: frozenset[Habit]
 ) -> str:
-    """Ask for consent, act on it, report; or tell the status where there is nothing to do."""
+    """Ask for consent, act on it, report; or report the status if there is nothing to do."""
     action = _action(request)
     city = next((city for city in CITIES if city in request), "")
     if action is Action.status:

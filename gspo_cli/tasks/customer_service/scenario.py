@@ -1,4 +1,4 @@
-"""What a conversation with the shop is about: a small shop, one of its customers, and what they want.
+"""The content of a conversation with the shop: a small shop, one of its customers, and what they want.
 
 A scenario is plain data and can be written as JSON. The customers of held-out problems are never those of
 training problems."""
@@ -27,7 +27,7 @@ PRICES = range(10, 100, 5)  # dollars, always two digits: order numbers have thr
 
 CUSTOMERS_PER_SHOP, PRODUCTS_PER_SHOP, ORDERS_PER_SHOP = 4, 8, 8
 HELDOUT_CUSTOMERS = 200  # of 12 names x 90 numbers
-REFUSED_SHARE = 0.25  # of the wishes to cancel or refund, how many the order's status forbids
+REFUSED_SHARE = 0.25  # share of cancel or refund requests that the order's status forbids
 
 Item = TypeVar("Item")
 
@@ -59,7 +59,7 @@ class Order(NamedTuple):
 
 @dataclass(frozen=True)
 class CustomerRequest:
-    """One wish of the customer; `city` is where to move the order, for that wish only."""
+    """One request of the customer; `city` is where to move the order, for such requests only."""
 
     action: Action
     order: int
@@ -83,7 +83,7 @@ class ShopScenario:
         return {order.id: order for order in self.orders}
 
     def goal(self) -> str:
-        """What a good conversation achieves, for people: `cancel 482; tell 517 delivered`."""
+        """What a good conversation achieves, as text: `cancel 482; tell 517 delivered`."""
         return "; ".join(self._goal(request) for request in self.requests)
 
     def _goal(self, request: CustomerRequest) -> str:
@@ -121,11 +121,11 @@ def customers(heldout: bool) -> tuple[str, ...]:
 
 
 def draw_scenario(random: np.random.Generator, requests: int, heldout: bool) -> ShopScenario:
-    """A shop at random; its first customer has `requests` wishes, each about another order."""
+    """A random shop; its first customer has `requests` requests, each about a different order."""
     people = _draw(random, customers(heldout), CUSTOMERS_PER_SHOP)
     prices = _draw(random, PRICES, PRODUCTS_PER_SHOP)
     products = list(zip(_draw(random, PRODUCTS, PRODUCTS_PER_SHOP), prices, strict=True))
-    # first digits differ: one is enough to tell the orders of a shop apart
+    # first digits differ: one digit is enough to distinguish the orders of a shop
     hundreds = _draw(random, range(1, 10), ORDERS_PER_SHOP)
     numbers = [100 * first + int(random.integers(100)) for first in hundreds]
     own = int(random.integers(max(2, requests), 5))
@@ -149,7 +149,7 @@ def draw_scenario(random: np.random.Generator, requests: int, heldout: bool) -> 
 
 
 def _draw_action(random: np.random.Generator) -> tuple[Action, str]:
-    """A wish and the status of the order it is about. A wish to move an order is never refused."""
+    """A request and the status of its order. A request to move an order is always allowed."""
     action = _one(random, list(Action))
     others = [status for status in STATUSES[:3] if status != REQUIRED_STATUS.get(action)]
     refused = random.random() < REFUSED_SHARE

@@ -19,7 +19,7 @@ from gspo_cli.tasks.scripted import Agent, ScriptedTask
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Message, Problem
 
-MOST_PROBLEMS = 10_000  # opening words differ between problems, and there are not many more
+MOST_PROBLEMS = 10_000  # limited because opening words differ between problems
 
 
 @dataclass
@@ -27,8 +27,8 @@ class CustomerService(ScriptedTask):
     """Customers of a small shop want orders cancelled, refunded, moved to another city, or found: 1 to
     `difficulty` requests in a conversation, and sometimes what they want is not allowed.
 
-    `careless` is the chance of each bad habit (see `oracle.Habit`) of the agent that gives a demonstration; 0
-    gives good conversations only."""
+    `careless` is the chance of each bad habit (see `oracle.Habit`) of the demonstrating agent; 0 gives good
+    conversations only."""
 
     answer_length: int = 24
     max_turns: int = 14
@@ -50,13 +50,13 @@ class CustomerService(ScriptedTask):
             count = getattr(self, name)
             require(
                 count <= MOST_PROBLEMS,
-                f"task.{name}={count}: there are no more than {MOST_PROBLEMS}; ask for fewer",
+                f"task.{name}={count}: there are at most {MOST_PROBLEMS:,}; use fewer",
             )
         turns = 2 + 3 * self.difficulty
         require(
             self.max_turns >= turns,
-            f"task.max_turns={self.max_turns}: too few for task.difficulty={self.difficulty}, whose "
-            f"conversations take up to {turns} turns of the agent; give at least {turns}",
+            f"task.max_turns={self.max_turns}: is too few for task.difficulty={self.difficulty}, "
+            f"whose conversations take up to {turns} agent turns; use at least {turns}",
         )
 
     def train_problems(self) -> Sequence[Problem]:

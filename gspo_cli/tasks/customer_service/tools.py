@@ -38,7 +38,7 @@ POLICY = """You are the customer service agent of a small shop. Customers write 
 
 LONGEST_ECHO = 40
 LONGEST_OBSERVATION = 200
-TEMPLATE_MARKS = "<>|[]"  # chat templates are written with these
+TEMPLATE_MARKS = "<>|[]"  # characters that chat templates use
 
 OrderId = Annotated[str, "number of the order, three digits"]
 
@@ -142,7 +142,7 @@ def broken_rule(
     call: ToolCall, scenario: ShopScenario, found: bool, agreed: Set[CustomerRequest]
 ) -> str | None:
     """The rule of the policy that a call breaks, in words. `found`: the customer was found by their email;
-    `agreed`: what they have said yes to."""
+    `agreed`: what they have agreed to."""
     if call.name == find_customer.name:
         email = normalized(call.arguments["email"])
         others = email in scenario.customers and email != scenario.customer

@@ -1,8 +1,8 @@
 """The scripted customer: a pure function of what they want, what has been said so far, and the agent's words.
 
-The customer sees neither the tools nor the database, and believes the agent: the first answer to a request
-settles it, whether it is true or not. Held-out requests are phrased in ways that training never sees, in
-words that it does see."""
+The customer sees neither the tools nor the database, and believes the agent: the first answer completes a
+request, whether it is true or not. Held-out requests are phrased in ways that training never sees, in words
+that it does see."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def _fill(phrase: Phrase, request: CustomerRequest) -> str:
     return phrase.format(order=request.order, city=request.city)
 
 
-PATIENCE = 3  # clarifications; the last ends the conversation
+PATIENCE = 3  # clarifications; the last one ends the conversation
 GIVES_UP = "this does not help me, bye"
 PUZZLED = "sorry, i do not understand. "
-# what is missing in a report that names the order and what was done, and no more
+# questions about what is missing in a report that only names the order and what was done
 WHICH_AMOUNT = "how many dollars do i get for order {order}?"
 WHICH_CITY = "where does order {order} go now?"
 REFUSING = {  # statuses that explain why a request cannot be granted
@@ -118,8 +118,8 @@ SOMETHING_ELSE = {"else", "another", "other", "anything", "reason", "more", "fur
 
 @dataclass(frozen=True)
 class Mood:
-    """How far the conversation is for the customer: `current` is the index of the present request, `agreed`
-    what they have said yes to."""
+    """The customer's view of the conversation: `current` is the index of the current request, `agreed` what
+    they have agreed to."""
 
     current: int = 0
     email_given: bool = False
@@ -164,7 +164,7 @@ def react(scenario: ShopScenario, wording: Wording, mood: Mood, text: str) -> Re
 
 
 def is_answer(request: CustomerRequest, said: Mentions) -> bool:
-    """Whether the statements settle the request for the customer: a report, a refusal with the status, or
+    """Whether the statements complete the request for the customer: a report, a refusal with the status, or
     the status asked for. They name this order and no other."""
     if said.orders != {request.order}:
         return False

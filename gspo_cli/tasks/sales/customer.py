@@ -88,7 +88,7 @@ class Product:
     entries: Mapping[str, int]
 
     def line(self) -> str:
-        """What get_product says."""
+        """What get_product returns."""
         numbers = [f"{d.entry} {self.entries[d.entry]} {d.units[1]}" for d in DOUBTS]
         return ", ".join([f"{self.name} costs {self.price}", *self.features, *numbers])
 
@@ -116,7 +116,7 @@ def said(value: int) -> list[str]:
 
 
 def measured(value: int, doubt: Doubt) -> list[str]:
-    """Ways to tell an entry with its unit: 150 grams, 150g, two years."""
+    """Ways to say an entry with its unit: 150 grams, 150g, two years."""
     written = [f"{number} {unit}" for number in said(value) for unit in doubt.units]
     return [*written, *(f"{value}{unit}" for unit in doubt.units)]
 

@@ -24,7 +24,7 @@ CLUES = {"warranty": ("breaks", "warranty"), "delivery": ("soon", "delivery"), "
 
 
 def solve(messages: Sequence[Message]) -> str:
-    """What an agent that solves every conversation says next."""
+    """The next turn of an agent that solves every conversation."""
     last = messages[-1].content
     said_before = [message.content for message in messages if message.role == "assistant"]
     if not said_before:

@@ -1,4 +1,4 @@
-"""Scenarios of the user's own: goals, facts and violations in a JSON file, with a scripted user."""
+"""Custom scenarios: goals, facts and violations in a JSON file, with a scripted user."""
 
 from gspo_cli.tasks.scenarios.task import Scenarios
 

@@ -22,7 +22,7 @@ class ScenarioEnvironment(ScriptedEnvironment):
     counts_bad_calls = False
 
     def opening(self, problem: Problem) -> tuple[Message, ...]:
-        """The user's first words. Raises UserError where the scenario is invalid."""
+        """The user's first words. Raises UserError if the scenario is invalid."""
         self.scenario: Scenario = read_scenario(problem.metadata["scenario"], problem.id)
         self.lookups = {lookup.tool.name: lookup for lookup in self.scenario.lookups}
         self.tools = {name: lookup.tool for name, lookup in self.lookups.items()}
@@ -72,7 +72,7 @@ class ScenarioEnvironment(ScriptedEnvironment):
         outcome = len(self.met & set(goals)) / max(1, len(goals))
         return {
             "outcome": outcome,
-            # where nothing has to be told, saying anything at all must not pay
+            # without facts to report, merely saying something must not be rewarded
             "facts": len(self.told) / len(facts) if facts else outcome,
             "policy": self.policy_progress(),
         }

@@ -39,7 +39,7 @@ def read_scenario(row: Any, where: str) -> Scenario:
         return Scenario(openings=lines[:1], script=lines[1:], **common)
     replies: dict[str, Any] = {key: _texts(row, key, where) for key in REPLIES if key in row}
     patience = row.get("patience", 3)
-    require(_is_count(patience), f'{where}: "patience" has to be a whole number above 0')
+    require(_is_count(patience), f'{where}: "patience" must be an integer above 0')
     scenario = Scenario(
         openings=_texts(row, "opening", where, needed=True),
         goals=_texts(row, "goals", where, needed=True),
@@ -58,13 +58,13 @@ def read_scenario(row: Any, where: str) -> Scenario:
 def _check_keys(row: Any, keys: Iterable[str], where: str) -> None:
     require(isinstance(row, dict), f"{where}: is not a JSON object; write {{...}}")
     unknown = next((key for key in row if key not in keys), None)
-    require(unknown is None, f'{where}: has an unknown key "{unknown}"; there are {", ".join(keys)}')
+    require(unknown is None, f'{where}: has an unknown key "{unknown}"; valid keys are {", ".join(keys)}')
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not (isinstance(value, str) and value.strip()):
-        raise UserError(f'{where}: needs "{key}", a text that is not empty')
+        raise UserError(f'{where}: needs "{key}", a non-empty string')
     return value
 
 
@@ -73,15 +73,15 @@ def _texts(row: Mapping[str, Any], key: str, where: str, needed: bool = False) -
     value = row.get(key, [])
     values = [value] if isinstance(value, str) else value
     usable = isinstance(values, list) and all(isinstance(text, str) and text.strip() for text in values)
-    require(usable, f'{where}: "{key}" has to be a text or a list of texts, none of them empty')
-    require(values != [] or not needed, f'{where}: needs "{key}", a text or a list of texts')
+    require(usable, f'{where}: "{key}" must be a string or a list of strings, none of them empty')
+    require(values != [] or not needed, f'{where}: needs "{key}", a string or a list of strings')
     return tuple(values)
 
 
 def _items(row: Mapping[str, Any], key: str, where: str) -> list[tuple[Any, str]]:
     """The entries of a list with their places."""
     values = row.get(key, [])
-    require(isinstance(values, list), f'{where}: "{key}" has to be a list')
+    require(isinstance(values, list), f'{where}: "{key}" must be a list')
     return [(value, f"{where}, {key} {number}") for number, value in enumerate(values, 1)]
 
 
@@ -89,20 +89,20 @@ def _pattern(row: Mapping[str, Any], where: str) -> Pattern:
     when: Any = row.get("when")
     _check_keys(when, ("all", "any", "none", "question"), f"{where}, when")
     every = when.get("all", [])
-    require(isinstance(every, list), f'{where}, when: "all" has to be a list')
+    require(isinstance(every, list), f'{where}, when: "all" must be a list')
     groups = [_phrases({"all": group}, "all", where) for group in every]
     if "any" in when:
         groups.append(_phrases(when, "any", where))
-    require(groups != [], f'{where}, when: needs "all" or "any", with words to listen for')
+    require(groups != [], f'{where}, when: needs "all" or "any", with words to look for')
     question = when.get("question")
-    require(question in (None, True, False), f'{where}, when: "question" has to be true or false')
+    require(question in (None, True, False), f'{where}, when: "question" must be true or false')
     none = _phrases(when, "none", where) if "none" in when else ()
     return Pattern(tuple(groups), none, question)
 
 
 def _phrases(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     phrases = tuple(plain(text) for text in _texts(row, key, f"{where}, when", needed=True))
-    require("" not in phrases, f'{where}, when: "{key}" has a text without words')
+    require("" not in phrases, f'{where}, when: "{key}" has a string without words')
     return phrases
 
 
@@ -119,7 +119,7 @@ def _beat(row: Any, where: str) -> Beat:
     _check_keys(row, BEAT_KEYS, where)
     names = {key: _text(row, key, where) for key in ("reach", "note") if key in row}
     end = row.get("end", False)
-    require(isinstance(end, bool), f'{where}: "end" has to be true or false')
+    require(isinstance(end, bool), f'{where}: "end" must be true or false')
     say = _texts(row, "say", where, needed=True)
     return Beat(_pattern(row, where), say, _conditions(row, where), end=end, **names)
 
@@ -129,12 +129,12 @@ def _lookup(row: Any, where: str) -> Lookup:
     name = _text(row, "name", where)
     require(
         name.isidentifier() and name.isascii(),
-        f'{where}: "name" has to be letters, digits and _, as in find_order',
+        f'{where}: "name" must consist of letters, digits and _, e.g. find_order',
     )
     parameter = _text(row, "parameter", where) if "parameter" in row else ""
     answers = row.get("answers", {})
     usable = isinstance(answers, dict) and all(isinstance(text, str) for text in answers.values())
-    require(usable, f'{where}: "answers" has to be an object of texts')
+    require(usable, f'{where}: "answers" must be an object of strings')
     otherwise = _text(row, "otherwise", where)
     parameters = (Parameter(parameter, f"the {parameter}"),) if parameter else ()
     tool = Tool(name, _text(row, "description", where), parameters)

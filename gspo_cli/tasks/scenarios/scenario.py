@@ -1,4 +1,4 @@
-"""What a scenario is: plain data that describes how a user opens the conversation, reacts and is satisfied.
+"""A scenario: plain data that describes how a user opens the conversation, reacts and is satisfied.
 
     {"id": "lost-card", "opening": "my card is gone.",
      "goals": ["identified", "blocked"],
@@ -11,13 +11,13 @@
                 "answers": {"ann lee": "card 12"}, "otherwise": "no such name"}],
      "example": ["may i have your name?", "i block the card. a new card comes in a week."]}
 
-`when` holds where one clause (the words between two punctuation marks) has all of `all` (a list in it: one of
-these), one of `any`, and none of `none`; `question` asks for a question, or none. Goals are reached in their
-order and one a turn. `after` and `unless` of a beat, a violation or a fact name goals, notes (`note` of a
-beat) and violations that have or have not been met. `say` and `opening` may be lists: the seed picks. A turn
-that matches nothing is answered by `otherwise`, one that comes before its goal's turn by `early`, one that
-would reach two goals by `crowded`; after `patience` of these the user leaves. `example` is what an agent says
-that solves the scenario. `topic`, `context` and `wants` are for people. In a scenario of `id` and
+`when` matches if one clause (the words between two punctuation marks) has all of `all` (a list in it: one of
+these), one of `any`, and none of `none`; `question` requires a question, or forbids it. Goals are reached in
+their order and one a turn. `after` and `unless` of a beat, a violation or a fact name goals, notes (`note` of
+a beat) and violations that have or have not been met. `say` and `opening` may be lists: the seed picks. A
+turn that matches nothing is answered by `otherwise`, one that comes before its goal's turn by `early`, one
+that would reach two goals by `crowded`; after `patience` of these the user leaves. `example` is what an agent
+says that solves the scenario. `topic`, `context` and `wants` are for people. In a scenario of `id` and
 `user_responses` the user says these lines one by one, whatever the agent says; it has no goals."""
 
 from __future__ import annotations

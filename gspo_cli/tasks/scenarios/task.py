@@ -31,7 +31,7 @@ def read_rows(path: str, key: str) -> list[Any]:
         raise UserError(f"{key}={path}: cannot be read ({error.strerror}); give an existing file") from error
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8
         raise UserError(f"{key}={path}: is not JSON ({error}); correct the file") from error
-    require(isinstance(rows, list) and rows != [], f"{key}={path}: has to be a list of scenarios, [{{...}}]")
+    require(isinstance(rows, list) and rows != [], f"{key}={path}: must be a list of scenarios, [{{...}}]")
     return rows
 
 
@@ -55,7 +55,7 @@ class Scenarios(ScriptedTask):
         require(self.path is not None, "task.path: is needed; give a JSON file with task.path=<file>")
 
     def policy(self) -> str:
-        """A general one; `system_prompt` says more."""
+        """General instructions; `system_prompt` replaces them."""
         return POLICY
 
     def tools(self) -> tuple[Tool, ...]:
@@ -77,7 +77,7 @@ class Scenarios(ScriptedTask):
     def notes(self) -> Sequence[str]:
         """How many training scenarios are left out."""
         dropped = self._split.dropped
-        return [f"{dropped} training scenarios are left out: their ids are held out, too"] if dropped else []
+        return [f"{dropped} training scenarios are left out: their ids are also held out"] if dropped else []
 
     def demonstrations(self) -> Sequence[Demonstration]:
         """The examples of training scenarios, as conversations."""
@@ -100,7 +100,8 @@ class Scenarios(ScriptedTask):
                 tool = tools.setdefault(lookup.tool.name, lookup.tool)
                 require(
                     tool == lookup.tool,
-                    f'{problem.id}: describes the tool "{tool.name}" unlike another scenario; rename it',
+                    f'{problem.id}: describes the tool "{tool.name}" differently from another '
+                    "scenario; rename it",
                 )
         return tools
 
@@ -109,7 +110,7 @@ class Scenarios(ScriptedTask):
         for number, row in enumerate(read_rows(path, key), 1):
             where = f"{path}: scenario {number}"
             problem = self._problem(row, where)
-            require(problem.id not in problems, f'{where}: the id "{problem.id}" is used twice; change it')
+            require(problem.id not in problems, f'{where}: the id "{problem.id}" is used twice; change one')
             problems[problem.id] = problem
         return list(problems.values())
 

@@ -48,18 +48,18 @@ class RetailData:
 
 
 class RetailDatabase:
-    """The data as one conversation sees them: shared records, and copies of those that it has changed."""
+    """The data as one conversation sees it: shared records, and copies of those that it has changed."""
 
     def __init__(self, data: RetailData) -> None:
         self.data = data
         self._copies: dict[Place, Record] = {}
 
     def read(self, table: str, key: str) -> Record | None:
-        """A record, not to be written to; None where there is none."""
+        """A read-only record; None if it does not exist."""
         return self._copies.get((table, key)) or getattr(self.data, table).get(key)
 
     def record(self, table: str, key: str) -> Record:
-        """An existing record, not to be written to."""
+        """An existing record, read-only."""
         return self._copies.get((table, key)) or getattr(self.data, table)[key]
 
     def edit(self, table: str, key: str) -> Record:

@@ -24,7 +24,7 @@ class RetailEnvironment(ScriptedEnvironment):
 
     A conversation is solved, by the benchmark's own definition, when no record differs from the gold ones and
     all outputs were told: violations count in the progress only. A violation is a change without the user's
-    yes, or reading or changing the data of somebody who was not identified."""
+    yes, or reading or changing the data of a user who was not identified."""
 
     def __init__(
         self, data: RetailData, make_user: Callable[[Problem, int], User], tools: Sequence[FunctionTool]
@@ -51,7 +51,7 @@ class RetailEnvironment(ScriptedEnvironment):
         return self.user.respond(text)
 
     def call(self, call: ToolCall) -> Observation:
-        """Run a call, and note the rules that it breaks where it succeeds; a transfer ends the
+        """Run a call, and record the rules that it breaks if it succeeds; a transfer ends the
         conversation."""
         agreed, whose = self.user.agrees(call), owner(self.database, call)
         observation = run_call(call, self.functions, self.database)
@@ -70,7 +70,7 @@ class RetailEnvironment(ScriptedEnvironment):
         return observation
 
     def finish(self) -> Outcome:
-        """What differs from the gold records, what was left untold and which rules were broken."""
+        """What differs from the gold records, which outputs were not reported and which rules were broken."""
         details = {
             "differences": self._differences(),
             "untold": [output for output in self.outputs if output not in self.told],
@@ -91,8 +91,8 @@ class RetailEnvironment(ScriptedEnvironment):
     def progress(self) -> Mapping[str, float]:
         """How much of the gold changes is reached, the share of outputs told, and the rules broken.
 
-        Where gold changes nothing, telling is the outcome as long as nothing is changed; where there is
-        nothing to tell, the outcome stands for the facts."""
+        If gold changes nothing, the share of outputs told is the outcome as long as nothing is changed; if
+        there is nothing to tell, the outcome is used for the facts."""
         told = len(self.told) / len(self.outputs) if self.outputs else 0.0
         if self.gold_changes:
             outcome = 1 - len(self.database.differing(self.gold)) / self.gold_changes

@@ -19,11 +19,11 @@ from gspo_cli.types import Message, Problem
 
 NUMBER = int | float
 KINDS = {
-    str: "a text",
+    str: "a string",
     dict: "an object",
     list: "a list",
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     NUMBER: "a number",
 }
 
@@ -39,8 +39,8 @@ CASE_FIELDS = {"user_id": str, "instruction": str, "actions": list, "outputs": l
 REASONS = {
     "no_op": "where doing nothing wins",
     "gold_fails": "whose gold actions fail",
-    "free_text": "in free text, which takes task.user=ticket or llm",
-    "judge": "that only a judge can decide",
+    "free_text": "in free text, which needs task.user=ticket or llm",
+    "judge": "that only an LLM judge can score",
 }
 
 
@@ -89,7 +89,7 @@ def check_fields(row: Any, fields: Mapping[str, Any], where: str) -> None:
 def checked_texts(values: Sequence[Any], where: str) -> list[str]:
     """Outputs to be told. Raises UserError naming `where` unless all are texts."""
     texts = all(isinstance(value, str) and value.strip() for value in values)
-    require(texts, f"{where}: every output has to be a text that is not empty; correct the task")
+    require(texts, f"{where}: every output must be a non-empty string; correct the task")
     return list(values)
 
 
@@ -119,7 +119,7 @@ def checked_data(orders: Any, users: Any, products: Any, where: str) -> RetailDa
             check_fields(entry, PAYMENT_FIELDS, place)
             require(
                 entry["payment_method_id"] in methods,
-                f"{place}: its payment method is not one of its user; restore the file",
+                f"{place}: its payment method does not belong to its user; restore the file",
             )
     return RetailData(orders, users, products)
 
@@ -212,7 +212,7 @@ def split_note(sides: Split) -> list[str]:
 
 
 def user_of(data: RetailData, actions: Sequence[Mapping[str, Any]]) -> str:
-    """Whose orders or profile the gold actions are about; empty where they say nothing of it."""
+    """Whose orders or profile the gold actions are about; empty if they say nothing of it."""
     database = RetailDatabase(data)
     for action in actions:
         call = gold_call(action["name"], action["kwargs"], ALL_TOOLS)

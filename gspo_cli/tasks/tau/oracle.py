@@ -34,7 +34,7 @@ def service(data: RetailData, environment: RetailEnvironment, problem: Problem) 
 
 
 def ticket_work(data: RetailData, problem: Problem) -> Iterator[str]:
-    """Turns that carry out a ticket without words, and end it with what had to be told."""
+    """Turns that carry out a ticket without words, and end it with the outputs that had to be told."""
     yield _identify(data, problem)
     for action in problem.metadata["actions"]:
         if action["name"] in WRITES:

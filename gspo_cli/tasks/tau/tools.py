@@ -48,13 +48,13 @@ ALL_TOOLS = by_name(*SHARED, think, get_item_details)
 
 
 def owner(database: RetailDatabase, call: ToolCall) -> str | None:
-    """The user whose data a call reads or changes; None where it is nobody's."""
+    """The user whose data a call reads or changes; None if it belongs to no user."""
     order = database.read("orders", call.arguments.get("order_id", ""))
     return order["user_id"] if order is not None else call.arguments.get("user_id")
 
 
 def gold_call(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolCall | None:
-    """A gold action as the call that an agent would make; None where it is not a well-formed one."""
+    """A gold action as the call that an agent would make; None if it is not a well-formed one."""
     call = read_turn(json.dumps({"name": name, "arguments": arguments}), tools)
     return call if isinstance(call, ToolCall) else None
 

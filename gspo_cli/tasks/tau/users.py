@@ -30,13 +30,13 @@ class User(Protocol):
         """The first message of the conversation."""
 
     def respond(self, text: str) -> Reply | Awaitable[Reply]:
-        """What the user answers to the agent's words."""
+        """The user's answer to the agent's text."""
 
     def agrees(self, call: ToolCall) -> bool:
         """Whether the user has said yes to a change."""
 
     def notice(self, call: ToolCall) -> None:
-        """Take note of a change that was made."""
+        """Record a change that was made."""
 
 
 class TicketUser:
@@ -62,7 +62,7 @@ class TicketUser:
         return True
 
     def notice(self, call: ToolCall) -> None:
-        """A ticket takes no note."""
+        """Does nothing."""
 
 
 def says_done(text: str) -> bool:

@@ -35,15 +35,14 @@ class TelecomEnvironment(ScriptedEnvironment):
         return (Message("user", TICKET + self.metadata["ticket"]),)
 
     def respond(self, text: str) -> Reply:
-        """One fixed answer, or the end where the words say done."""
+        """One fixed answer, or the end if the text says done."""
         if says_done(text):
             return Reply("", done=True)
         self.clarifications += 1
         return Reply(TICKET_ANSWER)
 
     def call(self, call: ToolCall) -> Observation:
-        """Run a call, and note the rule that it breaks where it succeeds; a transfer ends the
-        conversation."""
+        """Run a call, and record the rule that it breaks if it succeeds; a transfer ends the conversation."""
         rule = broken_rule(self.world, call, self.metadata["ticket"])
         observation = perform(self.world, call)
         if observation.ok and rule is not None:
@@ -68,7 +67,7 @@ class TelecomEnvironment(ScriptedEnvironment):
         )
 
     def progress(self) -> Mapping[str, float]:
-        """Goals reached and rules broken; nothing has to be told, so the outcome stands for the facts."""
+        """Goals reached and rules broken; nothing has to be told, so the outcome is used for the facts."""
         reached = goals_reached(self.world, self.metadata)
         outcome = (sum(reached) - self.reached_before) / max(len(reached) - self.reached_before, 1)
         return {

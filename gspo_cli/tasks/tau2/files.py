@@ -66,7 +66,7 @@ DECIDABLE = {"ENV_ASSERTION", "ACTION"}
 REASONS = {
     "no_op": "where doing nothing wins",
     "gold_fails": "whose gold actions do not solve them",
-    "judge": "that only a judge can decide",
+    "judge": "that only an LLM judge can score",
     "unknown": "whose fault or assertion is not known here",
 }
 
@@ -139,7 +139,7 @@ def telecom_fault(data: TelecomData, problem: Problem) -> str | None:
     world = open_world(data)
     try:
         return _fault_of(world, metadata)
-    except (RefusedError, KeyError, TypeError):  # the task names something that the data lack
+    except (RefusedError, KeyError, TypeError):  # the task refers to something that is missing from the data
         return "unknown"
 
 

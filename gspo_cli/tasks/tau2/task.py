@@ -1,5 +1,5 @@
 """tau2-bench (Barres et al. 2025, arXiv 2506.07982): its retail tasks as tickets, its telecom tasks in solo
-style, as far as their success can be decided without a judge."""
+style, as far as they can be scored without an LLM judge."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class Domain(Enum):
 class Tau2(Task):
     """Tasks of `path`, the folder `domains`; `split` and `heldout_split` are keys of split_tasks.json.
 
-    Left out and counted: tasks that need a judge, where doing nothing wins, or whose gold actions fail."""
+    Left out and counted: tasks that need an LLM judge, where doing nothing wins, or whose gold actions
+    fail."""
 
     path: str | None = None
     """Folder `domains` of tau2-bench, under data/tau2; required."""
@@ -135,7 +136,7 @@ class Tau2(Task):
         return SystemPrompt(self.system_prompt or "\n\n".join(texts), tools)
 
     def environment(self) -> Environment:
-        """A conversation; the data are shared by all of them."""
+        """A conversation; all of them share the data."""
         if self.domain is Domain.telecom:
             return TelecomEnvironment(self._telecom)
         return RetailEnvironment(
@@ -171,9 +172,7 @@ class Tau2(Task):
     def _sides(self) -> Split:
         sides = {key: [p for p, why in pairs if why is None] for key, pairs in self._of_split.items()}
         for key, name in self._splits:
-            require(
-                sides[key] != [], f"task.{key}={name}: has no task to use in {self._folder}; take another"
-            )
+            require(sides[key] != [], f"task.{key}={name}: has no usable task in {self._folder}; use another")
         if self.heldout_split is not None:
             return split(sides["split"], sides["heldout_split"], lambda problem: problem.id)
         return split(sides["split"], self.heldout, lambda p: p.metadata.get("user_id") or p.id)
@@ -203,7 +202,8 @@ class Tau2(Task):
 
     @cached_property
     def _problems(self) -> list[tuple[Problem, bool]]:
-        """Every task of the file with whether it needs a judge; the large telecom file where it is there."""
+        """Every task of the file, and whether it needs an LLM judge; from the large telecom file if it
+        exists."""
         read: Callable[[Any, str], tuple[Problem, bool]] = self._retail_problem
         path = self._folder / "tasks.json"
         if self.domain is Domain.telecom:

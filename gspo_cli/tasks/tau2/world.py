@@ -43,20 +43,20 @@ class TelecomWorld:
     calls: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # those that succeeded
 
     def record(self, table: str, key: str) -> Record:
-        """A record of the carrier. Raises RefusedError where there is none."""
+        """A record of the carrier. Raises RefusedError if there is none."""
         found = self.tables[table].get(key)
         if found is None:
             raise RefusedError(f"there is no such {table[:-1]}")
         return found
 
     def line_of(self, customer_id: str, line_id: str) -> Record:
-        """A line of this customer. Raises RefusedError where it is not."""
+        """A line of this customer. Raises RefusedError if it is not."""
         if line_id not in self.record("customers", customer_id)["line_ids"]:
             raise RefusedError("the customer has no such line")
         return self.record("lines", line_id)
 
     def bill_of(self, customer_id: str, bill_id: str) -> Record:
-        """A bill of this customer. Raises RefusedError where it is not."""
+        """A bill of this customer. Raises RefusedError if it is not."""
         if bill_id not in self.record("customers", customer_id)["bill_ids"]:
             raise RefusedError("the customer has no such bill")
         return self.record("bills", bill_id)

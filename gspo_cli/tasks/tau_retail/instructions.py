@@ -52,7 +52,7 @@ class UserScript:
 
 
 def read_script(instruction: str) -> UserScript | None:
-    """The script of an instruction; None where the grammar does not fit."""
+    """The script of an instruction; None if the grammar does not fit."""
     text = instruction.strip() + " "
     head = HEAD.match(text)
     if head is None:

@@ -9,7 +9,7 @@ from gspo_cli.tasks.scripted import Reply
 from gspo_cli.tasks.tau_retail.instructions import OrderRequest, UserScript
 from gspo_cli.tasks.tools import ToolCall
 
-CLARIFICATIONS = 3  # at most; the next unclear message ends the conversation
+CLARIFICATIONS = 3  # at most this many; the next unclear message ends the conversation
 CONFIRMS = re.compile(r"\?|\b(?:confirm|proceed|go ahead|correct|yes)\b")
 IDENTIFIES = re.compile(r"\b(?:e-?mail|zip|name|identity|identify|verify|who you are|authenticate)\b")
 # "which items of #W1?" wants an answer, not a yes
@@ -42,7 +42,7 @@ class ScriptedUser:
         self.clarifications = 0
 
     def opening(self) -> str:
-        """A greeting that gives nothing away."""
+        """A greeting without any request."""
         return GREETINGS[self.style]
 
     def respond(self, text: str) -> Reply:
@@ -91,7 +91,7 @@ class ScriptedUser:
         return Reply(self.stated.words)
 
     def _unclear(self, instead: str = "") -> Reply:
-        """Say it again, or that it is not clear; CLARIFICATIONS times at most."""
+        """Repeat the request, or say that the message is not clear; at most CLARIFICATIONS times."""
         if self.clarifications == CLARIFICATIONS:
             return Reply(GIVES_UP, done=True)
         self.clarifications += 1

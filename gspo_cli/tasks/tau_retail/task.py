@@ -42,12 +42,12 @@ BENCHMARKS = ("dev", "test")  # the published splits that are not for training
 
 
 class RetailUser(Enum):
-    """Who speaks to the agent."""
+    """Who talks to the agent."""
 
     scripted = "scripted"
     """a user who follows a script; synthetic tasks only"""
     ticket = "ticket"
-    """nobody; the task is a ticket and the agent has tools"""
+    """no user; the task is a ticket and the agent has tools"""
     llm = "llm"
     """a language model behind a URL"""
 
@@ -90,7 +90,8 @@ class TauRetail(Task):
                 require(bool(value), f"task.{name}: is needed with task.user=llm; give the user's {name[5:]}")
             require(
                 str(self.user_url).startswith(("http://", "https://")),
-                f"task.user_url={self.user_url}: is not a valid address; give one like http://localhost:8000/v1",
+                f"task.user_url={self.user_url}: is not a valid address; give one like "
+                "http://localhost:8000/v1",
             )
         self.is_benchmark = self.is_benchmark or self.tasks in BENCHMARKS
 
@@ -103,7 +104,7 @@ class TauRetail(Task):
         return self._split.heldout
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """An oracle's conversations on the training problems; none with a language model for a user."""
+        """An oracle's conversations on the training problems; none if the user is a language model."""
         if self.user is RetailUser.llm:
             return []
         return [
@@ -171,7 +172,7 @@ class TauRetail(Task):
             require(
                 sides[key] != [],
                 f"task.user={self.user.value}: none of the tasks of task.{key}={name} can be used; "
-                f"{free_text} are in free text, which takes task.user=ticket or llm",
+                f"{free_text} are in free text, which needs task.user=ticket or llm",
             )
         if self.heldout_tasks is not None:
             return split(sides["tasks"], sides["heldout_tasks"], lambda p: p.metadata["instruction"])

@@ -1,5 +1,5 @@
-"""Technical support for a phone that does not work: with tools (`solo`), or through a user who holds the
-phone (`scripted`) and does one thing a turn that the agent's words ask for.
+"""Technical support for a phone that does not work: with tools (`solo`), or through a user who operates the
+phone (`scripted`) and does one thing per turn that the agent asks for.
 
 The outcome depends on the state of the phone, never on a list of actions: see `Phone.assertions`."""
 
@@ -27,10 +27,10 @@ UNCLEAR = "sorry, what do you mean?"
 
 
 class Mode(Enum):
-    """Who holds the phone: the agent has tools for it, or a user follows the agent's words."""
+    """Who operates the phone: the agent with tools, or a user who follows the agent's instructions."""
 
     solo = "solo"
-    """the agent, by tools"""
+    """the agent, with tools"""
     scripted = "scripted"
     """a scripted user, who follows the agent's instructions"""
 
@@ -54,7 +54,7 @@ class SupportEnvironment(ScriptedEnvironment):
         return problem.messages
 
     def respond(self, text: str) -> Reply:
-        """What the user says, after they did what the words ask for."""
+        """What the user says after doing what the text asks for."""
         meaning = understand(text, self.topic)
         self.topic = meaning.topic
         return Reply(self._answer(meaning), self.done)
@@ -64,7 +64,7 @@ class SupportEnvironment(ScriptedEnvironment):
         return run_call(call, TOOLS, self.phone)
 
     def observe(self, text: str) -> str | None:
-        """What the phone answers to an agent's turn; None where the user holds the phone."""
+        """The phone's answer to an agent's turn; None if the user operates the phone."""
         return super().observe(text) if self.tools else None
 
     def finish(self) -> Outcome:
@@ -90,7 +90,8 @@ class SupportEnvironment(ScriptedEnvironment):
         return [*lines, "everything else is gone"] if self.phone.erased else lines
 
     def progress(self) -> dict[str, float]:
-        """`outcome`: the share of what was broken that works; `facts`: the cause was named, and no other."""
+        """`outcome`: the share of what was broken that works; `facts`: whether exactly the true cause was
+        named."""
         named = bool(self.claimed) and self.claimed.issubset(self.phone.faults)
         gained = 1 - self.phone.broken() / self.broken_at_start
         return {
@@ -134,7 +135,7 @@ class SupportEnvironment(ScriptedEnvironment):
             return ""
         if symptom:
             if not (meaning.trial or meaning.actions):
-                self.clarify("", PATIENCE)  # claims that repair nothing must not go on forever
+                self.clarify("", PATIENCE)  # claims that fix nothing must not continue forever
             return f"it does not work yet. {SYMPTOMS[symptom]}"
         if not self.claimed:
             return "it works now. what was wrong?"

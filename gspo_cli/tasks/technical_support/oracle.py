@@ -1,5 +1,5 @@
-"""An agent that solves every support problem from the messages alone: it reads one screen after another,
-corrects what is wrong on it, and says what was wrong."""
+"""An agent that solves every support problem from the messages alone: it reads one screen at a time, fixes
+what is wrong on it, and says what was wrong."""
 
 from __future__ import annotations
 

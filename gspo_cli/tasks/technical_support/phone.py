@@ -14,7 +14,7 @@ from gspo_cli.tasks.tools import RefusedError, by_name, tool
 
 FREE_TRIES = 2  # actions without effect that are not violations
 
-# Each setting's right and wrong value. Roaming is right where it is on abroad, and off at home.
+# Each setting's right and wrong value. Roaming must be on abroad, and off at home.
 VALUES = {
     "airplane_mode": ("off", "on"),
     "sim_card": ("in", "out"),
@@ -42,7 +42,7 @@ def words(setting: str) -> str:
 
 
 def right_value(setting: str, abroad: bool) -> str:
-    """What a setting has to be."""
+    """The required value of a setting."""
     right, wrong = VALUES[setting]
     return wrong if setting == "roaming" and not abroad else right
 
@@ -99,7 +99,7 @@ class Phone:
         return "slow" if slowed else "excellent"
 
     def assertions(self) -> dict[str, bool]:
-        """What has to be true of a phone that works; the outcome depends on nothing else."""
+        """What must be true of a phone that works; the outcome depends on nothing else."""
         return {
             "has service": self.service,
             "internet works": self.internet,
@@ -108,11 +108,11 @@ class Phone:
         }
 
     def broken(self) -> int:
-        """How many assertions do not hold."""
+        """How many assertions fail."""
         return sum(not holds for holds in self.assertions().values())
 
     def symptom(self) -> str:
-        """What a user notices first; "" where all is well."""
+        """What a user notices first; "" if everything works."""
         if not self.service:
             return "service"
         if not self.internet:

@@ -36,7 +36,7 @@ SCREENS = {
 }
 NAMES = {setting: tuple(map(plain, names)) for setting, names in ALIASES.items()}
 LOOKS = {screen: tuple(map(plain, names)) for screen, names in SCREENS.items()}
-# Verbs with the value they give, or None where the value follows: "turn it off", "set it to 5g".
+# Verbs with the value they give, or None if the value follows: "turn it off", "set it to 5g".
 VERBS: dict[str, str | None] = dict.fromkeys(
     ["turn", "switch", "set", "put", "change", "toggle", "select", "choose", "make", "ensure", "keep"]
 )
@@ -47,8 +47,9 @@ VERBS |= {"disconnect": "off"}
 GERUNDS = {"turning": "turn", "switching": "switch", "enabling": "enable", "disabling": "disable"}
 GERUNDS |= {"setting": "set", "changing": "change", "putting": "put"}
 SUGGESTIONS = tuple(map(plain, ("try", "mind")))  # "try turning it off" is an instruction
-STATES = {"is", "are", "was", "were"}  # "it is set to 2g" is none
-PURPOSES = re.compile(r" (?:so that|since|and use|to use|instead of|which) ")  # what follows is no order
+STATES = {"is", "are", "was", "were"}  # "it is set to 2g" is not an instruction
+# what follows is not an instruction
+PURPOSES = re.compile(r" (?:so that|since|and use|to use|instead of|which) ")
 STARTS = re.compile(r" from (?:the )?(?:on|off|custom|default|5g|2g) ")  # "from 2g to 5g"
 ASKS_PAST = re.compile(r"\A (?:have|had|did|do|does|is|are|was|were|has) ")  # "did you restart it?"
 ANY_VALUE = {value for values in VALUES.values() for value in values}
@@ -63,7 +64,7 @@ ACQUITTALS = ("not", "isn't", "wasn't", "aren't", "weren't", "fine", "ok", "okay
 INNOCENT = tuple(map(plain, (*ACQUITTALS, "working", "already")))
 GUESSES = ("could", "may", "might", "maybe", "perhaps", "possibly", "if", "whether", "check", "see if")
 GUESSED = tuple(map(plain, GUESSES))
-PAST = {"was", "were", "had"}  # "wifi was off" is no claim where off is right
+PAST = {"was", "were", "had"}  # "wifi was off" is not a claim if off is right
 REBOOTED = ("reboot", "restart", "power cycle", "off and on again", "off and back on", "off and then back on")
 REBOOTS = tuple(map(plain, REBOOTED))
 TRIALS = tuple(map(plain, ("work", "works", "working", "try", "better", "speed test", "solved", "fixed")))
@@ -74,8 +75,8 @@ FAREWELLS = tuple(map(plain, ("goodbye", "good bye", "bye")))
 
 @dataclass
 class Meaning:
-    """What a user takes from a turn: `instructions` are settings with values, `asked` are settings, `looks`
-    are screens, and `topic` is what "it" stands for."""
+    """What a user understands from a turn: `instructions` are settings with values, `asked` are settings,
+    `looks` are screens, and `topic` is what "it" stands for."""
 
     instructions: list[tuple[str, str]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
@@ -135,8 +136,8 @@ def _named(clause: Clause) -> list[str]:
 
 
 def _claimed(clause: Clause, named: list[str]) -> list[str]:
-    """The settings that a clause calls the cause: not those it acquits, guesses at, or tells the right value
-    of. What roaming has to be depends on where the phone is."""
+    """The settings that a clause calls the cause: not those that it excludes, guesses at, or states the right
+    value of. The right value of roaming depends on where the phone is."""
     denied = [setting for setting in named if clause.has(f" not {VALUES[setting][0]} ")]
     if denied or _any(clause, INNOCENT) or _any(clause, GUESSED):
         return denied

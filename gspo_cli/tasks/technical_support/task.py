@@ -18,7 +18,7 @@ from gspo_cli.tasks.technical_support.phone import TOOLS, VALUES, Phone
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Message, Problem
 
-HELD_SHARE = 5  # one of so many combinations is held out
+HELD_SHARE = 5  # one in this many combinations is held out
 # by symptom, in words to train on (True) and held-out ones
 COMPLAINTS = {
     "service": {
@@ -56,7 +56,7 @@ POLICY = {
 
 @dataclass
 class TechnicalSupport(ScriptedTask):
-    """Phones with 1 to `faults` faults. `mode` says who holds the phone: the agent, with tools (solo), or a
+    """Phones with 1 to `faults` faults. `mode` is who operates the phone: the agent, with tools (solo), or a
     user (scripted)."""
 
     mode: Mode = Mode.solo
@@ -73,7 +73,7 @@ class TechnicalSupport(ScriptedTask):
         return POLICY[self.mode]
 
     def tools(self) -> tuple[Tool, ...]:
-        """The phone's, where the agent holds it."""
+        """The phone's tools, if the agent operates it."""
         return tuple(TOOLS.values()) if self.mode is Mode.solo else ()
 
     def agent(self, messages: Sequence[Message]) -> str:

@@ -19,7 +19,7 @@ RIGHT = [f"{start} {word}" for start in ("that is", "that's", "it is") for word 
 EFFORTS = ("try", "trying", "showing", "explaining", "effort", "start", "steps", "work", "so far")
 PRAISE = {
     "any": [*RIGHT, "well done", "good job", "great job", "perfect"],
-    # the effort may be praised, and the steps
+    # praise of the effort or of the steps is allowed
     "none": ["not", "isn't", "nearly", "almost", "right track", *EFFORTS],
     "question": False,
 }
@@ -107,7 +107,7 @@ def suits(name: str, first: int, second: int) -> bool:
 
 
 def spoken(number: int) -> tuple[str, ...]:
-    """Ways to tell a number below 100: 85, eighty five, 8 5, 8 tens."""
+    """Ways to say a number below 100: 85, eighty five, 8 5, 8 tens."""
     if number < 20:
         return (str(number), ONES[number])
     tens, ones = divmod(number, 10)
@@ -157,7 +157,7 @@ def _first_sum(name: str, first: int, second: int) -> list[dict[str, Any]]:
 
 
 def _second_sum(name: str, first: int, second: int) -> list[dict[str, Any]]:
-    """The test: right only where the first hint was, and nothing had been told."""
+    """The test: right only if the first hint was right, and the answer was not told."""
     right = [f"{first} + {second} is {first + second}. {thanks}" for thanks in THANKS]
     wrong = f"{first} + {second} is {wrong_sum(name, first, second)[0]}."
     go_on = {"any": [*GO_ON["any"], f"{first} {second}"]}

@@ -22,8 +22,8 @@ CLUES = {"order": "first", "count": "fingers", "sign": "take", "line": "under", 
 
 
 def solve(messages: Sequence[Message]) -> str:
-    """What a tutor who solves every conversation says next: asks, finds the mistake in the pupil's steps, and
-    gives the next sum."""
+    """The next turn of a tutor who solves every conversation: asks, finds the mistake in the pupil's steps,
+    and gives the next sum."""
     turns = sum(message.role == "assistant" for message in messages)
     if turns == 0:
         return "how did you do it?"
