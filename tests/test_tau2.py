@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from gspo_cli.config.compose import CONF_DIR
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.tau2.files import telecom_turns
 from gspo_cli.tasks.tau2.scenario import FAULTS
 from gspo_cli.tasks.tau2.task import Tau2
+from gspo_cli.tasks.tau2.telecom_files import telecom_turns
 from tests.support.tau2_files import (
     built,
     problems_of,

@@ -45,7 +45,7 @@ def break_apn_settings(world: TelecomWorld) -> None:
 
 
 def break_apn_mms_setting(world: TelecomWorld) -> None:
-    """No message centre."""
+    """No message center."""
     world.phone["active_apn_settings"]["mmsc_url"] = ""
 
 

@@ -38,7 +38,7 @@ from gspo_cli.tasks.tau.oracle import ticket_work
 from gspo_cli.tasks.tau.tools import TAU2_TOOLS
 from gspo_cli.tasks.tau.users import TICKET, TicketUser
 from gspo_cli.tasks.tau.writes import WRITES
-from gspo_cli.tasks.tau2 import files as telecom_files
+from gspo_cli.tasks.tau2 import telecom_files
 from gspo_cli.tasks.tau2.environment import TelecomEnvironment
 from gspo_cli.tasks.tau2.tools import TOOLS
 from gspo_cli.tasks.tau2.world import TelecomData

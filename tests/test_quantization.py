@@ -84,12 +84,12 @@ def test_scores_with_and_without_gradient_are_equal_to_the_bit(load, name, bits,
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
 def test_logprobs_and_gradients_are_those_of_the_restored_weights(load, name, bits, double):
-    quantised = load(name, use_lora=True, bnb_4bit_use_double_quant=double, **{bits: True})
+    quantized = load(name, use_lora=True, bnb_4bit_use_double_quant=double, **{bits: True})
     whole = load(name, use_lora=True)
-    restore(quantised.model, whole.model)
-    ids, mask = spoken(quantised)
+    restore(quantized.model, whole.model)
+    ids, mask = spoken(quantized)
     results = []
-    for policy in (stirred(quantised), stirred(whole)):
+    for policy in (stirred(quantized), stirred(whole)):
         with torch.no_grad():
             policy(ids, mask, 1.0)  # scoring first must not take the gradient away
         with policy.updating():
@@ -102,10 +102,10 @@ def test_logprobs_and_gradients_are_those_of_the_restored_weights(load, name, bi
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
-def restore(quantised, whole):
-    """Write what the weights of `quantised` stand for into `whole`, module by module."""
+def restore(quantized, whole):
+    """Write what the weights of `quantized` stand for into `whole`, module by module."""
     changed = 0
-    for path, module in quantised.named_modules():
+    for path, module in quantized.named_modules():
         if isinstance(module, Linear4bit):
             value = dequantize_4bit(module.weight.data, module.weight.quant_state)
         elif isinstance(module, Linear8bitLt):
@@ -160,7 +160,7 @@ def test_only_the_fp32_adapter_is_trained_and_the_output_layer_is_whole(load, na
 
 @pytest.mark.parametrize(("bits", "share"), [("use_4bit", 1 / 8), ("use_8bit", 1 / 4)])
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
-def test_quantised_matrices_take_their_bits_of_memory(load, name, bits, share):
+def test_quantized_matrices_take_their_bits_of_memory(load, name, bits, share):
     def size(policy):
         frozen = {key: p for key, p in policy.model.named_parameters() if not p.requires_grad}
         layers = [p for key, p in frozen.items() if key.endswith("base_layer.weight")]
@@ -208,7 +208,7 @@ def test_training_the_adapter_lowers_a_supervised_loss(load, name, bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_saved_adapter_loads_onto_the_quantised_model_and_is_all_that_is_saved(
+def test_a_saved_adapter_loads_onto_the_quantized_model_and_is_all_that_is_saved(
     load, folders, bits, tmp_path
 ):
     policy = stirred(load("qwen3_moe", use_lora=True, **{bits: True}))
@@ -228,12 +228,12 @@ def test_a_saved_adapter_loads_onto_the_quantised_model_and_is_all_that_is_saved
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_nothing_is_merged_into_quantised_weights(load, bits):
+def test_nothing_is_merged_into_quantized_weights(load, bits):
     with pytest.raises(UserError, match="an adapter cannot be merged into quantized weights"):
         merged(load("qwen3_moe", use_lora=True, **{bits: True}).model)
 
 
-def test_weights_that_are_stored_quantised_load_as_what_they_are(folders, load, tmp_path):
+def test_weights_that_are_stored_quantized_load_as_what_they_are(folders, load, tmp_path):
     stored = AutoModelForCausalLM.from_pretrained(
         folders["qwen3"],
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
@@ -312,7 +312,7 @@ RUN = [
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_quantised_run_resumes_to_the_same_weights(configure, reporter, tmp_path, bits):
+def test_a_quantized_run_resumes_to_the_same_weights(configure, reporter, tmp_path, bits):
     def run(name, *settings):
         folder = RunFolder(tmp_path / name)
         config, text = configure(*RUN, f"model.{bits}=true", *settings)
@@ -331,7 +331,7 @@ def test_a_quantised_run_resumes_to_the_same_weights(configure, reporter, tmp_pa
     noise = [record["ratio/first_step_abs_err"] for record in whole.read("metrics.jsonl")]
     assert noise == [0.0, 0.0]
     stored = load_file(whole.initial_model / "model.safetensors")
-    assert all(value.is_floating_point() for value in stored.values())  # a cold start is not quantised
+    assert all(value.is_floating_point() for value in stored.values())  # a cold start is not quantized
     for checkpoint in ("initial", "last"):
         place = whole.checkpoint_model(checkpoint, config.model)
         record, _ = evaluate_only(config, *place, lambda done, total: None, reporter.warn)
