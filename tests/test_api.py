@@ -236,7 +236,7 @@ def test_scenarios_without_goals_need_a_reward(tmp_path, reporter):
         (lambda: ConversationEnvironment(scenarios=[{"id": "x"}]).task(), "scenario 1"),
         (lambda: ConversationEnvironment(task="sales", colour=1).task(), "^task.colour: is not a setting of"),
         (lambda: ConversationEnvironment(task="sales", heldout=object()).task(), "^task.heldout="),
-        (lambda: ConversationEnvironment(task="customer_service", difficulty=9).task(), "must lie between 1"),
+        (lambda: ConversationEnvironment(task="customer_service", difficulty=9).task(), "must be between 1"),
     ],
 )
 def test_what_is_no_setting_is_said_in_a_sentence(make, sentence):

@@ -222,7 +222,10 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
         (["-cd", "nowhere", "task=arithmetic"], "-cd nowhere: is not a folder"),
         (["compare.level=2"], "compare.level=2.0: must be"),
         (["compare.tune.trials=99"], "compare.tune.trials=99: there are only 9 candidates"),
-        (["compare.tune.trials=2", "compare.seeds=[1000]"], "compare.tune.seed=1000: is also compared"),
+        (
+            ["compare.tune.trials=2", "compare.seeds=[1000]"],
+            "compare.tune.seed=1000: is also a compared seed",
+        ),
         (["model.name=nothing", "model.use_8bit=maybe"], "model.use_8bit"),
     ],
 )

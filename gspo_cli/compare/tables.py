@@ -149,7 +149,7 @@ def _contrast_table(
     columns += [("Difference", NUMBER), ("p (adjusted)", NUMBER)]
     if full:
         columns += [("Seeds (needed)", NUMBER), ("Detectable", NUMBER)]
-    columns += [("Verdict", TEXT), *([("In words", PROSE)] if full else [])]
+    columns += [("Verdict", TEXT), *([("Summary", PROSE)] if full else [])]
     rows = []
     for outcome, contrast in pairs:
         values = (contrast.arm, contrast.baseline, contrast.difference)
@@ -222,7 +222,7 @@ def problem_table(comparison: Comparison) -> ReportTable:
         for test in comparison.problem_tests
     ]
     counts = ("Problems", "Both", "Only arm", "Only baseline", "Neither", "Difference", "p (adjusted)")
-    columns = {"Arms": TEXT} | dict.fromkeys(counts, NUMBER) | {"In words": PROSE}
+    columns = {"Arms": TEXT} | dict.fromkeys(counts, NUMBER) | {"Summary": PROSE}
     return ReportTable("Held-out problems", list(columns.items()), rows)
 
 
@@ -259,8 +259,8 @@ def counterfactual_table(comparison: Comparison) -> ReportTable:
         ]
         for found in comparison.shadows
     ]
-    numbers = ("Tokens clipped", "Tokens, by the other", "Answers clipped", "Answers, by the other")
-    columns = {"Batches of": ARM, "Other objective": TEXT}
+    numbers = ("Tokens clipped", "Tokens clipped by other", "Answers clipped", "Answers clipped by other")
+    columns = {"Batches from": ARM, "Other objective": TEXT}
     columns |= dict.fromkeys((*numbers, "Correlation of weights"), NUMBER)
     return ReportTable("Counterfactual objectives", list(columns.items()), rows)
 

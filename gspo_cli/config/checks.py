@@ -38,4 +38,4 @@ def require_fraction(group: str, config: Any, *names: str) -> None:
     """Each named field lies in [0, 1]."""
     for name in names:
         value = getattr(config, name)
-        require(0 <= value <= 1, f"{group}.{name}={value}: must lie between 0 and 1")
+        require(0 <= value <= 1, f"{group}.{name}={value}: must be between 0 and 1")

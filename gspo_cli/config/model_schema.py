@@ -70,7 +70,7 @@ class Shape:
         )
         require(
             self.experts == 0 or 0 < self.experts_per_token <= self.experts,
-            f"model.shape.experts_per_token={self.experts_per_token}: must lie between 1 and "
+            f"model.shape.experts_per_token={self.experts_per_token}: must be between 1 and "
             "model.shape.experts",
         )
         require(
@@ -176,9 +176,7 @@ class ModelConfig:
             "model.freeze_router=false (with model.use_lora=false), or model.router_aux_loss=0",
         )
         self._check_quantization()
-        require(
-            0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must lie between 0 and 2**63"
-        )
+        require(0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must be between 0 and 2**63")
 
     def _check_quantization(self) -> None:
         require(

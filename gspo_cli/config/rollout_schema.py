@@ -50,7 +50,7 @@ class RolloutConfig:
         require_not_negative("rollout", self, "top_k")
         require(
             0 < self.vllm_memory < 1,
-            f"rollout.vllm_memory={self.vllm_memory}: is a share of the memory; must lie between 0 and 1",
+            f"rollout.vllm_memory={self.vllm_memory}: is a share of the memory; must be between 0 and 1",
         )
 
     @property

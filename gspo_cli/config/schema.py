@@ -74,7 +74,7 @@ class HardwareConfig:
         )
         require(
             self.threads is None or 0 < self.threads <= 4096,
-            f"hardware.threads={self.threads}: must lie between 1 and 4096, or be null for torch's default",
+            f"hardware.threads={self.threads}: must be between 1 and 4096, or be null for torch's default",
         )
 
 

@@ -37,7 +37,7 @@ class Arithmetic(Task):
     """Maximum demonstrations; above 0."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.digits <= 9, f"task.digits={self.digits}: must lie between 1 and 9")
+        require(1 <= self.digits <= 9, f"task.digits={self.digits}: must be between 1 and 9")
         require_positive("task", self, "heldout", "demonstrations_count")
 
     def train_problems(self) -> Sequence[Problem]:

@@ -38,8 +38,8 @@ class Countdown(Task):
     """Reward of a well-formed expression with a wrong value, between 0 and 1."""
 
     def __post_init__(self) -> None:
-        require(2 <= self.numbers <= 4, f"task.numbers={self.numbers}: must lie between 2 and 4")
-        require(2 <= self.largest <= 99, f"task.largest={self.largest}: must lie between 2 and 99")
+        require(2 <= self.numbers <= 4, f"task.numbers={self.numbers}: must be between 2 and 4")
+        require(2 <= self.largest <= 99, f"task.largest={self.largest}: must be between 2 and 99")
         require_positive("task", self, "heldout")
         require_fraction("task", self, "well_formed_weight")
 

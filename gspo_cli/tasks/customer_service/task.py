@@ -43,7 +43,7 @@ class CustomerService(ScriptedTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.difficulty <= 4, f"task.difficulty={self.difficulty}: must lie between 1 and 4")
+        require(1 <= self.difficulty <= 4, f"task.difficulty={self.difficulty}: must be between 1 and 4")
         require_positive("task", self, "problems")
         require_fraction("task", self, "careless")
         for name in ("problems", "heldout"):

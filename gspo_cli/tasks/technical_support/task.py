@@ -66,7 +66,7 @@ class TechnicalSupport(ScriptedTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.faults <= 3, f"task.faults={self.faults}: must lie between 1 and 3")
+        require(1 <= self.faults <= 3, f"task.faults={self.faults}: must be between 1 and 3")
 
     def policy(self) -> str:
         """How to find what is wrong, in words."""
