@@ -118,7 +118,7 @@ def test_candidates_have_the_sign_of_their_advantage():
     [
         (["algorithm=rloo", QUANTILE], r"clip_calibration=quantile: there is no clip band"),
         (["algorithm=cispo", QUANTILE, "algorithm.clip_range_right=null"], r"there is no clip band"),
-        (["algorithm.clip_fraction=0.2"], r"algorithm\.clip_fraction=0\.2: is read with .*quantile only"),
+        (["algorithm.clip_fraction=0.2"], r"algorithm\.clip_fraction=0\.2: only applies with .*quantile"),
         ([QUANTILE, "algorithm.clip_fraction=1"], r"algorithm\.clip_fraction=1\.0: .* above 0 and below 1"),
         ([QUANTILE, "algorithm.clip_fraction=0"], r"algorithm\.clip_fraction=0\.0"),
     ],
