@@ -162,7 +162,7 @@ def test_a_run_whose_reward_a_script_gave_can_be_talked_to_and_watched(chat, run
         ("--checkpoint nowhere", "--checkpoint nowhere: does not exist; choose one of initial"),
         ("--problem 4", "--problem 4: give a number from 0 to 3"),
         ("--problem -1", "--problem -1: give a number from 0 to 3"),
-        ("--watch -2", "--watch -2: give a number"),
+        ("--watch -2", "--watch -2: give 0 or more conversations"),
         ("--watch 1 --free", "--free: has no user to watch"),
         ("--temperature -1", "--temperature -1.0: give 0 or more"),
         ("--temperature nan", "--temperature nan: give 0 or more"),
