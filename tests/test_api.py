@@ -296,7 +296,7 @@ def test_a_conversation_that_fills_the_model_is_said(folders):
         ([], "there is no message to answer"),
         ([Message("assistant", "hi"), Message("user", "hello")], "the first message is from the assistant"),
         ([{"role": "assistant", "content": "hi"}], "the first message is from the assistant"),
-        ([Message("user", "hello"), {"role": "user"}], "message 2 is not valid; give a role"),
+        ([Message("user", "hello"), {"role": "user"}], "message 2 is not valid; give it a role"),
         ([{"content": "hello"}], "message 1 is not valid"),
         ([{"role": "customer", "content": "hello"}], "message 1 is not valid"),
         (["hello"], "message 1 is not valid"),

@@ -143,7 +143,7 @@ def test_expert_adapters_merge(load):
         ({"lora_experts": True}, r"^model.lora_experts=true: \w+ has no fused experts; set"),
         (
             {"experts_implementation": ExpertsImplementation.eager},
-            "^model.experts_implementation=eager: .* no experts",
+            "^model.experts_implementation=eager: .* does not offer a choice of expert",
         ),
         (
             {"experts_implementation": ExpertsImplementation.grouped_mm},

@@ -260,7 +260,7 @@ def test_weights_that_are_stored_quantized_load_as_what_they_are(folders, load, 
         ({"use_8bit": True, "use_lora": False}, "model.use_8bit=true: quantized weights are frozen"),
         (
             {"use_4bit": True, "lora_experts": True},
-            "LoRA does not support experts in 4 bits",
+            "model.lora_experts=true: LoRA does not support experts in 4 bits",
         ),
         ({"use_lora": False, "lora_experts": True}, "model.lora_experts=true: without LoRA all"),
     ],

@@ -352,7 +352,8 @@ def test_settings_for_routers_are_refused_where_there_are_none(load, configure):
     with pytest.raises(UserError, match=r"router_aux_loss=0\.1: .* has no routed experts; set"):
         Updater(policy, config)
     with pytest.raises(
-        UserError, match=r"router_aux_loss=0\.1: frozen routers .* model\.freeze_router=false"
+        UserError,
+        match=r"router_aux_loss=0\.1: has no effect on frozen routers; .* model\.freeze_router=false",
     ):
         configure("model=tiny_moe", "model.freeze_router=true", "model.router_aux_loss=0.1")
 

@@ -268,7 +268,7 @@ def test_a_context_too_short_for_prompt_and_answer_is_refused(folders, configure
     configured = configure(
         f"model.name={folders['gpt2']}", "model.cold_start.steps=0", "rollout.max_completion_length=400"
     )
-    with pytest.raises(UserError, match="the model takes 512 positions"):
+    with pytest.raises(UserError, match="the model supports 512 positions"):
         run(configured, tmp_path, reporter)
 
 
