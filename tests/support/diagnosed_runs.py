@@ -11,15 +11,15 @@ from tests.support.configs import composed_from_parts
 
 
 @cache
-def _values(*overrides: str) -> dict:
+def _settings(*overrides: str) -> StoredConfig:
     node = composed_from_parts(*overrides)
     build_config(node)
-    return plain_values(node)
+    return stored_config(plain_values(node), "config.yaml")
 
 
 def settings(*overrides: str) -> StoredConfig:
     """What config.yaml would hold."""
-    return stored_config(copy.deepcopy(_values(*overrides)), "config.yaml")
+    return copy.deepcopy(_settings(*overrides))
 
 
 def line(iteration: int, **changed) -> dict:
