@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.config.compose import explain, literal, load_saved, plain_values
 from gspo_cli.config.schema import RunSettings
 from gspo_cli.errors import UserError
+
+MADE = 256  # groups that are kept
+_made: dict[tuple[Any, str], tuple[Any, dict[str, Any]]] = {}
 
 
 @dataclass
@@ -41,10 +45,21 @@ def stored_config(values: Mapping[str, Any], source: str) -> StoredConfig:
     plain = dict(values)
     for name, kind in groups.items():
         try:
-            node = OmegaConf.merge(OmegaConf.structured(kind), literal(values[name]))
-            found[name] = OmegaConf.to_object(node)
+            found[name], plain[name] = _group(kind, values[name])
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {name}: {explain(error)}") from error
-        assert isinstance(node, DictConfig)
-        plain[name] = plain_values(node)
     return StoredConfig(**found, plain=plain)
+
+
+def _group(kind: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A group as its dataclass, and as plain values. The runs of a comparison share most of their groups, and
+    making one takes milliseconds."""
+    key = (kind, repr(values))
+    if key not in _made:
+        node = OmegaConf.merge(OmegaConf.structured(kind), literal(values))
+        assert isinstance(node, DictConfig)
+        while len(_made) >= MADE:
+            _made.pop(next(iter(_made)))
+        _made[key] = (OmegaConf.to_object(node), plain_values(node))
+    typed, plain = _made[key]
+    return copy.deepcopy(typed), copy.deepcopy(plain)

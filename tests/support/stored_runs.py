@@ -10,7 +10,6 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from omegaconf import OmegaConf
 
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.config.compose import register
-from gspo_cli.config.stored import StoredConfig, stored_config
 from tests.support.diagnosed_runs import settings
 
 register()
@@ -75,18 +73,6 @@ def config_of(plan: Plan) -> dict[str, Any]:
     composed["training"]["num_outer_iterations"] = plan.iterations
     composed["evaluation"] |= {"every": plan.every, "problems": plan.problems, "samples": plan.samples}
     return composed
-
-
-@cache
-def _typed(plan: Plan) -> StoredConfig:
-    return stored_config(config_of(plan), "config.yaml")
-
-
-def typed_config(plan: Plan) -> StoredConfig:
-    """The typed configuration of the run, which is made once for all seeds."""
-    sizes = {name: getattr(plan, name) for name in ("iterations", "every", "problems", "samples")}
-    shared = _typed(Plan(plan.algorithm, **sizes, overrides=tuple(plan.overrides)))
-    return replace(shared, seed=plan.seed, plain=dict(shared.plain) | {"seed": plan.seed})
 
 
 def score_curve(plan: Plan, at: np.ndarray) -> np.ndarray:
@@ -275,9 +261,7 @@ def stored_run(algorithm: str = "gspo", seed: int = 0, iterations: int = 40, **p
     config, metrics = config_of(plan), metrics_of(plan)
     evals, heldout = evaluations_of(plan, metrics)
     summary = summary_of(plan, config, metrics, evals)
-    run = StoredRun(f"{algorithm}-s{seed}", config, metrics, evals, heldout, summary)
-    vars(run)["settings"] = typed_config(plan)  # as the property would keep them
-    return run
+    return StoredRun(f"{algorithm}-s{seed}", config, metrics, evals, heldout, summary)
 
 
 def write_run(
