@@ -1,4 +1,4 @@
-"""Models built on the spot: no hub, no network."""
+"""Fixtures of all tests: small models built on the spot, configurations, a place for what is cached."""
 
 from __future__ import annotations
 
@@ -7,23 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from gspo_cli.config.compose import build_config, register, resolved_yaml
-from gspo_cli.config.model_schema import ModelConfig, Shape
-from gspo_cli.config.schema import HardwareConfig
-from gspo_cli.policy.embedded import write_embedded
-from gspo_cli.policy.loading import load_policy
-from tests.support.command_line import ROOT, environment
-from tests.support.configs import composed_from_parts
-from tests.support.models import SMALL, TEXTS, write_gpt2
 from tests.support.reporters import Silent
-from tests.support.warm_python import write_client
-from tests.support.whole_runs import ARITHMETIC
 
-torch.set_num_threads(1)  # models this small are slower on more
-register()
-
+# torch and what imports it wait until a fixture needs it: pytest reads this file before it starts its workers
 
 LONGEST = ("test_zero.py", "test_compare_command.py", "test_sweeps.py", "test_resume.py", "test_training.py")
 
@@ -35,8 +22,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Cold starts are cached in one folder per test session, never in the user's."""
+def surroundings(tmp_path_factory):
+    """One thread for torch, since models this small are slower on more. Cold starts are cached in one folder
+    per test session, never in the user's."""
+    import torch
+
+    from gspo_cli.config.compose import register
+
+    torch.set_num_threads(1)
+    register()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
@@ -45,6 +39,10 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> dict[str, Path]:
     """Local model folders: qwen3, qwen3_moe (with templates) and gpt2 (no template, dropout 0.1)."""
+    from gspo_cli.config.model_schema import Shape
+    from gspo_cli.policy.embedded import write_embedded
+    from tests.support.models import SMALL, TEXTS, write_gpt2
+
     root = tmp_path_factory.mktemp("models")
     write_embedded(root / "qwen3", Shape(**SMALL), 0, TEXTS)
     write_embedded(root / "qwen3_moe", Shape(**SMALL, experts=4, experts_per_token=2), 0, TEXTS)
@@ -55,6 +53,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def warm_python(tmp_path_factory):
     """A script that runs modules as Python does, without the seconds that importing torch takes."""
+    from tests.support.command_line import ROOT, environment
+    from tests.support.warm_python import write_client
+
     folder = tmp_path_factory.mktemp("warm")
     command = [sys.executable, "-m", "tests.support.warm_python", str(folder / "socket")]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as server:
@@ -67,6 +68,9 @@ def warm_python(tmp_path_factory):
 @pytest.fixture
 def load(folders):
     """`load("gpt2", use_lora=True)`: a policy of one of the folders."""
+    from gspo_cli.config.model_schema import ModelConfig
+    from gspo_cli.config.schema import HardwareConfig
+    from gspo_cli.policy.loading import load_policy
 
     def loaded(name: str, hardware: HardwareConfig | None = None, **settings):
         defaults = {"label": name, "name": name, "use_lora": False, "gradient_checkpointing": False}
@@ -79,6 +83,10 @@ def load(folders):
 @pytest.fixture(scope="session")
 def configure():
     """`configure("algorithm=grpo", ...)`: the checked configuration of a small, fast run, and its YAML."""
+    from gspo_cli.config.compose import build_config, resolved_yaml
+    from tests.support.configs import composed_from_parts
+    from tests.support.models import SMALL
+    from tests.support.whole_runs import ARITHMETIC
 
     def configured(*overrides: str):
         task = () if any(text.startswith("task=") for text in overrides) else ARITHMETIC
@@ -102,6 +110,6 @@ def configure():
 
 
 @pytest.fixture
-def reporter() -> Silent:
+def reporter():
     """Remembers what a run says."""
     return Silent()

@@ -119,7 +119,7 @@ def test_a_comparison_that_is_stopped_and_then_killed_goes_on(tmp_path):
                  "evaluation.every=0", "compare.seeds=[0]", "compare.algorithms=[gspo,grpo]"]  # fmt: skip
     base = tmp_path / "outputs" / "compare" / "arithmetic-tiny"
     options = {"cwd": tmp_path, "env": environment(), "text": True, "start_new_session": True}
-    command = script("gspo-compare", *arguments)
+    command = script("gspo-compare", *arguments, python=sys.executable)
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **options, **pipes) as stopped:
         name = begun(stopped, base / "runs", 2)
@@ -134,6 +134,7 @@ def test_a_comparison_that_is_stopped_and_then_killed_goes_on(tmp_path):
     with subprocess.Popen(command, **options, **pipes) as killed:
         assert begun(killed, base / "runs", reached + 1) == name
         os.kill(killed.pid, signal.SIGKILL)
+        killed.communicate()
     done = compare(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (base / "runs" / name / "metrics.jsonl").read_text().splitlines()

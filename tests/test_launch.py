@@ -13,10 +13,16 @@ import pytest
 
 from gspo_cli.config.compose import build_config, composed
 from gspo_cli.errors import UserError
+from gspo_cli.launching import processes
 from gspo_cli.launching.processes import LaunchResult, launch
 from gspo_cli.launching.start import process_count
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _short_grace(monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 0.5)
 
 
 def script(*lines: str) -> list[str]:

@@ -24,7 +24,12 @@ QUICK = [
     "model.cold_start.cache=false",
     "hardware.threads=1",
 ]
-SMALL = ["model.shape.hidden_size=32", "model.shape.layers=1", "evaluation.problems=4"]
+SMALL = [
+    "model.shape.hidden_size=32",
+    "model.shape.layers=1",
+    "evaluation.problems=4",
+    "rollout.max_completion_length=8",
+]
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:

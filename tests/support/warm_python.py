@@ -21,7 +21,7 @@ CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect({path!r})
-asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+asked = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [asked], [0, 1, 2])
 process = int(server.recv(64))
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -94,7 +94,7 @@ def run(arguments: list[str], folder: str, variables: dict[str, str]) -> int:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
-    _, module, *sys.argv[1:] = arguments
+    sys.executable, _, module, *sys.argv[1:] = arguments  # what it starts itself starts as fast
     sys.path[:0] = [folder]
     code = 0
     try:
