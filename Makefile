@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 args ?=
-workers ?= 3
+workers ?= 2
 
 .PHONY: help install train test lint format docs wheel bench clean
 
@@ -23,7 +23,7 @@ install: $(INSTALLED) ## create .venv with the tested versions
 train: $(INSTALLED) ## install, then train the embedded model (args="algorithm=grpo seed=1" to change it)
 	$(BIN)/gspo-train $(args)
 
-test: $(INSTALLED) ## run the tests (on more than two cores: workers=<cores + 1>)
+test: $(INSTALLED) ## run the tests (workers=8 on more cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder $(args)
 
 lint: $(INSTALLED) ## check style, formatting and types

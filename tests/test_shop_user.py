@@ -341,9 +341,9 @@ def test_heldout_phrases_are_new_and_their_words_are_not():
     ],
 )
 def test_understanding_takes_time_linear_in_the_text(unit):
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: others may be computing beside it
     listen(unit * (20_000 // len(unit)))
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_the_goal_state_grants_what_statuses_allow_and_nothing_else():
