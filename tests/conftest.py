@@ -12,7 +12,8 @@ from tests.support.reporters import Silent
 
 # torch and what imports it wait until a fixture needs it: pytest reads this file before it starts its workers
 
-LONGEST = ("test_zero.py", "test_compare_command.py", "test_sweeps.py", "test_resume.py", "test_training.py")
+# the files that share `warm_python` come to one of two workers
+LONGEST = ("test_zero.py", "test_compare_command.py", "test_training.py", "test_resume.py", "test_sweeps.py")
 
 
 def pytest_collection_modifyitems(items):
