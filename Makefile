@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 args ?=
 workers ?= 2
 
-.PHONY: help install train test lint format docs wheel bench clean
+.PHONY: help install train smollm2 test lint format docs wheel bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about two minutes"
@@ -22,6 +22,9 @@ install: $(INSTALLED) ## create .venv with the tested versions
 
 train: $(INSTALLED) ## install, then train the embedded model (args="algorithm=grpo seed=1" to change it)
 	$(BIN)/gspo-train $(args)
+
+smollm2: $(INSTALLED) ## bring the pretrained model of model=smollm2 to this machine (93 MB)
+	$(BIN)/python scripts/fetch_smollm2.py
 
 test: $(INSTALLED) ## run the tests (workers=8 on more cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder $(args)

@@ -20,7 +20,13 @@ SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "s
 
 # A part imports from its own and from lower lines; parts of one line do not know each other.
 LAYERS = [
-    ["errors", "types", "randomness", "tasks.tools"],  # what a call is, rewards and policies know too
+    [
+        "errors",
+        "types",
+        "randomness",
+        "user_cache",
+        "tasks.tools",
+    ],  # rewards and policies know what a call is
     ["config", "concurrency", "chat_endpoint"],
     ["algorithm", "rewards"],
     ["tasks"],

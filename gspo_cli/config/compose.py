@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config import schema
 from gspo_cli.errors import UserError
+from gspo_cli.user_cache import fetched_or_hub
 
 OBJECT = "python object"  # prefix of `reward` in a saved configuration where a script gave the reward
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -42,9 +43,10 @@ CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent /
 
 
 def register() -> None:
-    """Tell Hydra the schema of the whole configuration, how a resumed run finds its own folder, and a short
-    name for a long text."""
+    """Tell Hydra the schema of the whole configuration, how a fetched model and a resumed run are found, and
+    a short name for a long text."""
     ConfigStore.instance().store(name="schema", node=schema.RunConfig)
+    OmegaConf.register_new_resolver("fetched_or_hub", fetched_or_hub, replace=True)
     OmegaConf.register_new_resolver("resumed_or", lambda resume, new: resume or new, replace=True)
     OmegaConf.register_new_resolver(
         "digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:8], replace=True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
+from gspo_cli.user_cache import cache_folder
 
 Progress = Callable[[str, int, int, str], None]
 MAX_GRAD_NORM = 1.0
@@ -58,7 +58,7 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     problems = task.train_problems()[:2000]
     texts = [m.content for d in demonstrations for m in d.messages]
     texts += [m.content for problem in problems for m in problem.messages]
-    cached = _cache_folder() / _content_key(config, demonstrations, problems)
+    cached = cache_folder("cold_start") / _content_key(config, demonstrations, problems)
     if model.cold_start.cache and cached.exists():
         progress("cold start", model.cold_start.steps, model.cold_start.steps, "cached")
         with folder_written_whole(initial_model) as folder:
@@ -189,11 +189,6 @@ def _store(model: Path, cached: Path, progress: Progress) -> None:
             shutil.copytree(model, folder, dirs_exist_ok=True)
     except OSError as error:
         progress("cold start", 1, 1, f"not cached in {cached.parent} ({error.strerror})")
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "gspo-cli" / "cold_start"
 
 
 def _content_key(
