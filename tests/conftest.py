@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import real_model
 from tests.support.reporters import Silent
 
 # torch and what imports it wait until a fixture needs it: pytest reads this file before it starts its workers
@@ -49,6 +50,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     write_embedded(root / "qwen3_moe", Shape(**SMALL, experts=4, experts_per_token=2), 0, TEXTS)
     write_gpt2(root / "gpt2")
     return {path.name: path for path in root.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, a real pretrained chat model."""
+    return real_model.fetched()
 
 
 @pytest.fixture(scope="session")

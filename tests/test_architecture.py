@@ -26,7 +26,7 @@ LAYERS = [
         "randomness",
         "user_cache",
         "tasks.tools",
-    ],  # rewards and policies know what a call is
+    ],  # rewards know what a call is
     ["config", "concurrency", "chat_endpoint"],
     ["algorithm", "rewards"],
     ["tasks"],
