@@ -95,12 +95,14 @@ class AlgorithmConfig:
             0 < self.discount <= 1,
             f"algorithm.discount={self.discount}: must be above 0 and at most 1; 1 means no discount",
         )
+        whole = self.ratio_level is RatioLevel.sequence
         require(
             self.credit is Credit.turn or self.discount == 1,
-            f"algorithm.discount={self.discount}: only applies with algorithm.credit=turn; set that, or 1",
+            f"algorithm.discount={self.discount}: only applies with algorithm.credit=turn; set that"
+            f"{' and algorithm=gspo_token' if whole else ''}, or algorithm.discount=1",
         )
         require(
-            self.credit is Credit.trajectory or self.ratio_level is not RatioLevel.sequence,
+            self.credit is Credit.trajectory or not whole,
             "algorithm.credit=turn: a sequence ratio takes one advantage for the whole conversation; use "
             "algorithm=gspo_token or algorithm=grpo",
         )
@@ -134,7 +136,11 @@ class AlgorithmConfig:
         require(
             self.is_calibrated or self.clip_fraction == CLIP_FRACTION,
             f"algorithm.clip_fraction={self.clip_fraction}: only applies with algorithm.clip_calibration="
-            "quantile; set that, or leave it out",
+            + (
+                "quantile; set that, or leave it out"
+                if self.clip_range != (None, None)
+                else "quantile, and there is no clip band to calibrate; leave it out"
+            ),
         )
         require(
             not self.is_calibrated or self.clip_range != (None, None),

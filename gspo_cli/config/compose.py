@@ -23,12 +23,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.config import schema
+from gspo_cli.config import dependent, schema
+from gspo_cli.config.auto_hardware import auto_value
+from gspo_cli.config.paths import CONF_DIR as CONF_DIR  # imported from here by others
+from gspo_cli.config.paths import PACKAGE as PACKAGE
 from gspo_cli.errors import UserError
 from gspo_cli.user_cache import fetched_or_hub
 
 OBJECT = "python object"  # prefix of `reward` in a saved configuration where a script gave the reward
-PACKAGE = Path(__file__).resolve().parent.parent
 PLUGINS = {  # options of Hydra that packages bring, and the extra that installs each
     "hydra/launcher=joblib": "joblib",
     "hydra/sweeper=optuna": "optuna",
@@ -39,18 +41,23 @@ MOVED = {  # dotted names that stored runs have, and their current names; task t
     "gspo_cli.rewards.conversation.StandingReward": "gspo_cli.rewards.conversation.ProgressReward",
 }
 MISSING = "???"  # OmegaConf's marker of a missing value
-CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+RESOLVERS = {  # what references in conf/ may call
+    "fetched_or_hub": fetched_or_hub,
+    "resumed_or": lambda resume, new: resume or new,
+    "digest": lambda text: hashlib.sha256(text.encode()).hexdigest()[:8],
+    "auto_hardware": auto_value,
+    "fitted_size": dependent.fitted_size,
+    "fitted_length": dependent.fitted_length,
+    "default_lengths": dependent.default_lengths,
+    "notes": dependent.notes,
+}
 
 
 def register() -> None:
-    """Tell Hydra the schema of the whole configuration, how a fetched model and a resumed run are found, and
-    a short name for a long text."""
+    """Tell Hydra the schema of the whole configuration, and OmegaConf what references may call."""
     ConfigStore.instance().store(name="schema", node=schema.RunConfig)
-    OmegaConf.register_new_resolver("fetched_or_hub", fetched_or_hub, replace=True)
-    OmegaConf.register_new_resolver("resumed_or", lambda resume, new: resume or new, replace=True)
-    OmegaConf.register_new_resolver(
-        "digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:8], replace=True
-    )
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> DictConfig:

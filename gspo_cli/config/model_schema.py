@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
@@ -30,6 +31,12 @@ class Presets:
     """Default of `training.num_generations`."""
     generations_per_iteration: int = MISSING
     """Default of `training.generations_per_iteration`."""
+    updates_per_rollout: int = 4
+    """Default of `training.updates_per_rollout`."""
+    num_outer_iterations: int = 100
+    """Default of `training.num_outer_iterations`."""
+    evaluation_every: int = 10
+    """Default of `evaluation.every`."""
     sequence: LevelPreset = field(default_factory=LevelPreset)
     token: LevelPreset = field(default_factory=LevelPreset)
 
@@ -66,12 +73,14 @@ class Shape:
         require(self.head_dim % 2 == 0, f"model.shape.head_dim={self.head_dim}: must be even")
         require(
             self.heads % self.key_value_heads == 0,
-            "model.shape.heads: must be a multiple of model.shape.key_value_heads",
+            f"model.shape.heads={self.heads}: must be a multiple of model.shape.key_value_heads="
+            f"{self.key_value_heads}; use model.shape.key_value_heads={math.gcd(self.heads, self.key_value_heads)}",
         )
         require(
             self.experts == 0 or 0 < self.experts_per_token <= self.experts,
             f"model.shape.experts_per_token={self.experts_per_token}: must be between 1 and "
-            "model.shape.experts",
+            f"model.shape.experts={self.experts}; use model.shape.experts_per_token="
+            f"{min(max(1, self.experts_per_token), self.experts)}",
         )
         require(
             self.vocabulary >= 300,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
 from gspo_cli.config.choices import Engine, OldLogprobs
@@ -28,6 +28,9 @@ class RolloutConfig:
     above 0."""
     max_completion_length: int = 256
     """Longest answer, or turn of a conversation, in tokens; above 0."""
+    default_lengths: list[str] = field(default_factory=list)
+    """Names of the two lengths above that may be lowered to fit the model's positions; by default those that
+    are not given."""
     max_turns: int = 8
     """Maximum turns of the agent in a conversation; above 0."""
     batch_size: int = 256

@@ -24,6 +24,7 @@ from gspo_cli.config.choices import (
     Tracker,
     WandbMode,
 )
+from gspo_cli.config.dependent import fitted_lengths, known_positions
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.rollout_schema import RolloutConfig
 from gspo_cli.config.training_schema import CheckpointConfig, EvaluationConfig, TrainingConfig
@@ -63,18 +64,32 @@ class HardwareConfig:
             f"hardware.processes={self.processes}: must be above 0, or null for one per visible GPU",
         )
         many = self.nodes > 1 or (self.processes or 1) > 1
+        group = "multi_node" if self.nodes > 1 else "zero2"
+        on_cpu = " hardware.device=cpu" if self.device is Device.cpu else ""
         require(
             not many or self.zero_stage > 0,
             "hardware.processes, nodes: more than one process needs hardware.zero_stage above 0; use "
-            "hardware=zero2",
+            f"hardware={group}{on_cpu}",
         )
         require(
             not self.offload or self.zero_stage > 0,
-            "hardware.offload=true: is part of ZeRO; set hardware.zero_stage to 1, 2 or 3",
+            "hardware.offload=true: is part of ZeRO; use hardware=zero3_offload"
+            + (", or hardware.offload=false on a CPU" if on_cpu else ""),
         )
         require(
             self.threads is None or 0 < self.threads <= 4096,
             f"hardware.threads={self.threads}: must be between 1 and 4096, or be null for torch's default",
+        )
+
+    def to_one_process(self) -> str:
+        """The settings that change this hardware to one process without ZeRO, as they are typed."""
+        return " ".join(
+            [
+                "hardware.zero_stage=0",
+                *(["hardware.processes=null"] if (self.processes or 1) > 1 else []),
+                *(["hardware.nodes=1"] if self.nodes > 1 else []),
+                *(["hardware.offload=false"] if self.offload else []),
+            ]
         )
 
 
@@ -120,6 +135,9 @@ class RunSettings:
     """Seed of problem order, sampling and minibatches, but not of the model before training; 0 or more."""
     resume: str | None = None
     """Run folder to resume, from its last checkpoint."""
+    notes: list[str] = field(default_factory=list)
+    """What was chosen or adjusted to fit the other settings, in sentences for the objective card; written by
+    the program."""
 
     @property
     def measures_kl(self) -> bool:
@@ -149,19 +167,45 @@ class RunConfig(RunSettings):
             "reward_settings: only applies with reward=<dotted path>; set reward, or leave "
             "reward_settings out",
         )
+        self._check_sizes()
         self._check_distribution()
         self._check_engine()
+        positions = known_positions(self.model.name, self.model.shape.positions)
+        if positions is not None:
+            self.check_lengths(positions)
         start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length
         require(
             start is None or start <= longest,
-            f"training.length_curriculum_start={start}: must not exceed "
-            f"rollout.max_completion_length={longest}",
+            f"training.length_curriculum_start={start}: must not exceed rollout.max_completion_length="
+            f"{longest}; use training.length_curriculum_start={max(1, longest // 2)}",
         )
+
+    def _check_sizes(self) -> None:
+        sizes, hardware = self.training.sizes, self.hardware
+        processes = (hardware.processes or 1) * hardware.nodes
+        if sizes.fit(processes):
+            return
+        many = f", with a prompt for each of {processes} processes" if processes > 1 else ""
         require(
-            not self.model.is_embedded
-            or self.rollout.max_prompt_length + longest <= self.model.shape.positions,
-            f"rollout.max_prompt_length + max_completion_length: exceed model.shape.positions="
-            f"{self.model.shape.positions}; lower one of them",
+            sizes.fit(1),
+            f"training.generations_per_iteration={sizes.generations_per_iteration}: must be a multiple of "
+            f"training.num_generations={sizes.num_generations} and of training.updates_per_rollout="
+            f"{sizes.updates_per_rollout}{many}; use training.generations_per_iteration="
+            f"{sizes.nearest_total(processes)}",
+        )
+        self.check_processes(hardware.processes or 1)
+
+    def check_lengths(self, positions: int) -> None:
+        """Raise UserError if the longest prompt and answer do not fit a model with this many positions."""
+        rollout, start = self.rollout, self.training.length_curriculum_start
+        lengths = rollout.max_prompt_length, rollout.max_completion_length
+        prompt, answer = fitted_lengths(lengths, positions)
+        require(
+            sum(lengths) <= positions,
+            f"rollout.max_prompt_length={lengths[0]} and rollout.max_completion_length={lengths[1]}: exceed "
+            f"the model's {positions:,} positions; use rollout.max_prompt_length={prompt} "
+            f"rollout.max_completion_length={answer}"
+            + (f" training.length_curriculum_start={answer}" if start is not None and start > answer else ""),
         )
 
     def _check_distribution(self) -> None:
@@ -174,15 +218,13 @@ class RunConfig(RunSettings):
         require(
             stage == 0 or optimizer is Optimizer.adamw,
             f"training.optimizer={optimizer.value}: ZeRO supports adamw only; use "
-            "training.optimizer=adamw, or hardware.zero_stage=0",
+            f"training.optimizer=adamw, or {self.hardware.to_one_process()}",
         )
         require(
             self.hardware.device is not Device.cpu or not optimizer.value.startswith("paged"),
-            f"training.optimizer={optimizer.value}: needs a GPU; on a CPU use "
+            f"training.optimizer={optimizer.value}: needs a GPU; on a CPU use training.optimizer="
             f"{optimizer.value.removeprefix('paged_')}",
         )
-        if self.hardware.processes is not None:
-            self.check_processes(self.hardware.processes)
 
     def _check_engine(self) -> None:
         correction = self.algorithm.engine_correction
@@ -199,7 +241,7 @@ class RunConfig(RunSettings):
         if self.rollout.engine is Engine.vllm:
             require(
                 self.hardware.zero_stage == 0,
-                "rollout.engine=vllm: runs in one process; set hardware.zero_stage=0, or use "
+                f"rollout.engine=vllm: runs in one process; set {self.hardware.to_one_process()}, or use "
                 "rollout=transformers",
             )
             require(
@@ -211,12 +253,12 @@ class RunConfig(RunSettings):
     def check_processes(self, processes: int) -> None:
         """Raise UserError if there are more processes (`processes` on each node) than prompts."""
         everywhere, prompts = processes * self.hardware.nodes, self.training.prompts_per_iteration
+        most, more = prompts // self.hardware.nodes, self.training.sizes.nearest_total(everywhere)
+        fewer = f"hardware.processes={most}" if most else f"training.generations_per_iteration={more}"
         require(
             everywhere <= prompts,
             f"hardware.processes={processes}: there are {everywhere} processes for the {prompts} "
-            "prompts of an iteration, and all answers to a prompt run in one process; use fewer "
-            "processes, or raise "
-            "training.generations_per_iteration",
+            f"prompts of an iteration, and all answers to a prompt run in one process; use {fewer}",
         )
 
     def max_completion_length(self, iteration: int) -> int:

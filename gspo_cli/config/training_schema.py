@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
 from gspo_cli.config.choices import OnCollapse, Optimizer, RewardErrors, Schedule
+from gspo_cli.config.dependent import Sizes
 
 
 @dataclass
@@ -17,12 +18,15 @@ class TrainingConfig:
     num_outer_iterations: int = 100
     """Iterations of sampling, scoring and updating; above 0."""
     num_generations: int = MISSING
-    """Answers per prompt, which form the group of an advantage; at least 2."""
+    """Answers per prompt, which form the group of an advantage; at least 2. The default is the model's, or
+    what is nearest and divides a given generations_per_iteration."""
     generations_per_iteration: int = MISSING
-    """Answers sampled in an iteration, a multiple of num_generations; above 0."""
+    """Answers sampled in an iteration, a multiple of num_generations and of updates_per_rollout; above 0. The
+    default is the model's, or the nearest such multiple."""
     updates_per_rollout: int = 4
     """Optimizer steps per iteration, each on its own minibatch of the answers; divides
-    generations_per_iteration; above 0."""
+    generations_per_iteration; above 0. The default is the model's, or what is nearest and divides a given
+    generations_per_iteration."""
     schedule: Schedule = Schedule.constant
     """Learning rate after the warm-up."""
     warmup_iterations: int = 0
@@ -56,7 +60,7 @@ class TrainingConfig:
     """Maximum number of rollbacks; the next collapse stops the run; 0 or more."""
 
     def __post_init__(self) -> None:
-        group, generations, answers = "training", self.generations_per_iteration, self.num_generations
+        group, generations = "training", self.generations_per_iteration
         require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
         require_positive(group, self, "updates_per_rollout", "max_grad_norm", "length_curriculum_iterations")
         require_positive(group, self, "reward_concurrency", "reward_timeout")
@@ -69,27 +73,21 @@ class TrainingConfig:
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
+        least = next((n for n in range(2, generations + 1) if generations % n == 0), 2)
         require(
-            answers >= 2,
-            "training.num_generations=1: an advantage compares an answer with the other answers to "
-            "its prompt; use 2 or more",
-        )
-        require(
-            generations % answers == 0,
-            f"training.generations_per_iteration={generations}: must be a multiple of "
-            "training.num_generations="
-            f"{answers}; try {max(1, round(generations / answers)) * answers}",
-        )
-        divisors = [str(n) for n in range(1, 17) if generations % n == 0]
-        require(
-            generations % self.updates_per_rollout == 0,
-            f"training.updates_per_rollout={self.updates_per_rollout}: must divide training."
-            f"generations_per_iteration={generations}; try one of {', '.join(divisors)}",
+            self.num_generations >= 2,
+            "training.num_generations=1: an advantage compares an answer with the other answers to its "
+            f"prompt; use training.num_generations={least} or more",
         )
         require(
             self.length_curriculum_start is None or self.length_curriculum_start > 0,
             "training.length_curriculum_start: must be above 0, or null for no curriculum",
         )
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of an iteration that depend on each other."""
+        return Sizes(self.num_generations, self.generations_per_iteration, self.updates_per_rollout)
 
     @property
     def prompts_per_iteration(self) -> int:
