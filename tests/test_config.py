@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import get_type_hints
@@ -15,7 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.compose import CONF_DIR, build_config, explain, load_saved, locate, resolved_yaml
+from gspo_cli.config.dependent import Sizes
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.training_schema import TrainingConfig
 from gspo_cli.errors import UserError
 from tests.support.command_line import gspo_train
 from tests.support.configs import composed, composed_from_parts
@@ -162,7 +164,14 @@ def test_nothing_has_to_be_given():
     config = built()
     chosen = (config.model.label, config.task.name, config.algorithm.name)
     assert chosen == ("tiny", "customer_service", "gspo")
-    assert config.training.num_outer_iterations == 100
+
+
+def test_a_first_run_is_short_and_evaluated_on_its_way():
+    training, evaluation = built().training, built().evaluation
+    assert training.num_outer_iterations <= 15
+    assert training.num_outer_iterations % evaluation.every == 0
+    assert training.num_outer_iterations > evaluation.every
+    assert TrainingConfig.num_outer_iterations == 100
 
 
 # Bad input: one sentence that names the key and the fix
@@ -177,7 +186,7 @@ SENTENCES = [
     ("task.dificulty=3", "task.dificulty: is not a"),
     ("+task.dificulty=3", "task.dificulty: is not a setting of gspo_cli.tasks.customer_service.Customer"),
     # unknown options and enum names, with the known ones
-    ("model=huge", "model=huge: is not an option; choose one of large, moe, small, tiny, tiny_moe"),
+    ("model=huge", "model=huge: is not an option; choose one of large, moe, small, smollm2, tiny"),
     ("experiment=nope", "experiment=nope: is not an option; choose one of"),
     ("algorithm.ratio_level=word", "algorithm.ratio_level: invalid value 'word', expected one of [token, "),
     ("hardware.device=tpu", "hardware.device: invalid value 'tpu', expected one of [cpu, cuda]"),
@@ -225,20 +234,20 @@ SENTENCES = [
     ("task.difficulty=0", "task.difficulty=0: must be between 1 and 4"),
     # illegal together
     ("training.num_generations=1", "training.num_generations=1: an advantage compares an answer with"),
-    ("training.generations_per_iteration=9", "=9: must be a multiple of training.num_generations=8; try 8"),
-    ("training.updates_per_rollout=3", "training.updates_per_rollout=3: must divide training.generations"),
+    ("training.generations_per_iteration=97", "=97: must be a multiple of training.num_generations=8 and of"),
     ("algorithm.aggregation=token_mean", "a sequence-level ratio needs sequence_mean"),
     ("algorithm.clip_mode=stop_gradient", "is defined for token ratios (CISPO); set algorithm.ratio"),
     ("algorithm.clip_range_left=null", "clip_mode=min needs both widths; give two numbers"),
-    ("model.shape.key_value_heads=3", "model.shape.heads: must be a multiple of model.shape.key_value_heads"),
+    ("model.shape.key_value_heads=3", "model.shape.heads=4: must be a multiple of model.shape.key_value"),
     ("hardware.processes=2", "more than one process needs hardware.zero_stage above 0; use hardware=zero2"),
-    ("hardware.offload=true", "hardware.offload=true: is part of ZeRO; set hardware.zero_stage to 1, 2 or 3"),
-    ("training.optimizer=paged_adamw_8bit", "needs a GPU; on a CPU use adamw_8bit"),
-    ("hardware=zero2 hardware.processes=33", "there are 33 processes for the 32 prompts of an iteration"),
+    ("hardware.offload=true", "hardware.offload=true: is part of ZeRO; use hardware=zero3_offload"),
+    ("training.optimizer=paged_adamw_8bit", "needs a GPU; on a CPU use training.optimizer=adamw_8bit"),
+    ("hardware=zero2 hardware.processes=33 training.generations_per_iteration=256 training.num_generations=8",
+     "there are 33 processes for the 32 prompts of an iteration"),
     ("hardware=zero3 model.use_lora=true model.use_4bit=true", "ZeRO-3 cannot shard quantized weights"),
     ("hardware=zero1 training.optimizer=adamw_8bit", "ZeRO supports adamw only; use"),
     ("training.length_curriculum_start=999", "=999: must not exceed rollout.max_completion_length="),
-    ("rollout.max_completion_length=17000", "exceed model.shape.positions=16384; lower one"),
+    ("rollout.max_completion_length=17000", "exceed the model's 16,384 positions; use rollout.max_prompt_"),
     # objects by dotted path
     ("task._target_=nope.Task", "task._target_=nope.Task: cannot be imported"),
     ("task._target_=os.path.join", "task._target_=os.path.join: must be a dataclass"),
@@ -378,5 +387,6 @@ def test_every_key_of_a_task_is_read_somewhere():
 def test_every_preset_is_read_by_a_file_of_conf():
     text = "".join(path.read_text() for path in CONF_DIR.rglob("*.yaml"))
     presets = [key for key in leaves(RunConfig) if key.startswith("model.presets.")]
-    assert len(presets) == 8
-    assert [key for key in presets if f"${{{key}}}" not in text] == []
+    assert len(presets) == 11
+    sizes = {f"model.presets.{name}" for name in asdict(Sizes(1, 1, 1))}
+    assert {key for key in presets if f"${{{key}}}" not in text} == sizes

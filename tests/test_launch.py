@@ -121,7 +121,10 @@ def test_cores_are_divided_unless_told_otherwise(tmp_path, capfd, monkeypatch):
 
 @pytest.mark.parametrize(
     ("found", "asked", "message"),
-    [(0, "null", "no GPU is visible"), (2, "3", "hardware.processes=3: 2 GPUs are visible; use at most 2")],
+    [
+        (0, "null", "cannot use the 4 visible GPUs; use hardware=cpu"),
+        (2, "3", "hardware.processes=3: 2 GPUs are visible; use at most 2"),
+    ],
 )
 def test_processes_are_counted_by_the_gpus_that_there_are(monkeypatch, found, asked, message):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")  # more than this machine has

@@ -99,7 +99,7 @@ def test_hidden_gpus_are_not_assigned(monkeypatch, value, gpus):
 def test_without_the_variable_nvidia_smi_says_what_gpus_there_are(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("gspo_cli.launching.start.DEVICES", tmp_path)
+    monkeypatch.setattr("gspo_cli.config.auto_hardware.DEVICES", tmp_path)
     assert visible_gpus() == []
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.api.config import EMBEDDED
+from gspo_cli.config.auto_hardware import visible_gpus
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
 from gspo_cli.config.model_schema import ModelConfig
@@ -28,19 +29,20 @@ from gspo_cli.types import Message
 @dataclass
 class AgentConfig:
     """`model_name` is a hub id, a local folder, or tiny or tiny_moe, which are built for the task they are
-    trained on. A non-empty `system_prompt` replaces the task's. The other fields control how the agent
-    answers outside training; temperature 0 is greedy."""
+    trained on. A non-empty `system_prompt` replaces the task's. `device` is cpu, cuda, or auto: a GPU where
+    one is visible. The other fields control how the agent answers outside training; temperature 0 is
+    greedy."""
 
     model_name: str | Path = "tiny"
     system_prompt: str = ""
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
-        devices = [device.value for device in Device]
-        require(self.device in devices, f"AgentConfig.device={self.device}: give {' or '.join(devices)}")
+        devices = [*(device.value for device in Device), "auto"]
+        require(self.device in devices, f"AgentConfig.device={self.device}: give {', '.join(devices)}")
         require(self.max_new_tokens > 0, f"AgentConfig.max_new_tokens={self.max_new_tokens}: give 1 or more")
         require(self.temperature >= 0, f"AgentConfig.temperature={self.temperature}: give 0 or more")
         require(0 < self.top_p <= 1, f"AgentConfig.top_p={self.top_p}: give more than 0, and at most 1")
@@ -62,7 +64,9 @@ class MultiTurnAgent:
         loading fails."""
         if self.policy is None and self.config.model_name not in EMBEDDED:
             model = ModelConfig(label="agent", name=str(self.config.model_name), use_lora=False)
-            hardware = HardwareConfig(device=Device(self.config.device))
+            found = "cuda" if visible_gpus() else "cpu"
+            device = found if self.config.device == "auto" else self.config.device
+            hardware = HardwareConfig(device=Device(device))
             self.policy = load_policy(str(self.config.model_name), model, hardware)
 
     async def generate_response(

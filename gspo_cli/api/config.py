@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,16 @@ KEYS = {
     }.items()
     for name in names.split()
 }
+# where those that were not given go: as defaults, which follow the settings that were given
+DEFAULTS = {
+    name: f"model.presets.{name}"
+    for name in (
+        "num_generations",
+        "generations_per_iteration",
+        "num_outer_iterations",
+        "updates_per_rollout",
+    )
+}
 # None takes the task's defaults for these
 OF_TASK = ("max_prompt_length", "max_completion_length", "max_turns")
 
@@ -50,6 +60,7 @@ class GSPOConfig:
     billion parameters. `get_config_for_task` gives those of a task and a model.
 
     `max_prompt_length`, `max_completion_length` (of one turn) and `max_turns` are the task's where None.
+    The numbers of answers and updates that are not given follow those that are, as on the command line.
     `overrides` are further settings as on the command line, e.g. ["training.schedule=cosine"], and win;
     `output_dir` is where run folders are made. `use_8bit` or `use_4bit` quantizes frozen weights, under LoRA.
     Raises UserError on overrides of a whole group."""
@@ -83,7 +94,14 @@ class GSPOConfig:
     overrides: Sequence[str] = ()
     output_dir: str | Path = "outputs"
 
+    def __new__(cls, *values: Any, **named: Any) -> GSPOConfig:
+        """Remembers which settings are given: later they look like defaults of the same value."""
+        config = super().__new__(cls)
+        config._given = frozenset([*(each.name for each in fields(cls)[: len(values)]), *named])
+        return config
+
     def __post_init__(self) -> None:
+        self._made = {name: getattr(self, name) for name in DEFAULTS}
         for text in self.overrides:
             require(
                 text.lstrip("+~").partition("=")[0] not in CHOSEN,
@@ -100,7 +118,17 @@ class GSPOConfig:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"available settings are {', '.join(known)}"
                 raise UserError(f"GSPOConfig.{name}: is not a setting; {hint}")
-        return replace(base, **overrides)
+        return replace(base, **overrides)._with_given(base.given | overrides.keys())
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the settings that were given, or changed later; the others are defaults."""
+        return self._given | {name for name, value in self._made.items() if getattr(self, name) != value}
+
+    def _with_given(self, names: Collection[str]) -> GSPOConfig:
+        """This configuration, with the settings `names` taken as given."""
+        self._given = frozenset(names)
+        return self
 
     def apply(self, node: DictConfig) -> None:
         """Write the settings into a composed configuration; settings named in `overrides` keep their
@@ -112,7 +140,7 @@ class GSPOConfig:
             value = getattr(self, name)
             left_to_task = name in OF_TASK and value is None
             if key not in named and not left_to_task:
-                write_setting(node, key, value)
+                write_setting(node, key if name in self.given else DEFAULTS.get(name, key), value)
 
 
 def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "gspo") -> GSPOConfig:
@@ -122,7 +150,8 @@ def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "g
     node = composed([f"task={task}", *model_overrides(model_name), f"algorithm={algorithm}"])
     resolved = OmegaConf.create(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
     own = {name: key for name, key in KEYS.items() if name not in OF_TASK}
-    return GSPOConfig(**{name: OmegaConf.select(resolved, key) for name, key in own.items()})
+    values = {name: OmegaConf.select(resolved, key) for name, key in own.items()}
+    return GSPOConfig(**values)._with_given(())
 
 
 def write_setting(node: DictConfig, key: str, value: Any) -> None:

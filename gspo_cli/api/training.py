@@ -10,12 +10,15 @@ from omegaconf import DictConfig
 from gspo_cli.api.agent import MultiTurnAgent
 from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
+from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import OBJECT, build_config, composed, resolved_yaml
 from gspo_cli.console.reporting import Reporter
+from gspo_cli.launching.start import require_device
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.job import train_here
+from gspo_cli.training.process_group import gpu_count
 from gspo_cli.training.session import load_trained
 
 
@@ -59,6 +62,7 @@ def _train(
         usable, f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass"
     )
     node = run_node(algorithm, settings, agent, environment)
+    use_one_process(node)  # that of the script
     folder = RunFolder(run_place(node, settings))
     environment.apply(node, folder.path)
     if reward is not None:
@@ -68,6 +72,7 @@ def _train(
         config, node.reward = build_config(node), made_by
     else:
         config = build_config(node)
+    require_device(config.hardware, gpu_count)
     folder.create(resolved_yaml(node))
     environment.write(folder.path)
     agent.policy = None  # do not keep a second copy of the model in memory while it trains
@@ -87,7 +92,7 @@ def run_node(
     settings.apply(node)
     if agent.config.system_prompt:
         write_setting(node, "task.system_prompt", agent.config.system_prompt)
-    if agent.config.device != "cpu":
+    if agent.config.device != "auto":
         write_setting(node, "hardware.device", agent.config.device)
     return node
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.entry import command_parser
+from gspo_cli.config.auto_hardware import use_hardware_here
 from gspo_cli.config.compose import build_config, composed, load_saved, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
@@ -31,7 +33,10 @@ def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunCon
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder; give a run folder or a model folder")
     if (folder / "config.yaml").exists():
-        config = build_config(with_overrides(load_saved(folder / "config.yaml"), overrides))
+        saved = load_saved(folder / "config.yaml")
+        if note := use_hardware_here(saved):
+            print(f"note: {note}", file=sys.stderr)
+        config = build_config(with_overrides(saved, overrides))
         return config, *RunFolder(folder).checkpoint_model(checkpoint, config.model)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: is neither a run folder (config.yaml) nor a model folder (config.json)")

@@ -19,7 +19,7 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.compose import CONF_DIR, build_config, register, resolved_yaml
 from gspo_cli.errors import UserError
 from gspo_cli.launching.queue_launcher import offer_queue
-from gspo_cli.launching.start import process_count, resumed, torchrun_command
+from gspo_cli.launching.start import idle_gpu_note, process_count, resumed, torchrun_command
 from gspo_cli.launching.sweep import (
     in_sweep,
     job_results,
@@ -100,10 +100,12 @@ def train(node: DictConfig) -> int:
         folder = Path(node.resume)
         node = resumed(folder, list(settings.overrides.task))
     config = build_config(node)
-    processes = process_count(config, usable_gpus)
+    processes = process_count(config, usable_gpus, resumes=node.resume is not None)
     run = RunFolder(folder)
     if node.resume is not None:
         write_atomically(run.config, resolved_yaml(node))
+        if run.checkpoints.exists() and (note := idle_gpu_note(config)):
+            print(f"note: {note}", flush=True)
     elif not in_sweep():
         run.create(resolved_yaml(node))
     elif prepare_job(folder, resolved_yaml(node)) is State.complete:

@@ -20,10 +20,10 @@ from gspo_cli.config.compose import composed
 from gspo_cli.config.schema import AlgorithmConfig
 from gspo_cli.console.words import number, override
 from gspo_cli.errors import UserError
-from gspo_cli.run.identity import leaves
+from gspo_cli.run.identity import WRITTEN, leaves
 
 RATIOS = {RatioLevel.token: "w_t", RatioLevel.sequence: "s", RatioLevel.sequence_token: "s_t"}
-NOT_GIVEN = ("seed", "resume", "logging.run_name")
+NOT_GIVEN = ("seed", "logging.run_name", *WRITTEN)
 
 
 def arms_of(runs: Sequence[StoredRun], algorithms: Sequence[str]) -> dict[str, list[StoredRun]]:

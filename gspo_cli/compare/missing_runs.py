@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.compare.arms import arms_of, baseline_of, resolved_settings
 from gspo_cli.compare.runs import StoredRun
+from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
 from gspo_cli.config.compose import build_config, composed, resolved_yaml
@@ -76,6 +77,7 @@ class SharedSettings:
         node = composed(
             [*self.overrides, f"algorithm={option}", *own, *more, f"seed={seed}"], self.directories
         )
+        use_one_process(node)  # the runs share the GPUs
         config = build_config(node)
         require(
             config.training.updates_per_rollout > 1,

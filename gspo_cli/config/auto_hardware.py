@@ -126,6 +126,7 @@ def _prompts(node: DictConfig) -> int:
 def option_values(option: str) -> dict[str, Any]:
     """What an option of conf/hardware sets of the values that auto chooses."""
     values = OmegaConf.load(CONF_DIR / "hardware" / f"{option}.yaml")
+    assert isinstance(values, DictConfig)
     return {key: values.get(key, ABSENT.get(key)) for key in CHOSEN}
 
 
@@ -146,3 +147,18 @@ def use_one_process(node: DictConfig) -> None:
     """Let auto choose at most one GPU: for a run that shares the machine with others, or with a script."""
     if len(visible_gpus()) > 1 and is_left_open(written(node, "hardware"), "processes"):
         OmegaConf.update(node, "hardware.processes", 1)
+
+
+def use_hardware_here(saved: DictConfig) -> str:
+    """Change the stored settings of a run that was trained on a GPU, so that it is evaluated on the CPU where
+    no GPU is visible. Returns a note, empty where nothing had to change."""
+    if OmegaConf.select(saved, "hardware.device") != Device.cuda.value or visible_gpus():
+        return ""
+    values = {**option_values("cpu"), "offload": False, "nodes": 1}
+    for key, value in values.items():
+        OmegaConf.update(saved, f"hardware.{key}", value, force_add=True)
+    # evaluation has no optimizer, and some need a GPU
+    OmegaConf.update(saved, "training.optimizer", Optimizer.adamw.value, force_add=True)
+    return (
+        "the run was trained on a GPU and none is visible here: evaluating with the settings of hardware=cpu"
+    )

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -41,7 +41,7 @@ MOVED = {  # dotted names that stored runs have, and their current names; task t
     "gspo_cli.rewards.conversation.StandingReward": "gspo_cli.rewards.conversation.ProgressReward",
 }
 MISSING = "???"  # OmegaConf's marker of a missing value
-RESOLVERS = {  # what references in conf/ may call
+RESOLVERS: dict[str, Callable[..., Any]] = {  # what references in conf/ may call
     "fetched_or_hub": fetched_or_hub,
     "resumed_or": lambda resume, new: resume or new,
     "digest": lambda text: hashlib.sha256(text.encode()).hexdigest()[:8],

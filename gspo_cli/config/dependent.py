@@ -48,8 +48,8 @@ class Sizes:
 
 
 def fitted_sizes(given: Mapping[str, int], presets: Sizes, processes: int) -> Sizes:
-    """`given` sizes, and the presets of the others, or what is nearest to them and fits. If nothing near fits,
-    the presets."""
+    """`given` sizes, and the presets of the others, or what is nearest to them and fits; the presets where
+    nothing near fits."""
     wanted = replace(presets, **given)
     if wanted.fit(processes):
         return wanted
@@ -81,7 +81,7 @@ def fitted_lengths(lengths: tuple[int, int], positions: int, given: Collection[s
     if prompt + answer <= positions:
         return lengths
     prompt_given, answer_given = (name in given for name in LENGTHS)
-    if prompt_given and answer_given or max(prompt * prompt_given, answer * answer_given) >= positions:
+    if (prompt_given and answer_given) or max(prompt * prompt_given, answer * answer_given) >= positions:
         return lengths
     half = positions // 2
     if prompt_given or (prompt <= half and not answer_given):
@@ -92,8 +92,8 @@ def fitted_lengths(lengths: tuple[int, int], positions: int, given: Collection[s
 
 
 def known_positions(name: str, shape_positions: int) -> int | None:
-    """Longest context of the model `name`, in tokens, as far as it is known without loading it: of an embedded
-    model (`shape_positions`) and of a model folder. None if it is not known."""
+    """Longest context of the model `name`, in tokens, as far as it is known without loading it: of an
+    embedded model (`shape_positions`) and of a model folder. None if it is not known."""
     if name == "embedded":
         return shape_positions
     try:
@@ -128,8 +128,8 @@ def sizes_of(node: DictConfig) -> tuple[Sizes, Sizes]:
 def _given_processes(node: DictConfig) -> int:
     """Processes on all nodes where they are given; 1 where the visible GPUs decide."""
     hardware = written(node, "hardware")
-    each, nodes = (hardware.get(key) for key in ("processes", "nodes"))
-    return (each if _counts(each) else 1) * (nodes if _counts(nodes) else 1)
+    given: list[Any] = [hardware.get(key) for key in ("processes", "nodes")]
+    return math.prod([value for value in given if _counts(value)])
 
 
 def _counts(value: Any) -> bool:
@@ -186,9 +186,11 @@ def notes(*, _root_: DictConfig) -> list[str]:
 
 
 def length_notes(lengths: tuple[int, int], fitting: tuple[int, int], positions: int | None) -> list[str]:
-    """What became of default lengths that do not fit the model's positions."""
+    """What became of default lengths that do not fit the model's positions; nothing where these are not
+    known."""
+    room = f"to fit the model's {positions or 0:,} positions"
     return [
-        f"rollout.{name}={after}: in place of the default {before}, to fit the model's {positions:,} positions"
+        f"rollout.{name}={after}: in place of the default {before}, {room}"
         for name, before, after in zip(LENGTHS, lengths, fitting, strict=True)
         if before != after
     ]

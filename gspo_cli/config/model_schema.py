@@ -71,10 +71,11 @@ class Shape:
         require_positive("model.shape", self, "intermediate_size", "vocabulary", "positions")
         require_not_negative("model.shape", self, "experts")
         require(self.head_dim % 2 == 0, f"model.shape.head_dim={self.head_dim}: must be even")
+        shared = math.gcd(self.heads, self.key_value_heads)
         require(
             self.heads % self.key_value_heads == 0,
             f"model.shape.heads={self.heads}: must be a multiple of model.shape.key_value_heads="
-            f"{self.key_value_heads}; use model.shape.key_value_heads={math.gcd(self.heads, self.key_value_heads)}",
+            f"{self.key_value_heads}; use model.shape.key_value_heads={shared}",
         )
         require(
             self.experts == 0 or 0 < self.experts_per_token <= self.experts,

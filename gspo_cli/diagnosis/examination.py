@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.config.auto_hardware import visible_gpus
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import OBJECT, composed, literal, plain_values
 from gspo_cli.config.stored import StoredConfig, read_stored
@@ -21,7 +22,7 @@ from gspo_cli.diagnosis.guide import Answer, guide
 from gspo_cli.diagnosis.history import Finding, History, Record, Severity
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder, read_log
-from gspo_cli.run.identity import RESUMABLE, leaves, matches
+from gspo_cli.run.identity import RESUMABLE, WRITTEN, leaves, matches
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,11 @@ def own_overrides(config: StoredConfig) -> list[str] | None:
     if any(key not in preset for key in own if key.startswith("task.")):
         return None
     changed = {
-        key: value for key, value in own.items() if key in preset and preset[key] != value and key != "resume"
+        key: value
+        for key, value in own.items()
+        if key in preset and preset[key] != value and key not in WRITTEN
     }
-    usual = {"hardware=cpu", "logging=none", "algorithm=gspo"}
+    usual = {"logging=none", "algorithm=gspo"} | (set() if visible_gpus() else {"hardware=cpu"})
     return [*(text for text in groups if text not in usual), *map(typed, changed, changed.values())]
 
 

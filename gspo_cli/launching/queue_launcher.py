@@ -22,6 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import build_config, explain, resolved_yaml
@@ -111,6 +112,7 @@ def sweep_job(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str],
         node = copy.deepcopy(composed)
         with open_dict(node):
             del node["hydra"]
+        use_one_process(node)  # the jobs share the GPUs
         config = build_config(node)
         require(
             config.hardware.nodes == 1 and node.resume is None,

@@ -1,31 +1,27 @@
-"""How gspo-train starts a run: the settings it resumes with, the number of processes, the GPUs. Free of
-torch."""
+"""How gspo-train starts a run: the settings it resumes with, whether this machine has its hardware, and the
+number of processes. Free of torch."""
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Callable
-from itertools import takewhile
+from importlib import metadata
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from gspo_cli.config.auto_hardware import option_values
+from gspo_cli.config.auto_hardware import visible_gpus as visible_gpus  # imported from here by others
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
-from gspo_cli.config.compose import load_saved, with_overrides
-from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.compose import load_saved, plain_values, with_overrides
+from gspo_cli.config.schema import HardwareConfig, RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import require_deepspeed
 from gspo_cli.run.identity import RESUMABLE, matches
 from gspo_cli.run.summary import RunStatus, read_summary
 
-DEVICES = Path("/dev")
 NO_GPU = "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
-GPU = re.compile(r"\d+|(GPU|MIG)-\S+")  # an index or an identifier in CUDA_VISIBLE_DEVICES
 
 
 def resumed(folder: Path, overrides: list[str]) -> DictConfig:
@@ -54,11 +50,45 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     return node
 
 
-def process_count(config: RunConfig, count_gpus: Callable[[], int]) -> int:
-    """Processes of a run on this machine, or on each of many nodes. `count_gpus`, called only where the run
-    uses GPUs, counts those that a process can use. Raises UserError where the number of processes is not
-    known or cannot run."""
+def require_device(hardware: HardwareConfig, count_gpus: Callable[[], int], resumes: bool = False) -> int:
+    """GPUs that a process can use: 0 where the run uses none, or runs on other nodes. `count_gpus`, called
+    only where a GPU is visible and wanted, asks torch. Raises UserError if the run needs one and there is
+    none; where it resumes, with the settings that let it continue here."""
+    if hardware.device is Device.cpu or hardware.nodes > 1:
+        return 0
+    visible = len(visible_gpus())
+    found = count_gpus() if visible else 0
+    instead = settings_for("cpu", hardware) if resumes else "hardware=cpu"
+    require(visible > 0, NO_GPU.replace("hardware=cpu", instead))
+    require(
+        found > 0,
+        f"hardware.device=cuda: torch {metadata.version('torch')} cannot use the {visible} visible GPUs; "
+        f"use {instead}, or install a torch that can",
+    )
+    return found
+
+
+def settings_for(option: str, hardware: HardwareConfig) -> str:
+    """The single settings that change `hardware` to an option of conf/hardware, as they are typed."""
+    wanted = {**plain_values(OmegaConf.structured(HardwareConfig)), **option_values(option)}
+    now = plain_values(OmegaConf.structured(hardware))
+    changed = {key: wanted[key] for key in now if key != "threads" and now[key] != wanted[key]}
+    return " ".join(f"hardware.{key}={'null' if value is None else value}" for key, value in changed.items())
+
+
+def idle_gpu_note(config: RunConfig) -> str:
+    """For a resumed run that uses the CPU where a GPU is visible: how it can use it; else empty."""
     hardware = config.hardware
+    if hardware.device is Device.cuda or hardware.zero_stage > 0 or not visible_gpus():
+        return ""
+    return f"the run continues on the CPU; to use a GPU, add {settings_for('single_gpu', hardware)}"
+
+
+def process_count(config: RunConfig, count_gpus: Callable[[], int], resumes: bool = False) -> int:
+    """Processes of a run on this machine, or on each of many nodes. Raises UserError where the number of
+    processes is not known or cannot run, and as `require_device` does."""
+    hardware = config.hardware
+    gpus = require_device(hardware, count_gpus, resumes)
     if hardware.zero_stage == 0:
         return 1
     require_deepspeed()
@@ -67,12 +97,11 @@ def process_count(config: RunConfig, count_gpus: Callable[[], int]) -> int:
         if hardware.processes is None:
             raise UserError(f"hardware.processes: has no value; set how many processes {where}")
         return hardware.processes
-    found = count_gpus()
-    require(found > 0, NO_GPU)
-    processes = hardware.processes or found
+    # all answers to a prompt run in one process
+    processes = hardware.processes or min(gpus, config.training.prompts_per_iteration)
     require(
-        processes <= found,
-        f"hardware.processes={processes}: {found} GPUs are visible; use at most {found}, or check "
+        processes <= gpus,
+        f"hardware.processes={processes}: {gpus} GPUs are visible; use at most {gpus}, or check "
         "CUDA_VISIBLE_DEVICES",
     )
     config.check_processes(processes)
@@ -93,17 +122,3 @@ def require_gpus() -> list[str]:
     found = visible_gpus()
     require(bool(found), NO_GPU)
     return found
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that runs may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists, or
-    where that is missing, as in some containers, all that have a device file."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        # as CUDA reads it: an invalid name hides all that follow, and a duplicate name hides all
-        names = list(takewhile(GPU.fullmatch, (name.strip() for name in listed.split(","))))
-        return names if len(set(names)) == len(names) else []
-    if shutil.which("nvidia-smi") is None:
-        return [str(i) for i in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
-    output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    return [str(i) for i in range(sum(line.startswith("GPU ") for line in output.splitlines()))]

@@ -3,6 +3,7 @@ names of a plain checkpoint."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,6 +39,22 @@ def zero_init(settings: dict[str, Any]) -> Iterator[None]:
 def full_shape(parameter: nn.Parameter) -> torch.Size:
     """The shape of a weight, also where this rank holds a shard of it."""
     return getattr(parameter, "ds_shape", parameter.shape)  # set by DeepSpeed on sharded weights
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of a model: a sharded weight counts in full, and one in 4 bits, of which a byte holds two,
+    as many values as it stands for."""
+    stored = {
+        id(parametrized.original): parametrized[0].quant_state.shape  # of fused experts
+        for module in model.modules()
+        for parametrized in getattr(module, "parametrizations", {}).values()
+        if hasattr(parametrized[0], "quant_state")
+    }
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)  # of a linear layer
+        if state is not None:
+            stored[id(parameter)] = state.shape
+    return sum(math.prod(stored.get(id(p), full_shape(p))) for p in model.parameters())
 
 
 def gathered(parameters: Iterable[nn.Parameter], modified: bool = False) -> AbstractContextManager[None]:

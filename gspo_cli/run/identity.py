@@ -24,6 +24,8 @@ RESUMABLE = (  # settings that may change when a run is resumed: those that do n
     "evaluation.",
     "checkpoint.",
     "logging.",
+    "hardware.device",
+    "hardware.precision",
     "hardware.threads",
     "hardware.tokens_per_microbatch",
     "hardware.processes",
@@ -37,9 +39,12 @@ MEASURED = (
     "training.num_outer_iterations",
     "training.on_collapse",
     "evaluation.",
+    "hardware.device",
+    "hardware.precision",
     "hardware.tokens_per_microbatch",
     "rollout.batch_size",
 )
+WRITTEN = ("resume", "notes", "rollout.default_lengths")  # what the program writes: no settings of a run
 
 
 class State(Enum):
@@ -74,19 +79,26 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
     # rollbacks depend on which checkpoints exist
     if values.get("training.on_collapse") == OnCollapse.rollback.value:
         ignored = tuple(key for key in ignored if key != "checkpoint.")
-    return {key: value for key, value in values.items() if key != "resume" and not matches(key, ignored)}
+    return {key: value for key, value in values.items() if not matches(key, (*WRITTEN, *ignored))}
+
+
+def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`computed` without lengths that follow the task and the model: those of a model from a hub are lowered
+    to its positions only once it is loaded."""
+    following = [f"rollout.{name}" for name in config["rollout"].get("default_lengths", [])]
+    return {key: value for key, value in computed(config).items() if key not in following}
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Equal for two runs that compute and measure the same: sha256 of `computed`, as canonical JSON."""
-    text = json.dumps(computed(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Equal for two runs that compute and measure the same: sha256 of `identifying`, as canonical JSON."""
+    text = json.dumps(identifying(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Keys of `computed` in which two resolved configurations differ, sorted."""
+    """Keys of `identifying` in which two resolved configurations differ, sorted."""
     absent = object()
-    first, second = computed(one), computed(other)
+    first, second = identifying(one), identifying(other)
     keys = first.keys() | second.keys()
     return sorted(key for key in keys if first.get(key, absent) != second.get(key, absent))
 
@@ -124,11 +136,15 @@ def prepare(folder: Path, config_yaml: str) -> State:
         return state
     wanted = OmegaConf.create(config_yaml)
     assert isinstance(wanted, DictConfig)
-    other = changed_settings(saved_settings(folder), plain_values(wanted))
+    saved = saved_settings(folder)
+    other = changed_settings(saved, plain_values(wanted))
     if other:
+        its = computed(saved)
+        given = " ".join(f"{key}={json.dumps(its[key])}" for key in other[:3] if key in its)
+        more = ", ..." if other[3:] else ""
         raise UserError(
-            f"{folder}: contains a run with another configuration ({', '.join(other[:3])}"
-            f"{', ...' if other[3:] else ''}); choose another folder, or give its settings"
+            f"{folder}: contains a run with another configuration ({', '.join(other[:3])}{more}); choose "
+            f"another folder, or give its settings: {given}{more}"
         )
     if state is State.started:
         write_atomically(run.config, config_yaml)

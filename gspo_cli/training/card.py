@@ -5,6 +5,7 @@ terminal."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from gspo_cli.config.cautions import cautions
@@ -21,6 +22,7 @@ from gspo_cli.config.choices import (
 from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.console.words import number
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.weights import full_shape, parameter_count
 from gspo_cli.training.memory_plan import MemoryPlan, dimensions, memory_plan, memory_text
 from gspo_cli.training.preflight import NoiseFloor, noise_limit, noise_text
 
@@ -190,7 +192,7 @@ def objective_card(
         noise_limit=noise_limit(config),
         source=config.task.source,
         license=config.task.license,
-        notes=cautions(config),
+        notes=[*config.notes, *cautions(config)],
     )
 
 
@@ -211,8 +213,8 @@ def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_probl
         max_prompt_length=rollout.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
         max_turns=None if config.task.environment().single_turn else rollout.max_turns,
-        parameters=sum(p.numel() for p in policy.model.parameters()),
-        trained_parameters=sum(p.numel() for p in policy.trainable()),
+        parameters=parameter_count(policy.model),
+        trained_parameters=sum(math.prod(full_shape(p)) for p in policy.trainable()),
         lora_rank=config.model.lora_r if policy.has_adapter else None,
     )
 

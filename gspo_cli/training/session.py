@@ -6,17 +6,20 @@ import platform
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from gspo_cli.config.choices import Engine
+from gspo_cli.config.compose import literal, load_saved, resolved_yaml
+from gspo_cli.config.dependent import LENGTHS, fitted_lengths, length_notes
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.errors import UserError
@@ -27,6 +30,7 @@ from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
+from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus
 from gspo_cli.tasks.base import Task
@@ -137,13 +141,12 @@ def build_parts(
     ranks = ranks or ProcessGroup()
     source = ranks.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
     policy, strategy = load_for_training(config, source, folder, ranks)
-    check_positions(config, policy.max_positions)
-    prompts = Prompts(policy.chat, task.system_prompt_and_tools())
-    cap = config.rollout.max_prompt_length
-    train = fitting(train, prompts, cap, "training", reporter.warn)
-    heldout = fitting(heldout, prompts, cap, "held-out", reporter.warn)
+    fit_lengths(config, policy.max_positions, folder, reporter.warn)
     engine = build_engine(config, policy, source)
-    check_positions(config, engine.max_positions)
+    fit_lengths(config, engine.max_positions, folder, reporter.warn)
+    prompts = Prompts(policy.chat, task.system_prompt_and_tools())
+    train = fitting(train, prompts, config, engine.max_positions, "training", reporter.warn)
+    heldout = fitting(heldout, prompts, config, engine.max_positions, "held-out", reporter.warn)
     return Parts(policy, strategy, reward, engine, prompts, train, heldout[: config.evaluation.problems])
 
 
@@ -185,10 +188,9 @@ def evaluate_only(
     set_threads(config)
     reward, heldout = build_reward(config), task.heldout_problems()
     policy = load_trained(config, source, adapter)
-    check_positions(config, policy.max_positions)
-    cap = config.rollout.max_prompt_length
+    fit_lengths(config, policy.max_positions, None, warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
-    heldout = fitting(heldout, prompts, cap, "held-out", warn)
+    heldout = fitting(heldout, prompts, config, policy.max_positions, "held-out", warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
     runner = ConversationRunner(config, reward, engine, prompts)
@@ -217,27 +219,60 @@ def build_reward(config: RunConfig) -> RewardFunction:
     return build(config.reward, config.reward_settings or {})
 
 
-def check_positions(config: RunConfig, positions: int) -> None:
-    """Raise UserError if the longest prompt and answer do not fit the model's context."""
+def fit_lengths(
+    config: RunConfig, positions: int, folder: RunFolder | None, warn: Callable[[str], None]
+) -> None:
+    """Lower the default lengths of `config` to the positions of the loaded model, and in the config.yaml of
+    `folder`. Where the positions were known before, this changes nothing. Raises UserError where given
+    lengths do not fit."""
     rollout = config.rollout
-    needed = rollout.max_prompt_length + rollout.max_completion_length
-    if needed > positions:
-        raise UserError(
-            f"rollout.max_prompt_length + rollout.max_completion_length = {needed}: the model "
-            f"supports {positions} positions; lower one of them"
-        )
+    lengths = rollout.max_prompt_length, rollout.max_completion_length
+    given = [name for name in LENGTHS if name not in rollout.default_lengths]
+    fitted = fitted_lengths(lengths, positions, given)
+    if fitted != lengths:
+        notes = length_notes(lengths, fitted, positions)
+        for note in notes:
+            warn(note)
+        config.rollout = replace(rollout, max_prompt_length=fitted[0], max_completion_length=fitted[1])
+        config.notes = [*config.notes, *notes]
+        if folder is not None:
+            changed = {f"rollout.{name}": value for name, value in zip(LENGTHS, fitted, strict=True)}
+            change_config(folder, {**changed, "notes": config.notes})
+    config.check_lengths(positions)
+
+
+def change_config(folder: RunFolder, values: Mapping[str, Any]) -> None:
+    """Change settings of a run's config.yaml, by dotted key."""
+    if not folder.writes:
+        return
+    node = load_saved(folder.config)
+    for key, value in values.items():
+        OmegaConf.update(node, key, literal(value), merge=False)
+    write_atomically(folder.config, resolved_yaml(node))
 
 
 def fitting(
-    problems: Sequence[Problem], prompts: Prompts, cap: int, split: str, warn: Callable[[str], None]
+    problems: Sequence[Problem],
+    prompts: Prompts,
+    config: RunConfig,
+    positions: int,
+    split: str,
+    warn: Callable[[str], None],
 ) -> list[Problem]:
-    """Problems whose prompt is within the cap. Reports how many are not; raises UserError if none is."""
-    kept = [p for p in problems if len(prompts.ids(p.messages)) <= cap]
+    """Problems whose prompt is within rollout.max_prompt_length. Reports how many are not; raises UserError
+    if none is, with a length that the model's positions allow."""
+    cap, answer = config.rollout.max_prompt_length, config.rollout.max_completion_length
+    lengths = [len(prompts.ids(problem.messages)) for problem in problems]
+    kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= cap]
+    if not problems:
+        raise UserError(f"task: has no {split} problems; give a file that contains some")
     if not kept:
+        room = positions - (1 if "max_completion_length" in config.rollout.default_lengths else answer)
+        longest = max((length for length in lengths if length <= room), default=None)
+        fix = "use a model with more" if longest is None else f"use rollout.max_prompt_length={longest}"
         raise UserError(
-            f"rollout.max_prompt_length={cap}: all {len(problems)} {split} problems are longer; raise it"
-            if problems
-            else f"task: has no {split} problems; give a file that contains some"
+            f"rollout.max_prompt_length={cap}: all {len(problems)} {split} problems are longer, by "
+            f"{min(lengths) - cap} tokens at least, and the model has {positions:,} positions; {fix}"
         )
     if len(kept) < len(problems):
         warn(
