@@ -98,8 +98,8 @@ class AlgorithmConfig:
         whole = self.ratio_level is RatioLevel.sequence
         require(
             self.credit is Credit.turn or self.discount == 1,
-            f"algorithm.discount={self.discount}: only applies with algorithm.credit=turn; set that"
-            f"{' and algorithm=gspo_token' if whole else ''}, or algorithm.discount=1",
+            f"algorithm.discount={self.discount}: only applies to credit by turns; use "
+            f"{'algorithm=gspo_token ' if whole else ''}algorithm.credit=turn, or algorithm.discount=1",
         )
         require(
             self.credit is Credit.trajectory or not whole,
