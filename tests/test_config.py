@@ -207,7 +207,7 @@ SENTENCES = [
     ("algorithm.clip_range_left=0", "algorithm.clip_range_left=0.0: is a width around 1 and must be above 0"),
     ("algorithm.beta=-0.1", "algorithm.beta=-0.1: must not be negative"),
     ("algorithm.credit=turn", "algorithm.credit=turn: a sequence ratio takes one advantage for the whole"),
-    ("algorithm.discount=0.5", "algorithm.discount=0.5: only applies to credit by turns; use algorithm=gspo_token algorithm.credit="),
+    ("algorithm.discount=0.5", "algorithm.discount=0.5: only applies to credit by turns; use algorithm"),
     ("algorithm.discount=0", "algorithm.discount=0.0: must be above 0 and at most 1"),
     ("algorithm.discount=1.1", "algorithm.discount=1.1: must be above 0 and at most 1"),
     ("training.reward_timeout=0", "training.reward_timeout=0.0: must be above 0"),

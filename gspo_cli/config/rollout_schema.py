@@ -23,14 +23,14 @@ class RolloutConfig:
     sampling/truncated_mass); above 0."""
     top_k: int = 0
     """Number of tokens that sampling keeps; 0 keeps all; 0 or more."""
+    default_lengths: list[str] = field(default_factory=list)
+    """Names of the two lengths below that may be lowered to fit the model's positions; by default those that
+    are not given."""
     max_prompt_length: int = 256
     """Longest prompt in tokens, including system prompt and tools; problems with longer prompts are left out;
     above 0."""
     max_completion_length: int = 256
     """Longest answer, or turn of a conversation, in tokens; above 0."""
-    default_lengths: list[str] = field(default_factory=list)
-    """Names of the two lengths above that may be lowered to fit the model's positions; by default those that
-    are not given."""
     max_turns: int = 8
     """Maximum turns of the agent in a conversation; above 0."""
     batch_size: int = 256

@@ -116,8 +116,12 @@ class LoggingConfig:
 
 @dataclass
 class RunSettings:
-    """The settings of a run by group, each group checked on its own."""
+    """The settings of a run by group, each group checked on its own. `notes` come first: what resolves a
+    configuration in place resolves them before the settings that they are about."""
 
+    notes: list[str] = field(default_factory=list)
+    """What was chosen or adjusted to fit the other settings, in sentences for the objective card; written by
+    the program."""
     model: ModelConfig = MISSING
     task: Any = MISSING
     algorithm: AlgorithmConfig = MISSING
@@ -135,9 +139,6 @@ class RunSettings:
     """Seed of problem order, sampling and minibatches, but not of the model before training; 0 or more."""
     resume: str | None = None
     """Run folder to resume, from its last checkpoint."""
-    notes: list[str] = field(default_factory=list)
-    """What was chosen or adjusted to fit the other settings, in sentences for the objective card; written by
-    the program."""
 
     @property
     def measures_kl(self) -> bool:
