@@ -226,7 +226,7 @@ def test_scenarios_without_goals_need_a_reward(tmp_path, reporter):
         ),
         (lambda: GSPOConfig(overrides=["algorithm=grpo"]), "algorithm=grpo is not a single setting"),
         (lambda: GSPOConfig(overrides=["logging=wandb"]), "logging=wandb is not a single setting"),
-        (lambda: AgentConfig(device="tpu"), "AgentConfig.device=tpu: give cpu or cuda"),
+        (lambda: AgentConfig(device="tpu"), "AgentConfig.device=tpu: give cpu, cuda, auto"),
         (
             lambda: ConversationEnvironment(task="sales", scenarios=CARDS),
             "^scenarios: only apply",

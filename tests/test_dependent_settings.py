@@ -10,10 +10,13 @@ import re
 
 import pytest
 
-from gspo_cli.config.compose import build_config, composed, resolved_yaml
+from gspo_cli.config.compose import build_config, composed, load_saved, resolved_yaml
 from gspo_cli.config.dependent import Sizes, fitted_lengths, fitted_sizes, known_positions
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.identity import fingerprint, saved_settings
+from gspo_cli.training.session import fit_lengths
 from tests.support.configs import composed_from_parts
 
 PRESETS = {"tiny": Sizes(8, 256, 4), "small": Sizes(4, 100, 4), "moe": Sizes(6, 96, 4)}
@@ -249,3 +252,26 @@ def test_tasks_of_8192_tokens_fit_a_model_of_8192_positions(task, tmp_path):
         build_config(composed([*own, *given]))
     assert suggested(error.value) == ["rollout.max_prompt_length=7936", "rollout.max_completion_length=256"]
     build_config(composed([*own, *suggested(error.value)]))
+
+
+def test_lengths_of_a_model_from_a_hub_are_lowered_when_it_is_loaded_and_saved(tmp_path):
+    node = composed(["model=small", "model.name=a/b", "rollout.max_completion_length=100"])
+    config, folder, warned = build_config(node), RunFolder(tmp_path / "run"), []
+    folder.create(resolved_yaml(node))
+    before = fingerprint(saved_settings(folder.path))
+    fit_lengths(config, 1024, folder, warned.append)
+    assert (config.rollout.max_prompt_length, config.rollout.max_completion_length) == (924, 100)
+    assert warned == config.notes[-1:]
+    saved = build_config(load_saved(folder.config))
+    assert (saved.rollout, saved.notes) == (config.rollout, config.notes)
+    assert fingerprint(saved_settings(folder.path)) == before  # a sweep finds its run again
+    fit_lengths(saved, 1024, folder, warned.append)
+    assert len(warned) == 1
+
+
+def test_given_lengths_that_do_not_fit_a_model_from_a_hub_are_refused(tmp_path):
+    given = ["rollout.max_prompt_length=2000", "rollout.max_completion_length=100"]
+    config = build_config(composed(["model=small", "model.name=a/b", *given]))
+    with pytest.raises(UserError) as error:
+        fit_lengths(config, 1024, None, lambda text: None)
+    assert suggested(error.value) == ["rollout.max_prompt_length=924", "rollout.max_completion_length=100"]

@@ -1,0 +1,190 @@
+"""The quick start of the GSPO guide and its five blocks of settings, as they are printed there, with local
+models in the place of gpt2: SmolLM2, and gpt2's shape with its 1,024 positions."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+
+import pytest
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from gspo_cli import (
+    CONVERSATION_CONFIGS,
+    AgentConfig,
+    ConversationEnvironment,
+    GSPOConfig,
+    MultiTurnAgent,
+    create_customer_service_reward,
+    get_config_for_task,
+    train_with_gspo,
+)
+from gspo_cli.api.training import run_node
+from gspo_cli.config.compose import build_config, resolved_yaml
+from gspo_cli.config.dependent import Sizes
+from gspo_cli.errors import UserError
+from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.rollout.prompts import Prompts
+
+END = "<|endoftext|>"
+SYSTEM = "You are a helpful customer service representative."
+BLOCKS = {
+    "essential": lambda: GSPOConfig(
+        num_generations=4,
+        clip_range_left=3e-4,
+        clip_range_right=4e-4,
+        beta=0.0,
+        num_outer_iterations=100,
+        generations_per_iteration=100,
+        learning_rate=1e-5,
+        use_lora=True,
+        lora_r=16,
+        lora_alpha=32,
+        gradient_checkpointing=True,
+        use_8bit=False,
+        use_4bit=False,
+        max_prompt_length=256,
+        max_completion_length=256,
+        temperature=0.7,
+        top_p=0.9,
+    ),
+    "small": lambda: GSPOConfig(
+        num_generations=4,
+        clip_range_left=3e-4,
+        clip_range_right=4e-4,
+        learning_rate=1e-5,
+        use_lora=True,
+        lora_r=8,
+    ),
+    "large": lambda: GSPOConfig(
+        num_generations=4,
+        clip_range_left=2e-4,
+        clip_range_right=3e-4,
+        learning_rate=5e-6,
+        use_lora=True,
+        lora_r=16,
+        gradient_checkpointing=True,
+    ),
+    "moe": lambda: GSPOConfig(
+        num_generations=6,
+        clip_range_left=2e-4,
+        clip_range_right=3e-4,
+        learning_rate=3e-6,
+        use_lora=True,
+        lora_r=32,
+        gradient_checkpointing=True,
+    ),
+    "wandb": lambda: GSPOConfig(
+        report_to="wandb",
+        wandb_project="my-gspo-project",
+        wandb_tags=["gspo", "customer-service"],
+        run_name="gspo-exp-001",
+    ),
+}
+SIZES = {"moe": Sizes(6, 96, 4)}  # of the others: 4, 100, 4
+
+
+@pytest.fixture(scope="module")
+def gpt2_1024(tmp_path_factory, smollm2):
+    """gpt2's architecture with its 1,024 positions, small, and SmolLM2's tokenizer as a plain one of gpt2's
+    kind: no chat template, <|endoftext|> for everything."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2, bos_token=END, eos_token=END, pad_token=END)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    size = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4}
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(GPT2Config(**size, **ends, n_positions=1024)).save_pretrained(folder)
+    return folder
+
+
+def parts(model) -> tuple[MultiTurnAgent, ConversationEnvironment]:
+    agent = MultiTurnAgent(AgentConfig(model_name=str(model), system_prompt=SYSTEM))
+    return agent, ConversationEnvironment(**CONVERSATION_CONFIGS["customer_service"])
+
+
+def quick_start(model, **more) -> GSPOConfig:
+    base_config = get_config_for_task("customer_service", model_name=str(model))
+    printed = {
+        "num_outer_iterations": 100,
+        "num_generations": 4,
+        "clip_range_left": 3e-4,
+        "clip_range_right": 4e-4,
+        "output_dir": "./outputs/gspo",
+    }
+    return GSPOConfig.from_training_config(base_config, **printed | more)
+
+
+def built(settings, model):
+    agent, environment = parts(model)
+    node = run_node("gspo", settings, agent, environment)
+    return build_config(node), node
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gpt2_1024"])
+@pytest.mark.parametrize("name", ["quick start", *BLOCKS])
+def test_a_block_of_the_guide_is_a_run(name, model, request):
+    folder = request.getfixturevalue(model)
+    settings = quick_start(folder) if name == "quick start" else BLOCKS[name]()
+    config, node = built(settings, folder)
+    training, rollout = config.training, config.rollout
+    found = Sizes(training.num_generations, training.generations_per_iteration, training.updates_per_rollout)
+    assert found == SIZES.get(name, Sizes(4, 100, 4))
+    assert training.num_outer_iterations == 100
+    positions = 1024 if model == "gpt2_1024" else 8192
+    assert rollout.max_prompt_length + rollout.max_completion_length <= positions
+    for given in settings.given & set(resolved(node)):
+        assert resolved(node)[given] == getattr(settings, given), given
+
+
+def resolved(node) -> dict:
+    groups = OmegaConf.create(resolved_yaml(node))
+    return {key: value for name in ("training", "algorithm", "model", "rollout", "logging")
+            for key, value in groups[name].items()}  # fmt: skip
+
+
+def test_the_essential_block_holds_the_prompts_of_its_task(smollm2):
+    task = built(BLOCKS["essential"](), smollm2)[0].task
+    prompts = Prompts(ChatFormat(AutoTokenizer.from_pretrained(smollm2), [2]), task.system_prompt_and_tools())
+    assert max(len(prompts.ids(problem.messages)) for problem in task.train_problems()[:50]) <= 256
+
+
+def test_the_quick_start_trains_on_1024_positions(gpt2_1024, tmp_path, reporter):
+    agent, environment = parts(gpt2_1024)
+    few = ["evaluation.problems=1", "evaluation.samples=0", "rollout.max_turns=2", "hardware.threads=1"]
+    size = {"num_outer_iterations": 1, "generations_per_iteration": 4, "max_completion_length": 8}
+    settings = quick_start(gpt2_1024, output_dir=tmp_path, overrides=few, **size)
+    asyncio.run(agent.initialize())
+    reward = create_customer_service_reward()
+    agent = asyncio.run(train_with_gspo(settings, agent, environment, reward, reporter))
+    assert agent.summary["status"] == "completed"
+    saved = OmegaConf.load(agent.run_folder / "config.yaml")
+    assert saved.rollout.max_prompt_length == 1024 - 8
+    assert any("max_prompt_length=1016: in place of the default 2048" in note for note in saved.notes)
+
+
+def test_settings_are_given_or_follow_those_that_are():
+    follows = GSPOConfig(num_generations=6)
+    assert follows.given == {"num_generations"}
+    assert GSPOConfig(6).given == {"num_generations"}
+    assert GSPOConfig().given == get_config_for_task("customer_service").given == set()
+    base = GSPOConfig(generations_per_iteration=100)
+    assert GSPOConfig.from_training_config(base, seed=1).given == {"generations_per_iteration", "seed"}
+    assert copy.deepcopy(follows).given == follows.given
+    changed = get_config_for_task("customer_service")
+    changed.num_generations = 6
+    assert changed.given == {"num_generations"}
+    assert follows == dataclasses.replace(follows)
+
+
+def test_given_sizes_that_contradict_are_refused_with_one_that_works(gpt2_1024):
+    contradiction = GSPOConfig(num_generations=6, generations_per_iteration=100)
+    with pytest.raises(UserError, match=r"; use training.generations_per_iteration=96$"):
+        built(contradiction, gpt2_1024)
+    base = get_config_for_task("customer_service", model_name=str(gpt2_1024))
+    config, _ = built(GSPOConfig.from_training_config(base, num_generations=6), gpt2_1024)
+    assert config.training.generations_per_iteration == 96
+    given = GSPOConfig.from_training_config(contradiction, generations_per_iteration=96)
+    assert built(given, gpt2_1024)[0].training.generations_per_iteration == 96
