@@ -168,3 +168,10 @@ def test_models_that_cap_their_logits_are_refused(tmp_path, folders):
 def test_an_absent_model_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"model\.name=.*cannot be loaded"):
         load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("bits", ["use_4bit", "use_8bit"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "gpt2"])
+def test_a_quantized_model_has_as_many_parameters_as_the_whole_one(load, name, bits):
+    whole = parameter_count(load(name, use_lora=True).model)
+    assert parameter_count(load(name, use_lora=True, **{bits: True}).model) == whole

@@ -264,12 +264,16 @@ def test_prompts_over_the_cap_are_left_out_with_a_count_or_refused(configure, tm
         run(configure("rollout.max_prompt_length=2"), tmp_path / "b", reporter)
 
 
-def test_a_context_too_short_for_prompt_and_answer_is_refused(folders, configure, tmp_path, reporter):
+def test_a_context_too_short_for_prompt_and_answer_is_refused(folders, configure):
     configured = configure(
         f"model.name={folders['gpt2']}", "model.cold_start.steps=0", "rollout.max_completion_length=400"
     )
-    with pytest.raises(UserError, match="the model supports 512 positions"):
-        run(configured, tmp_path, reporter)
+    assert configured[0].rollout.max_prompt_length == 112  # of 512 positions
+    given = [f"model.name={folders['gpt2']}", "rollout.max_completion_length=400"]
+    with pytest.raises(
+        UserError, match=r"use rollout.max_prompt_length=200 rollout.max_completion_length=312$"
+    ):
+        configure(*given, "rollout.max_prompt_length=200")
 
 
 def test_training_stops_early_at_the_wanted_score(configure, tmp_path, reporter):

@@ -12,13 +12,13 @@ from tests.support.configs import composed_from_parts
 
 @cache
 def _settings(*overrides: str) -> StoredConfig:
-    node = composed_from_parts(*overrides)
+    node = composed_from_parts("training.num_outer_iterations=100", *overrides)
     build_config(node)
     return stored_config(plain_values(node), "config.yaml")
 
 
 def settings(*overrides: str) -> StoredConfig:
-    """What config.yaml would hold."""
+    """What config.yaml of a run of 100 iterations would hold."""
     return copy.deepcopy(_settings(*overrides))
 
 
