@@ -38,7 +38,8 @@ def main() -> dict[str, float]:
     """Run one iteration and print what each stage did. Returns the printed numbers."""
     torch.set_num_threads(1)
     cold_start = ["model.cold_start.steps=60", "model.cold_start.stop_score=null"]
-    config = build_config(composed(["task=arithmetic", "task.digits=1", "task.heldout=20", *cold_start]))
+    small = ["hardware=cpu", "task=arithmetic", "task.digits=1", "task.heldout=20"]
+    config = build_config(composed([*small, *cold_start]))
     task, algorithm = config.task, config.algorithm
 
     # The policy: the embedded model after a cold start on demonstrations, as in the paper.

@@ -129,7 +129,7 @@ def configuration(folder: Path, case: Case):
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return build_config(compose("train", overrides=["task=arithmetic", *overrides]))
+        return build_config(compose("train", overrides=["task=arithmetic", "hardware=cpu", *overrides]))
 
 
 def samples(count: int, vocabulary: int) -> list[Any]:

@@ -135,6 +135,7 @@ def overrides(folder: Path, iterations: int, workload: Workload) -> list[str]:
     """What the benchmark changes of the shipped configuration."""
     return [
         "algorithm=gspo",
+        "hardware=cpu",
         "task=arithmetic",  # single-turn, without a system prompt; its problems and reward are replaced
         f"model.name={folder}",
         f"rollout.max_completion_length={workload.longest}",

@@ -12,6 +12,7 @@ from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
+from gspo_cli.policy.weights import parameter_count
 from tests.support.batches import ragged
 
 NAMES = ["qwen3", "qwen3_moe", "gpt2"]
