@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,7 @@ def option(name: str) -> HardwareConfig:
 
 def chosen(*overrides: str) -> tuple[RunConfig, str]:
     config = build_config(composed(overrides))
-    [note] = [note for note in config.notes if note.startswith("hardware: ")] or [""]
-    return config, note.removeprefix("hardware: auto chose ")
+    return config, config.hardware.chosen.removeprefix("auto chose ")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_without_deepspeed_one_gpu_is_used(gpus, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "deepspeed" else found(name)
     )
     config, why = chosen()
-    assert config.hardware == option("single_gpu")
+    assert replace(config.hardware, chosen="") == option("single_gpu")
     assert "but DeepSpeed is not installed (pip install 'gspo-cli[deepspeed]')" in why
 
 
@@ -127,7 +127,8 @@ def test_what_auto_chose_is_saved_and_on_the_card(tmp_path):
     saved = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert (saved.hardware.device, saved.hardware.precision) == ("cpu", "fp32")
     card = json.loads((tmp_path / "run" / "card.json").read_text())
-    assert "hardware: auto chose cpu: no GPU is visible" in card["notes"] == saved.notes
+    assert saved.hardware.chosen == "auto chose cpu: no GPU is visible"
+    assert "hardware: auto chose cpu: no GPU is visible" in card["notes"]
     assert "note        hardware: auto chose cpu: no GPU is visible" in done.stdout
 
 
@@ -147,7 +148,7 @@ def test_gpus_are_counted_without_torch():
     done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == "False\n"
     assert "  device: cuda\n  precision: bf16\n" in done.stdout
-    assert "hardware: auto chose single_gpu: 3 GPUs are visible" in " ".join(done.stdout.split())
+    assert "auto chose single_gpu: 3 GPUs are visible" in " ".join(done.stdout.split())
 
 
 def test_runs_that_share_a_machine_take_one_gpu_each(gpus):
@@ -166,8 +167,9 @@ def test_runs_that_share_a_machine_take_one_gpu_each(gpus):
 # ---- another machine
 
 
-@pytest.mark.parametrize("name", ["single_gpu", "zero2", "zero3_offload"])
+@pytest.mark.parametrize("name", ["auto", "single_gpu", "zero2", "zero3_offload"])
 def test_a_run_of_a_gpu_resumes_without_one_by_the_settings_that_are_named(gpus, tmp_path, name):
+    gpus(2)
     RunFolder(tmp_path / "run").create(resolved_yaml(composed([f"hardware={name}"])))
     gpus(0)
     config = build_config(resumed(tmp_path / "run", []))
@@ -178,6 +180,8 @@ def test_a_run_of_a_gpu_resumes_without_one_by_the_settings_that_are_named(gpus,
     config = build_config(resumed(tmp_path / "run", named))
     assert config.hardware == option("cpu")
     assert process_count(config, lambda: 0, resumes=True) == 1
+    with pytest.raises(UserError, match=r"^hardware=cpu: is given as single settings when a run is resumed"):
+        resumed(tmp_path / "run", ["hardware=cpu"])
 
 
 def test_a_run_of_a_cpu_resumes_on_it_and_names_the_settings_of_the_gpu(gpus, tmp_path):

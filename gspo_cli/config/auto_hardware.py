@@ -131,16 +131,12 @@ def option_values(option: str) -> dict[str, Any]:
 
 
 def auto_value(key: str, *, _root_: DictConfig) -> Any:
-    """hardware.`key` of the chosen option: the resolver `auto_hardware`."""
+    """hardware.`key` as auto chooses it: the resolver `auto_hardware`."""
     choice = choose(_root_)
+    if key == "chosen":
+        return "" if choice is None else f"auto chose {choice.option}: {choice.why}"
     assert choice is not None  # the reference that is being resolved leaves something open
     return choice.processes if key == "processes" else option_values(choice.option)[key]
-
-
-def hardware_note(node: DictConfig) -> str:
-    """What auto chose and why; empty where it had nothing to choose."""
-    choice = choose(node)
-    return "" if choice is None else f"hardware: auto chose {choice.option}: {choice.why}"
 
 
 def use_one_process(node: DictConfig) -> None:
@@ -154,7 +150,7 @@ def use_hardware_here(saved: DictConfig) -> str:
     no GPU is visible. Returns a note, empty where nothing had to change."""
     if OmegaConf.select(saved, "hardware.device") != Device.cuda.value or visible_gpus():
         return ""
-    values = {**option_values("cpu"), "offload": False, "nodes": 1}
+    values = {**option_values("cpu"), "offload": False, "nodes": 1, "chosen": ""}
     for key, value in values.items():
         OmegaConf.update(saved, f"hardware.{key}", value, force_add=True)
     # evaluation has no optimizer, and some need a GPU

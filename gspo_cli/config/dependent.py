@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gspo_cli.config.auto_hardware import hardware_note, written
+from gspo_cli.config.auto_hardware import written
 from gspo_cli.config.rollout_schema import RolloutConfig
 
 FITTED = ("${fitted_size:", "${fitted_length:")  # how a default that follows other settings is written
@@ -169,20 +169,17 @@ def default_lengths(*, _root_: DictConfig) -> list[str]:
 
 
 def notes(*, _root_: DictConfig) -> list[str]:
-    """What was chosen and what followed other settings, in sentences: the resolver `notes`."""
-    found = [hardware_note(_root_)]
+    """What followed other settings, in sentences: the resolver `notes`."""
     before, after = (asdict(sizes) for sizes in sizes_of(_root_))
     changed = {key: value for key, value in after.items() if value != before[key]}
     fixed = [f"training.{key}={value}" for key, value in after.items() if key not in changed]
     processes = _given_processes(_root_)
     fixed += [f"{processes} processes"] if processes > 1 else []
-    found += [
+    found = [
         f"training.{key}={value}: in place of the default {before[key]}, to fit {' and '.join(fixed)}"
         for key, value in changed.items()
     ]
-    lengths, fitting, positions = lengths_of(_root_)
-    found += length_notes(lengths, fitting, positions)
-    return [note for note in found if note]
+    return [*found, *length_notes(*lengths_of(_root_))]
 
 
 def length_notes(lengths: tuple[int, int], fitting: tuple[int, int], positions: int | None) -> list[str]:

@@ -34,6 +34,8 @@ from gspo_cli.config.training_schema import CheckpointConfig, EvaluationConfig, 
 class HardwareConfig:
     """Where the run executes and how much fits in memory at once."""
 
+    chosen: str = ""
+    """What `hardware=auto` chose and why, for the objective card; written by the program."""
     device: Device = Device.cpu
     """Where tensors live."""
     precision: Precision = Precision.fp32
@@ -116,11 +118,12 @@ class LoggingConfig:
 
 @dataclass
 class RunSettings:
-    """The settings of a run by group, each group checked on its own. `notes` come first: what resolves a
-    configuration in place resolves them before the settings that they are about."""
+    """The settings of a run by group, each group checked on its own. `notes` come first, and so do
+    `hardware.chosen` and `rollout.default_lengths`: where a configuration is resolved in place, they are
+    resolved before the settings that they are about."""
 
     notes: list[str] = field(default_factory=list)
-    """What was chosen or adjusted to fit the other settings, in sentences for the objective card; written by
+    """Which defaults were adjusted to fit the other settings, in sentences for the objective card; written by
     the program."""
     model: ModelConfig = MISSING
     task: Any = MISSING

@@ -34,10 +34,17 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     for text in changes:
         key = text.lstrip("~").split("=")[0]
         require(
+            key != "hardware",
+            f"{text}: is given as single settings when a run is resumed, such as hardware.device=cpu "
+            "hardware.precision=fp32",
+        )
+        require(
             matches(key, RESUMABLE),
             f"{key}: cannot change when a run is resumed (only {allowed} can); start a new run to change it",
         )
     node = with_overrides(saved, changes)
+    if any(text.startswith("hardware.") for text in changes):
+        node.hardware.chosen = ""  # no longer what auto chose
     summary = read_summary(folder)
     if summary is not None and summary["status"] == RunStatus.completed:
         done = summary["iterations"]
@@ -72,7 +79,8 @@ def settings_for(option: str, hardware: HardwareConfig) -> str:
     """The single settings that change `hardware` to an option of conf/hardware, as they are typed."""
     wanted = {**plain_values(OmegaConf.structured(HardwareConfig)), **option_values(option)}
     now = plain_values(OmegaConf.structured(hardware))
-    changed = {key: wanted[key] for key in now if key != "threads" and now[key] != wanted[key]}
+    keys = [key for key in now if key not in ("chosen", "threads")]
+    changed = {key: wanted[key] for key in keys if now[key] != wanted[key]}
     return " ".join(f"hardware.{key}={'null' if value is None else value}" for key, value in changed.items())
 
 

@@ -44,7 +44,12 @@ MEASURED = (
     "hardware.tokens_per_microbatch",
     "rollout.batch_size",
 )
-WRITTEN = ("resume", "notes", "rollout.default_lengths")  # what the program writes: no settings of a run
+WRITTEN = (
+    "resume",
+    "notes",
+    "hardware.chosen",
+    "rollout.default_lengths",
+)  # by the program
 
 
 class State(Enum):

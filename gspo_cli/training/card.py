@@ -165,7 +165,7 @@ def objective_card(
     ranks: int = 1,
 ) -> Card:
     """The card of a run on `ranks` processes; `longest_prompt` in tokens."""
-    algorithm, training = config.algorithm, config.training
+    algorithm, training, chosen = config.algorithm, config.training, config.hardware.chosen
     with_longest = replace(config, rollout=replace(config.rollout, max_prompt_length=longest_prompt))
     reference = "adapter off" if policy.has_adapter else "frozen copy"
     return Card(
@@ -192,7 +192,7 @@ def objective_card(
         noise_limit=noise_limit(config),
         source=config.task.source,
         license=config.task.license,
-        notes=[*config.notes, *cautions(config)],
+        notes=[*([f"hardware: {chosen}"] if chosen else []), *config.notes, *cautions(config)],
     )
 
 
