@@ -122,7 +122,7 @@ def test_cores_are_divided_unless_told_otherwise(tmp_path, capfd, monkeypatch):
 @pytest.mark.parametrize(
     ("found", "asked", "message"),
     [
-        (0, "null", "cannot use the 4 visible GPUs; use hardware=cpu"),
+        (0, "null", "finds none of the GPUs that are visible; use hardware=cpu"),
         (2, "3", "hardware.processes=3: 2 GPUs are visible; use at most 2"),
     ],
 )

@@ -69,7 +69,7 @@ def require_device(hardware: HardwareConfig, count_gpus: Callable[[], int], resu
     require(visible > 0, NO_GPU.replace("hardware=cpu", instead))
     require(
         found > 0,
-        f"hardware.device=cuda: torch {metadata.version('torch')} cannot use the {visible} visible GPUs; "
+        f"hardware.device=cuda: torch {metadata.version('torch')} finds none of the GPUs that are visible; "
         f"use {instead}, or install a torch that can",
     )
     return found
