@@ -27,7 +27,8 @@ LAYERS = [
         "user_cache",
         "tasks.tools",
     ],  # rewards know what a call is
-    ["config", "concurrency", "chat_endpoint"],
+    ["config", "concurrency", "chat_endpoint", "adapters"],
+    ["sources"],
     ["algorithm", "rewards"],
     ["tasks"],
     ["environments", "tool_calls"],  # former locations of modules that users import
