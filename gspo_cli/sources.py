@@ -6,6 +6,7 @@ torch."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +60,15 @@ def find_source(name: str, base: str | None = None, checkpoint: str = "best") ->
     if not HUB_ID.fullmatch(name):
         raise UserError(f"model.name={name}: no such file or folder is here; {KINDS}")
     return ModelSource(name)
+
+
+def is_quantized(base: str) -> bool:
+    """Whether the weights of a model folder are stored in fewer bits than a merged adapter needs."""
+    try:
+        values = json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a hub id, a GGUF file, or what loading will report
+        return False
+    return isinstance(values, dict) and bool(values.get("quantization_config"))
 
 
 def is_run(folder: Path) -> bool:

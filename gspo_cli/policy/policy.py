@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
-from gspo_cli.policy.lora import TRAINED, add_reference, as_reference, has_reference
+from gspo_cli.policy.lora import REFERENCE, TRAINED, add_reference, as_reference, has_reference
 from gspo_cli.policy.routing import Routing, predicting
 from gspo_cli.policy.weights import gathered
 
@@ -71,6 +71,11 @@ class Policy(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the optimizer updates."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model and of the adapter that is trained; a reference has none of its own."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if f".{REFERENCE}." not in name)
 
     def forward(
         self,

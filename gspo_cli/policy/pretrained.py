@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from gspo_cli.errors import UserError
 from gspo_cli.policy.gguf import load_gguf
@@ -62,6 +68,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
             f"model.name={folder}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:200]}); "
             "restore its files, or remove them to use the base's"
         ) from error
+
+
+def stored_dtype(base: str, trust_remote_code: bool) -> torch.dtype:
+    """The precision that the weights at `base` are stored in; bf16 for GGUF files, whose weights were rounded
+    to fewer bits. Raises UserError if the model is not there."""
+    if Path(base).is_file():
+        return torch.bfloat16
+    hub = {} if Path(base).is_dir() else _hub_options(base)
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **hub)
+    except (OSError, ValueError) as error:
+        raise _unusable(base, " ".join(str(error).split())[:300]) from error
+    found = config.get_text_config().dtype or config.dtype
+    known = (torch.float32, torch.bfloat16, torch.float16)
+    return found if found in known else torch.float32
 
 
 def _hub_options(name: str) -> dict[str, bool]:
