@@ -117,7 +117,11 @@ def prepare(name: str, folder: Path | None, checkpoint: str, adapter: bool, base
     place = Path(name).expanduser()
     run = RunFolder(place if is_run(place) else run_of(place) or place)
     is_trained = is_run(run.path)
-    config = build_config(load_saved(run.config)) if is_trained else None
+    config = None
+    if is_trained:
+        node = load_saved(run.config)
+        node.reward = node.reward_settings = None  # not needed, and perhaps not importable here
+        config = build_config(node)
     if config is not None and is_run(place):
         source = run.checkpoint_model(checkpoint, config.model)
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import struct
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -23,8 +25,9 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     _require_readable(path)
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        with redirect_stderr(io.StringIO()):  # of a progress bar that has no switch
+            read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
     except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, struct.error) as error:
         raise UserError(
             f"model.name={path}: cannot be dequantized ({' '.join(str(error).split())[:300]}); use a "

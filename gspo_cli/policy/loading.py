@@ -134,12 +134,13 @@ def _check_experts(causal: PreTrainedModel, model: ModelConfig, experts: Sequenc
 
 
 def _tokenizer_of(adapter: Path, causal: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    tokenizer, embeddings = load_tokenizer(adapter), causal.get_input_embeddings()
-    rows = full_shape(embeddings.weight)[0]
+    tokenizer = load_tokenizer(adapter)
+    [weight] = causal.get_input_embeddings().parameters()
+    rows = full_shape(weight)[0]
     if tokenizer is not None and len(tokenizer) > max(rows, causal.config.get_text_config().vocab_size):
         raise UserError(
             f"model.name={adapter}: its tokenizer has {len(tokenizer)} tokens, but its base "
-            f"{causal.name_or_path} has {rows}; merge the adapter where the base was extended, and "
-            "give the merged folder"
+            f"{causal.name_or_path} has {rows}; give the base that it was trained over with "
+            "model.base=<hub id or model folder>, or merge the adapter where its base was extended"
         )
     return tokenizer

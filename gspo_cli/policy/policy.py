@@ -145,7 +145,8 @@ class Policy(nn.Module):
     def save(self, folder: Path) -> None:
         """Write adapter or full weights and the tokenizer, loadable with `from_pretrained`."""
         if isinstance(self.model, PeftModel):
-            self.model.save_pretrained(folder, selected_adapters=[TRAINED])
+            # no embeddings: peft would look for the base's own files, on the hub too, to see if they changed
+            self.model.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)
         else:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

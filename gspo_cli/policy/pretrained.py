@@ -47,7 +47,7 @@ def load_pretrained(
                 causal = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **common, **options)
             tokenizer = AutoTokenizer.from_pretrained(base, **common)
         except (OSError, ValueError, SafetensorError) as error:
-            raise _unusable(base, " ".join(str(error).split())[:300]) from error
+            raise unusable(base, " ".join(str(error).split())[:300]) from error
     if getattr(causal, "_hf_peft_config_loaded", False):
         raise UserError(
             f"model.name={base}: is a LoRA adapter on the hub; download it (hf download {base} --local-dir "
@@ -79,7 +79,7 @@ def stored_dtype(base: str, trust_remote_code: bool) -> torch.dtype:
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **hub)
     except (OSError, ValueError) as error:
-        raise _unusable(base, " ".join(str(error).split())[:300]) from error
+        raise unusable(base, " ".join(str(error).split())[:300]) from error
     found = config.get_text_config().dtype or config.dtype
     known = (torch.float32, torch.bfloat16, torch.float16)
     return found if found in known else torch.float32
@@ -95,11 +95,12 @@ def _hub_options(name: str) -> dict[str, bool]:
         if cached:
             return {"local_files_only": True}
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise _unusable(name, f"no such folder is here, and the hub does not serve it: {reason}") from error
+        raise unusable(name, f"no such folder is here, and the hub does not serve it: {reason}") from error
     return {}
 
 
-def _unusable(base: str, reason: str) -> UserError:
+def unusable(base: str, reason: str) -> UserError:
+    """The error for a model that cannot be loaded, with what to type instead."""
     other = "or model=tiny, which needs no download"
     if base in SCRIPTED:
         fetched = (fetched_model(base) / "config.json").is_file()

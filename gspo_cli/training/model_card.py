@@ -103,8 +103,8 @@ def _trained(config: RunConfig, run: RunFolder, source: ModelSource, base: str) 
         "clip band": f"{low:.6g} to {high:.6g}",
         "learning rate": f"{algorithm.learning_rate:g}",
         "KL coefficient": f"{algorithm.beta:g}",
-        "answers": f"{training.num_generations} to each of {training.prompts_per_iteration} prompts, every iteration",
-        "updates": f"{training.updates_per_rollout}, every iteration",
+        "iteration": f"{training.prompts_per_iteration} prompts x {training.num_generations} answers, "
+        f"{training.updates_per_rollout} updates",
         "checkpoint": _checkpoint(source),
         "sampled tokens": number(summary.get("num_tokens") or 0),
         "seed": str(config.seed),
