@@ -177,7 +177,12 @@ def _of_folder(folder: Path, base: str | None, checkpoint: str) -> ModelSource:
         return _of_adapter(folder, base)
     if (folder / "config.json").is_file():
         return ModelSource(str(folder))
-    raise UserError(f"model.name={folder}: is a folder without a model; {KINDS}")
+    files = sorted(folder.glob("*.gguf"))
+    raise UserError(
+        f"model.name={folder}: is a folder; give the GGUF file itself, as in {files[0]}"
+        if files
+        else f"model.name={folder}: is a folder without a model; {KINDS}"
+    )
 
 
 def _of_checkpoint(folder: Path, run: Path, name: str | None = None, base: str | None = None) -> ModelSource:

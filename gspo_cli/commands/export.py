@@ -83,6 +83,8 @@ def export_command() -> int:
             "token; export it with --dtype float32",
             file=sys.stderr,
         )
+    if job.run is not None and source.place.endswith("iteration-000000"):
+        print("note: no later checkpoint scored higher than the model before training, which this is")
     print(f"serve it with\n\n  vllm serve {folder}")
     return 0
 
