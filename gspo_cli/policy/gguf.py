@@ -61,8 +61,8 @@ def _within(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenize
     kept = [token for token in described["added_tokens"] if token["id"] < rows]
     if len(kept) == len(described["added_tokens"]):
         return tokenizer
-    marks = tokenizer.special_tokens_map.items()
-    named = {role: text for role, text in marks if tokenizer.convert_tokens_to_ids(text) < rows}
+    dropped = {token["content"] for token in described["added_tokens"] if token["id"] >= rows}
+    named = {role: text for role, text in tokenizer.special_tokens_map.items() if text not in dropped}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(described | {"added_tokens": kept})),
         clean_up_tokenization_spaces=False,
