@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import re
+import shlex
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 
+from gspo_cli.tasks.customer_service.task import CustomerService
+from gspo_cli.tasks.customer_service.tools import TOOLS as SHOP
+from gspo_cli.tasks.sales.customer import GET, LIST
+from gspo_cli.tasks.sales.task import Sales
+from gspo_cli.tasks.tau.tools import ALL_TOOLS
+from gspo_cli.tasks.tau2.tools import TOOLS as TELECOM
+from gspo_cli.tasks.technical_support.phone import TOOLS as PHONE
+from gspo_cli.tasks.technical_support.task import TechnicalSupport
 from gspo_cli.tasks.tools import (
     BadCall,
+    Example,
     Kind,
+    OneOf,
     Parameter,
     RefusedError,
     Speech,
@@ -23,6 +35,7 @@ from gspo_cli.tasks.tools import (
     tool,
     write_line,
 )
+from tests.support.retail_files import built, write_folder
 
 FIND = Tool("find_customer", "Look a customer up.", (Parameter("email", "The address."),))
 MOVE = Tool(
@@ -31,7 +44,7 @@ MOVE = Tool(
     (
         Parameter("order_id", "The order."),
         Parameter("items", "Their ids.", Kind.list),
-        Parameter("fee", "In dollars.", Kind.number, required=False),
+        Parameter("fee", "In dollars.", Kind.number, required=False, default=0.0),
     ),
 )
 TOOLS = {tool.name: tool for tool in (FIND, MOVE)}
@@ -45,6 +58,26 @@ MOVED = ToolCall("move_items", {"order_id": "482", "items": ["a1", "b2"], "fee":
         "/move_items 482 a1,b2 3.5",
         "  /move_items 482 'a1, b2' fee=3.5\n",
         "/move_items fee=3.5 items=a1,b2 482",
+        "/move_items 482 a1, b2 3.5",
+        "/move_items 482 a1 , b2 3.5",
+        "/move_items 482 'a1', 'b2' 3.5",
+        "/move_items 482 [a1, b2] 3.5",
+        '/move_items 482 ["a1", "b2"] 3.5',
+        "/move_items 482 ['a1', 'b2'] 3.5",
+        '/move_items fee=3.5 items=["a1", "b2"] order_id=482',
+        "`/move_items 482 a1,b2 3.5`",
+        "```\n/move_items 482 a1,b2 3.5\n```",
+        "```bash\n/move_items 482 a1,b2 3.5\n```",
+        "```/move_items 482 a1,b2 3.5```",
+        "~~~\n/move_items 482 a1,b2 3.5\n~~~",
+        "```\n/move_items 482 a1,b2 3.5",
+        '"/move_items 482 a1,b2 3.5"',
+        "Tool: /move_items 482 a1,b2 3.5",
+        "Tool call: `/move_items 482 a1,b2 3.5`",
+        "I will send them.\n/move_items 482 a1,b2 3.5",
+        "I will send them.\n\nTool: /move_items 482 a1,b2 3.5",
+        "I will send them:\n```text\n/move_items 482 a1,b2 3.5\n```",
+        "I will use `/move_items 482 a1,b2 3.5`.",
         f'<tool_call>\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n</tool_call>',
         '<think>it is 482</think>\nLet me do that.<tool_call>{"name": "move_items", "arguments": '
         '{"order_id": 482, "items": ["a1", "b2"], "fee": "3.5"}}</tool_call>',
@@ -52,6 +85,9 @@ MOVED = ToolCall("move_items", {"order_id": "482", "items": ["a1", "b2"], "fee":
         f'[TOOL_CALLS][{{"name": "move_items", "arguments": {ARGUMENTS}}}]',
         f'[{{"name": "move_items", "arguments": {json.dumps(ARGUMENTS)}}}]',
         f'```json\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n```',
+        f'~~~\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n~~~',
+        f'Like this:\n```json\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n```',
+        '{"name": "move_items", "arguments": {"order_id": 482, "items": "[\\"a1\\", \\"b2\\"]", "fee": 3.5}}',
         "the template opened this thought\n</think>\n\n/move_items 482 a1,b2 3.5",
     ],
 )
@@ -61,7 +97,17 @@ def test_every_form_of_a_call_is_the_same_call(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["your email please?", "1/2 of it", "/ hello", "", "{curly} words", "<think>never closed"],
+    [
+        *("your email please?", "1/2 of it", "/ hello", "", "{curly} words", "<think>never closed"),
+        *("it is 5/6 of the price.", "yes and/or no", "see `/help` for more.", "Note: /help is a command"),
+        *(
+            "shall i use `/find_customer a`?",
+            "Path: /usr/bin",
+            "the price\n5/6",
+            '"/usr/bin"',
+            "use ```code```",
+        ),
+    ],
 )
 def test_words_are_speech(text):
     expected = "" if text.startswith("<think>") else text
@@ -71,14 +117,18 @@ def test_words_are_speech(text):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("/refund 482", "no tool 'refund'"),
-        ("/find_customer", "takes email"),
-        ("/find_customer a b", "takes email"),
+        ("/refund 482", "there is no tool 'refund'; there are find_customer, move_items"),
+        ("Let me see.\n/refund 482", "no tool 'refund'"),
+        ("/find_customer", "find_customer takes email, for example /find_customer EMAIL"),
         ("/find_customer a email=b", "takes email"),
-        ("/find_customer 'a", "not closed"),
-        ("/find_customer a\nthanks", "one line"),
+        ("/find_customer 'a", "not closed; write it like /find_customer EMAIL"),
+        ("/find_customer a\nthanks", "one line and nothing else, for example /find_customer EMAIL"),
+        ("Well.\n/find_customer a\nthanks", "one line"),
+        ("/find_customer a\n/find_customer b", "one line"),
+        ("Well.\n/find_customer a\n/find_customer b", "one tool call"),
         ("/find_customer " + "a" * 5000, "over 4000 characters"),
-        ("/move_items 482 a1 nan", "fee of move_items must be a number"),
+        ("/move_items 482", "takes order_id, items (list), fee (number, optional), for example /move_items"),
+        ("/move_items 482 a1 nan", "fee of move_items must be a number, for example /move_items ORDER_ID"),
         ("/move_items 482 a1 1e400", "fee of move_items must be a number"),
         ("<tool_call>{}", "no closing"),
         ("<tool_call>{}</tool_call><tool_call>{}</tool_call>", "one tool call"),
@@ -88,25 +138,116 @@ def test_words_are_speech(text):
         ('{"name": 3}', "write the tool call"),
         ('{"name": "find_customer", "arguments": {"email": ["a"]}}', "must be a text"),
         ('{"name": "find_customer", "arguments": {"email": true}}', "must be a text"),
-        ('{"name": "find_customer", "arguments": {"mail": "a"}}', "takes email"),
+        ('{"name": "find_customer", "arguments": {"email": null}}', "must be a text"),
+        (
+            '{"name": "find_customer", "arguments": {"mail": "a"}}',
+            'takes email, for example {"name": "find_customer", "arguments": {"email": "EMAIL"}}',
+        ),
         ('{"name": "find_customer", "arguments": "{"}', "not JSON"),
         ("<tool_call>" + "[" * 3000 + "</tool_call>", "not JSON"),
     ],
 )
-def test_a_bad_call_is_told_what_is_wrong(text, reason):
+def test_a_bad_call_is_told_what_is_wrong_and_how_to_write_it(text, reason):
     found = read_turn(text, TOOLS)
     assert isinstance(found, BadCall)
     assert reason in found.reason
     assert len(found.reason) < 200
 
 
+@tool
+def note(
+    text: Annotated[str, "What to note."],
+    priority: Annotated[int, "1 to 3."] = 1,
+    loud: Annotated[bool | None, "Whether it rings."] = None,
+) -> str:
+    """Note something."""
+    return text
+
+
+@tool
+def paint(
+    color: Annotated[Literal["dark red", "blue"], "The color."],
+    rooms: Annotated[list[str], "The rooms.", OneOf("hall", "attic"), Example(("hall", "attic"))],
+    why: Annotated[str, "The reason."],
+) -> str:
+    """Paint rooms."""
+    return why
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("/note call him back", {"text": "call him back"}),
+        ("/note call him back 2", {"text": "call him back", "priority": 2}),
+        ("/note call him back 2 true", {"text": "call him back", "priority": 2, "loud": True}),
+        ("/note priority=2 call him back", {"text": "call him back", "priority": 2}),
+        ("/note text=call him back priority=2", {"text": "call him back", "priority": 2}),
+        ("/note I don't know", {"text": "I don't know"}),
+        ("/note don't and won't", {"text": "don't and won't"}),
+        ("/note it's the customer's", {"text": "it's the customer's"}),
+        ('/note a 5" screen', {"text": 'a 5" screen'}),
+        ('/note "quoted" and not', {"text": '"quoted" and not'}),
+        ('/note "two\nlines"', {"text": "two\nlines"}),
+        ("/note ''", {"text": ""}),
+        ('{"name": "note", "arguments": {"text": 5, "priority": "2"}}', {"text": "5", "priority": 2}),
+        ('{"name": "note", "arguments": {"text": "a", "loud": null}}', {"text": "a"}),
+        ("/paint dark red hall, attic because it's nice", None),
+        ("/paint 'dark red' hall,attic because it's nice", None),
+        ("/paint Dark_Red [Hall, Attic] because it's nice", None),
+        ("/paint color=dark red rooms=hall, attic why=because it's nice", None),
+    ],
+)  # fmt: skip
+def test_what_is_not_quoted_is_read_as_it_is_meant(text, arguments):
+    tools = by_name(note, paint)
+    painted = {"color": "dark red", "rooms": ["hall", "attic"], "why": "because it's nice"}
+    found = read_turn(text, tools)
+    assert isinstance(found, ToolCall), found
+    assert found.arguments == (arguments or painted)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("/paint green hall x", "color of paint must be one of dark red, blue, for example /paint "),
+        ("/paint blue kitchen x", "rooms of paint must be a list of hall, attic, for example"),
+        ("/paint", 'for example /paint "dark red" hall,attic WHY'),
+        ("/note a priority=1.5", "priority of note must be an integer"),
+        ("/note a loud=perhaps", "loud of note must be true or false"),
+        (
+            '{"name": "paint", "arguments": {"color": "green", "rooms": "hall", "why": "x"}}',
+            '{"name": "paint"',
+        ),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_told_what_is(text, reason):
+    found = read_turn(text, by_name(note, paint))
+    assert isinstance(found, BadCall)
+    assert reason in found.reason
+
+
+def test_of_many_tools_only_the_nearest_are_named():
+    found = read_turn("/speed_test", TELECOM)
+    assert "the nearest names are run_speed_test," in found.reason
+    assert len(found.reason) < 200
+
+
 def test_no_text_is_an_error():
     rng = np.random.default_rng(0)
-    pieces = ["<tool_call>", "</tool_call>", "<think>", '"name"', *"/{[\\'\"=\x00\u2028😀\ud800"]
-    texts = ["".join(rng.choice(pieces, size=rng.integers(1, 60))) for _ in range(2000)]
+    pieces = ["<tool_call>", "</tool_call>", "<think>", '"name"', "```", "~~~", "Tool: ", "/note ", "text="]
+    pieces += [*"/{[]\\'\"`,= \n\x00\u2028😀\ud800a1"]
+    tools = by_name(note, paint, move_items)
+    texts = ["".join(rng.choice(pieces, size=rng.integers(1, 60))) for _ in range(4000)]
+    texts += [f"/{name} " + text for name in tools for text in texts[:1000]]
     texts += [piece * 100_000 for piece in pieces] + ["/find_customer " + piece * 3000 for piece in pieces]
+    texts += [
+        start + piece * (3900 // len(piece))
+        for start in ("/paint ", "/note ", "/paint [")
+        for piece in pieces
+    ]
     for text in texts:
-        assert isinstance(read_turn(text, TOOLS), ToolCall | BadCall | Speech)
+        found = read_turn(text, tools)
+        assert isinstance(found, ToolCall | BadCall | Speech)
+        assert not isinstance(found, BadCall) or len(found.reason) <= 500
 
 
 def test_written_calls_read_back():
@@ -115,12 +256,112 @@ def test_written_calls_read_back():
         assert read_turn(call, TOOLS) == ToolCall("find_customer", {"email": value})
 
 
+def test_random_values_are_written_and_read_back():
+    rng = np.random.default_rng(1)
+    characters = [*"abcZ019 \r'\"\\,[]{}#=/-.:;`~*()\n\t😀é"]
+    tools = by_name(move_items, note, paint)
+
+    def text(most=12):
+        return "".join(rng.choice(characters, size=rng.integers(0, most)))
+
+    for _ in range(3000):
+        arguments = {"order_id": text(), "items": [text(5) for _ in range(rng.integers(0, 4))], "fee": 0.5}
+        assert read_turn(write_line("move_items", *arguments.values()), tools).arguments == arguments
+        assert read_turn(write_line("move_items", **arguments), tools).arguments == arguments
+        noted = {"text": text(), "priority": int(rng.integers(9)), "loud": bool(rng.integers(2))}
+        assert read_turn(write_line("note", *noted.values()), tools).arguments == noted
+        assert read_turn(write_line("note", text=noted["text"]), tools).arguments == {"text": noted["text"]}
+
+
+def formerly_read(text, tools):
+    """Arguments of a line that a shell splits, as it was read when the demonstrations were written; None for
+    what was no call, and in place of a number that was none."""
+    if not re.match(r"/[A-Za-z_]\w*(?:\s|\Z)", text) or "\n" in text:
+        return None
+    try:
+        name, *values = shlex.split(text[1:])
+    except ValueError:
+        return None
+    places = {parameter.name: parameter for parameter in tools[name].parameters}
+    arguments = {}
+    for value in values:
+        named = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", value)
+        if named and named[1] in places:
+            key, value = named.groups()
+        else:
+            key = next((place for place in places if place not in arguments), None)
+        if key is None or key in arguments:
+            return None
+        arguments[key] = formerly_converted(value, places[key].kind)
+    missing = [p for p in places.values() if p.required and p.name not in arguments]
+    return None if missing else arguments
+
+
+def formerly_converted(value, kind):
+    if kind is Kind.list:
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if kind is Kind.text:
+        return value
+    return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else None
+
+
+def test_calls_of_all_demonstrations_are_read_as_before(tmp_path):
+    folder = write_folder(tmp_path)
+    made = [
+        (CustomerService("shop", "", "", difficulty=4, problems=300), SHOP),
+        (Sales("sales", "", "", problems=60), {tool.name: tool for tool in (LIST, GET)}),
+        (TechnicalSupport("support", "", "", faults=1), PHONE),
+        (built(folder), ALL_TOOLS),
+        (built(folder, user="ticket"), ALL_TOOLS),
+    ]
+    compared = 0
+    for task, tools in made:
+        turns = [
+            m.content for shown in task.demonstrations() for m in shown.messages if m.role == "assistant"
+        ]
+        for text in turns:
+            if text.startswith("/"):
+                name = text[1:].partition(" ")[0]
+                assert read_turn(text, tools) == ToolCall(name, formerly_read(text, tools))
+                compared += 1
+    assert compared > 500
+
+
+def test_lines_of_random_words_that_were_calls_still_are():
+    rng = np.random.default_rng(2)
+    pieces = [*"a'\",#=\\", "482", "no longer", " ", " ", "order_id=", "email=", "items=", "fee=", "3.5"]
+    compared = 0
+    for _ in range(20_000):
+        name = rng.choice(["find_customer", "move_items"])
+        text = f"/{name} {''.join(rng.choice(pieces, size=rng.integers(1, 9)))}".strip()
+        former = formerly_read(text, TOOLS)
+        # an apostrophe inside a word was a quotation mark, and a fee that is no number was an error
+        if former is None or re.search(r"\w'\w", text) or former.get("fee", 0.0) is None:
+            continue
+        assert read_turn(text, TOOLS) == ToolCall(name, former), text
+        compared += 1
+    assert compared > 1000
+
+
 def test_a_tool_describes_itself_in_both_forms():
     shape = MOVE.schema()["function"]
     assert shape["parameters"]["required"] == ["order_id", "items"]
     assert shape["parameters"]["properties"]["items"]["items"] == {"type": "string"}
     assert json.dumps(shape)
-    assert "/move_items order_id items [fee]: Send items elsewhere." in line_guide([FIND, MOVE])
+    guide = line_guide([FIND, MOVE])
+    assert "/move_items order_id items [fee]: Send items elsewhere." in guide
+    assert "Example: /move_items ORDER_ID first,second 1.5" in guide
+    assert "items (list): Their ids.\nfee (number, optional, default 0.0): In dollars." in guide
+    for rule in ("name=value", "can be left out", 'in quotes: "two words"', "with commas: a1,b2"):
+        assert rule in guide
+    assert "commas" not in line_guide([FIND])
+
+
+def test_parameters_that_mean_the_same_are_explained_once():
+    other = Tool("close", "Close it.", (Parameter("order_id", "The order."), Parameter("email", "To whom?")))
+    guide = line_guide([FIND, MOVE, other])
+    assert guide.count("order_id (text): The order.") == 1
+    assert "email of find_customer (text): The address.\nemail of close (text): To whom?" in guide
 
 
 @tool
@@ -147,3 +388,32 @@ def test_a_function_declares_its_tool_and_a_call_runs_it():
     assert moved == ["a1", "b2"]
     refused = run_call(ToolCall("move_items", {**MOVED.arguments, "fee": -1.0}), tools, moved)
     assert (refused.ok, refused.text) == (False, "the fee is below 0")
+
+
+def test_the_schema_has_types_allowed_values_defaults_and_examples():
+    painted = paint.schema()["function"]["parameters"]["properties"]
+    assert painted["color"] == {"type": "string", "description": "The color.", "enum": ["dark red", "blue"]}
+    assert painted["rooms"]["items"] == {"type": "string", "enum": ["hall", "attic"]}
+    assert painted["rooms"]["description"] == "The rooms., such as hall, attic"
+    noted = note.schema()["function"]["parameters"]
+    assert [noted["properties"][name]["type"] for name in noted["properties"]] == [
+        "string",
+        "integer",
+        "boolean",
+    ]
+    assert noted["properties"]["priority"]["default"] == 1
+    assert "default" not in noted["properties"]["loud"]
+    assert noted["required"] == ["text"]
+    assert hash(paint) == hash(paint)
+
+
+@pytest.mark.parametrize(
+    "hint", [str, Annotated[dict, "a"], Annotated[list, "a"], Annotated[str, 3], Annotated[Literal[1], "a"]]
+)
+def test_an_annotation_that_no_tool_can_take_is_one_sentence(hint):
+    def broken(value):
+        """Broken."""
+
+    broken.__annotations__["value"] = hint
+    with pytest.raises(TypeError, match=r"^tool broken: annotate value as Annotated\[type, description\]"):
+        tool(broken)

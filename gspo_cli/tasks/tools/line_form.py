@@ -34,7 +34,10 @@ def line_guide(tools: Sequence[Tool]) -> str:
     values = _values(tools)
     if not values:
         return "\n".join(lines)
-    rules = 'Write values in this order, or as name=value. Put a value with spaces in quotes: "two words".'
+    rules = "Write the values in the order of the line, or as name=value."
+    if not all(parameter.required for tool in tools for parameter in tool.parameters):
+        rules += " A value in [ ] can be left out."
+    rules += ' Put a value with spaces in quotes: "two words".'
     if any(parameter.kind is Kind.list for tool in tools for parameter in tool.parameters):
         rules += " Write a list with commas: a1,b2."
     return "\n".join([*lines, "The values:", *values, rules])
