@@ -21,6 +21,7 @@ SPACES = re.compile(r"[ \t\r\n]*")
 WORD = re.compile(r"[^ \t\r\n]+")
 QUOTED = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|\\.|[^ \t\r\n"'\\])+(?=[ \t\r\n]|\Z)""", re.DOTALL)
 APOSTROPHE = re.compile(r"[^ \t\r\n\"']*\w'\w")  # don't
+SENTENCE = re.compile(r"'((?:[^']|(?<=\w)'(?=\w))+)'")  # 'I don't know'
 NAMED = re.compile(r"([A-Za-z_]\w*)=")
 PLAIN = re.compile(r"[^\s\"'\\,\[]+")
 ONE_LINE = "write a tool call as one line and nothing else"
@@ -135,13 +136,16 @@ def _call(text: str, pieces: Sequence[Piece], tool: Tool) -> ToolCall | BadCall:
 def _pieces(text: str, place: int) -> list[Piece] | None:
     """What stands behind the name of a tool; None if that goes over several lines."""
     pieces: list[Piece] = []
+    balanced = True  # behind a quotation mark that is not closed, none means anything
     while True:
         start = SPACES.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
         if "\n" in text[place:start]:
             return None
         if start == len(text):
             return pieces
-        found = None if APOSTROPHE.match(text, start) else QUOTED.match(text, start)
+        whole = balanced and not APOSTROPHE.match(text, start)
+        found = QUOTED.match(text, start) if whole else None
+        balanced = balanced and (found is not None or not whole)
         word = found or WORD.match(text, start)
         assert word is not None  # the text goes on with something else than white space
         value = shlex.split(word[0])[0] if found else word[0]
@@ -238,7 +242,9 @@ class _Reader:
         if end == at + 1:
             value = self.pieces[at].value
             return value[len(self.named[at]) + 1 :] if at in self.named else value
-        return self.text[self._start(at) : self.pieces[end - 1].end]
+        written = self.text[self._start(at) : self.pieces[end - 1].end]
+        sentence = SENTENCE.fullmatch(written)
+        return sentence[1] if sentence else written
 
     def _start(self, at: int) -> int:
         """Where the value of a piece begins, after its name."""

@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gspo_cli.tasks.tools.arguments import BadCall, checked, unknown
+from gspo_cli.tasks.tools.arguments import BadCall, checked, unknown, usage
 from gspo_cli.tasks.tools.declaring import Tool, ToolCall
-from gspo_cli.tasks.tools.line_form import LINE, LONGEST_CALL, ONE_LINE, read_line
+from gspo_cli.tasks.tools.line_form import LINE, LONGEST_CALL, ONE_LINE, example_line, read_line
 
 LONGEST_SPEECH = 20_000  # characters of an agent's words that a user reads
 THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+ATTEMPT = re.compile(r"/([A-Za-z_]\w*)[^\w\s/]")  # /get_order(482)
 LANGUAGE = re.compile(r"[A-Za-z][\w+-]*\s")  # of a code block
 PREFIX = re.compile(r"(?:[A-Za-z]+ ){0,2}[A-Za-z]+: ?(?=/)")  # Tool: /find_customer
 FENCES = ("```", "~~~")
@@ -44,6 +45,9 @@ def _read_bare(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | Non
     """The call that a text begins with; None for words."""
     if LINE.match(text):
         return read_line(text, tools)
+    attempt = ATTEMPT.match(text)
+    if attempt and attempt[1] in tools:
+        return usage(tools[attempt[1]], example_line(tools[attempt[1]]))
     if text.startswith("[TOOL_CALLS]"):
         return _read_json(text.removeprefix("[TOOL_CALLS]"), tools)
     if text.startswith(("{", "[{")) and '"name"' in text:
