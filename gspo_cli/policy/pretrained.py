@@ -22,7 +22,7 @@ from gspo_cli.policy.gguf import load_gguf
 from gspo_cli.user_cache import fetched_model
 
 HUB_SECONDS = 10
-SCRIPTED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "make smollm2 brings it, and model=smollm2 uses it"}
+SCRIPTED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "make smollm2"}  # by hub id, what fetches a copy
 
 
 def load_pretrained(
@@ -101,11 +101,14 @@ def _hub_options(name: str) -> dict[str, bool]:
 
 def unusable(base: str, reason: str) -> UserError:
     """The error for a model that cannot be loaded, with what to type instead."""
-    other = "or model=tiny, which needs no download"
-    if base in SCRIPTED:
-        fetched = (fetched_model(base) / "config.json").is_file()
-        other = "model=smollm2 uses the copy on this machine" if fetched else SCRIPTED[base]
-    return UserError(
-        f"model.name={base}: cannot be loaded ({reason}); give a hub id or a folder with "
-        f"config.json, weights and tokenizer, {other}"
+    fix = (
+        "give a hub id or a folder with config.json, weights and tokenizer, or model=tiny, which needs no "
+        "download"
     )
+    if base in SCRIPTED:
+        folder = fetched_model(base)
+        if (folder / "config.json").is_file():
+            fix = f"{SCRIPTED[base]} has put a copy in {folder}: give that folder, or model=smollm2"
+        else:
+            fix = f"{SCRIPTED[base]} puts a copy on this machine, which model=smollm2 uses"
+    return UserError(f"model.name={base}: cannot be loaded ({reason}); {fix}")
