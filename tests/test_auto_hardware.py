@@ -203,9 +203,7 @@ def test_settings_for_an_option_are_those_that_differ():
 
 def test_a_torch_that_sees_no_gpu_is_named(gpus):
     gpus(2)
-    with pytest.raises(
-        UserError, match=r"^hardware.device=cuda: torch \S+ finds none of the GPUs that are"
-    ):
+    with pytest.raises(UserError, match=r"^hardware.device=cuda: torch \S+ finds none of the GPUs that are"):
         require_device(option("single_gpu"), lambda: 0)
 
 

@@ -16,7 +16,7 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import fingerprint, saved_settings
-from gspo_cli.training.session import fit_lengths
+from gspo_cli.training.lengths import fit_lengths
 from tests.support.configs import composed_from_parts
 
 PRESETS = {"tiny": Sizes(8, 256, 4), "small": Sizes(4, 100, 4), "moe": Sizes(6, 96, 4)}

@@ -17,6 +17,7 @@ from gspo_cli.console.reporting import Reporter
 from gspo_cli.launching.start import require_device
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.sources import settled
 from gspo_cli.training.job import train_here
 from gspo_cli.training.process_group import gpu_count
 from gspo_cli.training.session import load_trained
@@ -94,6 +95,7 @@ def run_node(
         write_setting(node, "task.system_prompt", agent.config.system_prompt)
     if agent.config.device != "auto":
         write_setting(node, "hardware.device", agent.config.device)
+    settled(node, list(settings.overrides))
     return node
 
 

@@ -29,6 +29,7 @@ from gspo_cli.launching.queue import QueuedJob, Status, make_slots, run_queue, t
 from gspo_cli.launching.queue_table import make_table
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, fingerprint, prepare, state_of
+from gspo_cli.sources import settled
 
 RESERVED = ("algorithm", "seed", "resume", "hydra")  # set by the comparison
 WIDTHS = ("clip_range_left", "clip_range_right")
@@ -78,6 +79,7 @@ class SharedSettings:
             [*self.overrides, f"algorithm={option}", *own, *more, f"seed={seed}"], self.directories
         )
         use_one_process(node)  # the runs share the GPUs
+        settled(node, [*self.overrides, *own, *more])
         config = build_config(node)
         require(
             config.training.updates_per_rollout > 1,

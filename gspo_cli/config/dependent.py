@@ -145,7 +145,7 @@ def lengths_of(node: DictConfig) -> tuple[tuple[int, int], tuple[int, int], int 
         node.rollout[name] if name in given else OmegaConf.select(node, key, default=getattr(default, name))
         for name, key in LENGTHS.items()
     )
-    positions = known_positions(node.model.name, node.model.shape.positions)
+    positions = known_positions(node.model.base or node.model.name, node.model.shape.positions)
     if positions is None or not all(map(_counts, wanted)):
         return wanted, wanted, positions
     return wanted, fitted_lengths(wanted, positions, given), positions

@@ -174,7 +174,7 @@ class RunConfig(RunSettings):
         self._check_sizes()
         self._check_distribution()
         self._check_engine()
-        positions = known_positions(self.model.name, self.model.shape.positions)
+        positions = known_positions(self.model.base or self.model.name, self.model.shape.positions)
         if positions is not None:
             self.check_lengths(positions)
         start, longest = self.training.length_curriculum_start, self.rollout.max_completion_length

@@ -41,9 +41,9 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)  # set by DeepSpeed on sharded weights
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Parameters of a model: a sharded weight counts in full, and one in 4 bits, of which a byte holds two,
-    as many values as it stands for."""
+def parameter_count(model: nn.Module, leave_out: str) -> int:
+    """Parameters of a model but those with `leave_out` in their name. A sharded weight counts in full, and one
+    in 4 bits, of which a byte holds two, as the values that it stands for."""
     stored = {
         id(parametrized.original): parametrized[0].quant_state.shape  # of fused experts
         for module in model.modules()
@@ -54,7 +54,8 @@ def parameter_count(model: nn.Module) -> int:
         state = getattr(parameter, "quant_state", None)  # of a linear layer
         if state is not None:
             stored[id(parameter)] = state.shape
-    return sum(math.prod(stored.get(id(p), full_shape(p))) for p in model.parameters())
+    counted = [p for name, p in model.named_parameters() if leave_out not in name]
+    return sum(math.prod(stored.get(id(p), full_shape(p))) for p in counted)
 
 
 def gathered(parameters: Iterable[nn.Parameter], modified: bool = False) -> AbstractContextManager[None]:

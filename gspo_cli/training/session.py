@@ -6,20 +6,18 @@ import platform
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
+from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Engine
-from gspo_cli.config.compose import literal, load_saved, resolved_yaml
-from gspo_cli.config.dependent import LENGTHS, fitted_lengths, length_notes
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.errors import UserError
@@ -30,21 +28,21 @@ from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
-from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus
+from gspo_cli.sources import ModelSource
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.card import Card, card_text, objective_card
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
+from gspo_cli.training.lengths import fit_lengths, fitting
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.training.zero import ZeroStrategy, sharded_loading
-from gspo_cli.types import Problem
 
 ASKED = 256  # problems of each split whose prompts are measured for the card
 PACKAGES = ("gspo-cli", "torch", "transformers", "peft", "hydra-core")
@@ -140,9 +138,10 @@ def build_parts(
         reporter.warn(note)
     ranks = ranks or ProcessGroup()
     source = ranks.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
-    policy, strategy = load_for_training(config, source, folder, ranks)
+    check_source(config, source)
+    policy, strategy = load_for_training(config, source, folder, ranks, reporter.warn)
     fit_lengths(config, policy.max_positions, folder, reporter.warn)
-    engine = build_engine(config, policy, source)
+    engine = build_engine(config, policy, source.base)
     fit_lengths(config, engine.max_positions, folder, reporter.warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
     train = fitting(train, prompts, config, engine.max_positions, "training", reporter.warn)
@@ -150,19 +149,46 @@ def build_parts(
     return Parts(policy, strategy, reward, engine, prompts, train, heldout[: config.evaluation.problems])
 
 
+def check_source(config: RunConfig, source: ModelSource) -> None:
+    """Raise UserError if a model cannot be loaded the way that a run needs it."""
+    merges = source.adapter is not None and not config.model.use_lora
+    what = "an adapter cannot be merged into" if merges else "a GGUF file cannot be read as"
+    plain = f"write a plain folder first with gspo-export {source.place} <folder>"
+    require(
+        config.hardware.zero_stage < 3 or not (merges or source.is_gguf),
+        f"model.name={source.place}: {what} weights that ZeRO-3 shards; {plain}, or use hardware=zero2",
+    )
+    require(
+        config.rollout.engine is not Engine.vllm or not source.is_gguf,
+        f"rollout.engine=vllm: weights cannot be pushed to a GGUF file; {plain}, or use rollout=transformers",
+    )
+
+
 def load_for_training(
-    config: RunConfig, source: str, folder: RunFolder, ranks: ProcessGroup
+    config: RunConfig,
+    source: ModelSource,
+    folder: RunFolder,
+    ranks: ProcessGroup,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Policy, Strategy]:
-    """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it."""
+    """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it.
+
+    Where the source has an adapter, `note` gets a sentence that says what becomes of it."""
     last = ranks.agreed(Checkpoints(folder.checkpoints, config.checkpoint).last)
     model, hardware = config.model, config.hardware
+    start = source
+    if last is not None:
+        start = ModelSource(source.base, last) if model.use_lora else ModelSource(str(last))
+    elif source.adapter is not None:
+        what = f"rank {model.lora_r}, alpha {model.lora_alpha}" if model.use_lora else "merged"
+        continued = "training continues the adapter" if model.use_lora else "all weights are trained, with"
+        note(f"model.name: {continued} {source.adapter} ({what}) over {source.base}")
     with sharded_loading(config):
-        if model.use_lora:
-            policy = load_policy(source, model, hardware, adapter=last)
-        else:
-            policy = load_policy(source if last is None else str(last), model, hardware)
+        policy = load_policy(start.base, model, hardware, start.adapter)
         if config.keeps_reference:
-            policy.keep_reference(load_policy(source, model, hardware).causal_model)
+            policy.keep_reference(load_policy(source.base, model, hardware, source.adapter).causal_model)
+        if model.use_lora and source.adapter is not None:
+            policy.keep_reference_adapter(source.adapter)
     if hardware.zero_stage == 0:
         return policy, OneProcess(policy, config)
     return policy, ZeroStrategy(policy, config, ranks)
@@ -200,7 +226,8 @@ def evaluate_only(
 
 def load_trained(config: RunConfig, source: str, adapter: Path | None) -> Policy:
     """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without an adapter gets none, or, if
-    weights are quantized, a new one, which changes nothing."""
+    weights are quantized, a new one, which changes nothing. Where the run trains all weights, an adapter that
+    it started from is merged."""
     keeps = adapter is not None or config.model.is_quantized
     model = config.model if keeps else config.model.whole()
     return load_policy(source, model, config.hardware, adapter)
@@ -217,70 +244,6 @@ def build_reward(config: RunConfig) -> RewardFunction:
     if config.reward is None:
         return config.task.reward()
     return build(config.reward, config.reward_settings or {})
-
-
-def fit_lengths(
-    config: RunConfig, positions: int, folder: RunFolder | None, warn: Callable[[str], None]
-) -> None:
-    """Lower the default lengths of `config` to the positions of the loaded model, and in the config.yaml of
-    `folder`. Where the positions were known before, this changes nothing. Raises UserError where given
-    lengths do not fit."""
-    rollout = config.rollout
-    lengths = rollout.max_prompt_length, rollout.max_completion_length
-    given = [name for name in LENGTHS if name not in rollout.default_lengths]
-    fitted = fitted_lengths(lengths, positions, given)
-    if fitted != lengths:
-        notes = length_notes(lengths, fitted, positions)
-        for note in notes:
-            warn(note)
-        config.rollout = replace(rollout, max_prompt_length=fitted[0], max_completion_length=fitted[1])
-        config.notes = [*config.notes, *notes]
-        if folder is not None:
-            changed = {f"rollout.{name}": value for name, value in zip(LENGTHS, fitted, strict=True)}
-            change_config(folder, {**changed, "notes": config.notes})
-    config.check_lengths(positions)
-
-
-def change_config(folder: RunFolder, values: Mapping[str, Any]) -> None:
-    """Change settings of a run's config.yaml, by dotted key."""
-    if not folder.writes:
-        return
-    node = load_saved(folder.config)
-    for key, value in values.items():
-        OmegaConf.update(node, key, literal(value), merge=False)
-    write_atomically(folder.config, resolved_yaml(node))
-
-
-def fitting(
-    problems: Sequence[Problem],
-    prompts: Prompts,
-    config: RunConfig,
-    positions: int,
-    split: str,
-    warn: Callable[[str], None],
-) -> list[Problem]:
-    """Problems whose prompt is within rollout.max_prompt_length. Reports how many are not; raises UserError
-    if none is, with a length that the model's positions allow."""
-    cap, answer = config.rollout.max_prompt_length, config.rollout.max_completion_length
-    lengths = [len(prompts.ids(problem.messages)) for problem in problems]
-    kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= cap]
-    if not problems:
-        raise UserError(f"task: has no {split} problems; give a file that contains some")
-    if not kept:
-        room = positions - (1 if "max_completion_length" in config.rollout.default_lengths else answer)
-        longest = max((length for length in lengths if length <= room), default=None)
-        fix = "use a model with more" if longest is None else f"use rollout.max_prompt_length={longest}"
-        raise UserError(
-            f"rollout.max_prompt_length={cap}: all {len(problems)} {split} problems are longer, by "
-            f"{min(lengths) - cap} tokens at least, and the model has {positions:,} positions; {fix}"
-        )
-    if len(kept) < len(problems):
-        warn(
-            f"{len(problems) - len(kept)} of {len(problems)} {split} problems are left out: their "
-            "prompt is over "
-            f"rollout.max_prompt_length={cap}"
-        )
-    return kept
 
 
 @contextmanager
