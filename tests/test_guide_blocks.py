@@ -22,11 +22,14 @@ from gspo_cli import (
     train_with_gspo,
 )
 from gspo_cli.api.training import run_node
-from gspo_cli.config.compose import build_config, resolved_yaml
+from gspo_cli.config.compose import build_config, load_saved, resolved_yaml
 from gspo_cli.config.dependent import Sizes
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.rollout.prompts import Prompts
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.identity import changed_settings, saved_settings
+from gspo_cli.training.lengths import fitting, make_room_for_tools
 
 END = "<|endoftext|>"
 SYSTEM = "You are a helpful customer service representative."
@@ -139,16 +142,32 @@ def test_a_block_of_the_guide_is_a_run(name, model, request):
         assert resolved(node)[given] == getattr(settings, given), given
 
 
+def resolved_plain(node) -> dict:
+    return OmegaConf.to_container(OmegaConf.create(resolved_yaml(node)))
+
+
 def resolved(node) -> dict:
     groups = OmegaConf.create(resolved_yaml(node))
     return {key: value for name in ("training", "algorithm", "model", "rollout", "logging")
             for key, value in groups[name].items()}  # fmt: skip
 
 
-def test_the_essential_block_holds_the_prompts_of_its_task(smollm2):
-    task = built(BLOCKS["essential"](), smollm2)[0].task
-    prompts = Prompts(ChatFormat(AutoTokenizer.from_pretrained(smollm2), [2]), task.system_prompt_and_tools())
-    assert max(len(prompts.ids(problem.messages)) for problem in task.train_problems()[:50]) <= 256
+def test_the_essential_block_holds_the_prompts_of_its_task(smollm2, tmp_path):
+    """The guide's 256 tokens hold its prompts; the tools that the task announces come on top."""
+    config, node = built(BLOCKS["essential"](), smollm2)
+    folder, warned = RunFolder(tmp_path / "run"), []
+    folder.create(resolved_yaml(node))
+    tokenizer, task = AutoTokenizer.from_pretrained(smollm2), config.task
+    prompts = Prompts(ChatFormat(tokenizer, [2]), task.system_prompt_and_tools())
+    problems = task.train_problems()[:50]
+    make_room_for_tools(config, prompts, problems, 8192, folder, warned.append)
+    assert fitting(problems, prompts, config, 8192, "training", warned.append) == problems
+    raised = config.rollout.max_prompt_length
+    assert raised == max(256, *(len(prompts.ids(problem.messages)) for problem in problems))
+    note = f"={raised}: in place of 256, which holds the prompts but not the tools that the task announces"
+    assert warned == ([f"rollout.max_prompt_length{note}"] if raised > 256 else [])
+    assert build_config(load_saved(folder.config)).rollout == config.rollout
+    assert changed_settings(saved_settings(folder.path), resolved_plain(node)) == []
 
 
 def test_the_quick_start_trains_on_1024_positions(gpt2_1024, tmp_path, reporter):

@@ -42,8 +42,8 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def parameter_count(model: nn.Module, leave_out: str) -> int:
-    """Parameters of a model but those with `leave_out` in their name. A sharded weight counts in full, and one
-    in 4 bits, of which a byte holds two, as the values that it stands for."""
+    """Parameters of a model but those with `leave_out` in their name. A sharded weight counts in full, and
+    one in 4 bits, of which a byte holds two, as the values that it stands for."""
     stored = {
         id(parametrized.original): parametrized[0].quant_state.shape  # of fused experts
         for module in model.modules()

@@ -87,24 +87,26 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not matches(key, (*WRITTEN, *ignored))}
 
 
-def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`computed` without lengths that follow the task and the model: those of a model from a hub are lowered
-    to its positions only once it is loaded."""
-    following = [f"rollout.{name}" for name in config["rollout"].get("default_lengths", [])]
-    return {key: value for key, value in computed(config).items() if key not in following}
+def following(config: Mapping[str, Any]) -> set[str]:
+    """Lengths that follow the task and the model, by dotted key. They do not identify a run: those of a model
+    from a hub are adjusted only once it is loaded."""
+    return {f"rollout.{name}" for name in config["rollout"].get("default_lengths", [])}
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Equal for two runs that compute and measure the same: sha256 of `identifying`, as canonical JSON."""
-    text = json.dumps(identifying(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Equal for two runs that compute and measure the same: sha256 of `computed`, as canonical JSON,
+    without lengths that follow others."""
+    values = {key: value for key, value in computed(config).items() if key not in following(config)}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Keys of `identifying` in which two resolved configurations differ, sorted."""
+    """Keys of `computed` in which two resolved configurations differ, sorted, without lengths that follow
+    others in one of them."""
     absent = object()
-    first, second = identifying(one), identifying(other)
-    keys = first.keys() | second.keys()
+    first, second = computed(one), computed(other)
+    keys = (first.keys() | second.keys()) - following(one) - following(other)
     return sorted(key for key in keys if first.get(key, absent) != second.get(key, absent))
 
 

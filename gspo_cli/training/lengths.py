@@ -29,22 +29,52 @@ def fit_lengths(
     given = [name for name in LENGTHS if name not in rollout.default_lengths]
     fitted = fitted_lengths(lengths, positions, given)
     if fitted != lengths:
-        notes = length_notes(lengths, fitted, positions)
-        for note in notes:
-            warn(note)
-        config.rollout = replace(rollout, max_prompt_length=fitted[0], max_completion_length=fitted[1])
-        config.notes = [*config.notes, *notes]
-        if folder is not None:
-            changed = {f"rollout.{name}": value for name, value in zip(LENGTHS, fitted, strict=True)}
-            change_config(folder, {**changed, "notes": config.notes})
+        changed = dict(zip(LENGTHS, fitted, strict=True))
+        _change(config, folder, changed, length_notes(lengths, fitted, positions), warn)
     config.check_lengths(positions)
 
 
-def change_config(folder: RunFolder, values: Mapping[str, Any]) -> None:
-    """Change settings of a run's config.yaml, by dotted key."""
-    if not folder.writes:
+def make_room_for_tools(
+    config: RunConfig,
+    prompts: Prompts,
+    problems: Sequence[Problem],
+    positions: int,
+    folder: RunFolder | None,
+    warn: Callable[[str], None],
+) -> None:
+    """Raise rollout.max_prompt_length where it holds the prompts of a task but not, on top of them, the tools
+    that the task announces, so that no problem would be left: the GSPO guide's 256 is meant for the former.
+    Does nothing where the model's positions do not allow it."""
+    cap, answer = config.rollout.max_prompt_length, config.rollout.max_completion_length
+    if not prompts.system.tools or any(len(prompts.ids(problem.messages)) <= cap for problem in problems):
+        return
+    bare = Prompts(prompts.chat, replace(prompts.system, tools=()))
+    held = [problem for problem in problems if len(bare.ids(problem.messages)) <= cap]
+    longest = max((len(prompts.ids(problem.messages)) for problem in held), default=positions)
+    if longest + answer > positions:
+        return
+    note = f"in place of {cap}, which holds the prompts but not the tools that the task announces"
+    known = {*config.rollout.default_lengths, "max_prompt_length"}
+    changed = {"max_prompt_length": longest, "default_lengths": sorted(known)}
+    _change(config, folder, changed, [f"rollout.max_prompt_length={longest}: {note}"], warn)
+
+
+def _change(
+    config: RunConfig,
+    folder: RunFolder | None,
+    changed: Mapping[str, Any],
+    notes: Sequence[str],
+    warn: Callable[[str], None],
+) -> None:
+    """Change settings of `rollout` in `config`, and in the config.yaml of `folder`, and say so."""
+    for note in notes:
+        warn(note)
+    config.rollout = replace(config.rollout, **changed)
+    config.notes = [*config.notes, *notes]
+    if folder is None or not folder.writes:
         return
     node = load_saved(folder.config)
+    values = {**{f"rollout.{name}": value for name, value in changed.items()}, "notes": config.notes}
     for key, value in values.items():
         OmegaConf.update(node, key, literal(value), merge=False)
     write_atomically(folder.config, resolved_yaml(node))

@@ -37,7 +37,7 @@ from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.training.lengths import fit_lengths, fitting
+from gspo_cli.training.lengths import fit_lengths, fitting, make_room_for_tools
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.strategy import OneProcess, Strategy
@@ -144,6 +144,8 @@ def build_parts(
     engine = build_engine(config, policy, source.base)
     fit_lengths(config, engine.max_positions, folder, reporter.warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
+    problems = [*train, *heldout]
+    make_room_for_tools(config, prompts, problems, engine.max_positions, folder, reporter.warn)
     train = fitting(train, prompts, config, engine.max_positions, "training", reporter.warn)
     heldout = fitting(heldout, prompts, config, engine.max_positions, "held-out", reporter.warn)
     return Parts(policy, strategy, reward, engine, prompts, train, heldout[: config.evaluation.problems])
@@ -216,6 +218,7 @@ def evaluate_only(
     policy = load_trained(config, source, adapter)
     fit_lengths(config, policy.max_positions, None, warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
+    make_room_for_tools(config, prompts, heldout, policy.max_positions, None, warn)
     heldout = fitting(heldout, prompts, config, policy.max_positions, "held-out", warn)
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = heldout[: config.evaluation.problems]
