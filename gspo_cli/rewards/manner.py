@@ -57,17 +57,23 @@ class MannerReward(RewardFunction):
     ) -> RewardResult:
         """The mean, with the parts as components; all 0 if the agent said nothing."""
         reference = trajectory.problem.metadata.get("reference", ())
-        parts = manner(trajectory.messages, (reference,) if isinstance(reference, str) else reference)
+        references = (reference,) if isinstance(reference, str) else reference
+        parts = manner(trajectory.messages, references, trajectory.num_turns)
         total = sum(weight * parts[name] for name, weight in self.weights.items())
         return RewardResult(total / sum(self.weights.values()), parts)
 
 
-def manner(messages: Iterable[Message], references: Sequence[str] = ()) -> dict[str, float]:
+def manner(
+    messages: Sequence[Message], references: Sequence[str] = (), own: int | None = None
+) -> dict[str, float]:
     """The means of the five parts over the agent's turns, less where turns repeat; professionalism is that of
-    the worst turn."""
+    the worst turn. Where `own` is given, the agent took that many turns, and earlier ones are examples."""
     context, turns = PriorText(), []
+    examples = 0 if own is None else sum(message.role == "assistant" for message in messages) - own
     for message in messages:
-        if message.role == "assistant":
+        if message.role == "assistant" and examples > 0:
+            examples -= 1
+        elif message.role == "assistant":
             spoken = read_turn(message.content, {})
             if isinstance(spoken, Speech):
                 turns.append(_score_turn(spoken.text, context))

@@ -33,15 +33,17 @@ class Evaluation:
     greedy: list[Trajectory]
     sampled: list[list[Trajectory]]
 
-    def by_problem(self, shown: int) -> dict[str, Any]:
-        """For heldout.jsonl: which problems were solved (None: excluded), of how many sampled answers
-        how many solve it, and the greedy conversations of the first `shown` problems."""
+    def by_problem(self, shown: int, iteration: int) -> dict[str, Any]:
+        """For heldout.jsonl, the evaluation of `iteration`: which problems were solved (None: excluded), of
+        how many sampled answers how many solve it, and the greedy conversations of the first `shown`
+        problems."""
         scored = [[t.solved for t in group if t.excluded is None] for group in self.sampled]
         return {
+            "iteration": iteration,
             "problems": [t.problem.id for t in self.greedy],
             "solved": [t.solved if t.excluded is None else None for t in self.greedy],
             "sampled": [[sum(group), len(group)] for group in scored] if scored else None,
-            "conversations": [vars(ShownSample.of(t, 0)) for t in self.greedy[:shown]],
+            "conversations": [vars(ShownSample.of(t, iteration)) for t in self.greedy[:shown]],
         }
 
 

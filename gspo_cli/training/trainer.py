@@ -215,7 +215,7 @@ class Trainer:
             "time/eval": clock.total,
         }
         self.folder.append("evals.jsonl", record)
-        self.folder.append("heldout.jsonl", {"iteration": state.iteration, **found.by_problem(SHOWN)})
+        self.folder.append("heldout.jsonl", found.by_problem(SHOWN, state.iteration))
         self.monitor.evals.append(record)
         self.track({f"eval/{name}": value for name, value in record.items()}, state.iteration)
         self.reporter.evaluation(record)
