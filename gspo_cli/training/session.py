@@ -36,7 +36,7 @@ from gspo_cli.tasks.base import Task
 from gspo_cli.training.card import Card, card_text, objective_card
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
-from gspo_cli.training.collecting import ConversationRunner
+from gspo_cli.training.collecting import ConversationRunner, Progress
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
@@ -179,7 +179,7 @@ def evaluate_only(
     config: RunConfig,
     source: str,
     adapter: Path | None,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     warn: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[ShownSample]]:
     """Held-out evaluation of the model at `source`, with its LoRA adapter. Returns the record and greedy
