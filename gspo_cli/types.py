@@ -41,9 +41,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation that ends well, for the cold start; its assistant messages are trained on."""
+    """A conversation that ends well, for the cold start; its assistant messages are trained on, except those
+    among the first `given`, which belong to the prompt."""
 
     messages: tuple[Message, ...]
+    given: int = 0
 
 
 class FinishReason(Enum):

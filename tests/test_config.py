@@ -177,7 +177,7 @@ SENTENCES = [
     ("task.dificulty=3", "task.dificulty: is not a"),
     ("+task.dificulty=3", "task.dificulty: is not a setting of gspo_cli.tasks.customer_service.Customer"),
     # unknown options and enum names, with the known ones
-    ("model=huge", "model=huge: is not an option; choose one of large, moe, small, tiny, tiny_moe"),
+    ("model=huge", "model=huge: is not an option; choose one of large, moe, small, smollm2, tiny, tiny_moe"),
     ("experiment=nope", "experiment=nope: is not an option; choose one of"),
     ("algorithm.ratio_level=word", "algorithm.ratio_level: invalid value 'word', expected one of [token, "),
     ("hardware.device=tpu", "hardware.device: invalid value 'tpu', expected one of [cpu, cuda]"),

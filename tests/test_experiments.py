@@ -29,9 +29,11 @@ CONVERSATIONS = ["task.problems=60", "task.heldout=4"]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_trains(experiment, tmp_path):
+def test_an_experiment_trains(experiment, tmp_path, request):
     values = leaves(CONF_DIR / "experiment" / f"{experiment}.yaml")
     sizes = SMALL if experiment == "arithmetic" else [*SMALL, *CONVERSATIONS]
+    if experiment.startswith("smollm2"):
+        sizes = [*sizes, f"model.name={request.getfixturevalue('smollm2')}", "rollout.max_turns=2"]
     done = gspo_train(f"experiment={experiment}", *sizes, "hydra.run.dir=run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     run = tmp_path / "run"

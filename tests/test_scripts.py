@@ -34,6 +34,10 @@ def test_every_script_is_run():
     assert "scripts/check_wheel.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
     assert "check wheel" in (SCRIPTS.parent / ".ci" / "run").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
+    real = (SCRIPTS.parent / "tests" / "test_real_model.py").read_text(encoding="utf-8")
+    assert "check_generation.py" in real
+    assert "fetch_smollm2.py" in (SCRIPTS.parent / "tests/support/real_model.py").read_text(encoding="utf-8")
+    imported |= {"check_generation.py", "fetch_smollm2.py"}  # run on the real model
     others = {path.name for path in SCRIPTS.iterdir() if path.is_file()} - run_by_make - imported
     assert [name for name in others if f'"{name}"' not in here] == []
 

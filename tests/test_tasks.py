@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,23 +17,12 @@ from gspo_cli.tasks.expression import evaluate
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.tasks.gsm8k import Gsm8k
 from gspo_cli.tasks.jsonl import JsonlTask
-from gspo_cli.types import Demonstration, FinishReason, Message, Problem, Trajectory
+from gspo_cli.types import Demonstration, Message, Problem
+from tests.support.tasks import gsm8k_file, score, write
 
 TASKS = ["arithmetic", "countdown", "gsm8k", "jsonl"]
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_file(), reason="GSM8K's file is not beside this checkout")
-
-
-def write(path, *rows):
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
-    return str(path)
-
-
-def gsm8k_file(folder, count=20):
-    rows = [
-        (f"What comes after {n}?", f"{n}+1 = <<{n}+1={n + 1}>>{n + 1}\n#### {n + 1}") for n in range(count)
-    ]
-    return write(folder / "gsm8k.jsonl", *[{"question": text, "answer": answer} for text, answer in rows])
 
 
 def jsonl_file(folder, count=20):
@@ -43,17 +31,11 @@ def jsonl_file(folder, count=20):
 
 def built(name, folder, **settings):
     """The task as the command line builds it, with files of 20 lines where it reads files."""
-    node = OmegaConf.load(CONF_DIR / "task" / f"{name}.yaml")
+    node = OmegaConf.merge(OmegaConf.load(CONF_DIR / "task" / f"{name}.yaml"), {"instructions": False})
     files = {"gsm8k": gsm8k_file, "jsonl": jsonl_file}
     if name in files:
         node = OmegaConf.merge(node, {"path": files[name](folder), "heldout": 5})
     return build_task(OmegaConf.merge(node, settings))
-
-
-def score(task, problem, answer):
-    messages = [*problem.messages, *([] if answer is None else [Message("assistant", answer)])]
-    trajectory = Trajectory(problem, [], [], [], [], messages, FinishReason.stop)
-    return task.reward().compute_reward(trajectory, messages[-1], {})
 
 
 def prompts(problems):
@@ -163,10 +145,10 @@ def test_arithmetic_limits_its_demonstrations():
 def test_countdown_pays_a_tenth_for_an_expression_of_the_given_numbers():
     task = Countdown("countdown", "", "")
     problem = Problem("3 5 7 = 22", (), metadata={"numbers": (3, 5, 7), "target": 22})
-    for answer in ("3*5+7", "7+5*3", "(7) + 3*5"):
+    for answer in ("3*5+7", "7+5*3", "(7) + 3*5", "3 × 5 + 7 = 22"):
         assert score(task, problem, answer).component_rewards == {"well_formed": 1.0, "exact": 1.0}
     assert score(task, problem, "3+5+7").total_reward == pytest.approx(0.1)
-    for answer in ("22", "3*7+1", "3*5+7+0", "5*7-13", "3*5+7=22", "33-11", "3*5", "9**9**9"):
+    for answer in ("22", "3*7+1", "3*5+7+0", "5*7-13", "3*5+7=23", "33-11", "3*5", "9**9**9"):
         assert score(task, problem, answer).component_rewards == {"well_formed": 0.0, "exact": 0.0}
 
 

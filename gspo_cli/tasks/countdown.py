@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from itertools import combinations, islice
 from typing import Any
 
 from gspo_cli.config.checks import require, require_fraction, require_positive
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.expression import ExpressionError, evaluate
-from gspo_cli.tasks.files import Split, split
-from gspo_cli.types import Demonstration, Message, Problem, RewardResult, Trajectory
+from gspo_cli.tasks.questions import QuestionTask
+from gspo_cli.tasks.splits import Split, split
+from gspo_cli.types import Message, Problem, RewardResult, Trajectory
 
 # Three numbers up to 9 make 165 hands and 2,253 problems; these limits leave none out. Larger settings
 # are a sample: a hand of four numbers takes 10 ms to solve and reaches about sixty targets.
@@ -25,8 +24,9 @@ PROBLEMS = 10_000
 
 
 @dataclass
-class Countdown(Task):
-    """`3 5 7 = 22`, answered by an expression such as `3*5+7`. Every target can be reached."""
+class Countdown(QuestionTask):
+    """`3 5 7 = 22`, or the same in words, answered by an expression such as `3*5+7`. Every target can be
+    reached."""
 
     numbers: int = 3
     """Numbers per problem, 2 to 4."""
@@ -42,25 +42,19 @@ class Countdown(Task):
         require(2 <= self.largest <= 99, f"task.largest={self.largest}: must be between 2 and 99")
         require_positive("task", self, "heldout")
         require_fraction("task", self, "well_formed_weight")
+        super().__post_init__()
 
-    def train_problems(self) -> Sequence[Problem]:
-        """Every (numbers, target) that is not held out. Raises UserError if `heldout` takes them all."""
-        return self._split.train
-
-    def heldout_problems(self) -> Sequence[Problem]:
-        """`heldout` pairs of numbers and target, the same for every seed."""
-        return self._split.heldout
-
-    def demonstrations(self) -> Sequence[Demonstration]:
-        """Training problems with their shortest solution."""
-        return [Demonstration((*p.messages, Message("assistant", p.answer))) for p in self.train_problems()]
+    @property
+    def answer_form(self) -> str:
+        """An expression and nothing else."""
+        return "Reply with the expression only, written with digits, + - * / and parentheses."
 
     def reward(self) -> RewardFunction:
         """See CountdownReward."""
         return CountdownReward(self.well_formed_weight)
 
-    @cached_property
-    def _split(self) -> Split:
+    def split(self) -> Split:
+        """`heldout` pairs of numbers and target, and all others. Raises UserError if these are all."""
         found: list[Problem] = []
         for hand in self._hands():
             targets = islice(solutions(hand).items(), TARGETS_PER_HAND)
@@ -75,10 +69,14 @@ class Countdown(Task):
         return iter(dict.fromkeys(tuple(sorted(hand)) for hand in drawn))
 
     def _problem(self, hand: tuple[int, ...], target: int, answer: str) -> Problem:
-        question = f"{' '.join(map(str, hand))} = {target}"
+        terse = f"{' '.join(map(str, hand))} = {target}"
+        numbers = f"{', '.join(map(str, hand[:-1]))} and {hand[-1]}"
+        question = (
+            f"Write an expression equal to {target} that uses each of the numbers {numbers} exactly once."
+        )
         return Problem(
-            id=question,
-            messages=(Message("user", question),),
+            id=terse,
+            messages=self.asked((Message("user", question if self.instructions else terse),)),
             answer=answer,
             metadata={"numbers": hand, "target": target},
         )
@@ -88,7 +86,7 @@ class CountdownReward(RewardFunction):
     """`well_formed`: an expression of exactly the given numbers; `exact`: it also has the target's value.
 
     The total is weight * well_formed + (1 - weight) * exact: some credit for any such expression, none for
-    text."""
+    text. An equation whose right side is the target counts as its left side."""
 
     def __init__(self, well_formed_weight: float = 0.1) -> None:
         self.weight = well_formed_weight
@@ -98,8 +96,9 @@ class CountdownReward(RewardFunction):
     ) -> RewardResult:
         """The last answer against the problem's numbers and target."""
         numbers, target = (trajectory.problem.metadata[name] for name in ("numbers", "target"))
+        written, equals, value = trajectory.answer.partition("=")
         try:
-            expression = evaluate(trajectory.answer)
+            expression = evaluate(written if value.strip() == str(target) else written + equals + value)
         except ExpressionError:  # a bad answer is not an error
             return RewardResult(0.0, {"well_formed": 0.0, "exact": 0.0})
         well_formed = sorted(expression.numbers) == sorted(numbers)

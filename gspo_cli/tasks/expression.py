@@ -1,7 +1,8 @@
 """Arithmetic that a model wrote, evaluated exactly and never executed.
 
-Only integers, + - * /, unary minus and parentheses are allowed. Without powers, no short text has a huge
-value, and caps on length and depth bound the work; scorers that call `eval` hang on `9**9**9`."""
+Only integers, + - * /, unary minus and parentheses are allowed; the signs of print (× ÷ −) are read as
+these. Without powers, no short text has a huge value, and caps on length and depth bound the work; scorers
+that call `eval` hang on `9**9**9`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from fractions import Fraction
 MAX_LENGTH = 200
 MAX_DEPTH = 50
 ALLOWED = re.compile(r"[0-9+\-*/() ]+")
+SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "\u2212": "-"})
 OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -37,7 +39,7 @@ class Expression:
 
 def evaluate(text: str) -> Expression:
     """The value and the numbers of `text`. Raises ExpressionError if it is not such an expression."""
-    text = text.strip()
+    text = text.strip().translate(SIGNS)
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"longer than {MAX_LENGTH} characters")
     if not ALLOWED.fullmatch(text):  # this also avoids the parser's warnings

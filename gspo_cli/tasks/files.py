@@ -1,17 +1,16 @@
-"""Shared code of tasks over files: JSON lines, whose errors name the line, and a fixed split."""
+"""Shared code of tasks over files: JSON lines, whose errors name the line."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from gspo_cli.config.checks import require, require_positive
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.base import Task
+from gspo_cli.tasks.questions import QuestionTask
+from gspo_cli.tasks.splits import Split, split
 from gspo_cli.types import Demonstration, Message, Problem
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -88,38 +87,8 @@ def read_demonstrations(path: str) -> list[Demonstration]:
     return demonstrations
 
 
-@dataclass(frozen=True)
-class Split:
-    """Training and held-out problems; `dropped` counts those left out of `train` because they are held out
-    too."""
-
-    train: tuple[Problem, ...]
-    heldout: tuple[Problem, ...]
-    dropped: int
-
-
-def split(
-    problems: Sequence[Problem],
-    heldout: int | Sequence[Problem],
-    key: Callable[[Problem], str],
-) -> Split:
-    """Hold out the given problems, or the first `heldout` in the order of a hash of `key`.
-
-    Problems with equal keys are never on both sides, and the split does not depend on a seed. Raises
-    UserError where train is empty."""
-    ordered = sorted(problems, key=lambda problem: hashlib.sha256(key(problem).encode()).digest())
-    if isinstance(heldout, int):
-        setting, held, rest = f"task.heldout={heldout}", ordered[:heldout], ordered[heldout:]
-    else:
-        setting, held, rest = "task.heldout_path", list(heldout), ordered
-    keys = {key(problem) for problem in held}
-    train = [problem for problem in rest if key(problem) not in keys]
-    require(train != [], f"{setting}: leaves none of {len(problems)} problems to train on; hold out fewer")
-    return Split(tuple(train), tuple(held), dropped=len(rest) - len(train))
-
-
 @dataclass
-class FileTask(Task):
+class FileTask(QuestionTask):
     """Base of tasks over a JSON lines file; without `heldout_path`, `heldout` problems of `path` are held
     out."""
 
@@ -133,18 +102,27 @@ class FileTask(Task):
     def __post_init__(self) -> None:
         require(self.path is not None, "task.path: is needed; give a JSON lines file with task.path=<file>")
         require_positive("task", self, "heldout")
+        super().__post_init__()
 
     def problem(self, row: dict[str, Any], where: str) -> Problem:
         """The problem of one line; `where` is its file and line number, for errors. Raises UserError."""
         raise NotImplementedError
 
-    def train_problems(self) -> Sequence[Problem]:
-        """Problems of `path` that are not held out. Raises UserError, with file and line, on a bad file."""
-        return self._split.train
+    @property
+    def answer_form(self) -> str:
+        """None, unless a task says how to answer."""
+        return ""
 
-    def heldout_problems(self) -> Sequence[Problem]:
-        """Problems of `heldout_path`, or those held out of `path`."""
-        return self._split.heldout
+    def split(self) -> Split:
+        """Problems of `path` that are not held out, and those of `heldout_path`, or held out of `path`.
+        Raises UserError, with file and line, on a bad file."""
+        held = self._read(self.heldout_path, "task.heldout_path") if self.heldout_path else self.heldout
+        problems = self._read(str(self.path), "task.path")
+        return split(problems, held, lambda problem: repr(problem.messages))
+
+    def demonstrations(self) -> Sequence[Demonstration]:
+        """None: a gold answer alone need not be a good example of the whole answer."""
+        return []
 
     @property
     def duplicates_dropped(self) -> int:
@@ -155,12 +133,6 @@ class FileTask(Task):
         """How many training problems are left out."""
         dropped = self.duplicates_dropped
         return [f"{dropped} training problems are left out: they are also held out"] if dropped else []
-
-    @cached_property
-    def _split(self) -> Split:
-        held = self._read(self.heldout_path, "task.heldout_path") if self.heldout_path else self.heldout
-        problems = self._read(str(self.path), "task.path")
-        return split(problems, held, lambda problem: repr(problem.messages))
 
     def _read(self, path: str, key: str) -> list[Problem]:
         return [self.problem(row, f"{path}:{number}") for number, row in read_jsonl(path, key)]

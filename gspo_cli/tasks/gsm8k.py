@@ -31,17 +31,23 @@ class Gsm8k(FileTask):
         check_gold("numeric", gold, where)
         return Problem(
             id=Path(where).name,
-            messages=(Message("user", text_field(row, "question", where)),),
+            messages=self.asked((Message("user", text_field(row, "question", where)),)),
             answer=gold.strip(),
             metadata={"solution": published},
         )
 
+    @property
+    def answer_form(self) -> str:
+        """A solution that ends as the published ones do."""
+        return "Solve the problem step by step. End your reply with #### and the answer as a number."
+
+    def model_answer(self, problem: Problem) -> str:
+        """The published solution without calculator annotations (<<48/2=24>>)."""
+        return ANNOTATION.sub("", problem.metadata["solution"])
+
     def demonstrations(self) -> Sequence[Demonstration]:
-        """Published solutions of the training problems, without calculator annotations (<<48/2=24>>)."""
-        return [
-            Demonstration((*p.messages, Message("assistant", ANNOTATION.sub("", p.metadata["solution"]))))
-            for p in self.train_problems()
-        ]
+        """Published solutions of the training problems."""
+        return self.solved_problems()
 
     def reward(self) -> VerifierReward:
         """1 where the last number of the answer is the published one."""

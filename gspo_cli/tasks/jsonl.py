@@ -11,6 +11,13 @@ from gspo_cli.rewards.verifiers import VerifierReward, check_gold, resolve_verif
 from gspo_cli.tasks.files import FileTask, prompt_messages
 from gspo_cli.types import Problem
 
+FORMS = {  # by verifier: `regex` and functions of users accept what only the prompts can say
+    "exact": "Reply with the answer only.",
+    "numeric": "End your reply with the answer as a number.",
+    "choice": "Reply with the letter of the right choice only.",
+    "maths": "End your reply with the answer in \\boxed{}.",
+}
+
 
 @dataclass
 class JsonlTask(FileTask):
@@ -23,6 +30,11 @@ class JsonlTask(FileTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         resolve_verifier(self.verifier)
+        require(
+            self.examples == 0 or self.verifier != "regex",
+            f"task.examples={self.examples}: with task.verifier=regex the gold answers are patterns and not "
+            "answers; set task.examples=0",
+        )
 
     def problem(self, row: dict[str, Any], where: str) -> Problem:
         """The conversation up to the agent's turn, and the gold answer as text."""
@@ -35,7 +47,19 @@ class JsonlTask(FileTask):
         usable = isinstance(answer, str | int | float) and not isinstance(answer, bool)
         require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a string')
         check_gold(self.verifier, str(answer), where)
-        return Problem(id=str(row.get("id", Path(where).name)), messages=messages, answer=str(answer))
+        name = str(row.get("id", Path(where).name))
+        return Problem(id=name, messages=self.asked(messages), answer=str(answer))
+
+    @property
+    def answer_form(self) -> str:
+        """What the verifier reads; nothing where the prompts themselves have to say it."""
+        return FORMS.get(self.verifier, "")
+
+    def model_answer(self, problem: Problem) -> str:
+        """The gold answer, in a box for `maths`."""
+        if self.verifier == "maths":
+            return f"\\boxed{{{problem.answer.strip().strip('$')}}}"
+        return problem.answer
 
     def reward(self) -> VerifierReward:
         """1 or 0 by `verifier`."""

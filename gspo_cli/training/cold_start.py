@@ -77,11 +77,12 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
 def encode_demonstration(prompts: Prompts, demonstration: Demonstration) -> Trajectory:
     """A demonstration as the trajectory that the policy would have produced with the same words."""
     chat, messages = prompts.chat, list(prompts.messages(demonstration.messages))
+    shift = len(messages) - len(demonstration.messages)  # a system message in front
     ids: list[int] = []
     mask: list[bool] = []
     start = 0
     for end, message in enumerate(messages):
-        if message.role != "assistant":
+        if message.role != "assistant" or end < demonstration.given + shift:
             continue
         read = tuple(messages[start:end])
         context = chat.suffix_ids(read, ids[-1]) if ids else chat.prompt_ids(read, prompts.system.tools)
