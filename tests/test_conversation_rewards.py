@@ -316,6 +316,18 @@ def test_a_turn_said_before_is_worth_nothing():
     assert manner_of(*again) <= manner_of(*once) - 0.2
 
 
+def test_examples_in_the_prompt_are_not_the_agents_turns():
+    """What the agent says after two solved examples is scored as if they were not there."""
+    asked = ("cancel order 482", "Order 482 is cancelled.")
+    examples = talk("cancel order 7", "stop it, idiot.", "cancel order 8", "no", *asked)
+    shown = trajectory(examples)
+    shown.turn_rewards = [0.0]
+    assert judged(MannerReward(), shown).component_rewards == manner(talk(*asked))
+    silent = trajectory(examples)
+    silent.turn_rewards = []
+    assert judged(MannerReward(), silent).total_reward == 0.0
+
+
 def test_tool_calls_are_no_speech():
     messages = talk("cancel order 482", "Done, order 482 is cancelled.")
     calls = ("/cancel_order 482", '<tool_call>{"name": "x"}</tool_call>', '{"name": "x", "arguments": {}}')

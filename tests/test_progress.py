@@ -4,11 +4,15 @@ what is sampled."""
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 import torch
+from rich.console import Console
 
 from gspo_cli.console.plain import PlainConsole
+from gspo_cli.console.reporting import ShownSample
+from gspo_cli.console.samples import samples_table
 from gspo_cli.rollout import progress as rollout_progress
 from gspo_cli.rollout.conversations import roll_out
 from gspo_cli.rollout.engine import Sampling
@@ -169,3 +173,17 @@ def test_stages_that_alternate_do_not_print_a_line_each_time():
         console.stage("cold start", step, 1000)
         console.stage("scoring", step % 10, 100)
     assert len(file.getvalue().splitlines()) <= 2 + 1
+
+
+def test_examples_in_a_prompt_are_not_shown_as_turns_and_not_as_the_answer():
+    turns = [("user", "1 + 1 ="), ("assistant", "2"), ("user", "3 + 4 ="), ("assistant", "7")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+
+    def shown(messages, turns):
+        page = Console(file=io.StringIO(), width=80, color_system=None)
+        page.print(samples_table([ShownSample(0, "p", messages, "7", 1.0, turns=turns)], 80))
+        return [re.split(r"\s{2,}", line.strip()) for line in page.file.getvalue().splitlines()[1:]]
+
+    assert shown(messages, 1) == [["3 + 4 =", "7", "1.000"], ["p", "expected 7"]]
+    assert shown(messages, 2)[1][0] == "p · 2 turns"
+    assert shown(messages[:3], 0)[0] == ["3 + 4 =", "1.000"]
