@@ -44,7 +44,7 @@ def main() -> dict[str, float]:
     # The policy: the embedded model after a cold start on demonstrations, as in the paper.
     with tempfile.TemporaryDirectory() as folder:
         model = prepare_model(config, task, Path(folder) / "model", progress=lambda *_: None)
-        policy = load_policy(model, config.model, config.hardware)
+        policy = load_policy(model.base, config.model, config.hardware)
     optimizer = torch.optim.AdamW(policy.trainable(), lr=algorithm.learning_rate)
 
     # 1. Rollout: G answers to each of P prompts, sampled by the current policy.

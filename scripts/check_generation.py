@@ -2,8 +2,8 @@
 
     python scripts/check_generation.py model=smollm2 task=gsm8k task.path=train.jsonl evaluation.problems=50
 
-Both sides run in fp32. Where two tokens are equally likely to within rounding, they may choose differently; the
-script then prints the first such answer.
+Both sides run in fp32. They may choose differently where two tokens are equally likely to within rounding;
+then the script prints the first such answer.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -119,4 +120,6 @@ def test_a_folder_that_describes_no_model_is_said(tmp_path):
 
 def test_any_folders_name_reaches_the_configuration(tmp_path):
     name = str(tmp_path / 'modèle "1" = a,b')
+    Path(name).mkdir()
+    (Path(name) / "config.json").write_text("{}")
     assert composed(model_overrides(name)).model.name == name

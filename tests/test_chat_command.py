@@ -180,9 +180,12 @@ def test_bad_input_is_one_sentence(run, monkeypatch, capsys, arguments, reason):
 
 
 def test_a_folder_that_is_not_there_is_one_sentence():
-    done = call("gspo-chat", "nowhere")
+    done = call("gspo-chat", "./nowhere")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "gspo-chat: nowhere: is not a folder; give a run folder or a model folder\n"
+    assert done.stderr == (
+        "gspo-chat: model.name=./nowhere: no such file or folder is here; give a hub id, a model folder "
+        "(config.json), a GGUF file, an adapter folder (adapter_config.json) or a run folder (config.yaml)\n"
+    )
 
 
 def test_tools_act_on_the_shop_of_the_problem_and_changes_are_shown():

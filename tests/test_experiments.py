@@ -25,6 +25,15 @@ SMALL = [  # sizes only: what an experiment is about stays as it is
     "evaluation.samples=2",
     "task.demonstrations_count=50",
 ]
+REAL = [  # a real model takes a hundred times the computation
+    "model.cold_start.steps=1",
+    "model.cold_start.batch_tokens=100",
+    "training.num_generations=2",
+    "training.generations_per_iteration=4",
+    "rollout.max_turns=2",
+    "evaluation.problems=1",
+    "evaluation.samples=1",
+]
 CONVERSATIONS = ["task.problems=60", "task.heldout=4"]
 
 
@@ -33,7 +42,7 @@ def test_an_experiment_trains(experiment, tmp_path, request):
     values = leaves(CONF_DIR / "experiment" / f"{experiment}.yaml")
     sizes = SMALL if experiment == "arithmetic" else [*SMALL, *CONVERSATIONS]
     if experiment.startswith("smollm2"):
-        sizes = [*sizes, f"model.name={request.getfixturevalue('smollm2')}", "rollout.max_turns=2"]
+        sizes = [*sizes, *REAL, f"model.name={request.getfixturevalue('smollm2')}"]
     done = gspo_train(f"experiment={experiment}", *sizes, "hydra.run.dir=run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     run = tmp_path / "run"

@@ -166,5 +166,5 @@ def test_models_that_cap_their_logits_are_refused(tmp_path, folders):
 
 
 def test_an_absent_model_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"model\.name=.*cannot be loaded"):
+    with pytest.raises(UserError, match=r"model\.name=.*: is a folder without a model"):
         load_folder(tmp_path)

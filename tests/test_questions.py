@@ -37,7 +37,7 @@ def chat(smollm2):
 
 
 FORMS = {
-    "arithmetic": ("What is 52 + 88?", "Reply with the number only."),
+    "arithmetic": ("What is 7 + 17?", "Reply with the number only."),
     "countdown": ("equal to 6 that uses each of the numbers 3, 4 and 8", "Reply with the expression only"),
     "gsm8k": ("What comes after", "End your reply with #### and the answer as a number."),
     "jsonl": ("plus 1?", "End your reply with the answer as a number."),
@@ -81,15 +81,23 @@ def test_each_verifier_says_what_it_reads_and_accepts_it(verifier, rows, form, t
 
 @pytest.mark.parametrize("answer", ["130", "130.", "45 + 85 = 130", "The answer is 130."])
 def test_what_a_sane_model_says_about_a_sum_scores(answer, tmp_path):
-    task = asked("arithmetic", tmp_path)
+    task = asked("arithmetic", tmp_path, digits=2)
     problem = next(p for p in [*task.train_problems(), *task.heldout_problems()] if p.id == "45+85=")
     assert problem.answer == "130"
     assert score(task, problem, answer).total_reward == 1
     assert score(task, problem, answer.replace("130", "131")).total_reward == 0
 
 
+def test_the_default_sums_are_ones_that_a_small_chat_model_sometimes_solves(tmp_path):
+    task = asked("arithmetic", tmp_path)
+    problems = [*task.train_problems(), *task.heldout_problems()]
+    assert max(max(problem.metadata["terms"]) for problem in problems) == 20
+    assert (len(problems), len(task.heldout_problems())) == (21 * 21, 88)
+    assert len(asked("arithmetic", tmp_path, largest=3).train_problems()) == 4 * 4 - 3
+
+
 def test_the_same_problems_are_held_out_with_and_without_words(tmp_path):
-    worded, terse = asked("arithmetic", tmp_path), asked("arithmetic", tmp_path, instructions=False)
+    worded, terse = (asked("arithmetic", tmp_path, digits=2, instructions=words) for words in (True, False))
     assert [p.id for p in worded.heldout_problems()] == [p.id for p in terse.heldout_problems()]
     assert terse.heldout_problems()[0].messages == (Message("user", "52+88="),)
 

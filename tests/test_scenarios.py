@@ -84,7 +84,8 @@ def test_facts_and_violations_count_whenever_they_are_said():
 
 def test_a_lookup_answers_what_it_knows():
     talk = talk_to(ROW, "/find_card 'Ann Lee'", "/find_card bob", "/find_card", "/find_nothing")
-    assert heard(talk)[1:4] == ["card 12", "no such name", "find_card takes name"]
+    taken = 'find_card takes name, for example /find_card "eva may"'
+    assert heard(talk)[1:4] == ["card 12", "no such name", taken]
     assert (talk.outcome.counts["tool_calls"], talk.outcome.counts["tool_errors"]) == (2, 3)
 
 

@@ -34,11 +34,15 @@ def test_what_an_agent_hears_from_the_tools():
         ("/refund_order 517", "error: order 517 is refunded"),
         ("/get_order 517", "order 517: mug, 15 dollars, delivered, to oslo, refunded"),
         ("/cancel_order 603", "error: order 603 is shipped"),
-        ("/change_address 700 atlantis", "error: no delivery to atlantis"),
+        (
+            "/change_address 700 atlantis",
+            f"error: city of change_address must be one of {', '.join(CITIES)}, "
+            "for example /change_address 700 rome",
+        ),
         ("/get_order 999", "error: no order 999"),
         ("/get_order lamp", "error: no order lamp"),
         ("/find_customer nobody", "error: no customer nobody"),
-        ("/get_order", "error: get_order takes order_id"),
+        ("/get_order", "error: get_order takes order_id, for example /get_order 700"),
         (
             '{"name": "get_order", "arguments": {"order_id": 603}}',
             "order 603: desk, 90 dollars, shipped, to lima",
@@ -133,7 +137,7 @@ def test_conversations_of_one_problem_do_not_see_each_other():
     assert opened(CANCEL).step(FOUND).messages[0].content == MIA_FOUND
 
 
-@pytest.mark.parametrize("call", ["/find_customer 603", "/get_order 'no 603'", "/change_address 482 603"])
+@pytest.mark.parametrize("call", ["/find_customer 603", "/get_order 'no 603'"])
 def test_an_error_that_repeats_the_agents_words_shows_no_order(call):
     shop = opened(STATUS)
     observation = shop.step(call).messages[0].content
@@ -212,7 +216,7 @@ def test_sql_in_arguments_is_a_value_that_nothing_has(attack):
     calls = [write_line(name, *[attack] * len(tool.parameters)) for name, tool in TOOLS.items()]
     calls += [write_line("change_address", "482", attack)]
     for call in calls:
-        assert shop.step(call).messages[0].content.startswith("error: no ")
+        assert shop.step(call).messages[0].content.startswith(("error: no ", "error: city of "))
     assert shop.changes() == []
     assert read_orders(shop.connection) == read_orders(open_shop(scenario(CANCEL)))
     shop.finish()

@@ -224,7 +224,9 @@ def test_a_setting_out_of_range_is_an_error_that_names_it(folder, settings, reas
 
 def test_instructions_are_the_policy_and_the_sixteen_tools(folder):
     system = built(folder).system_prompt_and_tools()
-    assert (system.text, len(system.tools)) == ("The policy.", 16)
+    assert system.text.startswith("The policy.\n\n## The user")
+    assert len(system.tools) == 16
+    assert "## Tickets" in built(folder, user="ticket").system_prompt_and_tools().text
     assert built(folder, system_prompt="Mine.").system_prompt_and_tools().text == "Mine."
     silent = built(folder, instructions=False).system_prompt_and_tools()
     assert (silent.text, silent.tools) == ("", ())

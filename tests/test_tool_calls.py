@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 
+from gspo_cli.tasks.tau2.tools import TOOLS as TELECOM
 from gspo_cli.tasks.tools import (
     BadCall,
+    Example,
     Kind,
+    OneOf,
     Parameter,
     RefusedError,
     Speech,
     Tool,
     ToolCall,
     by_name,
-    line_guide,
     read_turn,
     run_call,
     tool,
-    write_line,
 )
 
 FIND = Tool("find_customer", "Look a customer up.", (Parameter("email", "The address."),))
@@ -31,7 +32,7 @@ MOVE = Tool(
     (
         Parameter("order_id", "The order."),
         Parameter("items", "Their ids.", Kind.list),
-        Parameter("fee", "In dollars.", Kind.number, required=False),
+        Parameter("fee", "In dollars.", Kind.number, required=False, default=0.0),
     ),
 )
 TOOLS = {tool.name: tool for tool in (FIND, MOVE)}
@@ -45,6 +46,26 @@ MOVED = ToolCall("move_items", {"order_id": "482", "items": ["a1", "b2"], "fee":
         "/move_items 482 a1,b2 3.5",
         "  /move_items 482 'a1, b2' fee=3.5\n",
         "/move_items fee=3.5 items=a1,b2 482",
+        "/move_items 482 a1, b2 3.5",
+        "/move_items 482 a1 , b2 3.5",
+        "/move_items 482 'a1', 'b2' 3.5",
+        "/move_items 482 [a1, b2] 3.5",
+        '/move_items 482 ["a1", "b2"] 3.5',
+        "/move_items 482 ['a1', 'b2'] 3.5",
+        '/move_items fee=3.5 items=["a1", "b2"] order_id=482',
+        "`/move_items 482 a1,b2 3.5`",
+        "```\n/move_items 482 a1,b2 3.5\n```",
+        "```bash\n/move_items 482 a1,b2 3.5\n```",
+        "```/move_items 482 a1,b2 3.5```",
+        "~~~\n/move_items 482 a1,b2 3.5\n~~~",
+        "```\n/move_items 482 a1,b2 3.5",
+        '"/move_items 482 a1,b2 3.5"',
+        "Tool: /move_items 482 a1,b2 3.5",
+        "Tool call: `/move_items 482 a1,b2 3.5`",
+        "I will send them.\n/move_items 482 a1,b2 3.5",
+        "I will send them.\n\nTool: /move_items 482 a1,b2 3.5",
+        "I will send them:\n```text\n/move_items 482 a1,b2 3.5\n```",
+        "I will use `/move_items 482 a1,b2 3.5`.",
         f'<tool_call>\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n</tool_call>',
         '<think>it is 482</think>\nLet me do that.<tool_call>{"name": "move_items", "arguments": '
         '{"order_id": 482, "items": ["a1", "b2"], "fee": "3.5"}}</tool_call>',
@@ -52,6 +73,9 @@ MOVED = ToolCall("move_items", {"order_id": "482", "items": ["a1", "b2"], "fee":
         f'[TOOL_CALLS][{{"name": "move_items", "arguments": {ARGUMENTS}}}]',
         f'[{{"name": "move_items", "arguments": {json.dumps(ARGUMENTS)}}}]',
         f'```json\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n```',
+        f'~~~\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n~~~',
+        f'Like this:\n```json\n{{"name": "move_items", "arguments": {ARGUMENTS}}}\n```',
+        '{"name": "move_items", "arguments": {"order_id": 482, "items": "[\\"a1\\", \\"b2\\"]", "fee": 3.5}}',
         "the template opened this thought\n</think>\n\n/move_items 482 a1,b2 3.5",
     ],
 )
@@ -61,7 +85,17 @@ def test_every_form_of_a_call_is_the_same_call(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["your email please?", "1/2 of it", "/ hello", "", "{curly} words", "<think>never closed"],
+    [
+        *("your email please?", "1/2 of it", "/ hello", "", "{curly} words", "<think>never closed"),
+        *("it is 5/6 of the price.", "yes and/or no", "see `/help` for more.", "Note: /help is a command"),
+        *(
+            "shall i use `/find_customer a`?",
+            "Path: /usr/bin",
+            "the price\n5/6",
+            '"/usr/bin"',
+            "use ```code```",
+        ),
+    ],
 )
 def test_words_are_speech(text):
     expected = "" if text.startswith("<think>") else text
@@ -71,14 +105,20 @@ def test_words_are_speech(text):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("/refund 482", "no tool 'refund'"),
-        ("/find_customer", "takes email"),
-        ("/find_customer a b", "takes email"),
+        ("/refund 482", "there is no tool 'refund'; there are find_customer, move_items"),
+        ("Let me see.\n/refund 482", "no tool 'refund'"),
+        ("/find_customer", "find_customer takes email, for example /find_customer EMAIL"),
         ("/find_customer a email=b", "takes email"),
-        ("/find_customer 'a", "not closed"),
-        ("/find_customer a\nthanks", "one line"),
+        ("/find_customer(a)", "takes email, for example /find_customer EMAIL"),
+        ("/find_customer: a", "takes email"),
+        ("/find_customer 'a", "not closed; write it like /find_customer EMAIL"),
+        ("/find_customer a\nthanks", "one line and nothing else, for example /find_customer EMAIL"),
+        ("Well.\n/find_customer a\nthanks", "one line"),
+        ("/find_customer a\n/find_customer b", "one line"),
+        ("Well.\n/find_customer a\n/find_customer b", "one tool call"),
         ("/find_customer " + "a" * 5000, "over 4000 characters"),
-        ("/move_items 482 a1 nan", "fee of move_items must be a number"),
+        ("/move_items 482", "takes order_id, items (list), fee (number, optional), for example /move_items"),
+        ("/move_items 482 a1 nan", "fee of move_items must be a number, for example /move_items ORDER_ID"),
         ("/move_items 482 a1 1e400", "fee of move_items must be a number"),
         ("<tool_call>{}", "no closing"),
         ("<tool_call>{}</tool_call><tool_call>{}</tool_call>", "one tool call"),
@@ -88,39 +128,85 @@ def test_words_are_speech(text):
         ('{"name": 3}', "write the tool call"),
         ('{"name": "find_customer", "arguments": {"email": ["a"]}}', "must be a text"),
         ('{"name": "find_customer", "arguments": {"email": true}}', "must be a text"),
-        ('{"name": "find_customer", "arguments": {"mail": "a"}}', "takes email"),
+        ('{"name": "find_customer", "arguments": {"email": null}}', "must be a text"),
+        (
+            '{"name": "find_customer", "arguments": {"mail": "a"}}',
+            'takes email, for example {"name": "find_customer", "arguments": {"email": "EMAIL"}}',
+        ),
         ('{"name": "find_customer", "arguments": "{"}', "not JSON"),
         ("<tool_call>" + "[" * 3000 + "</tool_call>", "not JSON"),
     ],
 )
-def test_a_bad_call_is_told_what_is_wrong(text, reason):
+def test_a_bad_call_is_told_what_is_wrong_and_how_to_write_it(text, reason):
     found = read_turn(text, TOOLS)
     assert isinstance(found, BadCall)
     assert reason in found.reason
     assert len(found.reason) < 200
 
 
+@tool
+def note(
+    text: Annotated[str, "What to note."],
+    priority: Annotated[int, "1 to 3."] = 1,
+    loud: Annotated[bool | None, "Whether it rings."] = None,
+) -> str:
+    """Note something."""
+    return text
+
+
+@tool
+def paint(
+    color: Annotated[Literal["dark red", "blue"], "The color."],
+    rooms: Annotated[list[str], "The rooms.", OneOf("hall", "attic"), Example(("hall", "attic"))],
+    why: Annotated[str, "The reason."],
+) -> str:
+    """Paint rooms."""
+    return why
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("/paint green hall x", "color of paint must be one of dark red, blue, for example /paint "),
+        ("/paint blue kitchen x", "rooms of paint must be a list of hall, attic, for example"),
+        ("/paint", 'for example /paint "dark red" hall,attic WHY'),
+        ("/note a priority=1.5", "priority of note must be an integer"),
+        ("/note a loud=perhaps", "loud of note must be true or false"),
+        (
+            '{"name": "paint", "arguments": {"color": "green", "rooms": "hall", "why": "x"}}',
+            '{"name": "paint"',
+        ),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_told_what_is(text, reason):
+    found = read_turn(text, by_name(note, paint))
+    assert isinstance(found, BadCall)
+    assert reason in found.reason
+
+
+def test_of_many_tools_only_the_nearest_are_named():
+    found = read_turn("/speed_test", TELECOM)
+    assert "the nearest names are run_speed_test," in found.reason
+    assert len(found.reason) < 200
+
+
 def test_no_text_is_an_error():
     rng = np.random.default_rng(0)
-    pieces = ["<tool_call>", "</tool_call>", "<think>", '"name"', *"/{[\\'\"=\x00\u2028😀\ud800"]
-    texts = ["".join(rng.choice(pieces, size=rng.integers(1, 60))) for _ in range(2000)]
+    pieces = ["<tool_call>", "</tool_call>", "<think>", '"name"', "```", "~~~", "Tool: ", "/note ", "text="]
+    pieces += [*"/{[]\\'\"`,= \n\x00\u2028😀\ud800a1"]
+    tools = by_name(note, paint, move_items)
+    texts = ["".join(rng.choice(pieces, size=rng.integers(1, 60))) for _ in range(4000)]
+    texts += [f"/{name} " + text for name in tools for text in texts[:1000]]
     texts += [piece * 100_000 for piece in pieces] + ["/find_customer " + piece * 3000 for piece in pieces]
+    texts += [
+        start + piece * (3900 // len(piece))
+        for start in ("/paint ", "/note ", "/paint [")
+        for piece in pieces
+    ]
     for text in texts:
-        assert isinstance(read_turn(text, TOOLS), ToolCall | BadCall | Speech)
-
-
-def test_written_calls_read_back():
-    for value in ("482", "no longer needed", "it's", 'a "b" c', "a=b", "email=x"):
-        call = write_line("find_customer", f"email={value}")
-        assert read_turn(call, TOOLS) == ToolCall("find_customer", {"email": value})
-
-
-def test_a_tool_describes_itself_in_both_forms():
-    shape = MOVE.schema()["function"]
-    assert shape["parameters"]["required"] == ["order_id", "items"]
-    assert shape["parameters"]["properties"]["items"]["items"] == {"type": "string"}
-    assert json.dumps(shape)
-    assert "/move_items order_id items [fee]: Send items elsewhere." in line_guide([FIND, MOVE])
+        found = read_turn(text, tools)
+        assert isinstance(found, ToolCall | BadCall | Speech)
+        assert not isinstance(found, BadCall) or len(found.reason) <= 500
 
 
 @tool
@@ -147,3 +233,32 @@ def test_a_function_declares_its_tool_and_a_call_runs_it():
     assert moved == ["a1", "b2"]
     refused = run_call(ToolCall("move_items", {**MOVED.arguments, "fee": -1.0}), tools, moved)
     assert (refused.ok, refused.text) == (False, "the fee is below 0")
+
+
+def test_the_schema_has_types_allowed_values_defaults_and_examples():
+    painted = paint.schema()["function"]["parameters"]["properties"]
+    assert painted["color"] == {"type": "string", "description": "The color.", "enum": ["dark red", "blue"]}
+    assert painted["rooms"]["items"] == {"type": "string", "enum": ["hall", "attic"]}
+    assert painted["rooms"]["description"] == "The rooms., such as hall, attic"
+    noted = note.schema()["function"]["parameters"]
+    assert [noted["properties"][name]["type"] for name in noted["properties"]] == [
+        "string",
+        "integer",
+        "boolean",
+    ]
+    assert noted["properties"]["priority"]["default"] == 1
+    assert "default" not in noted["properties"]["loud"]
+    assert noted["required"] == ["text"]
+    assert hash(paint) == hash(paint)
+
+
+@pytest.mark.parametrize(
+    "hint", [str, Annotated[dict, "a"], Annotated[list, "a"], Annotated[str, 3], Annotated[Literal[1], "a"]]
+)
+def test_an_annotation_that_no_tool_can_take_is_one_sentence(hint):
+    def broken(value):
+        """Broken."""
+
+    broken.__annotations__["value"] = hint
+    with pytest.raises(TypeError, match=r"^tool broken: annotate value as Annotated\[type, description\]"):
+        tool(broken)

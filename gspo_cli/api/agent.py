@@ -27,9 +27,10 @@ from gspo_cli.types import Message
 
 @dataclass
 class AgentConfig:
-    """`model_name` is a hub id, a local folder, or tiny or tiny_moe, which are built for the task they are
-    trained on. A non-empty `system_prompt` replaces the task's. The other fields control how the agent
-    answers outside training; temperature 0 is greedy."""
+    """`model_name` is what `model.name` takes (a hub id, the folder of a model, an adapter or a run, a GGUF
+    file), or tiny or tiny_moe, which are built for the task they are trained on. A non-empty `system_prompt`
+    replaces the task's. The other fields control how the agent answers outside training; temperature 0 is
+    greedy."""
 
     model_name: str | Path = "tiny"
     system_prompt: str = ""

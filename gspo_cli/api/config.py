@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import composed, literal
 from gspo_cli.errors import UserError
+from gspo_cli.sources import find_source
 
 EMBEDDED = ("tiny", "tiny_moe")
 # agent, environment and function choose these groups; another option would undo a GSPOConfig's settings
@@ -135,13 +136,15 @@ def write_setting(node: DictConfig, key: str, value: Any) -> None:
 
 
 def model_overrides(name: str | Path) -> list[str]:
-    """The model group that suits `name`, and the name. The size comes from a folder's config.json or from the
-    name itself (Qwen3-4B, Qwen3-30B-A3B); a model of unknown size counts as small."""
+    """The model group that suits `name`, and the name. The size comes from the config.json of the folder (or
+    of an adapter's base), or from the name itself (Qwen3-4B, Qwen3-30B-A3B); a model of unknown size counts
+    as small. Raises UserError if `name` names no model."""
     name = str(name)
     if name in EMBEDDED:
         return [f"model={name}"]
-    described = Path(name) / "config.json"
-    group = _group_of_folder(described) if described.is_file() else _group_of_name(Path(name).name)
+    base = Path(find_source(name).base)
+    described = base / "config.json"
+    group = _group_of_folder(described) if described.is_file() else _group_of_name(base.name)
     return [f"model={group}", f"model.name={json.dumps(name, ensure_ascii=False)}"]
 
 

@@ -15,6 +15,7 @@ from gspo_cli.config.compose import OBJECT, build_config, composed, resolved_yam
 from gspo_cli.console.reporting import Reporter
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.sources import settled
 from gspo_cli.training.job import train_here
 from gspo_cli.training.session import load_trained
 
@@ -89,6 +90,7 @@ def run_node(
         write_setting(node, "task.system_prompt", agent.config.system_prompt)
     if agent.config.device != "cpu":
         write_setting(node, "hardware.device", agent.config.device)
+    settled(node, list(settings.overrides))
     return node
 
 

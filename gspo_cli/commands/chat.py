@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gspo_cli.training.dialogue import Dialogues
 
 DESCRIPTION = (
-    "Talk to the agent of a run or model folder in its task's environment, or watch its conversations."
+    "Talk to the agent of a run, or to any model, in a task's environment, or watch its conversations."
 )
 EXAMPLES = """examples:
   gspo-chat outputs/customer_service-tiny-gspo/<run>
@@ -36,7 +36,7 @@ EXAMPLES = """examples:
       the agent with the task's own user on three held-out problems, and the reward of each
   gspo-chat outputs/customer_service-tiny-gspo/<run> --watch 3 --checkpoint initial
       the same with the model before training
-  gspo-chat <run or model folder> --free
+  gspo-chat <run, model folder, adapter folder, GGUF file or hub id> --free
       text only, without an environment
 """
 LONGEST_CHAT = 200  # turns
@@ -56,10 +56,8 @@ def main() -> None:
 def chat_command() -> int:
     """Run the conversations that the command line asks for."""
     arguments = parse()
-    instead = ["reward=null"] if has_reward_object(arguments.folder) else []
-    config, source, adapter = resolve(
-        arguments.folder, arguments.checkpoint, [*instead, *arguments.overrides]
-    )
+    instead = ["reward=null"] if has_reward_object(Path(arguments.model)) else []
+    config, source, adapter = resolve(arguments.model, arguments.checkpoint, [*instead, *arguments.overrides])
     problems = config.task.heldout_problems()
     require(
         0 <= arguments.problem < len(problems),

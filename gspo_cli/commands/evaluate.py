@@ -1,4 +1,4 @@
-"""`gspo-eval`: held-out evaluation of a run's checkpoint, or of any model folder, without training."""
+"""`gspo-eval`: held-out evaluation of a run's checkpoint, or of any model, without training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 from gspo_cli.commands.entry import run_command
 from gspo_cli.commands.model_source import model_parser, resolve
 
-DESCRIPTION = "Evaluate a run folder or a model folder on held-out problems: greedy score and pass@k."
+DESCRIPTION = "Evaluate a run or a model on held-out problems: greedy score and pass@k."
 EXAMPLES = """examples:
   gspo-eval outputs/arithmetic-tiny-gspo/<run>
       the run's best checkpoint on its held-out problems
   gspo-eval outputs/arithmetic-tiny-gspo/<run> --checkpoint last evaluation.samples=16
       the last checkpoint, with pass@16
-  gspo-eval <model folder> task=gsm8k task.path=train.jsonl
-      a model that was not trained by gspo-train
+  gspo-eval Qwen/Qwen3-0.6B task=gsm8k task.path=train.jsonl
+      a model that was not trained by gspo-train: a hub id, a model folder, an adapter folder, or a GGUF file
 """
 
 
@@ -30,7 +30,7 @@ def evaluate_command() -> int:
     parser.add_argument("--samples", type=int, default=3, help="how many answers to show (default 3)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
     arguments = parser.parse_intermixed_args()  # overrides may stand after flags
-    config, source, adapter = resolve(arguments.folder, arguments.checkpoint, arguments.overrides)
+    config, source, adapter = resolve(arguments.model, arguments.checkpoint, arguments.overrides)
 
     from rich.console import Console
     from rich.progress import Progress

@@ -1,42 +1,68 @@
-"""What gspo-eval and gspo-chat share: the folder of a run or a model on the command line, and its model."""
+"""What gspo-eval and gspo-chat share: the run or model on the command line, and its configuration."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.entry import command_parser
+from gspo_cli.config.checks import require
 from gspo_cli.config.compose import build_config, composed, load_saved, with_overrides
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.sources import find_source, is_run, run_of, settled
+
+TRUST = "model.trust_remote_code"
 
 
 def model_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of a command that takes a folder, a checkpoint, and settings as gspo-train does."""
+    """The parser of a command that takes a model, a checkpoint, and settings as gspo-train does."""
     parser = command_parser(name, description, examples)
-    parser.add_argument("folder", type=Path, help="run folder of gspo-train, or a folder with a model")
+    parser.add_argument(
+        "model",
+        help="run folder of gspo-train, one of its checkpoints, an adapter or model folder, a GGUF file, "
+        "or a hub id",
+    )
     parser.add_argument(
         "overrides", nargs="*", help="settings as for gspo-train, e.g. evaluation.problems=500"
     )
     parser.add_argument(
-        "--checkpoint", default="best", help="best (default), last, initial, or a checkpoint's name"
+        "--checkpoint",
+        default="best",
+        help="of a run folder: best (default), last, initial, an iteration, or a checkpoint's name",
     )
     return parser
 
 
-def resolve(folder: Path, checkpoint: str, overrides: list[str]) -> tuple[RunConfig, str, Path | None]:
-    """Configuration, where the model is, and its LoRA adapter if it has one. Raises UserError."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder; give a run folder or a model folder")
-    if (folder / "config.yaml").exists():
-        config = build_config(with_overrides(load_saved(folder / "config.yaml"), overrides))
-        return config, *RunFolder(folder).checkpoint_model(checkpoint, config.model)
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: is neither a run folder (config.yaml) nor a model folder (config.json)")
+def resolve(name: str, checkpoint: str, overrides: list[str]) -> tuple[RunConfig, str, Path | None]:
+    """Configuration, where the model is, and its LoRA adapter if it has one. The folder of a run's checkpoint
+    has the configuration of its run, unless another task or model preset is chosen. Raises UserError."""
+    folder = Path(name).expanduser()
+    chosen = {text.lstrip("+").partition("=")[0] for text in overrides} & {"task", "model"}
+    run = folder if is_run(folder) else run_of(folder) if folder.is_dir() and not chosen else None
+    if run is None:
+        config = _of_model(name, overrides)
+        return config, *find_source(config.model.name, config.model.base)
+    node = with_overrides(load_saved(run / "config.yaml"), overrides)
+    config = build_config(node)
+    require(
+        not config.model.trust_remote_code or any(text.lstrip("+").startswith(TRUST) for text in overrides),
+        f"{run}: its settings let the model run its own code, which is not done unasked; type {TRUST}=true "
+        f"to allow it, or {TRUST}=false",
+    )
+    named = checkpoint if is_run(folder) else folder.resolve().name
+    return config, *RunFolder(run).checkpoint_model(named, config.model)
+
+
+def _of_model(name: str, overrides: list[str]) -> RunConfig:
+    """The configuration for a model that is not a run's."""
+    given = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    base = given.get("model.base")
+    source = find_source(name, None if base in ("", "null") else base)
+    preset = [] if "model" in given else model_overrides(source.base)[:1]
     # absolute: a folder called tiny is not the embedded model
-    group, name = model_overrides(folder.absolute())
-    chosen = any(text.startswith("model=") for text in overrides)
-    node = composed([*([] if chosen else [group]), *overrides, name])
-    return build_config(node), str(folder), None
+    node = composed([*preset, *overrides, f"model.name={json.dumps(source.place, ensure_ascii=False)}"])
+    settled(node, overrides)
+    return build_config(node)

@@ -31,6 +31,7 @@ from gspo_cli.launching.sweep import (
 from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State
+from gspo_cli.sources import settled
 
 
 def main() -> None:
@@ -99,6 +100,8 @@ def train(node: DictConfig) -> int:
     if node.resume is not None:
         folder = Path(node.resume)
         node = resumed(folder, list(settings.overrides.task))
+    else:
+        settled(node, list(settings.overrides.task))
     config = build_config(node)
     processes = process_count(config, usable_gpus)
     run = RunFolder(folder)

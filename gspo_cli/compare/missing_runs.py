@@ -28,6 +28,7 @@ from gspo_cli.launching.queue import QueuedJob, Status, make_slots, run_queue, t
 from gspo_cli.launching.queue_table import make_table
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, fingerprint, prepare, state_of
+from gspo_cli.sources import settled
 
 RESERVED = ("algorithm", "seed", "resume", "hydra")  # set by the comparison
 WIDTHS = ("clip_range_left", "clip_range_right")
@@ -76,6 +77,7 @@ class SharedSettings:
         node = composed(
             [*self.overrides, f"algorithm={option}", *own, *more, f"seed={seed}"], self.directories
         )
+        settled(node, [*self.overrides, *own, *more])
         config = build_config(node)
         require(
             config.training.updates_per_rollout > 1,

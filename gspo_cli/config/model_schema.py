@@ -116,8 +116,11 @@ class ModelConfig:
     label: str = MISSING
     """Short name of the option, in run folders and reports."""
     name: str = MISSING
-    """`embedded` builds a model here from `shape`; else a hub id or a local folder of a causal language
-    model."""
+    """`embedded` builds a model here from `shape`; else a hub id, a model folder, a GGUF file (extra `gguf`),
+    a LoRA adapter's folder, a run folder (its best checkpoint) or a checkpoint. Under LoRA, training
+    continues an adapter; with use_lora=false it is merged first."""
+    base: str | None = None
+    """Hub id or model folder that the adapter in `name` belongs to; null takes what the adapter names."""
     shape: Shape = field(default_factory=Shape)
     init_seed: int = 0
     """Seed of the embedded model's weights and of new LoRA weights, independent of `seed`; 0 or more."""

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 import struct
+from contextlib import redirect_stderr
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from gspo_cli.errors import UserError
 
@@ -21,10 +32,14 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     anew from the same configuration and tensors. Raises UserError if the file cannot be read or its
     architecture is not supported."""
     _require_readable(path)
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        # in a folder of its own, because the library also reads other files beside it, adapters included;
+        # stderr is that of a progress bar that has no switch
+        with TemporaryDirectory() as alone, redirect_stderr(io.StringIO()):
+            (Path(alone) / "model.gguf").symlink_to(path.absolute())
+            where = {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf"}
+            read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
     except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, struct.error) as error:
         raise UserError(
             f"model.name={path}: cannot be dequantized ({' '.join(str(error).split())[:300]}); use a "
@@ -36,7 +51,25 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     causal.load_state_dict(read.state_dict())
     causal.tie_weights()
     causal.generation_config = read.generation_config
-    return causal, tokenizer
+    return causal, _within(tokenizer, causal.get_input_embeddings().weight.shape[0])
+
+
+def _within(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
+    """The tokenizer without tokens that the model has no embedding for: the library adds an end token of its
+    own to the file's vocabulary."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = [token for token in described["added_tokens"] if token["id"] < rows]
+    if len(kept) == len(described["added_tokens"]):
+        return tokenizer
+    dropped = {token["content"] for token in described["added_tokens"] if token["id"] >= rows}
+    named = {role: text for role, text in tokenizer.special_tokens_map.items() if text not in dropped}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(described | {"added_tokens": kept})),
+        clean_up_tokenization_spaces=False,
+        **named,
+    )
+    fast.chat_template = tokenizer.chat_template
+    return fast
 
 
 def _require_readable(path: Path) -> None:

@@ -1,67 +1,75 @@
-"""From a hub id or a local folder to a Policy: dropout off, precision set, frozen weights quantized, LoRA
-added."""
+"""From what `model.name` names to a Policy: dropout off, precision set, frozen weights quantized, LoRA added,
+continued or merged."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from gspo_cli.config.choices import Device, Precision
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
+from gspo_cli.policy.lora import add_lora, continue_lora
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.pretrained import load_pretrained, load_tokenizer
 from gspo_cli.policy.quantization import (
     loader_options,
     quantize_parameters,
     require_as_configured,
     score_as_trained,
 )
-from gspo_cli.policy.weights import full_shape
+from gspo_cli.policy.weights import full_shape, merged
+from gspo_cli.sources import ModelSource, find_source
 
 transformers_logging.disable_progress_bar()
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; we report the final error
-
-ROUTERS = {"gate", "router"}
 
 
 def load_policy(
     name: str, model: ModelConfig, hardware: HardwareConfig, adapter: Path | None = None
 ) -> Policy:
-    """The policy at `name` (hub id or folder), with a fresh LoRA adapter or the one saved in `adapter`.
+    """The policy at `name`, which may be anything that `find_source` finds. `adapter` is the folder of a LoRA
+    adapter to use in place of the one that `name` has; without any, LoRA starts a new one.
 
-    Trained weights are fp32 at any precision: bf16 rounds away updates of 1e-5. Frozen weights take the
-    precision's dtype, or 4 or 8 bits; where all weights are trained, bf16 means autocast. Raises UserError
-    if the model cannot be loaded.
+    Where all weights are trained, an adapter is merged first. Trained weights are fp32 at any precision: bf16
+    rounds away updates of 1e-5. Frozen weights take the precision's dtype, or 4 or 8 bits; where all weights
+    are trained, bf16 means autocast. Raises UserError if the model cannot be loaded.
     """
+    base = model.base if name == model.name else None  # it belongs to the adapter in model.name
+    source = ModelSource(name, adapter) if adapter is not None else find_source(name, base)
     bf16 = hardware.precision is Precision.bf16
     dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
     device = torch_device(hardware)
     options = loader_options(model, dtype, device)
-    causal, tokenizer = _load(name, dtype, model.trust_remote_code, **options)
+    causal, tokenizer = load_pretrained(source.base, dtype, model.trust_remote_code, **options)
     if model.is_quantized:
         score_as_trained(causal, dtype)
     else:
         causal.to(device)  # type: ignore[arg-type]  # transformers decorates it without `self`
-    require_as_configured(causal, name, model)
+    require_as_configured(causal, source.base, model)
+    if source.adapter is not None:
+        tokenizer = _tokenizer_of(source.adapter, causal) or tokenizer
+        if not model.use_lora:
+            causal = merged(continue_lora(causal, source.adapter, model)).requires_grad_(True)
     experts = expert_parameters(causal)
     _check_experts(causal, model, experts)
     if model.use_4bit:
         quantize_parameters(causal, experts, model)
     switch_dropout_off(causal)
     freeze_routers(causal, model.freeze_router)
-    wrapped = _add_lora(causal, model, experts, adapter) if model.use_lora else causal
+    wrapped: PreTrainedModel | PeftModel = causal
+    if model.use_lora and source.adapter is not None:
+        wrapped = continue_lora(causal, source.adapter, model)
+    elif model.use_lora:
+        wrapped = add_lora(causal, model, experts)
     if model.gradient_checkpointing:
         # releases before 5.20 have the older name
         newer = "activation_checkpointing_enable"
@@ -125,74 +133,14 @@ def _check_experts(causal: PreTrainedModel, model: ModelConfig, experts: Sequenc
         )
 
 
-def _load(
-    name: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
-        with warnings.catch_warnings():
-            # weights stored quantized are loaded as they are, which require_as_configured checks
-            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            causal = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, trust_remote_code=trust_remote_code, **options
-            )
-        return causal, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if (Path(name) / "adapter_config.json").exists():
-            reason = "it is a LoRA adapter; merge it into its model first"
+def _tokenizer_of(adapter: Path, causal: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    tokenizer = load_tokenizer(adapter)
+    [weight] = causal.get_input_embeddings().parameters()
+    rows = full_shape(weight)[0]
+    if tokenizer is not None and len(tokenizer) > max(rows, causal.config.get_text_config().vocab_size):
         raise UserError(
-            f"model.name={name}: cannot be loaded ({reason}); give a hub id or a folder with "
-            "config.json, weights and tokenizer, or model=tiny, which needs no download"
-        ) from error
-
-
-def lora_targets(causal: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that LoRA adapts: all except the output layer, routers and experts."""
-    head = causal.get_output_embeddings()
-    names = {
-        path.rpartition(".")[2]
-        for path, module in causal.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and ".experts." not in path
-    }
-    return sorted(names - ROUTERS)
-
-
-def _add_lora(
-    causal: PreTrainedModel, model: ModelConfig, experts: Sequence[str], adapter: Path | None
-) -> PeftModel:
-    config = _lora_config(causal, model, experts)
-    if adapter is not None and model.use_4bit and LoraConfig.from_pretrained(adapter).target_parameters:
-        raise UserError(  # peft would only warn and skip the experts' weights
-            f"model.use_4bit=true: the adapter in {adapter} adapts experts, which is not supported in "
-            "4 bits; set model.use_4bit=false"
+            f"model.name={adapter}: its tokenizer has {len(tokenizer)} tokens, but its base "
+            f"{causal.name_or_path} has {rows}; give the base that it was trained over with "
+            "model.base=<hub id or model folder>, or merge the adapter where its base was extended"
         )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft 0.21 uses a name that transformers 5.23 deprecates
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        torch.manual_seed(model.init_seed)
-        try:
-            if adapter is not None:
-                return PeftModel.from_pretrained(causal, adapter, is_trainable=True)
-            return get_peft_model(causal, config)
-        except ValueError as error:
-            raise UserError(f"model.lora_target_modules: {' '.join(str(error).split())}") from error
-
-
-def _lora_config(causal: PreTrainedModel, model: ModelConfig, experts: Sequence[str]) -> LoraConfig:
-    named = model.lora_target_modules
-    if named and ROUTERS & {name.rpartition(".")[2] for name in named}:
-        raise UserError(
-            "model.lora_target_modules: names a router, which LoRA does not adapt; leave out gate and "
-            "router, or use null for all other linear layers"
-        )
-    # without the layer number: one name for all layers
-    matrices = sorted({".".join(path.split(".")[-3:]) for path in experts})
-    return LoraConfig(
-        r=model.lora_r,
-        lora_alpha=model.lora_alpha,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-        target_modules=lora_targets(causal) if named in (None, ["all-linear"]) else named,
-        target_parameters=matrices if model.lora_experts else None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal.modules()),
-    )
+    return tokenizer

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
+from gspo_cli.policy.lora import REFERENCE, TRAINED, add_reference, as_reference, has_reference
 from gspo_cli.policy.routing import Routing, predicting
 from gspo_cli.policy.weights import gathered
 
@@ -71,6 +72,11 @@ class Policy(nn.Module):
         """Parameters that the optimizer updates."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model and of the adapter that is trained; a reference has none of its own."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if f".{REFERENCE}." not in name)
+
     def forward(
         self,
         token_ids: Tensor,
@@ -93,13 +99,25 @@ class Policy(nn.Module):
             return self._score(self._frozen_reference, token_ids, action_mask, temperature, False)
         if not isinstance(self.model, PeftModel):
             raise RuntimeError("the policy has no reference: call keep_reference first")
-        with self.model.disable_adapter():
+        with as_reference(self.model):
             return self._score(self.causal_model, token_ids, action_mask, temperature, False)
 
     def keep_reference(self, model: PreTrainedModel) -> None:
         """Use `model` as the frozen reference. Not needed with LoRA: its reference is the model without the
-        adapter."""
+        adapter, or with the adapter that training continues."""
         self._frozen_reference = model.eval().requires_grad_(False)
+
+    def keep_reference_adapter(self, folder: Path) -> None:
+        """Use the model with the adapter in `folder` as the reference, while another is trained."""
+        assert isinstance(self.model, PeftModel)
+        add_reference(self.model, folder)
+
+    @property
+    def reference_kind(self) -> str:
+        """What the reference is, in words."""
+        if not isinstance(self.model, PeftModel):
+            return "frozen copy"
+        return "adapter as it was" if has_reference(self.model) else "adapter off"
 
     def next_token_logits(self, hidden: Tensor, temperature: float) -> Tensor:
         """fp32 logits for sampling from last hidden states. (B, D) -> (B, V)"""
@@ -126,7 +144,11 @@ class Policy(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write adapter or full weights and the tokenizer, loadable with `from_pretrained`."""
-        self.model.save_pretrained(folder)
+        if isinstance(self.model, PeftModel):
+            # no embeddings: peft would look for the base's own files, on the hub too, to see if they changed
+            self.model.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_cli.adapters import CONFIG as ADAPTER_CONFIG
 from gspo_cli.config.checks import require
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
@@ -93,6 +95,11 @@ def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBa
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    require(
+        not (Path(name_or_folder) / ADAPTER_CONFIG).is_file(),
+        f"name_or_folder={name_or_folder}: is an adapter, which the library would load over any base that it "
+        "names; merge it with peft (merge_and_unload) and give the merged folder",
+    )
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = torch.float32 if place == "cpu" else "auto"
     try:

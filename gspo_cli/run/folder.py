@@ -16,6 +16,7 @@ from typing import Any
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import json_ready, make_folder, read_json, write_atomically, write_json
+from gspo_cli.sources import ModelSource, run_checkpoint
 
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
 
@@ -100,20 +101,10 @@ class RunFolder:
         make_folder(self.path, "hydra.run.dir")
         write_atomically(self.config, config_yaml)
 
-    def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> tuple[str, Path | None]:
-        """Where the model of a checkpoint is, and its adapter under LoRA. `checkpoint` is best (last where
-        there is none), last, initial, or a checkpoint's name. Raises UserError if there is no such
-        checkpoint."""
-        base = str(self.initial_model) if self.initial_model.exists() else model.name
-        if checkpoint == "initial":
-            return base, None
-        chosen = self.checkpoints / checkpoint
-        if checkpoint == "best" and not chosen.exists():
-            chosen = chosen.with_name("last")
-        if not chosen.exists():
-            found = ["initial", *sorted(path.name for path in self.checkpoints.glob("[!.]*"))]
-            raise UserError(f"--checkpoint {checkpoint}: does not exist; choose one of {', '.join(found)}")
-        return (base, chosen) if model.use_lora else (str(chosen), None)
+    def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> ModelSource:
+        """Where the model of a checkpoint is, and its adapter under LoRA (see `run_checkpoint`). Raises
+        UserError if there is no such checkpoint."""
+        return run_checkpoint(self.path, checkpoint, model.name, model.base)
 
     def append(self, log: str, record: Mapping[str, Any]) -> None:
         """Append one complete line to a log and flush it. Numbers that are not finite become null."""

@@ -26,28 +26,34 @@ class Arithmetic(QuestionTask):
     digits a fixed sample of about 20,000.
     """
 
-    digits: int = 2
-    """Digits of each number, 1 to 9; up to 2 digits every pair is used, above that a fixed sample of
-    20,000."""
+    digits: int | None = None
+    """Digits of each number, 1 to 9; null means 2, or numbers up to 20 where there are `instructions`: a
+    small chat model sometimes solves these, and reinforcement needs some success."""
     largest: int | None = None
-    """Largest number of a sum, 1 to 10**9 - 1, for a difficulty between two values of `digits`; null means as
-    `digits` says."""
+    """Largest number of a sum, 1 to 10**9 - 1, for a difficulty between two values of `digits`, which it
+    replaces; null means as `digits` says."""
     reversed_answer: bool | None = None
     """Writes the digits of answers in reverse, so that a model that writes left to right can carry; null does
     so where there are no `instructions`."""
-    heldout: int = 500
-    """Number of held-out sums; above 0."""
+    heldout: int | None = None
+    """Number of held-out sums, above 0; null means 500, or a fifth of all sums where that is fewer."""
     demonstrations_count: int = 20_000
     """Maximum demonstrations; above 0."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.digits <= 9, f"task.digits={self.digits}: must be between 1 and 9")
+        require(
+            self.digits is None or 1 <= self.digits <= 9,
+            f"task.digits={self.digits}: must be between 1 and 9, or null",
+        )
         require(
             self.largest is None or 1 <= self.largest < 10**9,
             f"task.largest={self.largest}: must be between 1 and {10**9 - 1}, or null for all numbers of "
             "task.digits digits",
         )
-        require_positive("task", self, "heldout", "demonstrations_count")
+        require_positive("task", self, "demonstrations_count")
+        require(
+            self.heldout is None or self.heldout > 0, f"task.heldout={self.heldout}: must be above 0, or null"
+        )
         require(
             not (self.reversed_answer and self.instructions),
             "task.reversed_answer=true: instructions ask for plain numbers; set "
@@ -71,13 +77,20 @@ class Arithmetic(QuestionTask):
     def split(self) -> Split:
         """`heldout` sums, and all others. Raises UserError if `heldout` takes them all."""
         problems = [self._problem(first, second) for first, second in self._pairs()]
-        return split(problems, self.heldout, lambda p: str(sorted(p.metadata["terms"])))
+        held = min(500, len(problems) // 5) if self.heldout is None else self.heldout
+        return split(problems, held, lambda p: str(sorted(p.metadata["terms"])))
 
     def _pairs(self) -> Iterable[tuple[int, int]]:
-        bound = 10**self.digits if self.largest is None else self.largest + 1
+        """All pairs of numbers, or, where there are more than 20,000, a fixed sample of about so many."""
+        if self.largest is not None:
+            bound = self.largest + 1
+        elif self.digits is not None:
+            bound = 10**self.digits
+        else:
+            bound = 21 if self.instructions else 100
         if bound**2 <= DRAWN_PAIRS:
             return product(range(bound), range(bound))
-        drawn = generator(0, "arithmetic", self.digits).integers(bound, size=(DRAWN_PAIRS, 2))
+        drawn = generator(0, "arithmetic", len(str(bound - 1))).integers(bound, size=(DRAWN_PAIRS, 2))
         return dict.fromkeys((first, second) for first, second in drawn.tolist())
 
     def _problem(self, first: int, second: int) -> Problem:

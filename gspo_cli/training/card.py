@@ -167,7 +167,6 @@ def objective_card(
     """The card of a run on `ranks` processes; `longest_prompt` in tokens."""
     algorithm, training = config.algorithm, config.training
     with_longest = replace(config, rollout=replace(config.rollout, max_prompt_length=longest_prompt))
-    reference = "adapter off" if policy.has_adapter else "frozen copy"
     return Card(
         title=f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}",
         objective=CardObjective(
@@ -175,7 +174,7 @@ def objective_card(
             mean=MEANS[algorithm.aggregation],
             ratio=RATIOS[algorithm.ratio_level][1],
             advantage=advantage_formula(algorithm),
-            reference=reference if algorithm.beta > 0 else "not in the loss (beta = 0)",
+            reference=policy.reference_kind if algorithm.beta > 0 else "not in the loss (beta = 0)",
             clip_range=algorithm.clip_range,
             clip_fraction=algorithm.clip_fraction if algorithm.is_calibrated else None,
         ),
@@ -213,7 +212,7 @@ def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_probl
         max_prompt_length=rollout.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
         max_turns=None if config.task.environment().single_turn else rollout.max_turns,
-        parameters=sum(p.numel() for p in policy.model.parameters()),
+        parameters=policy.num_parameters,
         trained_parameters=sum(p.numel() for p in policy.trainable()),
         lora_rank=config.model.lora_r if policy.has_adapter else None,
     )

@@ -28,6 +28,7 @@ from gspo_cli.randomness import generator
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.files import folder_written_whole
+from gspo_cli.sources import ModelSource, find_source
 from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
@@ -44,26 +45,29 @@ BETAS = (0.9, 0.95)  # of AdamW: with 0.999, copying, which conversations need o
 SCORE_PROBLEMS, SCORE_EVERY, TRAINED_PER_SCORED = 100, 10, 3
 
 
-def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: Progress) -> str:
-    """Where to load the model from: `model.name`, or `initial_model` where it is built or cold-started here.
+def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: Progress) -> ModelSource:
+    """Where to load the model from: what `model.name` names, or `initial_model` where it is built or
+    cold-started here.
 
     The result of a cold start is cached by everything it depends on. Raises UserError without
     demonstrations."""
     model = config.model
+    built = ModelSource(str(initial_model.absolute()))
     if initial_model.exists():
-        return str(initial_model)
+        return built
+    source = built if model.is_embedded else find_source(model.name, model.base)
     if not model.is_embedded and model.cold_start.steps == 0:
-        return model.name
+        return source
     demonstrations = _demonstrations(config, task)
     problems = task.train_problems()[:2000]
     texts = [m.content for d in demonstrations for m in d.messages]
     texts += [m.content for problem in problems for m in problem.messages]
-    cached = cache_folder("cold_start") / _content_key(config, demonstrations, problems)
+    cached = cache_folder("cold_start") / _content_key(config, source, demonstrations, problems)
     if model.cold_start.cache and cached.exists():
         progress("cold start", model.cold_start.steps, model.cold_start.steps, "cached")
         with folder_written_whole(initial_model) as folder:
             shutil.copytree(cached, folder, dirs_exist_ok=True)
-        return str(initial_model)
+        return built
     with folder_written_whole(initial_model) as folder:
         if model.is_embedded:
             write_embedded(folder, model.shape, model.init_seed, texts)
@@ -71,7 +75,7 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
             _cold_start(config, task, folder, demonstrations, progress)
     if model.cold_start.cache:
         _store(initial_model, cached, progress)
-    return str(initial_model)
+    return built
 
 
 def encode_demonstration(prompts: Prompts, demonstration: Demonstration) -> Trajectory:
@@ -197,13 +201,19 @@ def _store(model: Path, cached: Path, progress: Progress) -> None:
 
 
 def _content_key(
-    config: RunConfig, demonstrations: Sequence[Demonstration], problems: Sequence[Problem]
+    config: RunConfig,
+    source: ModelSource,
+    demonstrations: Sequence[Demonstration],
+    problems: Sequence[Problem],
 ) -> str:
     """Hash of everything that the result depends on."""
     model = config.model
-    weights = sorted(Path(model.name).glob("*")) if Path(model.name).is_dir() else []
+    weights: list[Path] = []
+    for place in (Path(source.base), source.adapter):
+        if place is not None and not model.is_embedded:
+            weights += [place] if place.is_file() else sorted(place.glob("*"))
     parts = {
-        "name": model.name,
+        "name": model.name if source.adapter is None else list(map(str, source)),
         "files": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
         "shape": asdict(model.shape),
         "cold_start": asdict(model.cold_start),

@@ -105,8 +105,9 @@ def dimensions(policy: Policy) -> Dimensions:
     key_heads = values.get("num_key_value_heads") or heads
     experts = values.get("num_experts") or values.get("num_local_experts") or 0
     inner = values.get("moe_intermediate_size") if experts else None
-    adapters = {n: full_shape(p) for n, p in parameters if ".lora_A." in n and ".experts." not in n}
     trained = {name: p for name, p in parameters if p.requires_grad}
+    # a frozen adapter is a reference
+    adapters = {n: full_shape(p) for n, p in trained.items() if ".lora_A." in n and ".experts." not in n}
     matrices = [p for n, p in trained.items() if len(full_shape(p)) == 2 and not _contains([n], *UNCAST)]
     inputs = {_reads(name): columns for name, (_, columns) in adapters.items()}
     inputs = {read: columns for read, columns in inputs.items() if not _is_attention_output(read)}

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Engine
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.stored import read_stored
@@ -32,6 +33,7 @@ from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import MEASURED, RESUMABLE, matches
 from gspo_cli.run.summary import RunStatus
+from gspo_cli.sources import ModelSource
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.card import Card, card_text, objective_card
 from gspo_cli.training.checkpoint import Checkpoints
@@ -139,30 +141,58 @@ def build_parts(
         reporter.warn(note)
     ranks = ranks or ProcessGroup()
     source = ranks.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
-    policy, strategy = load_for_training(config, source, folder, ranks)
+    check_source(config, source)
+    policy, strategy = load_for_training(config, source, folder, ranks, reporter.warn)
     check_positions(config, policy.max_positions)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
     cap = config.rollout.max_prompt_length
     train = fitting(train, prompts, cap, "training", reporter.warn)
     heldout = fitting(heldout, prompts, cap, "held-out", reporter.warn)
-    engine = build_engine(config, policy, source)
+    engine = build_engine(config, policy, source.base)
     check_positions(config, engine.max_positions)
     return Parts(policy, strategy, reward, engine, prompts, train, heldout[: config.evaluation.problems])
 
 
+def check_source(config: RunConfig, source: ModelSource) -> None:
+    """Raise UserError if a model cannot be loaded the way that a run needs it."""
+    merges = source.adapter is not None and not config.model.use_lora
+    what = "an adapter cannot be merged into" if merges else "a GGUF file cannot be read as"
+    plain = f"write a plain folder first with gspo-export {source.place} <folder>"
+    require(
+        config.hardware.zero_stage < 3 or not (merges or source.is_gguf),
+        f"model.name={source.place}: {what} weights that ZeRO-3 shards; {plain}, or use hardware=zero2",
+    )
+    require(
+        config.rollout.engine is not Engine.vllm or not source.is_gguf,
+        f"rollout.engine=vllm: weights cannot be pushed to a GGUF file; {plain}, or use rollout=transformers",
+    )
+
+
 def load_for_training(
-    config: RunConfig, source: str, folder: RunFolder, ranks: ProcessGroup
+    config: RunConfig,
+    source: ModelSource,
+    folder: RunFolder,
+    ranks: ProcessGroup,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Policy, Strategy]:
-    """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it."""
+    """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it.
+
+    Where the source has an adapter, `note` gets a sentence that says what becomes of it."""
     last = ranks.agreed(Checkpoints(folder.checkpoints, config.checkpoint).last)
     model, hardware = config.model, config.hardware
+    start = source
+    if last is not None:
+        start = ModelSource(source.base, last) if model.use_lora else ModelSource(str(last))
+    elif source.adapter is not None:
+        what = f"rank {model.lora_r}, alpha {model.lora_alpha}" if model.use_lora else "merged"
+        continued = "training continues the adapter" if model.use_lora else "all weights are trained, with"
+        note(f"model.name: {continued} {source.adapter} ({what}) over {source.base}")
     with sharded_loading(config):
-        if model.use_lora:
-            policy = load_policy(source, model, hardware, adapter=last)
-        else:
-            policy = load_policy(source if last is None else str(last), model, hardware)
+        policy = load_policy(start.base, model, hardware, start.adapter)
         if config.keeps_reference:
-            policy.keep_reference(load_policy(source, model, hardware).causal_model)
+            policy.keep_reference(load_policy(source.base, model, hardware, source.adapter).causal_model)
+        if model.use_lora and source.adapter is not None:
+            policy.keep_reference_adapter(source.adapter)
     if hardware.zero_stage == 0:
         return policy, OneProcess(policy, config)
     return policy, ZeroStrategy(policy, config, ranks)
@@ -201,7 +231,8 @@ def evaluate_only(
 
 def load_trained(config: RunConfig, source: str, adapter: Path | None) -> Policy:
     """The policy of a checkpoint (see `RunFolder.checkpoint_model`); one without an adapter gets none, or, if
-    weights are quantized, a new one, which changes nothing."""
+    weights are quantized, a new one, which changes nothing. Where the run trains all weights, an adapter that
+    it started from is merged."""
     keeps = adapter is not None or config.model.is_quantized
     model = config.model if keeps else config.model.whole()
     return load_policy(source, model, config.hardware, adapter)

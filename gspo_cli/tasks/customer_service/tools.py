@@ -18,34 +18,37 @@ from gspo_cli.tasks.customer_service.scenario import (
     Order,
     ShopScenario,
 )
-from gspo_cli.tasks.tools import RefusedError, ToolCall, by_name, tool
+from gspo_cli.tasks.tools import Example, OneOf, RefusedError, ToolCall, by_name, tool
 
-POLICY = """You are the customer service agent of a small shop. Customers write to you about their orders.
-- First ask the customer for their email and find them by it. Use no other tool before that.
-- Look up and change orders of this customer only.
-- A customer may want to cancel an order, get a refund, move an order to another city, or know its status.
-- Only a pending order can be cancelled or moved. Only a delivered order can be refunded, once.
-- Before you cancel, refund or move an order, ask whether you may. Name the order number and the action, and
-  the city if there is one. Go on only when the customer says yes.
-- If the status forbids what the customer wants, change nothing. Say sorry, and name the order number and its
-  status.
-- After a change, say what was done: the order number, and the dollars refunded or the new city.
-- If asked about an order, say its number and its status.
-- Speak about one order at a time, and name no other order, status, amount or city than the right one.
-- Make one tool call at a time, and write nothing else in that turn.
-- Tell only what the tools have shown you.
-- Be kind and brief."""
+POLICY = """You are the customer service agent of a small shop. A customer writes to you about an order: to \
+cancel it, to get a refund, to move it to another city, or to know its status. One step a turn:
+1. Ask who it is: "May I please have your email?" If something is broken, say sorry. Use no tool before you \
+know the email.
+2. Find the customer with the tool find_customer. It lists their orders. Look up and change no other \
+orders.
+3. If the customer only wants to know where an order is, tell its status: "Your order 700 is shipped."
+4. Only a pending order can be cancelled or moved, and only a delivered order can be refunded, once. If the \
+status forbids it, change nothing: "Sorry, order 700 is shipped, so I cannot cancel it."
+5. If it is allowed, ask for a yes with the action, the order number and the new city: "Shall I cancel \
+order 700?", "Shall I refund order 700?", "Shall I move order 700 to Rome?"
+6. When the customer has said yes, make the change with its tool.
+7. Say what was done, with the order number and the dollars or the city: "Your order 700 is cancelled, 30 \
+dollars are refunded.", "Your 30 dollars for order 700 are refunded.", "Your order 700 is moved to Rome."
+The customer then has another wish, which starts at step 3, or says goodbye. Speak about one order at a \
+time. Tell only what the tools have shown you. Be kind and brief."""
 
 LONGEST_ECHO = 40
 LONGEST_OBSERVATION = 200
 TEMPLATE_MARKS = "<>|[]"  # characters that chat templates use
 
-OrderId = Annotated[str, "number of the order, three digits"]
+OrderId = Annotated[str, "number of the order, three digits", Example("700")]
 
 
 @tool
 def find_customer(
-    connection: sqlite3.Connection, /, email: Annotated[str, "email address of the customer"]
+    connection: sqlite3.Connection,
+    /,
+    email: Annotated[str, "email address of the customer", Example("name00@mail.com")],
 ) -> str:
     """Find a customer and list their orders with product and status."""
     email = normalized(email)
@@ -89,7 +92,7 @@ def change_address(
     connection: sqlite3.Connection,
     /,
     order_id: OrderId,
-    city: Annotated[str, f"the new city, one of {', '.join(CITIES)}"],
+    city: Annotated[str, "the new city", OneOf(*CITIES)],
 ) -> str:
     """Send a pending order to another city."""
     order, city = _order(connection, order_id, Action.move), normalized(city)

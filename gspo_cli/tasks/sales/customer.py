@@ -10,11 +10,11 @@ from numpy.random import Generator
 
 from gspo_cli.tasks.tools import Parameter, Tool
 
-LIST = Tool("list_products", "The names and prices of all products.")
+LIST = Tool("list_products", "Show the names and prices of all products.")
 GET = Tool(
     "get_product",
-    "Price, features, warranty, delivery and weight of a product.",
-    (Parameter("name", "the name"),),
+    "Show price, features, warranty, delivery and weight of a product.",
+    (Parameter("name", "the name", example="nova"),),
 )
 NAMES = (
     *("nova", "orbit", "comet", "luna", "atlas", "polar", "delta", "terra", "zephyr", "onyx"),
@@ -190,7 +190,8 @@ def tool_rows(table: Sequence[Product]) -> list[dict[str, Any]]:
         {
             "name": GET.name,
             "description": GET.description,
-            "parameter": "name",
+            "parameter": GET.parameters[0].name,
+            "example": GET.parameters[0].example,
             "answers": {product.name: product.line() for product in table},
             "otherwise": f"there is no such product; there are {', '.join(names)}",
         },

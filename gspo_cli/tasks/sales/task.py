@@ -14,12 +14,15 @@ from gspo_cli.tasks.scenarios.task import GeneratedScenarios
 from gspo_cli.tasks.tools import Tool, write_line
 from gspo_cli.types import Message
 
-POLICY = (
-    "you sell phones. first ask what the customer needs. look the products up; never guess. recommend "
-    "exactly one product, by its name, that has what the customer needs and costs no more than they can "
-    "pay. answer questions with what the product's entry says. then ask whether the customer wants to order. "
-    "one step a turn, one short sentence."
-)
+POLICY = """You sell phones. One step a turn, one short sentence:
+1. Ask the customer: "What do you need?" They say which feature they need, and how much they can pay.
+2. Look at the prices with the tool list_products.
+3. Look with the tool get_product at one phone a turn that costs no more than the customer can pay, until \
+one has the feature. Never guess.
+4. Recommend exactly this one phone by its name: "I recommend the nova. It has a good camera."
+5. Answer the customer's question with what get_product has shown of this phone, the number with its unit: \
+"The warranty is 2 years."
+6. Ask for the order: "Do you want to order it?" The customer then says goodbye."""
 CLUES = {"warranty": ("breaks", "warranty"), "delivery": ("soon", "delivery"), "weight": ("heavy", "light")}
 
 

@@ -21,7 +21,7 @@ KEYS = (
 )
 RULE_KEYS = ("name", "when", "after", "unless")
 BEAT_KEYS = ("when", "say", "reach", "note", "after", "unless", "end")
-TOOL_KEYS = ("name", "description", "parameter", "answers", "otherwise")
+TOOL_KEYS = ("name", "description", "parameter", "example", "answers", "otherwise")
 
 
 def read_scenario(row: Any, where: str) -> Scenario:
@@ -136,7 +136,8 @@ def _lookup(row: Any, where: str) -> Lookup:
     usable = isinstance(answers, dict) and all(isinstance(text, str) for text in answers.values())
     require(usable, f'{where}: "answers" must be an object of strings')
     otherwise = _text(row, "otherwise", where)
-    parameters = (Parameter(parameter, f"the {parameter}"),) if parameter else ()
+    example = _text(row, "example", where) if "example" in row else None
+    parameters = (Parameter(parameter, f"the {parameter}", example=example),) if parameter else ()
     tool = Tool(name, _text(row, "description", where), parameters)
     return Lookup(tool, {plain(key): text for key, text in answers.items()}, otherwise)
 

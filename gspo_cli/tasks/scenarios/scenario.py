@@ -8,7 +8,7 @@
      "facts": [{"name": "new card", "when": {"all": ["new card", ["week", "seven days"]]}}],
      "violations": [{"name": "asked for the pin", "when": {"any": ["pin"]}}],
      "tools": [{"name": "find_card", "description": "Find a card.", "parameter": "name",
-                "answers": {"ann lee": "card 12"}, "otherwise": "no such name"}],
+                "example": "eva may", "answers": {"ann lee": "card 12"}, "otherwise": "no such name"}],
      "example": ["may i have your name?", "i block the card. a new card comes in a week."]}
 
 `when` matches if one clause (the words between two punctuation marks) has all of `all` (a list in it: one of
@@ -17,8 +17,9 @@ their order and one a turn. `after` and `unless` of a beat, a violation or a fac
 a beat) and violations that have or have not been met. `say` and `opening` may be lists: the seed picks. A
 turn that matches nothing is answered by `otherwise`, one that comes before its goal's turn by `early`, one
 that would reach two goals by `crowded`; after `patience` of these the user leaves. `example` is what an agent
-says that solves the scenario. `topic`, `context` and `wants` are for people. In a scenario of `id` and
-`user_responses` the user says these lines one by one, whatever the agent says; it has no goals."""
+says that solves the scenario; of a tool, a value that shows agents how to write its parameter. `topic`,
+`context` and `wants` are for people. In a scenario of `id` and `user_responses` the user says these lines one
+by one, whatever the agent says; it has no goals."""
 
 from __future__ import annotations
 

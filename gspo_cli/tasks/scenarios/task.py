@@ -19,7 +19,10 @@ from gspo_cli.tasks.scripted import ScriptedTask, Transcript, converse, fixed_ag
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Demonstration, Message, Problem
 
-POLICY = "you talk to a user. find out what they want and help them, one step a turn, in short sentences."
+POLICY = (
+    "You talk to a user. Find out what they want and help them, one step a turn, in one short sentence. Say "
+    "only what you have been told; look up the rest, if you have tools."
+)
 
 
 def read_rows(path: str, key: str) -> list[Any]:

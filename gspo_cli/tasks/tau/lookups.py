@@ -9,15 +9,21 @@ from typing import Annotated, Any
 
 from gspo_cli.tasks.tau.database import RetailDatabase
 from gspo_cli.tasks.tau.writes import OrderId, UserId, Zip
-from gspo_cli.tasks.tools import RefusedError, tool
+from gspo_cli.tasks.tools import Example, RefusedError, tool
+
+Email = Annotated[str, "email of the user", Example("sara.doe@example.com")]
+ProductId = Annotated[str, "id of the product, not of an item", Example("3000000001")]
+ItemId = Annotated[str, "id of the variant", Example("1000000001")]
+Expression = Annotated[str, "what to compute", Example("(3 + 4) * 2")]
+Thought = Annotated[str, "what you think", Example("First I need the order.")]
 
 LONGEST_EXPRESSION = 100
 TOKENS = re.compile(r"\d+(?:\.\d+)?|[-+*/()]")
 
 
 @tool
-def find_user_id_by_email(database: RetailDatabase, /, email: Annotated[str, "email of the user"]) -> str:
-    """Find a user."""
+def find_user_id_by_email(database: RetailDatabase, /, email: Email) -> str:
+    """Find the id of a user by their email."""
     return _found(database.data.ids_by_email.get(email.lower()), "user")
 
 
@@ -25,11 +31,11 @@ def find_user_id_by_email(database: RetailDatabase, /, email: Annotated[str, "em
 def find_user_id_by_name_zip(
     database: RetailDatabase,
     /,
-    first_name: Annotated[str, "first name"],
-    last_name: Annotated[str, "last name"],
+    first_name: Annotated[str, "first name", Example("Sara")],
+    last_name: Annotated[str, "last name", Example("Doe")],
     zip: Zip,
 ) -> str:
-    """Find a user who does not know the email."""
+    """Find the id of a user who does not know the email."""
     return _found(database.data.ids_by_name_zip.get((first_name.lower(), last_name.lower(), zip)), "user")
 
 
@@ -41,21 +47,23 @@ def get_user_details(database: RetailDatabase, /, user_id: UserId) -> str:
 
 @tool
 def get_order_details(database: RetailDatabase, /, order_id: OrderId) -> str:
-    """Show an order."""
+    """Show the status, items, address and payments of an order."""
     return json.dumps(_found(database.read("orders", order_id), "order"))
 
 
 @tool
 def get_product_details(
-    database: RetailDatabase, /, product_id: Annotated[str, "the product, not an item"]
+    database: RetailDatabase,
+    /,
+    product_id: ProductId,
 ) -> str:
-    """Show the variants of a product with prices."""
+    """Show the variants of a product with their item ids, options and prices."""
     return json.dumps(_found(database.read("products", product_id), "product"))
 
 
 @tool
-def get_item_details(database: RetailDatabase, /, item_id: Annotated[str, "the variant"]) -> str:
-    """Show one variant."""
+def get_item_details(database: RetailDatabase, /, item_id: ItemId) -> str:
+    """Show one variant of a product."""
     return json.dumps(_found(database.data.variants.get(item_id), "item"))
 
 
@@ -66,7 +74,7 @@ def list_all_product_types(database: RetailDatabase, /) -> str:
 
 
 @tool
-def calculate(database: RetailDatabase, /, expression: Annotated[str, "what to compute"]) -> str:
+def calculate(database: RetailDatabase, /, expression: Expression) -> str:
     """Compute with + - * / and parentheses.
 
     The value is rounded to cents. The expression is evaluated here and never executed."""
@@ -85,7 +93,7 @@ def calculate(database: RetailDatabase, /, expression: Annotated[str, "what to c
 
 
 @tool
-def think(database: RetailDatabase, /, thought: Annotated[str, "the thought"]) -> str:
+def think(database: RetailDatabase, /, thought: Thought) -> str:
     """Note a thought; nothing happens."""
     return "ok"
 

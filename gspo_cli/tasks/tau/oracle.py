@@ -70,7 +70,4 @@ def _look_up(data: RetailData, action: Mapping[str, Any]) -> Iterator[str]:
 def _written(action: Mapping[str, Any]) -> str:
     """A gold action in the line form."""
     places = [parameter.name for parameter in ALL_TOOLS[action["name"]].parameters]
-    values = [action["kwargs"][place] for place in places]
-    return write_line(
-        action["name"], *(",".join(value) if isinstance(value, list) else str(value) for value in values)
-    )
+    return write_line(action["name"], *(action["kwargs"][place] for place in places))

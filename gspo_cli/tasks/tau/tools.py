@@ -19,12 +19,14 @@ from gspo_cli.tasks.tau.lookups import (
     think,
 )
 from gspo_cli.tasks.tau.writes import WRITES
-from gspo_cli.tasks.tools import Tool, ToolCall, by_name, read_turn, run_call, tool
+from gspo_cli.tasks.tools import Example, Tool, ToolCall, by_name, read_turn, run_call, tool
 
 
 @tool
 def transfer_to_human_agents(
-    database: RetailDatabase, /, summary: Annotated[str, "what the user wants"]
+    database: RetailDatabase,
+    /,
+    summary: Annotated[str, "what the user wants", Example("wants to cancel a shipped order")],
 ) -> str:
     """Hand the user over to a human agent; this ends the conversation."""
     return "the user is handed over to a human agent"

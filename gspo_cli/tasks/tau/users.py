@@ -21,6 +21,13 @@ TICKET = (
 TICKET_ANSWER = 'Nobody reads this. Use the tools, and write "done" when you have finished.'
 
 
+# added to the published policies, which are written for a user who can be asked
+TICKET_NOTE = (
+    "## Tickets\n\nThe customer of a ticket cannot be asked. Find their user id with a tool first, as "
+    "always, even if the ticket names it. The ticket is their yes to all that it asks for."
+)
+
+
 class User(Protocol):
     """Whom the agent talks to. `clarifications` counts the messages that the user could not follow."""
 

@@ -10,23 +10,29 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from gspo_cli.tasks.tau.database import Record, RetailDatabase
-from gspo_cli.tasks.tools import RefusedError, by_name, tool
+from gspo_cli.tasks.tools import Example, OneOf, RefusedError, by_name, tool
 
 CANCEL_REASONS = ("no longer needed", "ordered by mistake")
 ADDRESS_FIELDS = ("address1", "address2", "city", "state", "country", "zip")
 LONGEST_ADDRESS = 200  # characters in all: what an agent writes comes back in observations
 
-OrderId = Annotated[str, "the order, such as #W0000000"]
-UserId = Annotated[str, "the user, such as sara_doe_496"]
-ItemIds = Annotated[list[str], "the items, each as often as it is meant"]
-NewItemIds = Annotated[list[str], "their replacements, in the same order"]
-MethodId = Annotated[str, "a payment method of the user"]
-Address1 = Annotated[str, "street and number"]
-Address2 = Annotated[str, "apartment or suite; may be empty"]
-City = Annotated[str, "city"]
-State = Annotated[str, "state, such as NY"]
-Country = Annotated[str, "country, such as USA"]
-Zip = Annotated[str, "zip code"]
+OrderId = Annotated[str, "id of the order, with its #", Example("#W0000000")]
+UserId = Annotated[str, "id of the user", Example("sara_doe_496")]
+ItemIds = Annotated[
+    list[str], "item ids, each as often as it is meant", Example(("1000000001", "1000000002"))
+]
+NewItemIds = Annotated[
+    list[str],
+    "item ids of the replacements, one for each item in the same order",
+    Example(("2000000001", "2000000002")),
+]
+MethodId = Annotated[str, "id of a payment method of the user", Example("paypal_0000000")]
+Address1 = Annotated[str, "street and number", Example("123 Main Street")]
+Address2 = Annotated[str, 'apartment or suite; "" if there is none', Example("Suite 5")]
+City = Annotated[str, "city", Example("New York")]
+State = Annotated[str, "state", Example("NY")]
+Country = Annotated[str, "country", Example("USA")]
+Zip = Annotated[str, "zip code", Example("10001")]
 
 
 @tool
@@ -34,7 +40,7 @@ def cancel_pending_order(
     database: RetailDatabase,
     /,
     order_id: OrderId,
-    reason: Annotated[str, "no longer needed, or ordered by mistake"],
+    reason: Annotated[str, "why it is cancelled", OneOf(*CANCEL_REASONS)],
 ) -> str:
     """Cancel a pending order.
 
@@ -62,7 +68,7 @@ def modify_pending_order_address(
     country: Country,
     zip: Zip,
 ) -> str:
-    """Change where a pending order goes."""
+    """Change the address that a pending order goes to."""
     _order(database, order_id, "pending")
     address = _address(address1, address2, city, state, country, zip)
     database.edit("orders", order_id)["address"] = address

@@ -7,19 +7,22 @@ from collections.abc import Callable
 from typing import Annotated
 
 from gspo_cli.tasks.tau2.world import Record, TelecomWorld, data_allowance
-from gspo_cli.tasks.tools import RefusedError, tool
+from gspo_cli.tasks.tools import Example, RefusedError, tool
 
 MOST_REFUEL_GB = 2.0  # of the published policy
-PhoneNumber = Annotated[str, "such as 555-000-0000"]
-CustomerId = Annotated[str, "such as C1000"]
-LineId = Annotated[str, "such as L1000"]
-BillId = Annotated[str, "such as B1000"]
+PhoneNumber = Annotated[str, "phone number", Example("555-000-0000")]
+CustomerId = Annotated[str, "id of the customer", Example("C1000")]
+LineId = Annotated[str, "id of a line of the customer", Example("L1000")]
+BillId = Annotated[str, "id of a bill of the customer", Example("B1000")]
+RecordId = Annotated[str, "id of a customer, line, bill, device or plan", Example("L1000")]
+PlanId = Annotated[str, "id of the new plan", Example("P1000")]
+Gigabytes = Annotated[float, f"gigabytes, above 0 and at most {MOST_REFUEL_GB:g}", Example(1.5)]
 TABLE_BY_LETTER = {"C": "customers", "L": "lines", "B": "bills", "D": "devices", "P": "plans"}
 
 
 @tool
 def get_customer_by_phone(world: TelecomWorld, /, phone_number: PhoneNumber) -> str:
-    """The customer whose own number or line it is."""
+    """Show the customer whose own number or line it is."""
     lines = {key for key, line in world.tables["lines"].items() if line["phone_number"] == phone_number}
     return _customer(
         world, lambda one: one["phone_number"] == phone_number or not lines.isdisjoint(one["line_ids"])
@@ -28,7 +31,7 @@ def get_customer_by_phone(world: TelecomWorld, /, phone_number: PhoneNumber) -> 
 
 @tool
 def get_customer_by_id(world: TelecomWorld, /, customer_id: CustomerId) -> str:
-    """The customer."""
+    """Show a customer."""
     return json.dumps(world.record("customers", customer_id))
 
 
@@ -36,25 +39,27 @@ def get_customer_by_id(world: TelecomWorld, /, customer_id: CustomerId) -> str:
 def get_customer_by_name(
     world: TelecomWorld,
     /,
-    full_name: Annotated[str, "first and last name"],
-    date_of_birth: Annotated[str, "as 1990-12-31"],
+    full_name: Annotated[str, "first and last name", Example("Sara Doe")],
+    date_of_birth: Annotated[str, "year, month and day", Example("1990-12-31")],
 ) -> str:
-    """The customer of this name who was born on this day."""
+    """Show the customer of this name who was born on this day."""
     wanted = (full_name.lower(), date_of_birth)
     return _customer(world, lambda one: (one["full_name"].lower(), one["date_of_birth"]) == wanted)
 
 
 @tool
 def get_details_by_id(
-    world: TelecomWorld, /, id: Annotated[str, "id of a customer, line, bill, device or plan"]
+    world: TelecomWorld,
+    /,
+    id: RecordId,
 ) -> str:
-    """Any record of the carrier."""
+    """Show any record of the carrier."""
     return json.dumps(world.record(TABLE_BY_LETTER.get(id[:1], "lines"), id))
 
 
 @tool
 def get_bills_for_customer(world: TelecomWorld, /, customer_id: CustomerId) -> str:
-    """All bills of a customer."""
+    """Show all bills of a customer."""
     return json.dumps(
         [world.record("bills", key) for key in world.record("customers", customer_id)["bill_ids"]]
     )
@@ -62,21 +67,19 @@ def get_bills_for_customer(world: TelecomWorld, /, customer_id: CustomerId) -> s
 
 @tool
 def get_data_usage(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
-    """What a line has used, and may use."""
+    """Show how much data a line has used, and may use."""
     line = world.line_of(customer_id, line_id)
     return f"used {line['data_used_gb']:.1f} GB of {data_allowance(world, line):.1f} GB"
 
 
 @tool
 def list_plans(world: TelecomWorld, /) -> str:
-    """All plans."""
+    """Show all plans."""
     return json.dumps(list(world.tables["plans"].values()))
 
 
 @tool
-def change_plan(
-    world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId, plan_id: Annotated[str, "such as P1000"]
-) -> str:
+def change_plan(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId, plan_id: PlanId) -> str:
     """Give a line another plan."""
     line, plan = world.line_of(customer_id, line_id), world.record("plans", plan_id)
     line["plan_id"] = plan_id
@@ -85,7 +88,7 @@ def change_plan(
 
 @tool
 def refuel_data(
-    world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId, gb_amount: Annotated[float, "gigabytes"]
+    world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId, gb_amount: Gigabytes
 ) -> str:
     """Add data to a line at its plan's price."""
     line = world.line_of(customer_id, line_id)
@@ -98,21 +101,21 @@ def refuel_data(
 
 @tool
 def enable_roaming(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
-    """Let a line be used abroad."""
+    """Let a line be used abroad, at the carrier."""
     world.line_of(customer_id, line_id)["roaming_enabled"] = True
     return "roaming is enabled for the line"
 
 
 @tool
 def disable_roaming(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
-    """Keep a line from being used abroad."""
+    """Keep a line from being used abroad, at the carrier."""
     world.line_of(customer_id, line_id)["roaming_enabled"] = False
     return "roaming is disabled for the line"
 
 
 @tool
 def suspend_line(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
-    """Take a line out of service."""
+    """Take a line out of service, at the carrier."""
     line = world.line_of(customer_id, line_id)
     if line["status"] != "Active":
         raise RefusedError(f"the line is {line['status']}, not Active")
@@ -122,7 +125,7 @@ def suspend_line(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineI
 
 @tool
 def resume_line(world: TelecomWorld, /, customer_id: CustomerId, line_id: LineId) -> str:
-    """Put a suspended line into service."""
+    """Put a suspended line into service, at the carrier."""
     line = world.line_of(customer_id, line_id)
     if line["status"] != "Suspended":
         raise RefusedError(f"the line is {line['status']}, not Suspended")

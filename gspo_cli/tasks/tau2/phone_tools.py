@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from gspo_cli.tasks.tau2.world import TECHNOLOGIES, TelecomWorld, speed_name
-from gspo_cli.tasks.tools import RefusedError, tool
+from gspo_cli.tasks.tools import Example, OneOf, RefusedError, tool
 
-AppName = Annotated[str, "an installed app"]
+AppName = Annotated[str, "name of an installed app", Example("messaging")]
+Permission = Annotated[str, "what the app may do", Example("storage")]
 
 LONGEST_SETTING = 60  # characters: what an agent writes comes back in observations
 
 
 @tool
 def check_status_bar(world: TelecomWorld, /) -> str:
-    """Signal, data and battery at the top of the screen."""
+    """Show signal, data and battery at the top of the screen."""
     phone = world.phone
     if phone["airplane_mode"]:
         return f"airplane mode; battery {phone['battery_level']}%"
@@ -29,7 +30,7 @@ def check_status_bar(world: TelecomWorld, /) -> str:
 
 @tool
 def check_network_status(world: TelecomWorld, /) -> str:
-    """Connection and radio settings."""
+    """Show the connection and the radio settings."""
     phone = world.phone
     return (
         f"airplane mode {_on(phone['airplane_mode'])}; {phone['network_connection_status']}; "
@@ -40,25 +41,25 @@ def check_network_status(world: TelecomWorld, /) -> str:
 
 @tool
 def check_network_mode_preference(world: TelecomWorld, /) -> str:
-    """The preferred kind of network."""
+    """Show the preferred kind of network."""
     return f"preferred: {world.phone['network_mode_preference']}"
 
 
 @tool
 def check_sim_status(world: TelecomWorld, /) -> str:
-    """The SIM card."""
+    """Show whether the SIM card is in and works."""
     return "SIM card missing" if world.phone["sim_card_missing"] else f"SIM {world.phone['sim_card_status']}"
 
 
 @tool
 def check_data_restriction_status(world: TelecomWorld, /) -> str:
-    """Data saver."""
+    """Show whether data saver is on."""
     return f"data saver {_on(world.phone['data_saver_mode'])}"
 
 
 @tool
 def check_apn_settings(world: TelecomWorld, /) -> str:
-    """Access point and message centre."""
+    """Show access point (APN) and message center (MMSC)."""
     settings = world.phone["active_apn_settings"]
     pending = "; a reset waits for a reboot" if world.phone["apn_reset_pending"] else ""
     return f"APN {settings['apn_name']}; MMSC {settings['mmsc_url'] or 'not set'}{pending}"
@@ -66,13 +67,13 @@ def check_apn_settings(world: TelecomWorld, /) -> str:
 
 @tool
 def check_wifi_status(world: TelecomWorld, /) -> str:
-    """Wi-Fi."""
+    """Show whether Wi-Fi is on."""
     return f"Wi-Fi {_on(world.phone['wifi_enabled'])}; no network in reach"
 
 
 @tool
 def check_wifi_calling_status(world: TelecomWorld, /) -> str:
-    """Calls and picture messages over Wi-Fi."""
+    """Show whether calls and picture messages (MMS) go over Wi-Fi."""
     phone = world.phone
     mms = _on(phone["wifi_calling_mms_over_wifi"])
     return f"Wi-Fi calling {_on(phone['wifi_calling_enabled'])}; MMS over Wi-Fi {mms}"
@@ -80,42 +81,42 @@ def check_wifi_calling_status(world: TelecomWorld, /) -> str:
 
 @tool
 def check_vpn_status(world: TelecomWorld, /) -> str:
-    """VPN."""
+    """Show whether the VPN is on."""
     phone = world.phone
     return f"VPN on; performance {phone['vpn_performance']}" if phone["vpn_connected"] else "VPN off"
 
 
 @tool
 def check_installed_apps(world: TelecomWorld, /) -> str:
-    """Names of the apps."""
+    """Show the names of the apps."""
     return ", ".join(sorted(world.phone["app_statuses"]))
 
 
 @tool
 def check_app_permissions(world: TelecomWorld, /, app_name: AppName) -> str:
-    """What an app may do."""
+    """Show what an app may do."""
     granted = [name for name, allowed in _permissions(world, app_name).items() if allowed]
     return f"allowed: {', '.join(granted) or 'nothing'}"
 
 
 @tool
 def run_speed_test(world: TelecomWorld, /) -> str:
-    """Speed of mobile data."""
+    """Test how fast mobile data is."""
     speed = world.speed
     return f"{speed:.1f} Mbps: {speed_name(speed)}" if speed else speed_name(speed)
 
 
 @tool
 def can_send_mms(world: TelecomWorld, /) -> str:
-    """Whether a picture message goes out."""
+    """Test whether a picture message (MMS) goes out."""
     return "the messaging app can send MMS" if world.mms_works else "the messaging app cannot send MMS"
 
 
 @tool
 def set_network_mode_preference(
-    world: TelecomWorld, /, mode: Annotated[str, "4g_5g_preferred, 4g_only, 3g_only or 2g_only"]
+    world: TelecomWorld, /, mode: Annotated[str, "the kind of network", OneOf(*TECHNOLOGIES)]
 ) -> str:
-    """Prefer a kind of network."""
+    """Set the preferred kind of network."""
     if mode not in TECHNOLOGIES:
         raise RefusedError(f"mode must be one of {', '.join(TECHNOLOGIES)}")
     world.phone["network_mode_preference"] = mode
@@ -125,7 +126,7 @@ def set_network_mode_preference(
 
 @tool
 def toggle_airplane_mode(world: TelecomWorld, /) -> str:
-    """Switch all radios off or on."""
+    """Switch airplane mode on or off; it turns all radios off."""
     shown = _toggle(world, "airplane_mode", "airplane mode")
     world.search_network()
     return shown
@@ -141,31 +142,31 @@ def reseat_sim_card(world: TelecomWorld, /) -> str:
 
 @tool
 def toggle_data(world: TelecomWorld, /) -> str:
-    """Mobile data."""
+    """Switch mobile data on or off."""
     return _toggle(world, "data_enabled", "mobile data")
 
 
 @tool
 def toggle_roaming(world: TelecomWorld, /) -> str:
-    """Data roaming on the phone."""
+    """Switch data roaming of the phone on or off."""
     return _toggle(world, "roaming_enabled", "data roaming")
 
 
 @tool
 def toggle_data_saver_mode(world: TelecomWorld, /) -> str:
-    """Data saver."""
+    """Switch data saver on or off."""
     return _toggle(world, "data_saver_mode", "data saver")
 
 
 @tool
 def toggle_wifi(world: TelecomWorld, /) -> str:
-    """Wi-Fi."""
+    """Switch Wi-Fi on or off."""
     return _toggle(world, "wifi_enabled", "Wi-Fi")
 
 
 @tool
 def toggle_wifi_calling(world: TelecomWorld, /) -> str:
-    """Wi-Fi calling."""
+    """Switch Wi-Fi calling on or off."""
     return _toggle(world, "wifi_calling_enabled", "Wi-Fi calling")
 
 
@@ -173,8 +174,8 @@ def toggle_wifi_calling(world: TelecomWorld, /) -> str:
 def set_apn_settings(
     world: TelecomWorld,
     /,
-    apn_name: Annotated[str, "name of the access point"],
-    mmsc_url: Annotated[str, "address of the message centre"],
+    apn_name: Annotated[str, "name of the access point", Example("internet")],
+    mmsc_url: Annotated[str, "address of the message center", Example("http://mms.example.com")],
 ) -> str:
     """Write the access point settings."""
     if len(apn_name + mmsc_url) > LONGEST_SETTING or not (apn_name + mmsc_url).isprintable():
@@ -193,7 +194,7 @@ def reset_apn_settings(world: TelecomWorld, /) -> str:
 
 @tool
 def connect_vpn(world: TelecomWorld, /) -> str:
-    """VPN on."""
+    """Switch the VPN on."""
     if world.phone["vpn_connected"]:
         raise RefusedError("the VPN is on already")
     world.phone.update(vpn_connected=True, vpn_performance="excellent")
@@ -202,16 +203,19 @@ def connect_vpn(world: TelecomWorld, /) -> str:
 
 @tool
 def disconnect_vpn(world: TelecomWorld, /) -> str:
-    """VPN off."""
+    """Switch the VPN off."""
     world.phone.update(vpn_connected=False, vpn_performance="none")
     return "VPN off"
 
 
 @tool
 def grant_app_permission(
-    world: TelecomWorld, /, app_name: AppName, permission: Annotated[str, "such as storage or sms"]
+    world: TelecomWorld,
+    /,
+    app_name: AppName,
+    permission: Permission,
 ) -> str:
-    """Allow an app something that it can ask for."""
+    """Allow an app something that it can ask for, such as storage or sms."""
     permissions = _permissions(world, app_name)
     if permission not in permissions:
         raise RefusedError(f"permission must be one of {', '.join(permissions)}")
@@ -221,7 +225,7 @@ def grant_app_permission(
 
 @tool
 def reboot_device(world: TelecomWorld, /) -> str:
-    """Restart: pending settings apply, and the network is searched."""
+    """Restart the phone: pending settings apply, and the network is searched."""
     if world.phone["apn_reset_pending"]:
         world.phone["active_apn_settings"] = dict(world.default_apn)
         world.phone["apn_reset_pending"] = False
@@ -231,14 +235,14 @@ def reboot_device(world: TelecomWorld, /) -> str:
 
 @tool
 def check_payment_request(world: TelecomWorld, /) -> str:
-    """What the carrier asks the owner to pay."""
+    """Show the bill that the carrier asks the owner to pay."""
     bill = world.requested_bill()
     return "no payment request" if bill is None else f"bill {bill['bill_id']}: {bill['total_due']:.2f}"
 
 
 @tool
 def make_payment(world: TelecomWorld, /) -> str:
-    """Pay what is asked for."""
+    """Pay the bill of the payment request."""
     bill = world.requested_bill()
     if bill is None:
         raise RefusedError("there is no payment request")

@@ -36,7 +36,7 @@ from gspo_cli.tasks.tau.files import (
 )
 from gspo_cli.tasks.tau.oracle import ticket_work
 from gspo_cli.tasks.tau.tools import TAU2_TOOLS
-from gspo_cli.tasks.tau.users import TICKET, TicketUser
+from gspo_cli.tasks.tau.users import TICKET, TICKET_NOTE, TicketUser
 from gspo_cli.tasks.tau.writes import WRITES
 from gspo_cli.tasks.tau2 import telecom_files
 from gspo_cli.tasks.tau2.environment import TelecomEnvironment
@@ -131,7 +131,8 @@ class Tau2(Task):
         """The policy, unless `system_prompt` replaces it, and the tools."""
         if not self.instructions:
             return SystemPrompt(self.system_prompt)
-        texts = [read_text(self._folder / name, "task.path") for name in POLICIES[self.domain.value]]
+        texts = [read_text(self._folder / name, "task.path").strip() for name in POLICIES[self.domain.value]]
+        texts += [TICKET_NOTE] if self.domain is Domain.retail else []
         tools = TAU2_TOOLS if self.domain is Domain.retail else tuple(TOOLS.values())
         return SystemPrompt(self.system_prompt or "\n\n".join(texts), tools)
 

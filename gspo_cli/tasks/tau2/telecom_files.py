@@ -154,9 +154,5 @@ def _fault_of(world: TelecomWorld, metadata: Mapping[str, Any]) -> str | None:
 def telecom_turns(problem: Problem) -> list[str]:
     """The gold actions as an agent writes them, and "Done."."""
     calls = gold_calls(problem.metadata["actions"])
-    lines = [
-        write_line(call.name, *(str(value) for value in call.arguments.values()))
-        for call in calls
-        if call is not None
-    ]
+    lines = [write_line(call.name, *call.arguments.values()) for call in calls if call is not None]
     return [*lines, "Done."]

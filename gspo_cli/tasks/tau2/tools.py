@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import ModuleType
 from typing import Annotated, Any
 
 from gspo_cli.tasks.tau.tools import gold_call
 from gspo_cli.tasks.tau2 import carrier_tools, phone_tools
 from gspo_cli.tasks.tau2.world import TODAY, TelecomWorld
-from gspo_cli.tasks.tools import FunctionTool, Observation, ToolCall, by_name, run_call, tool
+from gspo_cli.tasks.tools import (
+    Example,
+    FunctionTool,
+    Observation,
+    ToolCall,
+    by_name,
+    run_call,
+    tool,
+)
 
 
 @tool
-def transfer_to_human_agents(world: TelecomWorld, /, summary: Annotated[str, "what is wrong"]) -> str:
+def transfer_to_human_agents(
+    world: TelecomWorld, /, summary: Annotated[str, "what is wrong", Example("the SIM card is locked")]
+) -> str:
     """Hand the ticket over to a human agent; this ends the conversation."""
     return "the ticket is handed over"
 
@@ -22,17 +31,12 @@ def transfer_to_human_agents(world: TelecomWorld, /, summary: Annotated[str, "wh
 TRANSFER = transfer_to_human_agents.name
 
 
-def _tools_of(module: ModuleType, where: str) -> list[FunctionTool]:
-    """The tools of a module in their order, with the place in their description."""
-    tools = [value for value in vars(module).values() if isinstance(value, FunctionTool)]
-    return [replace(tool, description=f"{where}: {tool.description}") for tool in tools]
+def _tools_of(module: ModuleType) -> list[FunctionTool]:
+    """The tools of a module in their order."""
+    return [value for value in vars(module).values() if isinstance(value, FunctionTool)]
 
 
-TOOLS = by_name(
-    *_tools_of(carrier_tools, "At the carrier"),
-    *_tools_of(phone_tools, "On the phone"),
-    transfer_to_human_agents,
-)
+TOOLS = by_name(*_tools_of(carrier_tools), *_tools_of(phone_tools), transfer_to_human_agents)
 
 
 def perform(world: TelecomWorld, call: ToolCall) -> Observation:

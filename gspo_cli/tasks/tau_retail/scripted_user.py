@@ -23,6 +23,15 @@ GREETINGS = ("Hello, I need help with my orders.", "Hi! I have a question about 
 AGREEMENTS = ("Yes, please.", "Yes, go ahead.", "Yes, that is right.")
 UNCLEAR = ("Sorry, I do not understand.", "I am not sure what you mean.", "Could you say that again?")
 FAREWELLS = ("That is all, thank you.", "Thank you, nothing else.", "No, that was everything. Bye!")
+# added to the published policy, which leaves open in which words the user is asked
+USER_NOTE = (
+    "## The user\n\nThe user answers one question at a time. Ask who they are: "
+    '"May I have your email, or your name and zip code?" Then ask how you can help. '
+    "Ask for a yes to a change in a question with the order id: "
+    '"I will cancel order #W0000000. Do you confirm?" After the change ask for the next wish: '
+    '"That is done. Can I help you with anything else?" Say so if a wish is not possible. '
+    "The user says goodbye when nothing is left."
+)
 GIVES_UP = "I will try again another time."
 
 

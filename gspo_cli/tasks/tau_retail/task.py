@@ -33,9 +33,9 @@ from gspo_cli.tasks.tau.files import (
 )
 from gspo_cli.tasks.tau.oracle import service, ticket_work
 from gspo_cli.tasks.tau.tools import TAU_TOOLS
-from gspo_cli.tasks.tau.users import TicketUser, User
+from gspo_cli.tasks.tau.users import TICKET_NOTE, TicketUser, User
 from gspo_cli.tasks.tau_retail.instructions import read_script
-from gspo_cli.tasks.tau_retail.scripted_user import GREETINGS, ScriptedUser
+from gspo_cli.tasks.tau_retail.scripted_user import GREETINGS, USER_NOTE, ScriptedUser
 from gspo_cli.types import Demonstration, Message, Problem
 
 BENCHMARKS = ("dev", "test")  # the published splits that are not for training
@@ -50,6 +50,10 @@ class RetailUser(Enum):
     """no user; the task is a ticket and the agent has tools"""
     llm = "llm"
     """a language model behind a URL"""
+
+
+# what a user expects beyond the published policy; a language model as the user needs no more than that
+NOTES = {RetailUser.scripted: USER_NOTE, RetailUser.ticket: TICKET_NOTE}
 
 
 @dataclass
@@ -139,8 +143,11 @@ class TauRetail(Task):
         """The policy, unless `system_prompt` replaces it, and the tools."""
         if not self.instructions:
             return SystemPrompt(self.system_prompt)
-        policy = self.system_prompt or read_text(self._folder / "wiki.md", "task.path")
-        return SystemPrompt(policy, TAU_TOOLS)
+        if self.system_prompt:
+            return SystemPrompt(self.system_prompt, TAU_TOOLS)
+        policy = read_text(self._folder / "wiki.md", "task.path").strip()
+        note = NOTES.get(self.user)
+        return SystemPrompt(f"{policy}\n\n{note}" if note else policy, TAU_TOOLS)
 
     def environment(self) -> RetailEnvironment:
         """A conversation; all of them share the data."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from gspo_cli.tasks.tools import RefusedError, by_name, tool
+from gspo_cli.tasks.tools import OneOf, RefusedError, by_name, tool
 
 FREE_TRIES = 2  # actions without effect that are not violations
 
@@ -32,8 +32,12 @@ VIEWS = {
     "network": ("mobile_data", "roaming", "apn", "network_mode", "data_saver"),
     "messages": ("picture_permission",),
 }
-Setting = Annotated[str, f"one of {', '.join(VALUES)}"]
-Value = Annotated[str, "on or off; in or out for sim_card, default or custom for apn, 5g or 2g"]
+Setting = Annotated[str, "what to change", OneOf(*VALUES)]
+Value = Annotated[
+    str,
+    "in or out for sim_card, default or custom for apn, 5g or 2g for network_mode, on or off for the others",
+    OneOf(*dict.fromkeys(value for pair in VALUES.values() for value in pair)),
+]
 
 
 def words(setting: str) -> str:
@@ -171,31 +175,31 @@ class Phone:
 
 @tool
 def get_status(phone: Phone, /) -> str:
-    """What the status bar shows: airplane mode, sim card, wifi, vpn, service."""
+    """Look at the status bar: airplane mode, sim card, wifi, vpn, service."""
     return phone.view("status")
 
 
 @tool
 def check_network(phone: Phone, /) -> str:
-    """Mobile data, roaming, apn, network mode, data saver, and where the phone is."""
+    """Look at the network settings: mobile data, roaming, apn, network mode, data saver, place."""
     return phone.view("network")
 
 
 @tool
 def check_messages(phone: Phone, /) -> str:
-    """Whether messages may send pictures."""
+    """Look at the message settings: picture permission."""
     return phone.view("messages")
 
 
 @tool
 def run_speed_test(phone: Phone, /) -> str:
-    """How fast the internet is."""
+    """Test how fast the internet is: none, slow or excellent."""
     return f"speed {phone.speed}"
 
 
 @tool
 def set_(phone: Phone, /, setting: Setting, value: Value) -> str:
-    """Change a setting."""
+    """Change a setting to a value."""
     setting, value = setting.strip().lower().replace(" ", "_"), value.strip().lower()
     if setting not in VALUES or value not in VALUES[setting]:
         values = "; ".join(f"{name} {' or '.join(pair)}" for name, pair in VALUES.items())
@@ -205,13 +209,13 @@ def set_(phone: Phone, /, setting: Setting, value: Value) -> str:
 
 @tool
 def reboot(phone: Phone, /) -> str:
-    """Start the phone again; a new apn takes effect."""
+    """Start the phone again; needed after the apn was changed."""
     return phone.reboot()
 
 
 @tool
 def factory_reset(phone: Phone, /) -> str:
-    """Erase everything on the phone."""
+    """Erase everything on the phone; never allowed."""
     return phone.erase()
 
 

@@ -38,19 +38,29 @@ COMPLAINTS = {
         False: ("hi, i can not send pictures today.", "since today i can not send pictures."),
     },
 }
-FLOW = (
-    "look at the status bar first, then at the network settings, then at the message settings, and put right "
-    "what is wrong. airplane mode, wifi (its network has no internet), vpn and data saver must be off; "
-    "mobile data and picture permission on; the sim card in; the apn default, which needs a reboot; network "
-    "mode 5g; roaming on abroad and off at home. change nothing that is right. never erase the phone. "
-    "when everything works, tell the user what was wrong, for example: the problem was vpn."
+RIGHT = (
+    "airplane mode off; sim card in; wifi off, since its network has no internet; vpn off; mobile data on; "
+    "roaming on abroad and off at home; apn default; network mode 5g; data saver off; picture permission on"
+)
+END = (
+    'When everything works, tell the user what was wrong: "The problem was vpn." or "The problems were wifi '
+    'and apn." Name nothing that was right. The user then says goodbye.'
 )
 POLICY = {
-    Mode.solo: f"you repair a user's phone with your tools. {FLOW}",
-    Mode.scripted: (
-        f"you help a user who holds the phone; ask what a screen says, and ask for one change a turn, for "
-        f"example: please turn off vpn. {FLOW}"
-    ),
+    Mode.solo: f"""You repair a user's phone with your tools. The user cannot do anything. One step a turn:
+1. Look at the status bar, then at the network settings, then at the message settings, each with its tool.
+2. As soon as something on a screen is wrong, change it, one setting a turn. Right is: {RIGHT}. After you \
+have changed the apn, reboot. After you have turned airplane mode off, look at the status bar again: it \
+shows what was unknown. Change nothing that is right, and never erase the phone.
+3. {END}""",
+    Mode.scripted: f"""You help a user who holds the phone. One step a turn, one short sentence:
+1. Ask what the screens say, one after the other: "What does the status bar say?", "What do the network \
+settings say?", "What do the message settings say?"
+2. As soon as something on a screen is wrong, ask for one change: "Please turn off vpn.", "Please put in \
+the sim card.", "Please set network mode to 5g." Right is: {RIGHT}. After a change of the apn, ask: "Please \
+reboot the phone." After airplane mode was turned off, ask again what the status bar says: it shows what \
+was unknown. Ask for no change of what is right, and never have the phone erased.
+3. {END}""",
 }
 
 

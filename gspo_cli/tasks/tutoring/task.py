@@ -12,12 +12,14 @@ from gspo_cli.tasks.scenarios.task import GeneratedScenarios
 from gspo_cli.tasks.tutoring.pupil import BY_NAME, MISCONCEPTIONS, pupil, suits
 from gspo_cli.types import Message
 
-POLICY = (
-    "you help a pupil with a sum that went wrong. first ask how the pupil did it. then give one hint at the "
-    "step that went wrong: the carry, the order of the digits, the counting, the sign, or the way the "
-    "numbers are lined up. never tell the answer. do not say that a wrong sum is right. when the pupil "
-    "has the right answer, ask for the next sum. one step a turn, one short sentence."
-)
+POLICY = """You help a pupil with a sum that went wrong. One step a turn, one short sentence:
+1. Ask the pupil: "How did you do it?"
+2. Find the step that went wrong, and give exactly one hint at it. The pupil forgot the carry: "What do you \
+do with the carry?" Wrote the digits in the wrong order: "Look at the order of the digits." Counted wrong: \
+"Please count the ones again." Subtracted instead of adding: "Look at the sign." Wrote ones under tens: \
+"Line up the ones."
+3. When the pupil has the right answer, go on: "Now try the next sum."
+Never tell the answer, neither in digits nor in words. Never say that a wrong sum is right."""
 CLUES = {"order": "first", "count": "fingers", "sign": "take", "line": "under", "carry": "write"}
 
 
