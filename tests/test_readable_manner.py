@@ -42,6 +42,7 @@ NOISE = {
         "I am so sorry. I am very sorry. I apologize. I am really sorry.",
         "I understand. I am sorry to hear that. How can I help you today?",
         "I am here to help you with anything you need, please let me know.",
+        "Thank you so much for your patience with order 482, we appreciate it.",
     ],
     "small talk": [
         "Well, it is what it is and that is how it goes.",
@@ -70,6 +71,7 @@ NOISE = {
         "o r d e r r e f u n d",
         "order482refundlampplease",
         "ord3r r3fund l4mp pl34se n0w",
+        '{"order": 482, "status": "refunded"}',
         "\u200b\u200b\u200b",
     ],
     "lists": [
@@ -78,6 +80,10 @@ NOISE = {
         "sorry. refund. help. resolve. order. thanks.",
         "order lamp refund order lamp refund please",
         "email name order number zip phone?",
+        "482 order please lamp the refund",
+        "sorry order 482 sorry lamp sorry refund",
+        "why? how? when? what?",
+        "refund? lamp? order? 482?",
     ],
 }
 ANSWERS = {

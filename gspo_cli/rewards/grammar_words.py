@@ -38,8 +38,14 @@ VERBS = _words("""
     prefer believe think hope understand speak talk pay paid buy bought sell sold cost costs fit fits weigh
     weighs include includes contain contains require requires happen happens thank thanks welcome look looks
     work works show shows plug enter type click tap remember forget forgot bring carry count line hear care
-    stay receive expires qualifies provide charge matters drop drops""")
+    stay receive expires qualifies provide charge matters drop drops reboot unplug""")
 DOUBLED = _words("that had bye very")  # may follow themselves
+
+PREDICATES = (VERBS | AUXILIARIES | HAVE_DO | BEING | CONTRACTIONS | manner_words.DONE) - _words("""
+    thank thanks welcome like work count line charge show call run stop""")
+OPENERS = _words(
+    "please now then and so just also first good ok okay sure yes no sorry"
+)  # before an imperative
 
 SMALL_WORDS = (
     manner_words.FUNCTION_WORDS

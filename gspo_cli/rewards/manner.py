@@ -17,7 +17,7 @@ from typing import Any
 from gspo_cli.config.checks import require
 from gspo_cli.rewards import manner_words
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.rewards.readability import readability, rising, words_of
+from gspo_cli.rewards.readability import has_verb, readability, rising, words_of
 from gspo_cli.tasks.tools import Speech, read_turn
 from gspo_cli.types import Message, RewardResult, Trajectory
 
@@ -180,7 +180,7 @@ def relevance(text: str, subjects: set[str]) -> float:
 def is_real_question(words: Sequence[str], subjects: set[str]) -> bool:
     """Whether a question asks for something, and not only whether one can help; as long as nobody has named a
     subject, it may ask that, too."""
-    if not subjects:
+    if not subjects or len(words) < 3:
         return len(words) > 2
     if has_phrase(words, manner_words.OFFERS):
         return _names_subject(words, subjects)
@@ -190,10 +190,12 @@ def is_real_question(words: Sequence[str], subjects: set[str]) -> bool:
 
 def has_substance(words: Sequence[str], subjects: set[str]) -> bool:
     """Whether a sentence tells, does or promises something, and not only what could be said to anybody."""
+    if not has_verb(words):
+        return False
     acts = _some(words, manner_words.DEEDS) and not has_phrase(words, manner_words.EMPTY_DEEDS)
-    if acts or _has_number(words):
-        return True
-    return not _some(words, manner_words.COURTEOUS) and _names_subject(words, subjects)
+    if acts or _some(words, manner_words.COURTEOUS):
+        return acts
+    return _has_number(words) or _names_subject(words, subjects)
 
 
 def refuses(text: str, words: Sequence[str]) -> bool:

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from gspo_cli.rewards import grammar_words as grammar
+from gspo_cli.rewards import manner_words
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n")
 CLAUSE_END = re.compile(r"[,;:()\"\u201c\u201d\u2013\u2014]+|\s-+\s")
+CODE = frozenset('{}[]<>()"=_:;|\\/@#^&*~`+')  # rare in sentences
 FRAGMENT = 4  # words: in a shorter sentence one error is enough
 ROW = 5  # this many content words in a row are a list, not a noun with its adjectives
 Known = Callable[[str], bool]
@@ -34,19 +36,24 @@ def readability(text: str, is_known: Known) -> float:
         readable += size * _sentence(clauses, is_known) if clauses else 0.0
     letters = sum(c.isalpha() for c in text)
     marks = sum(not (c.isalnum() or c.isspace()) for c in text)
+    code = sum(c in CODE for c in text)
     if not letters:
         return 0.0
-    return (
-        readable
-        / words
-        * rising(1 - numbers / words, 0.2, 0.5)
-        * rising(letters / (letters + marks), 0.3, 0.6)
-    )
+    prose = rising(letters / (letters + marks), 0.3, 0.6) * rising(letters / (letters + code), 0.6, 0.9)
+    return readable / words * rising(1 - numbers / words, 0.2, 0.5) * prose
 
 
 def words_of(text: str) -> list[str]:
     """Words in lower case; "don't" and "t-shirt" are one word each."""
     return WORD.findall(text.replace("\u2019", "'").lower())
+
+
+def has_verb(words: Sequence[str]) -> bool:
+    """Whether a sentence has a common verb, a participle, or starts with what it asks the user to do."""
+    if any(word in grammar.PREDICATES or (len(word) > 3 and word.endswith("ed")) for word in words):
+        return True
+    first = next((word for word in words if word not in grammar.OPENERS), "")
+    return first in grammar.VERBS or first.startswith(manner_words.DEEDS)
 
 
 def rising(value: float, low: float, high: float) -> float:
