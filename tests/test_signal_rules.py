@@ -7,7 +7,8 @@ import pytest
 from gspo_cli.config.choices import Credit
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.history import Severity
-from gspo_cli.training.credit import hardly_differ
+from gspo_cli.errors import UserError
+from gspo_cli.training.credit import hardly_differ, trainable, with_advantages
 from gspo_cli.training.metrics import rollout_metrics, spread_metrics
 from gspo_cli.training.monitor import Monitor
 from gspo_cli.types import FinishReason, Problem, Trajectory
@@ -228,6 +229,25 @@ def test_with_credit_by_turn_a_group_hardly_differs_if_it_does_at_no_turn():
     opposite = answers(0.5, 0.5, turn_rewards=[(0.5, 0.0), (0.0, 0.5)])
     close = answers(0.50, 0.51, turn_rewards=[(0.25, 0.25), (0.25, 0.26)])
     assert hardly_differ([opposite, close], algorithm) == [False, True]
+
+
+@pytest.mark.parametrize("credit", [(), ("algorithm=gspo_token", "algorithm.credit=turn")])
+def test_the_floor_of_the_settings_divides_whole_answers_and_turns(credit):
+    # deviation 0.01 / sqrt(2): without a floor the advantages are -0.707 and 0.707
+    groups = [answers(0.5, 0.51)]
+    for floor, largest in (("0", 0.5**0.5), ("0.05", 0.1)):
+        algorithm = settings(*credit, f"algorithm.advantage_std_floor={floor}").algorithm
+        found = with_advantages(trainable(groups, algorithm), groups, algorithm)
+        assert [s.advantages[-1] for s in found] == pytest.approx([-largest, largest])
+
+
+def test_a_floor_where_nothing_divides_is_refused():
+    with pytest.raises(
+        UserError, match=r"algorithm\.advantage_std_floor=0\.05: only applies where something divides"
+    ):
+        settings("algorithm=dr_grpo", "algorithm.advantage_std_floor=0.05")
+    with pytest.raises(UserError, match="must not be negative"):
+        settings("algorithm.advantage_std_floor=-1")
 
 
 def test_a_line_of_a_run_without_these_metrics_is_read_as_before():
