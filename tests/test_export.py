@@ -15,7 +15,7 @@ from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.sources import find_source
-from gspo_cli.training.export import QUESTIONS, greedy_answers, logits_from, measured
+from gspo_cli.training.export import greedy_answers, logits_from, measured
 from tests.support.batches import weights
 from tests.support.command_line import call, gspo_train
 from tests.support.whole_runs import SMALL
@@ -212,19 +212,3 @@ def test_the_measures_tell_a_changed_model_from_the_policy(folders):
     assert found.kl == pytest.approx(expected / tokens, rel=1e-3)
     assert found.tokens == tokens
     assert not torch.equal(weights(policy), weights(other))
-
-
-def test_the_real_model_is_exported_as_it_was_trained(smollm2, tmp_path, monkeypatch):
-    monkeypatch.setattr("gspo_cli.training.export.QUESTIONS", QUESTIONS[:2])  # a second each
-    policy = loaded(smollm2, lora_r=4)
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.trainable():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=random))
-        expected = policy.causal_model(IDS).logits
-    policy.save(tmp_path / "adapter")
-    export(tmp_path / "adapter", tmp_path / "plain")
-    assert json.loads((tmp_path / "plain" / "config.json").read_text())["dtype"] == "bfloat16"
-    got = plain(tmp_path / "plain", dtype=torch.float32)
-    assert (got - expected).abs().max() < 0.02 * (expected.max() - expected.min())
-    assert AutoTokenizer.from_pretrained(tmp_path / "plain").eos_token == "<|im_end|>"
