@@ -26,7 +26,7 @@ def main() -> int:
 
     config = build_config(composed(["evaluation.samples=0", *sys.argv[1:]]))
     begin = time.perf_counter()
-    record, ours = evaluate_only(config, config.model.name, None, lambda done, total: None, print)
+    record, ours = evaluate_only(config, config.model.name, None, lambda done, total, note: None, print)
     between = time.perf_counter()
     theirs = transformers_answers(config, ours)
     end = time.perf_counter()

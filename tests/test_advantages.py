@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gspo_cli.algorithm.advantages import group_advantages, has_spread, rewards_to_go, turn_advantages
+from gspo_cli.algorithm.advantages import (
+    deviations,
+    group_advantages,
+    has_spread,
+    rewards_to_go,
+    turn_advantages,
+)
 from gspo_cli.config.choices import AdvantageBaseline, AdvantageScale
 
 
@@ -57,6 +63,41 @@ def test_batch_scale_divides_all_groups_by_one_number():
 def test_leave_one_out_subtracts_the_mean_of_the_others():
     settings = {"baseline": AdvantageBaseline.leave_one_out, "scale": AdvantageScale.none}
     assert advantages([[1.0, 2.0, 6.0]], **settings).tolist() == [[-3.0, -1.5, 4.5]]
+
+
+def test_the_deviation_that_divides_is_at_least_the_floor():
+    # deviations sqrt(((0.01)^2 + 0 + (0.01)^2) / 2) = 0.01, and 1
+    close, far = [0.07, 0.08, 0.09], [1.0, 2.0, 3.0]
+    assert advantages([close, far], std_floor=0.05)[1].tolist() == [-1.0, 0.0, 1.0]
+    assert advantages([close, far], std_floor=0.05)[0].tolist() == pytest.approx([-0.2, 0.0, 0.2], abs=1e-6)
+    assert advantages([close], std_floor=0.0)[0].tolist() == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
+    assert advantages([[0.3] * 3], std_floor=0.05).tolist() == [[0.0] * 3]
+    excluded = advantages([[*close, float("nan")]], [[True] * 3 + [False]], std_floor=0.05)
+    assert excluded[0].tolist() == pytest.approx([-0.2, 0.0, 0.2, 0.0], abs=1e-6)
+
+
+def test_the_floor_holds_for_the_batch_and_leaves_an_unscaled_reward_alone():
+    # all four rewards: mean 0.015, deviation sqrt((2 * 0.015^2 + 2 * 0.005^2) / 3)
+    rewards = [[0.0, 0.01], [0.02, 0.03]]
+    assert torch.tensor(rewards).std().item() == pytest.approx((0.0005 / 3) ** 0.5)
+    found = advantages(rewards, scale=AdvantageScale.batch_std, std_floor=0.1)
+    assert found[:, 1].tolist() == pytest.approx([0.05, 0.05], rel=1e-5)
+    assert advantages(rewards, scale=AdvantageScale.none, std_floor=0.1)[0, 1].item() == pytest.approx(0.005)
+
+
+def test_the_floor_holds_for_each_turn():
+    to_go = torch.tensor([[[3.0, 0.01], [1.0, 0.03]]], dtype=torch.float64)
+    taken = torch.ones_like(to_go, dtype=torch.bool)
+    scaled = (AdvantageBaseline.group_mean, AdvantageScale.group_std)
+    # turn 0: 1 / sqrt(2); turn 1: half of 0.02 over the floor
+    expected = [0.5**0.5, -0.1, -(0.5**0.5), 0.1]
+    assert turn_advantages(to_go, taken, *scaled, 0.1).flatten().tolist() == pytest.approx(expected)
+
+
+def test_deviations_are_the_samples_and_look_at_valid_answers_only():
+    rewards = torch.tensor([[1.0, 3.0, float("nan")], [5.0, 1.0, 1.0]])
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    assert deviations(rewards, valid).tolist() == [2**0.5, 0.0]
 
 
 def test_spread_looks_at_valid_answers_only():

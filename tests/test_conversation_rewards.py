@@ -107,6 +107,39 @@ def test_without_standings_manner_still_judges():
         assert result.total_reward > 0.09
 
 
+@pytest.mark.parametrize("facts", [0.0, 0.5])
+def test_manner_earns_nothing_where_the_outcome_is_0(facts):
+    """The faulty advantages came from groups like this: outcome 0 throughout, manner 0.073 to 0.080."""
+    nothing = {"outcome": 0.0, "facts": facts, "policy": 0.0}
+    talks = [talk(*GOOD), talk(*GOOD[:3], "i am glad to hear from you."), talk(GOOD[0], "stop", "why?", "no")]
+    rewards = [judged(conversation_reward(), trajectory(each, [nothing] * 2)).total_reward for each in talks]
+    assert rewards == pytest.approx([0.3 * facts] * 3, abs=1e-12)
+    assert judged(MannerReward(), trajectory(talks[0])).total_reward > 0.9
+
+
+def test_manner_counts_in_proportion_to_the_outcome_and_turns_add_up():
+    kind, manners = talk(*GOOD), judged(MannerReward(), trajectory(talk(*GOOD))).total_reward
+    for outcome, counted in ((-1.0, 0.0), (0.25, 0.25), (1.0, 1.0)):
+        progress = [
+            {"outcome": 0.0, "facts": 0.0, "policy": 0.0},
+            {"outcome": outcome, "facts": 1.0, "policy": 0.0},
+        ]
+        conversation = trajectory(kind, progress)
+        score_all(conversation_reward(), [conversation], RewardErrors.stop)
+        reached = 0.6 * outcome + 0.3
+        assert conversation.reward == pytest.approx(max(0.0, reached + 0.1 * counted * manners))
+        assert conversation.components["manner"] == pytest.approx(counted * manners)
+        assert conversation.turn_rewards == pytest.approx([0.0, conversation.reward])
+
+
+def test_without_an_outcome_among_the_weights_manner_follows_the_weighted_progress():
+    reward = conversation_reward({"goal": 0.9})
+    manners = judged(MannerReward(), trajectory(talk(*GOOD))).total_reward
+    for goal in (0.0, 0.5, 1.0):
+        result = judged(reward, trajectory(talk(*GOOD), [{"goal": goal}] * 2))
+        assert result.component_rewards["manner"] == pytest.approx(goal * manners)
+
+
 def test_a_turn_that_reports_nothing_changes_nothing():
     reward = ProgressReward({"goal": 1.0})
     result = judged(reward, trajectory(talk(*GOOD), [{"goal": 0.5}, {}]))
@@ -212,7 +245,6 @@ LATER = "can order 482 be delivered later this week"
         (REFUND, "your order 482 is pending.", 1.0),
         ("hi", "may i please have your email?", 1.0),
         # and what earns less
-        (REFUND, "a b c?", 0.75),
         (REFUND, "I cannot refund order 482.", 0.7),
         (REFUND, "No, I will not refund order 482.", 0.7),
         (REFUND, "A refund for the lamp is not possible.", 0.7),
@@ -245,10 +277,22 @@ def test_a_word_is_judged_by_what_it_says_there(query, text, expected):
             ("cancel order 482", "That is a nice day."),
         ),
         ("action", ("cancel it", "I cannot, because it was sent."), ("cancel it", "I cannot cancel it.")),
-        ("professionalism", ("hi", "Yes, of course."), ("hi", "YES, OF COURSE")),
-        ("professionalism", ("hi", "Yes, of course!"), ("hi", "Yes, of course!!!")),
-        ("professionalism", ("hi", "The stupidest-named lamp is red."), ("hi", "The stupid lamp is red.")),
-        ("length", ("hi", "Yes, of course."), ("hi", "Yes.")),
+        (
+            "professionalism",
+            ("is my lamp sent?", "Yes, your lamp is sent."),
+            ("is my lamp sent?", "YES, YOUR LAMP IS SENT"),
+        ),
+        (
+            "professionalism",
+            ("is my lamp sent?", "Your lamp is sent!"),
+            ("is my lamp sent?", "Your lamp is sent!!!"),
+        ),
+        (
+            "professionalism",
+            ("is my lamp red?", "The stupidest-named lamp is red."),
+            ("is my lamp red?", "The stupid lamp is red."),
+        ),
+        ("length", ("cancel order 482", "Order 482 is cancelled."), ("cancel order 482", "Cancelled.")),
         (
             "similarity",
             ("is the lamp red?", "The lamp is blue."),
@@ -270,6 +314,18 @@ def test_a_turn_said_before_is_worth_nothing():
     once = ("i want to cancel", "what is your email please?", "it is ann@x.org", "which order is it?")
     again = (*once[:3], "what is your email please?")
     assert manner_of(*again) <= manner_of(*once) - 0.2
+
+
+def test_examples_in_the_prompt_are_not_the_agents_turns():
+    """What the agent says after two solved examples is scored as if they were not there."""
+    asked = ("cancel order 482", "Order 482 is cancelled.")
+    examples = talk("cancel order 7", "stop it, idiot.", "cancel order 8", "no", *asked)
+    shown = trajectory(examples)
+    shown.turn_rewards = [0.0]
+    assert judged(MannerReward(), shown).component_rewards == manner(talk(*asked))
+    silent = trajectory(examples)
+    silent.turn_rewards = []
+    assert judged(MannerReward(), silent).total_reward == 0.0
 
 
 def test_tool_calls_are_no_speech():
@@ -314,7 +370,8 @@ def test_hostile_text_gets_numbers_in_linear_time(text):
 
 
 def test_weights_of_manner_are_checked_and_normalised():
-    only = judged(MannerReward({"length": 5.0}), trajectory(talk("hi", "Yes, of course.")))
+    cancelled = talk("cancel order 482", "Order 482 is cancelled.")
+    only = judged(MannerReward({"length": 5.0}), trajectory(cancelled))
     assert only.total_reward == only.component_rewards["length"] == 1.0
     for weights in ({"kindness": 1.0}, {"length": -1.0}, {"length": 0.0}, {"length": float("nan")}):
         with pytest.raises(UserError, match="weights"):

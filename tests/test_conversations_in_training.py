@@ -13,6 +13,7 @@ import torch
 
 from gspo_cli.config.choices import RewardErrors
 from gspo_cli.errors import UserError
+from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.scoring import score_all
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.tasks.base import Step
@@ -23,7 +24,7 @@ from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemO
 from gspo_cli.training.credit import trainable, with_advantages
 from gspo_cli.training.metrics import Clock
 from gspo_cli.training.session import build_parts, run_training
-from gspo_cli.types import Message, Outcome
+from gspo_cli.types import Message, Outcome, RewardResult
 from tests.support.command_line import gspo_train
 from tests.support.reporters import Silent
 from tests.support.shop_conversations import CANCEL, REFUND, play, problem_of
@@ -40,6 +41,19 @@ FLUENT = [  # enough of a cold start that turns end by themselves and some are c
     "task.demonstrations_count=60",
 ]
 TURNS = ["algorithm=gspo_token", "algorithm.credit=turn"]
+
+
+class EvenTurns(RewardFunction):
+    """Each turn earns the share of its sampled ids that are even: a small model, which solves nothing, has
+    something to learn from this."""
+
+    def compute_reward(self, trajectory, turn, context):
+        turns = [
+            [i for i, at in zip(trajectory.token_ids, trajectory.turn_ids, strict=True) if at == place]
+            for place in range(trajectory.num_turns)
+        ]
+        earned = [sum(i % 2 == 0 for i in ids) / len(ids) / 8 for ids in turns]
+        return RewardResult(sum(earned), turn_rewards=earned)
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,9 @@ def test_answers_of_a_group_hear_the_same_opening(groups):
 
 
 def test_a_turns_tokens_share_their_advantage_and_what_is_heard_has_none(setting, groups):
-    samples = setting.samples(groups)
+    scored = [[replace(t, turn_rewards=[0.0] * t.num_turns) for t in group] for group in groups]
+    score_all(EvenTurns(), flat(scored), RewardErrors.stop)
+    samples = setting.samples(scored)
     by_turn = []
     for sample in samples:
         t = sample.trajectory
@@ -356,6 +372,7 @@ class Stopping(Silent):
 
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path, reporter):
     long = [*TURNS, "training.num_outer_iterations=4", "checkpoint.every=2", "evaluation.every=2"]
+    long.append(f"reward={__name__}.EvenTurns")
     whole = trained(tmp_path / "whole", reporter, *long)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "run", Stopping(), *long)

@@ -56,6 +56,13 @@ FAULTS = {
     "gradient_spike": ("warning", 9, {"grad_norm": 40.0}, [], "27 times"),
     "clip_saturation": ("warning", 8, {"clip_ratio__sequence": 0.55}, [], "92%"),
     "nothing_clips": ("note", 1, {"clip_ratio__token": 0.0, "clip_ratio__sequence": 0.0}, [], "nothing"),
+    "policy_still": (
+        "warning", 1, {"ratio__std": 5e-4, "clip_ratio__token": 0.1}, ["model.use_lora=true"], "5e-4",
+    ),
+    "small_spread": ("warning", 8, {"frac_reward_small_std": 0.4}, [], "40%"),
+    "one_part": (
+        "warning", 8, {"rewards__manner__spread": 1.0, "rewards__exact__spread": 0.0}, [], "from manner",
+    ),
     "one_update": ("note", 1, {"updates": 1}, ["training.updates_per_rollout=1"], "=1"),
     "noise": ("warning", 10, {"ratio__first_step_abs_err": 2e-4}, [], "2.0e-04"),
     "excluded": ("warning", 10, {"excluded": 3}, [], "9 in 3 iterations"),

@@ -63,6 +63,8 @@ def test_heldout_tells_of_each_problem_what_the_record_sums_up(configure, tmp_pa
         assert sum(solved / of for solved, of in line["sampled"]) / 4 == pytest.approx(record["pass@1"])
         shown = line["conversations"]
         assert [talk["problem_id"] for talk in shown] == line["problems"][:3]
+        assert {talk["iteration"] for talk in shown} == {line["iteration"]}
+        assert {talk["turns"] for talk in shown} == {1}
         assert all(talk["messages"][-1]["role"] == "assistant" for talk in shown)
     assert details[0]["problems"] == details[2]["problems"]
     assert len({record["score"] for record in records} | {0.0, 1.0}) > 2, "some problems are solved, some not"

@@ -334,7 +334,7 @@ def test_a_quantized_run_resumes_to_the_same_weights(configure, reporter, tmp_pa
     assert all(value.is_floating_point() for value in stored.values())  # a cold start is not quantized
     for checkpoint in ("initial", "last"):
         place = whole.checkpoint_model(checkpoint, config.model)
-        record, _ = evaluate_only(config, *place, lambda done, total: None, reporter.warn)
+        record, _ = evaluate_only(config, *place, lambda done, total, note: None, reporter.warn)
         assert math.isfinite(record["score"])
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from gspo_cli.commands.compare_view import show
 from gspo_cli.compare import figures
 from gspo_cli.compare.axes import log_ticks, nice_ticks, tick_labels
-from gspo_cli.compare.content import sections
+from gspo_cli.compare.content import sections, shared_start
 from gspo_cli.compare.figures import label_lines, line_chart, notes, spread
 from gspo_cli.compare.report import STYLE, markdown, page, write_report
 from gspo_cli.compare.result import Chart, Estimate, Series, SideBySide, value_text
@@ -380,3 +380,10 @@ def test_the_lead_figure_is_on_the_first_screen_only_once():
     text = page(comparison(FOUR))
     assert text.count(svg) == 1
     assert text.index(svg) < text.index("<h2")
+
+
+def test_solved_examples_of_a_prompt_stand_in_the_shared_part_of_a_conversation():
+    prompt = [("user", "1+1"), ("assistant", "2"), ("user", "2+2")]
+    answers = [[*prompt, ("assistant", said)] for said in ("4", "4")]
+    assert shared_start(answers, examples=1) == 3
+    assert shared_start(answers) == 1

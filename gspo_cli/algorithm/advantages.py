@@ -10,6 +10,7 @@ from torch import Tensor
 from gspo_cli.config.choices import AdvantageBaseline, AdvantageScale
 
 ZERO_RANGE = 1e-6  # rewards of a group closer than this, relative to their size, are treated as equal
+SMALL_SPREAD = 0.02  # standard deviation below which rewards in [0, 1] hardly differ
 
 
 def group_advantages(
@@ -17,29 +18,47 @@ def group_advantages(
     valid: Tensor,
     baseline: AdvantageBaseline = AdvantageBaseline.group_mean,
     scale: AdvantageScale = AdvantageScale.group_std,
+    std_floor: float = 0.0,
 ) -> Tensor:
     """How much better each answer is than its group. rewards, valid (P, G) -> (P, G) in float64.
 
-    GSPO paper, Eq. 6, with the sample standard deviation (n - 1), as in TRL and verl. Answers that are not
-    `valid` are not part of the baseline and get 0, whatever their reward. A group with equal rewards, or with
-    fewer than two valid answers, gets exactly 0.
+    GSPO paper, Eq. 6, with the sample standard deviation (n - 1), as in TRL and verl; the deviation that
+    divides is at least `std_floor`, so that rewards which hardly differ make small advantages. Answers that
+    are not `valid` are not part of the baseline and get 0, whatever their reward. A group with equal rewards,
+    or with fewer than two valid answers, gets exactly 0.
     """
     rewards = torch.where(valid, rewards, 0).double()
     count = valid.sum(dim=1, keepdim=True)  # (P, 1)
-    centered = torch.where(valid, rewards - rewards.sum(dim=1, keepdim=True) / count.clamp(min=1), 0)
+    centered = _centered(rewards, valid)
     if scale is AdvantageScale.group_std:
-        spread = (centered.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()  # (P, 1)
+        spread = deviations(rewards, valid)[:, None]  # (P, 1)
     elif scale is AdvantageScale.batch_std:
         everything = rewards[valid]
         spread = everything.std() if everything.numel() > 1 else torch.ones(())
     else:
         spread = torch.ones(())
+    if scale is not AdvantageScale.none:
+        spread = spread.clamp(min=std_floor)
     if baseline is AdvantageBaseline.leave_one_out:
         # r_i - mean of the others = (r_i - mean) n / (n - 1)
         centered = centered * count / (count - 1).clamp(min=1)
     informative = valid & has_spread(rewards, valid)[:, None]
     # test the range, not the deviation: rounding gives a constant group a tiny deviation
     return torch.where(informative, centered / torch.where(informative, spread, 1), 0)
+
+
+def deviations(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Sample standard deviation (n - 1) of the valid rewards of each group; 0 for fewer than two.
+    rewards, valid (P, G) -> (P,) in float64."""
+    squares = _centered(rewards, valid).square().sum(dim=1)
+    return (squares / (valid.sum(dim=1) - 1).clamp(min=1)).sqrt()
+
+
+def _centered(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Distance of each valid reward from its group's mean, else 0. (P, G) -> (P, G) in float64"""
+    rewards = torch.where(valid, rewards, 0).double()
+    count = valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(valid, rewards - rewards.sum(dim=1, keepdim=True) / count, 0)
 
 
 def rewards_to_go(turn_rewards: Tensor, discount: float) -> Tensor:
@@ -51,7 +70,11 @@ def rewards_to_go(turn_rewards: Tensor, discount: float) -> Tensor:
 
 
 def turn_advantages(
-    to_go: Tensor, taken: Tensor, baseline: AdvantageBaseline, scale: AdvantageScale
+    to_go: Tensor,
+    taken: Tensor,
+    baseline: AdvantageBaseline,
+    scale: AdvantageScale,
+    std_floor: float = 0.0,
 ) -> Tensor:
     """How much better an answer did from a turn on than the others of its group that reached this turn.
 
@@ -64,6 +87,7 @@ def turn_advantages(
         taken.transpose(1, 2).reshape(prompts * turns, answers),
         baseline,
         scale,
+        std_floor,
     )
     return by_turn.reshape(prompts, turns, answers).transpose(1, 2)
 

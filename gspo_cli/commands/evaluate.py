@@ -35,8 +35,17 @@ def evaluate_command() -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from gspo_cli.console.plain import PlainConsole
     from gspo_cli.console.samples import samples_table
     from gspo_cli.training.session import evaluate_only
+
+    lines = PlainConsole(sys.stderr)
+
+    def progress(done: int, total: int, note: str) -> None:
+        """A bar on a terminal; lines elsewhere, where it takes longer than a few seconds."""
+        bar.update(task, completed=done, total=total, description=f"evaluating {done}/{total}  {note}")
+        if note and not arguments.json and not sys.stderr.isatty():
+            lines.stage("evaluation", done, total, note)
 
     quiet = arguments.json or not sys.stderr.isatty()
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
@@ -45,7 +54,7 @@ def evaluate_command() -> int:
             config,
             source,
             adapter,
-            lambda done, total: bar.update(task, completed=done, total=total),
+            progress,
             lambda text: print(f"warning: {text}", file=sys.stderr),
         )
     if arguments.json:

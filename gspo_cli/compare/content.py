@@ -141,7 +141,7 @@ def _conversations(found: SideBySide) -> ProblemConversations:
         [(each["role"], printable(each["content"])) for each in sample["messages"]]
         for sample in found.answers.values()
     ]
-    start = shared_start(messages)
+    start = shared_start(messages, examples=min(map(_examples, found.answers.values()), default=0))
     return ProblemConversations(
         title=f"Problem {found.problem_id}, seed {found.seed}",
         shared=messages[0][:start] if messages else [],
@@ -170,9 +170,18 @@ def printable(text: str) -> str:
     )
 
 
-def shared_start(conversations: Sequence[Sequence[tuple[str, str]]]) -> int:
-    """The number of initial messages that all conversations share, before the first model answer."""
+def _examples(sample: Mapping[str, Any]) -> int:
+    """Answers in a conversation that belong to its prompt; runs before `turns` was logged have none."""
+    said = sum(each["role"] == "assistant" for each in sample["messages"])
+    return said - sample.get("turns", said)
+
+
+def shared_start(conversations: Sequence[Sequence[tuple[str, str]]], examples: int = 0) -> int:
+    """The number of initial messages that all conversations share, before the first model answer; the first
+    `examples` answers are part of the prompt."""
     for place, messages in enumerate(zip(*conversations, strict=False)):
-        if any(message != messages[0] or message[0] == "assistant" for message in messages):
+        answered = messages[0][0] == "assistant"
+        if any(message != messages[0] for message in messages) or (answered and not examples):
             return place
+        examples -= answered
     return min((len(messages) for messages in conversations), default=0)

@@ -50,6 +50,10 @@ class AlgorithmConfig:
     """What is subtracted from a reward."""
     advantage_scale: AdvantageScale = AdvantageScale.group_std
     """What the centered reward is divided by."""
+    advantage_std_floor: float = 0.0
+    """Least standard deviation to divide by; 0 or more; 0 divides by the deviation itself (GSPO paper,
+    Eq. 6). TRL and verl add 1e-4 and 1e-6 to the deviation against division by 0; a floor of about 0.05
+    keeps rewards that differ by noise alone from becoming full-size advantages."""
     credit: Credit = Credit.trajectory
     """Which reward a turn of the agent gets credit for; `turn` needs a ratio level with a token axis."""
     discount: float = 1.0
@@ -90,7 +94,12 @@ class AlgorithmConfig:
             f"algorithm.engine_correction_max={self.engine_correction_max}: is an upper bound of a "
             "ratio and must be above 1; use null for the default",
         )
-        require_not_negative("algorithm", self, "beta", "truncation_penalty")
+        require_not_negative("algorithm", self, "beta", "truncation_penalty", "advantage_std_floor")
+        require(
+            self.advantage_std_floor == 0 or self.advantage_scale is not AdvantageScale.none,
+            f"algorithm.advantage_std_floor={self.advantage_std_floor}: only applies where "
+            "something divides; set algorithm.advantage_scale=group_std or batch_std, or a floor of 0",
+        )
         require(
             0 < self.discount <= 1,
             f"algorithm.discount={self.discount}: must be above 0 and at most 1; 1 means no discount",

@@ -19,6 +19,7 @@ from typing import Any, cast, get_type_hints
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -61,10 +62,13 @@ def register() -> None:
 
 
 def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> DictConfig:
-    """conf/train.yaml under `overrides`, as gspo-train composes it; `directories` add custom options.
+    """conf/train.yaml under `overrides`, as gspo-train composes it; `directories` add custom options. Works
+    inside a job of Hydra, too.
 
     Raises UserError."""
     register()
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     added = ", ".join(f"'file://{directory.absolute()}'" for directory in directories)
     found = [f"hydra.searchpath=[{added}]"] if directories else []
     try:
@@ -72,6 +76,8 @@ def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> Dict
             return compose("train", overrides=[*found, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def locate(path: str, key: str) -> Any:

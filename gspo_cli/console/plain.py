@@ -10,7 +10,8 @@ from gspo_cli.console.progress import Clock, Metrics, Progress
 from gspo_cli.console.reporting import ShownSample
 from gspo_cli.console.words import clean, describe, fixed, next_commands, number, share, why_zero
 
-SILENCE = 5.0  # seconds after which a stage that is still running may print another line
+SILENCE = 9.5  # seconds after which a stage that is a tenth further may print another line
+LONG_SILENCE = 30.0  # seconds after which it does in any case
 
 
 class PlainConsole:
@@ -18,7 +19,7 @@ class PlainConsole:
 
     def __init__(self, file: TextIO, clock: Clock = time.monotonic) -> None:
         self._file, self._clock, self._progress = file, clock, Progress(clock)
-        self._stage = ("", 0)  # name and tenths done of the last stage line
+        self._stages: dict[str, int] = {}  # tenths done at the last line of each stage
         self._note, self._spoke = "", clock()
 
     def begin(self, title: str, card: str, iterations: int, start: int) -> None:
@@ -26,13 +27,13 @@ class PlainConsole:
         self._print(card)
 
     def stage(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Prints where the stage is new, or a tenth further and SILENCE has passed."""
-        reached = (name, 10 * done // total if total else 0)
-        silent = self._clock() - self._spoke >= SILENCE
-        if name != self._stage[0] or (reached != self._stage and silent):
+        """Prints where the stage is new, or a tenth further and SILENCE has passed, or LONG_SILENCE."""
+        reached = 10 * done // total if total else 0
+        before, silent = self._stages.get(name), self._clock() - self._spoke
+        if before is None or silent >= (SILENCE if reached != before else LONG_SILENCE):
             count = f"{done}/{total}" if total else ""
             self._print("  ".join(part for part in (f"{name:<10}", count, clean(note)) if part))
-            self._stage = reached
+            self._stages[name] = reached
 
     def iteration(self, metrics: Metrics) -> None:
         self._progress.iteration(metrics)

@@ -22,6 +22,7 @@ class ShownSample:
     finish_reason: str = "stop"
     advantage: float | None = None
     excluded: str | None = None
+    turns: int | None = None  # of the agent; examples in the prompt are not its own
 
     @classmethod
     def of(cls, trajectory: Trajectory, iteration: int, advantage: float | None = None) -> ShownSample:
@@ -36,6 +37,7 @@ class ShownSample:
             finish_reason=trajectory.finish_reason.value,
             advantage=advantage,
             excluded=trajectory.excluded,
+            turns=trajectory.num_turns,
         )
 
 

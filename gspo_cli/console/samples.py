@@ -28,9 +28,10 @@ def samples_table(samples: Sequence[ShownSample], width: int) -> Table:
     return table
 
 
-def exchange(messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
-    """What the agent last answered to, and its answer; both may be empty."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+def exchange(messages: Sequence[Mapping[str, str]], answered: bool = True) -> tuple[str, str]:
+    """What the agent last answered to, and its answer; both may be empty. `answered` is false where the
+    agent took no turn: answers in the messages are then examples."""
+    turns = [i for i, message in enumerate(messages) if answered and message["role"] == "assistant"]
     last = turns[-1] if turns else len(messages)
     prompt = messages[last - 1]["content"] if last > 0 else ""
     return prompt, messages[last]["content"] if turns else ""
@@ -38,8 +39,9 @@ def exchange(messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
 
 def _sample_cells(sample: ShownSample, width: int) -> list[Text]:
     """Prompt, answer and reward; below them which problem it is, what was expected, and the parts."""
-    prompt, answer = exchange(sample.messages)
-    turns = sum(message["role"] == "assistant" for message in sample.messages)
+    said = [message["role"] == "assistant" for message in sample.messages]
+    turns = sum(said) if sample.turns is None else sample.turns
+    prompt, answer = exchange(sample.messages, answered=turns > 0)
     about = [
         sample.problem_id,
         f"{turns} turns" * (turns > 1),

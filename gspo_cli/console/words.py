@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -150,10 +151,17 @@ def _partner(summary: Record) -> list[tuple[str, str]]:
     if summary["status"] not in (RunStatus.completed, RunStatus.stopped_early):
         return []
     other = "gspo" if summary["algorithm"] == "grpo" else "grpo"
-    groups = [override(key, str(summary[key])) for key in ("task", "model")]
-    arms = f"compare.algorithms=[{summary['algorithm']},{other}]"
-    why = f"compare it with {other} over 3 seeds each; add your other settings"
-    return [(" ".join(["gspo-compare", *groups, shlex.quote(arms)]), why)]
+    why, own = f"compare it with {other} over 3 seeds each", summary.get("overrides")
+    if own is None:
+        own = [override(key, str(summary[key])) for key in ("task", "model")]
+        why += "; add your other settings"
+    if "training.updates_per_rollout=1" in own:
+        return []  # the algorithms do not differ then, and gspo-compare refuses
+    of_algorithm = [text for text in own if text.startswith(("algorithm=", "algorithm."))]
+    arm = " ".join([summary["algorithm"], *(t for t in of_algorithm if t.startswith("algorithm."))])
+    arms = f"compare.algorithms=[{json.dumps(arm) if ' ' in arm else arm},{other}]"
+    shared = [text for text in own if text not in of_algorithm]
+    return [(" ".join(["gspo-compare", *shared, shlex.quote(arms)]), why)]
 
 
 def _ending(summary: Record) -> str:

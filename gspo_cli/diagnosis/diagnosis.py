@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gspo_cli.config.schema import RunSettings
-from gspo_cli.diagnosis import answer_rules, rules
+from gspo_cli.diagnosis import answer_rules, rules, signal_rules
 from gspo_cli.diagnosis.history import Finding, History, Record, Severity
 
 RULES = (
@@ -28,11 +28,21 @@ RULES = (
     answer_rules.excluded,
     answer_rules.out_of_memory,
     rules.rolled_back,
-    rules.nothing_clips,
-    rules.one_update,
+    signal_rules.policy_still,
+    signal_rules.small_spread,
+    signal_rules.one_part,
+    signal_rules.nothing_clips,
+    signal_rules.one_update,
 )
 # effects of any collapse: not reported separately once a collapse has begun
-CONSEQUENCES = {"equal_groups", "truncation", "clip_saturation", "held_out_fell", "nothing_clips"}
+CONSEQUENCES = {
+    "equal_groups",
+    "truncation",
+    "clip_saturation",
+    "held_out_fell",
+    "nothing_clips",
+    "policy_still",
+}
 
 
 def diagnose(config: RunSettings, metrics: Sequence[Record], evals: Sequence[Record] = ()) -> list[Finding]:

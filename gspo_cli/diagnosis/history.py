@@ -10,7 +10,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from gspo_cli.config.choices import RatioLevel
+from gspo_cli.config.choices import ClipMode, RatioLevel
 from gspo_cli.config.schema import RunSettings
 
 Record = Mapping[str, Any]
@@ -165,3 +165,19 @@ def preset_rate(run: History) -> float:
     presets = run.config.model.presets
     per_token = run.config.algorithm.ratio_level is RatioLevel.token
     return (presets.token if per_token else presets.sequence).learning_rate
+
+
+def widths(run: History) -> Sequence[float]:
+    """Widths of the clip band in force on its bounded sides (a calibrated one moves; older runs log none);
+    none where nothing clips."""
+    newest = run.records[-1] if run.records else {}
+    left, right = run.config.algorithm.clip_range
+    sides = (newest.get("clip_range/left", left), newest.get("clip_range/right", right))
+    bounded = run.config.algorithm.clip_mode is not ClipMode.none
+    return [width for width in sides if bounded and width is not None]
+
+
+def binomial_error(record: Record) -> float:
+    """Standard error of the held-out score of a line of evals.jsonl."""
+    share = min(1.0, max(0.0, record["score"]))
+    return math.sqrt(share * (1 - share) / max(1.0, number_of(record, "num_problems") or 1.0))

@@ -1,13 +1,13 @@
 """The rules about rewards and updates: each looks for one problem in a run's metrics. Pure; a rule returns
-its finding or None. `answer_rules` has those about answers."""
+its finding or None. `signal_rules` has those about what carries the advantages and how far the policy moves,
+`answer_rules` those about answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from statistics import median
 
-from gspo_cli.config.choices import AdvantageScale, ClipMode, RatioLevel
+from gspo_cli.config.choices import AdvantageScale, RatioLevel
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     LASTING,
@@ -16,9 +16,11 @@ from gspo_cli.diagnosis.history import (
     History,
     Record,
     Severity,
+    binomial_error,
     mean_of,
     number_of,
     slower,
+    widths,
 )
 
 NOISE_SHARE = 1 / 3  # share of the band's narrower side: with more noise than this, clipping is random
@@ -182,46 +184,9 @@ def clip_saturation(run: History) -> Finding | None:
     )
 
 
-def nothing_clips(run: History) -> Finding | None:
-    """Updates so small that nothing clips, and the reward does not rise."""
-    bounded = run.config.algorithm.clip_mode is not ClipMode.none
-    several = run.config.training.updates_per_rollout > 1
-    clipped = run.values("clip_ratio/token")
-    if not (bounded and several and len(clipped) >= WINDOW) or any(clipped) or run.reward_rises:
-        return None
-    if not any(run.values("grad_norm")):
-        return None
-    spread = run.last("ratio/std")
-    rate = f"algorithm.learning_rate={run.rate * 3:.3g}"
-    return Finding(
-        "nothing_clips",
-        Severity.note,
-        f"nothing was ever clipped and the reward does not rise: the ratio's spread is "
-        f"{number(spread)}, the band {number(min(_widths(run), default=None))} wide",
-        f"use {rate}",
-        run.records[0]["iteration"],
-        (rate,),
-    )
-
-
-def one_update(run: History) -> Finding | None:
-    """Why nothing is ever clipped."""
-    if run.config.training.updates_per_rollout > 1 or not run.records:
-        return None
-    return Finding(
-        "one_update",
-        Severity.note,
-        "training.updates_per_rollout=1: the ratio is always 1, so nothing can clip and the value of "
-        "the loss is 0",
-        "use training.updates_per_rollout=4, so that the clip has an effect",
-        run.records[0]["iteration"],
-        ("training.updates_per_rollout=4",),
-    )
-
-
 def noise(run: History) -> Finding | None:
     """Log-probabilities differ by a large part of the clip band before the first step."""
-    bound = NOISE_SHARE * min(_widths(run), default=math.inf)
+    bound = NOISE_SHARE * min(widths(run), default=math.inf)
     noisy = [record for record in run.records if (number_of(record, "ratio/first_step_abs_err") or 0) > bound]
     if not noisy:
         return None
@@ -230,7 +195,7 @@ def noise(run: History) -> Finding | None:
         "noise",
         Severity.warning,
         f"numerical noise of the ratio is {most:.1e}, over a third of the clip width "
-        f"{min(_widths(run)):.1e}: answers are clipped at random",
+        f"{min(widths(run)):.1e}: answers are clipped at random",
         "use hardware.precision=fp32 or a wider algorithm.clip_range",
         noisy[0]["iteration"],
         ("hardware.precision=fp32",),
@@ -285,7 +250,7 @@ def held_out_fell(run: History) -> Finding | None:
     if len(scored) < 2:
         return None
     best, last = max(scored, key=lambda record: record["score"]), scored[-1]
-    error = math.hypot(*(_binomial_error(record) for record in (best, last)))
+    error = math.hypot(*(binomial_error(record) for record in (best, last)))
     if best["score"] - last["score"] <= FALL_ERRORS * error:
         return None
     return Finding(
@@ -314,18 +279,3 @@ def rolled_back(run: History) -> Finding | None:
         last["iteration"],
         (slower(run),),
     )
-
-
-def _widths(run: History) -> Sequence[float]:
-    """Widths of the clip band in force on its bounded sides (a calibrated one moves; older runs log none);
-    none where nothing clips."""
-    newest = run.records[-1] if run.records else {}
-    left, right = run.config.algorithm.clip_range
-    sides = (newest.get("clip_range/left", left), newest.get("clip_range/right", right))
-    bounded = run.config.algorithm.clip_mode is not ClipMode.none
-    return [width for width in sides if bounded and width is not None]
-
-
-def _binomial_error(record: Record) -> float:
-    share = min(1.0, max(0.0, record["score"]))
-    return math.sqrt(share * (1 - share) / max(1.0, number_of(record, "num_problems") or 1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gspo_cli.config.checks import require
@@ -52,14 +53,38 @@ class ProgressReward(RewardFunction):
         return math.fsum(weight * progress[name] for name, weight in self.weights.items())
 
 
+class MannerInProgress(MannerReward):
+    """Manner in proportion to what was reached, so that manner alone earns nothing: the total is manner times
+    the outcome, between 0 and 1. Where `weights`, those of the progress, have no outcome, it is the weighted
+    progress as a share of `best`. Where the environment reports no progress at all, manner counts in full."""
+
+    def __init__(self, weights: Mapping[str, float] | None = None, best: float = 1.0) -> None:
+        super().__init__()
+        self.progress, self.best = ProgressReward(weights), best
+
+    def compute_reward(
+        self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
+    ) -> RewardResult:
+        """Manner times progress; the components are the parts of manner alone."""
+        manner = super().compute_reward(trajectory, turn, context)
+        reached = self.progress.compute_reward(trajectory, turn, context)
+        last = reached.component_rewards
+        if not last:
+            return manner
+        has_outcome = "outcome" in self.progress.weights
+        share = last["outcome"] if has_outcome else reached.total_reward / self.best
+        return replace(manner, total_reward=min(1.0, max(0.0, share)) * manner.total_reward)
+
+
 def conversation_reward(
     weights: Mapping[str, float] | None = None, manner_weight: float = MANNER_WEIGHT
 ) -> WeightedReward:
     """Progress and manner as one reward in [0, 1]. Choose weights so that a perfect conversation, with
-    `manner_weight`, adds up to 1. `solved` is what the environment reports, whatever the manner."""
-    return WeightedReward(
-        {"standing": (1.0, ProgressReward(weights)), "manner": (manner_weight, MannerReward())}
-    )
+    `manner_weight`, adds up to 1. Manner counts in proportion to the outcome (see `MannerInProgress`).
+    `solved` is what the environment reports, whatever the manner."""
+    best = 1.0 - manner_weight if manner_weight < 1 else 1.0
+    manner = MannerInProgress(weights, best)
+    return WeightedReward({"standing": (1.0, ProgressReward(weights)), "manner": (manner_weight, manner)})
 
 
 def create_customer_service_reward(weights: Mapping[str, float] | None = None) -> WeightedReward:

@@ -1,25 +1,27 @@
 """The manner of an agent: empathy, action, professionalism, length and similarity, each in [0, 1].
 
 Scored on what the agent says to the user, turn by turn, given the messages before; tool calls do not count.
-Word counts can be gamed by listing words, so every part is scaled by the honesty of the turn: it is not a
-list of keywords, not padded, not absurdly long, not a copy of the user's words. For English only. The time is
-linear in the length of the text."""
+Word counts can be gamed by listing words, so every part is scaled by the honesty of the turn (it reads as
+English, and is not a list of keywords, not padded, not absurdly long, not a copy of the user's words or of an
+earlier turn) and by its relevance: courtesies and small talk alone are worth nothing. For English only. The
+time is linear in the length of the text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from gspo_cli.config.checks import require
 from gspo_cli.rewards import manner_words
 from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.rewards.readability import has_verb, readability, rising, words_of
 from gspo_cli.tasks.tools import Speech, read_turn
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 WEIGHTS = {"empathy": 0.15, "action": 0.3, "professionalism": 0.25, "length": 0.1, "similarity": 0.2}
-WORD = re.compile(r"\w+(?:['-]\w+)*")
 SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 CLAUSE = re.compile(r"[.,;:!?\n]+")
 ENDINGS = ("ing", "ed", "es", "ly", "s", "e")
@@ -30,6 +32,8 @@ LETTERS_PER_WORD = 8  # so that a text without spaces has a length, too
 WINDOW, LEAST_KEYWORDS = 8, 4  # this many keywords (second) among this many words (first) may be a list
 NATURAL = 0.12  # the least share of function words in prose
 GRAM = 4  # this many words in the user's order are a copy
+SUBSTANCE = 0.25  # share of the words in sentences with a subject, from which on a turn is relevant
+VARIED = (0.5, 0.75)  # share of different turns: no variety, and enough of it
 
 
 class MannerReward(RewardFunction):
@@ -53,16 +57,23 @@ class MannerReward(RewardFunction):
     ) -> RewardResult:
         """The mean, with the parts as components; all 0 if the agent said nothing."""
         reference = trajectory.problem.metadata.get("reference", ())
-        parts = manner(trajectory.messages, (reference,) if isinstance(reference, str) else reference)
+        references = (reference,) if isinstance(reference, str) else reference
+        parts = manner(trajectory.messages, references, trajectory.num_turns)
         total = sum(weight * parts[name] for name, weight in self.weights.items())
         return RewardResult(total / sum(self.weights.values()), parts)
 
 
-def manner(messages: Iterable[Message], references: Sequence[str] = ()) -> dict[str, float]:
-    """The means of the five parts over the agent's turns; professionalism is that of the worst turn."""
+def manner(
+    messages: Sequence[Message], references: Sequence[str] = (), own: int | None = None
+) -> dict[str, float]:
+    """The means of the five parts over the agent's turns, less where turns repeat; professionalism is that of
+    the worst turn. Where `own` is given, the agent took that many turns, and earlier ones are examples."""
     context, turns = PriorText(), []
+    examples = 0 if own is None else sum(message.role == "assistant" for message in messages) - own
     for message in messages:
-        if message.role == "assistant":
+        if message.role == "assistant" and examples > 0:
+            examples -= 1
+        elif message.role == "assistant":
             spoken = read_turn(message.content, {})
             if isinstance(spoken, Speech):
                 turns.append(_score_turn(spoken.text, context))
@@ -70,8 +81,12 @@ def manner(messages: Iterable[Message], references: Sequence[str] = ()) -> dict[
             context.add(message)
     if not turns:
         return dict.fromkeys(WEIGHTS, 0.0)
-    parts = {name: sum(turn.parts[name] for turn in turns) / len(turns) for name in WEIGHTS}
-    parts["professionalism"] = min(turn.parts["professionalism"] for turn in turns)
+    varied = (
+        rising(len({tuple(turn.words) for turn in turns}) / len(turns), *VARIED) if len(turns) > 1 else 1.0
+    )
+    parts = {name: varied * fmean(turn.worth * turn.parts[name] for turn in turns) for name in WEIGHTS}
+    worst = min(turn.parts["professionalism"] for turn in turns)
+    parts["professionalism"] = worst * varied * fmean(turn.worth for turn in turns)
     if references:
         nearest = max(overlap(turns[-1].words, words_of(text)) for text in references)
         parts["similarity"] = nearest * turns[-1].honesty
@@ -85,6 +100,7 @@ class PriorText:
     subjects: set[str] = field(default_factory=set)  # stems of what users and tools wrote about
     grams: set[tuple[str, ...]] = field(default_factory=set)  # the user's word sequences of length `GRAM`
     texts: set[str] = field(default_factory=set)  # the user's messages and the agent's turns, as words
+    said: set[tuple[str, ...]] = field(default_factory=set)  # the agent's word sequences of length `GRAM`
     upset: bool = False  # the user complained, and the agent has not responded to that yet
 
     def add(self, message: Message) -> None:
@@ -99,10 +115,11 @@ class PriorText:
 
 @dataclass(frozen=True)
 class ScoredTurn:
-    """A turn of the agent with its `parts`, which are scaled by `honesty`."""
+    """A turn of the agent with its `parts`, which count by its `worth`: honesty times relevance."""
 
     words: list[str]
     honesty: float
+    worth: float
     parts: dict[str, float]
 
 
@@ -110,7 +127,8 @@ def _score_turn(text: str, context: PriorText) -> ScoredTurn:
     """The parts of one turn, which is added to `context`."""
     words = words_of(text)
     fit = length(words, len(text))
-    honesty = fit * prose(words) * freshness(words) * originality(words, context)
+    readable = readability(text, lambda word: _is_known(word, context.subjects))
+    honesty = fit * readable * prose(words) * freshness(words) * originality(words, context)
     parts = {
         "empathy": empathy(words, context.upset),
         "action": action(text, words, context.subjects),
@@ -118,9 +136,11 @@ def _score_turn(text: str, context: PriorText) -> ScoredTurn:
         "length": 1.0,
         "similarity": similarity(text, words, context.subjects),
     }
+    worth = honesty * relevance(text, context.subjects) if honesty else 0.0
     context.texts.add(" ".join(words))
+    context.said.update(_grams(words, GRAM))
     context.upset = context.upset and not _some(words, manner_words.EMPATHY)
-    return ScoredTurn(words, honesty, {name: honesty * value for name, value in parts.items()})
+    return ScoredTurn(words, honesty, worth, parts)
 
 
 def empathy(words: Sequence[str], upset: bool) -> float:
@@ -142,6 +162,40 @@ def action(text: str, words: Sequence[str], subjects: set[str]) -> float:
         return 1.0
     sentences = (sentence for sentence in SENTENCE.findall(text) if "?" not in sentence)
     return max(0.5, _substance(words_of(" ".join(sentences)), subjects))
+
+
+def relevance(text: str, subjects: set[str]) -> float:
+    """1 if at least a quarter of the words stand in sentences with substance, 0 if none do."""
+    sentences = [words for part in SENTENCE.findall(text) if (words := words_of(part))]
+    asked = [part.rstrip().endswith("?") for part in SENTENCE.findall(text) if words_of(part)]
+    total = sum(map(len, sentences))
+    has = sum(
+        len(words)
+        for words, asks in zip(sentences, asked, strict=True)
+        if (is_real_question(words, subjects) if asks else has_substance(words, subjects))
+    )
+    return rising(has / total, 0.0, SUBSTANCE) if total else 0.0
+
+
+def is_real_question(words: Sequence[str], subjects: set[str]) -> bool:
+    """Whether a question asks for something, and not only whether one can help; as long as nobody has named a
+    subject, it may ask that, too."""
+    if not subjects or len(words) < 3:
+        return len(words) > 2
+    if has_phrase(words, manner_words.OFFERS):
+        return _names_subject(words, subjects)
+    content = subjects_of(word for word in words if word not in manner_words.VAGUE)
+    return bool(content) or not manner_words.QUESTION_WORDS.isdisjoint(words)
+
+
+def has_substance(words: Sequence[str], subjects: set[str]) -> bool:
+    """Whether a sentence tells, does or promises something, and not only what could be said to anybody."""
+    if not has_verb(words):
+        return False
+    acts = _some(words, manner_words.DEEDS) and not has_phrase(words, manner_words.EMPTY_DEEDS)
+    if acts or _some(words, manner_words.COURTEOUS):
+        return acts
+    return _has_number(words) or _names_subject(words, subjects)
 
 
 def refuses(text: str, words: Sequence[str]) -> bool:
@@ -200,19 +254,17 @@ def originality(words: Sequence[str], context: PriorText) -> float:
     if " ".join(words) in context.texts:
         return 0.0
     grams = list(_grams(words, GRAM))
-    copied = sum(gram in context.grams for gram in grams)
-    return _falling(copied / len(grams), 0.4, 0.9) if grams else 1.0
+    if not grams:
+        return 1.0
+    copied = sum(gram in context.grams for gram in grams) / len(grams)
+    repeated = sum(gram in context.said for gram in grams) / len(grams)
+    return min(_falling(copied, 0.4, 0.9), _falling(repeated, 0.75, 0.9))
 
 
 def overlap(words: Sequence[str], reference: Sequence[str]) -> float:
     """F1 of the two sets of words."""
     found, expected = set(words), set(reference)
     return 2 * len(found & expected) / (len(found) + len(expected)) if found and expected else 0.0
-
-
-def words_of(text: str) -> list[str]:
-    """Words in lower case; "don't" and "t-shirt" are one word each."""
-    return WORD.findall(text.replace("\u2019", "'").lower())
 
 
 def subjects_of(words: Iterable[str]) -> set[str]:
@@ -255,6 +307,17 @@ def _acts(clause: Sequence[str]) -> bool:
     before = text[:start].split()
     done = [word for word in before if word.endswith("ed") or word in manner_words.DONE]
     return _has_number(before) or _some(done, manner_words.DEEDS)
+
+
+def _names_subject(words: Sequence[str], subjects: set[str]) -> bool:
+    """Whether a word is a subject of the conversation or of service in general."""
+    return bool(subjects_of(words) & subjects) or not manner_words.SERVICE.isdisjoint(words)
+
+
+def _is_known(word: str, subjects: set[str]) -> bool:
+    """Whether `word` belongs to an agent's vocabulary or to the conversation."""
+    usual = word in manner_words.EMPTY_WORDS or word in manner_words.ASKING or word in manner_words.SERVICE
+    return usual or word.startswith(manner_words.KEYWORDS) or _stem(word) in subjects
 
 
 def _has_number(words: Iterable[str]) -> bool:
@@ -302,4 +365,4 @@ def _some(words: Iterable[str], beginnings: tuple[str, ...]) -> bool:
 
 def _falling(value: float, high: float, low: float) -> float:
     """1 up to `high`, 0 from `low` on, linear between."""
-    return min(1.0, max(0.0, (low - value) / (low - high)))
+    return 1.0 - rising(value, high, low)

@@ -102,6 +102,28 @@ RUDE = (
     ),
     *("stop wasting", "waste of time", "wasting my time", "fuck", "fucking", "shit", "bullshit", "screw you"),
 )
+# what agents talk about, also where nobody has named it yet
+SERVICE_WORDS = """
+    account address amount app battery bill button cable camera card carrier charge color courier data
+    delivery device digit digits discount dollar dollars email error fee gigabyte invoice item items label
+    manufacturer marketplace message network number ones order package parcel password payment phone photo
+    pin policy price product receipt router screen settings shipment shipping shop signal sim street
+    subscription sum tens tracking warehouse warranty wifi zip"""
+SERVICE = frozenset(SERVICE_WORDS.split())
+WH_WORDS = "what which how when where who whose why what's who's where's how's"
+QUESTION_WORDS = frozenset(WH_WORDS.split())
+OFFERS = (  # questions with one of these can be asked of anybody
+    *("help", "assist", "assistance", "support", "serve", "do for you", "how are you", "what's up"),
+    *("service", "of use", "you think", "how is it going"),
+)
+COURTEOUS = (*EMPATHY, "thank", "welcome", "happy", "glad")
+EMPTY_DEEDS = ("look forward", "looking forward", "our best", "my best")
+SMALL_TALK = """
+    thing things way ways fine nice hope wonderful day week life people company quality care business customer
+    patience understanding problem moment time course end best happy glad welcome pleasure certainly
+    absolutely many think"""
+VAGUE = frozenset(SMALL_TALK.split())  # they say nothing about a subject
+
 REFUSALS = (
     *(
         "can't",

@@ -15,6 +15,7 @@ from gspo_cli.concurrency import gather
 from gspo_cli.config.schema import RolloutConfig
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
+from gspo_cli.rollout.progress import RolloutProgress
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.tasks.base import Environment, Step
 from gspo_cli.types import FinishReason, Message, Outcome, Problem, Trajectory
@@ -78,30 +79,53 @@ def roll_out(
     sampling: Sampling,
     limits: Limits,
     seed: int,
+    progress: RolloutProgress | None = None,
 ) -> tuple[list[Trajectory], float]:
-    """Run all conversations to their end; `seed` is the run's. Engines keep caches between turns.
+    """Run all conversations to their end; `seed` is the run's. Engines keep caches between turns. `progress`
+    hears of finished conversations and sampled tokens.
 
     -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
     out, averaged over turns."""
     conversations = [_open(start, environment(), prompts, limits) for start in starts]
-    turn = 0
+    turn = sampled = 0
+    if progress is not None:
+        progress.start(len(conversations))
     while live := [(i, c) for i, c in enumerate(conversations) if not c.done]:
         requests = [
             Request(c.trajectory.token_ids, derived_seed(seed, "sample", *c.start.where, turn), i)
             for i, c in live
         ]
         continues = turn + 1 < limits.max_turns and not all(c.environment.single_turn for _, c in live)
-        completions = engine.generate(requests, sampling, keep_cache=continues)
+        finished = len(conversations) - len(live)
+        watched = _watched(progress, finished, sampled, continues)
+        completions = engine.generate(requests, sampling, keep_cache=continues, **watched)
+        sampled += sum(len(completion.token_ids) for completion in completions)
         acting = [conversation for _, conversation in live]
         texts = [_act(c, completion, prompts) for c, completion in zip(acting, completions, strict=True)]
         for conversation, step in zip(acting, _step(acting, texts, limits), strict=True):
             _observe(conversation, step, prompts, sampling, limits)
         turn += 1
     engine.forget()
+    if progress is not None:
+        progress.end(sampled)
     for conversation in conversations:
         _finish(conversation)
     masses = [mass for c in conversations for mass in c.truncated_mass]
     return [c.trajectory for c in conversations], sum(masses) / max(1, len(masses))
+
+
+def _watched(
+    progress: RolloutProgress | None, finished: int, sampled: int, continues: bool
+) -> dict[str, Any]:
+    """What an engine needs to report a turn, on top of what is `finished` and `sampled`. Its ended requests
+    are finished conversations if no turn follows."""
+    if progress is None:
+        return {}
+
+    def generated(ended: int, tokens: int) -> None:
+        progress.update(finished + (0 if continues else ended), sampled + tokens)
+
+    return {"progress": generated}
 
 
 def _open(start: Start, environment: Environment, prompts: Prompts, limits: Limits) -> _Conversation:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gspo_cli.rollout.progress import Generated
 from gspo_cli.types import FinishReason
 
 
@@ -47,8 +48,15 @@ class RolloutEngine(Protocol):
     def max_positions(self) -> int:
         """Longest sequence the model takes, prompt and answer together, in tokens."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
-        """One completion per request, in order. `keep_cache`: these conversations may continue."""
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        keep_cache: bool,
+        progress: Generated | None = None,
+    ) -> list[Completion]:
+        """One completion per request, in order. `keep_cache`: these conversations may continue. `progress`,
+        where it is given, is called after each step."""
 
     def forget(self) -> None:
         """Drop the caches of all conversations, which have ended."""

@@ -16,6 +16,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.rollout.engine import Completion, Request, Sampling
 from gspo_cli.rollout.kv_cache import KeptRow, is_plain, left_padding_mask, new_cache, stack_rows, take_row
+from gspo_cli.rollout.progress import Generated
 from gspo_cli.rollout.sampling import draw, greedy, uniforms
 from gspo_cli.types import FinishReason
 
@@ -66,24 +67,38 @@ class TransformersEngine:
         return {}
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        keep_cache: bool,
+        progress: Generated | None = None,
+    ) -> list[Completion]:
         """See `RolloutEngine`. Rows of similar length share a batch of at most `batch_size`."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
         completions: dict[int, Completion] = {}
         with self.policy.autocasting():
             for start in range(0, len(order), self.batch_size):
                 indices = order[start : start + self.batch_size]
-                results = self._generate_batch([requests[i] for i in indices], sampling, keep_cache)
+                tokens = sum(len(completion.token_ids) for completion in completions.values())
+                batch_progress = None if progress is None else _after(progress, start, tokens)
+                results = self._generate_batch(
+                    [requests[i] for i in indices], sampling, keep_cache, batch_progress
+                )
                 completions.update(zip(indices, results, strict=True))
         return [completions[i] for i in range(len(requests))]
 
     def _generate_batch(
-        self, requests: list[Request], sampling: Sampling, keep_cache: bool
+        self,
+        requests: list[Request],
+        sampling: Sampling,
+        keep_cache: bool,
+        progress: Generated | None,
     ) -> list[Completion]:
         kept = [self._kept.pop(request.conversation, None) for request in requests]
         usable = [row for row, asked in zip(kept, requests, strict=True) if row and _extends(row, asked)]
         batch = self._resume(requests, usable) if len(usable) == len(requests) else self._prefill(requests)
-        return self._decode(batch, requests, sampling, keep_cache and is_plain(batch.cache))
+        return self._decode(batch, requests, sampling, keep_cache and is_plain(batch.cache), progress)
 
     def _prefill(self, requests: list[Request]) -> _Batch:
         """Run each different prompt once, then give every request its copy."""
@@ -131,7 +146,12 @@ class TransformersEngine:
         return out.last_hidden_state[:, -1]
 
     def _decode(
-        self, batch: _Batch, requests: list[Request], sampling: Sampling, keep_cache: bool
+        self,
+        batch: _Batch,
+        requests: list[Request],
+        sampling: Sampling,
+        keep_cache: bool,
+        progress: Generated | None,
     ) -> list[Completion]:
         device, count, limit = batch.mask.device, len(requests), sampling.max_new_tokens
         uniform = uniforms([request.seed for request in requests], limit, device)
@@ -142,6 +162,7 @@ class TransformersEngine:
         stopped = torch.zeros(count, dtype=torch.bool, device=device)
         rows = torch.arange(count, device=device)  # which request each row of the batch belongs to
         prompt_width = batch.mask.shape[1]
+        unfinished, drawn = count, 0  # rows, and tokens so far
         for step in range(limit):
             new, logprobs[rows, step], truncated[rows, step] = self._draw(
                 batch.hidden, uniform[rows, step], sampling
@@ -152,6 +173,9 @@ class TransformersEngine:
             stopped[rows[ended]] = True
             going = ~stopped[rows]
             remaining = int(going.sum())
+            unfinished, drawn = remaining, drawn + unfinished
+            if progress is not None:
+                progress(count if step + 1 == limit else count - remaining, drawn)
             if remaining == 0 or step + 1 == limit:
                 break
             if remaining < SHRINK_BELOW * len(rows):
@@ -206,6 +230,11 @@ class TransformersEngine:
             self._kept[requests[index].conversation] = take_row(
                 batch.cache, row, torch.cat([prompt, generated]), ids
             )
+
+
+def _after(progress: Generated, ended: int, tokens: int) -> Generated:
+    """Adds what earlier batches of the same call came to."""
+    return lambda now, new: progress(ended + now, tokens + new)
 
 
 def _extends(row: KeptRow, request: Request) -> bool:

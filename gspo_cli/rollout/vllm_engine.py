@@ -13,7 +13,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import plain_weights
 from gspo_cli.rollout.engine import Completion, Request, Sampling
+from gspo_cli.rollout.progress import Generated
 from gspo_cli.rollout.sampling import draw, greedy, uniforms
 from gspo_cli.types import FinishReason
 
@@ -52,12 +53,15 @@ def require_vllm() -> None:
 @dataclass
 class _Draws:
     """How the requests in flight are sampled, and what was drawn: `uniform`, `logprobs` and `truncated`
-    (R, steps)."""
+    (R, steps). `started` are the requests drawn for so far, `tokens` how often."""
 
     sampling: Sampling
     uniform: Tensor
     logprobs: Tensor
     truncated: Tensor
+    progress: Generated | None = None
+    started: set[int] = field(default_factory=set)
+    tokens: int = 0
 
     def take(self, logits: Tensor, requests: list[int], steps: list[int]) -> Tensor:
         """Draw a token for each of `requests` at its step. logits (R, V) at temperature 1 -> (R,)"""
@@ -67,6 +71,10 @@ class _Draws:
             uniform = self.uniform[requests, steps]
             scaled = logits / self.sampling.temperature
             tokens, logprobs, truncated = draw(scaled, uniform, self.sampling.top_p, self.sampling.top_k)
+        if self.progress is not None:
+            self.started.update(requests)
+            self.tokens += len(requests)
+            self.progress(len(self.started) - len(requests), self.tokens)
         self.logprobs[requests, steps] = logprobs
         self.truncated[requests, steps] = truncated
         return tokens
@@ -117,11 +125,17 @@ class VLLMEngine:
         """Does nothing: prefixes stay cached until weights change."""
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], sampling: Sampling, keep_cache: bool) -> list[Completion]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        keep_cache: bool,
+        progress: Generated | None = None,
+    ) -> list[Completion]:
         """See `RolloutEngine`."""
         uniform = uniforms([r.seed for r in requests], sampling.max_new_tokens, self.policy.device)
         logprobs, truncated = torch.zeros(2, *uniform.shape, device=self.policy.device)
-        self._draws = _Draws(sampling, uniform, logprobs, truncated)
+        self._draws = _Draws(sampling, uniform, logprobs, truncated, progress)
         common = {
             "temperature": 0,  # argmax of the logits, in which only one token is left
             "max_tokens": sampling.max_new_tokens,

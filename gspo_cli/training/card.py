@@ -149,6 +149,8 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
         reward += f" - {algorithm.truncation_penalty:g} [cut]"
     baseline = "mean of the group's other answers" if others else "mean of the group"
     scale = SCALES[algorithm.advantage_scale]
+    if algorithm.advantage_std_floor:
+        scale += f", at least {algorithm.advantage_std_floor:g}"
     if algorithm.credit is Credit.turn:
         earned = f"R_k: reward from turn k on, discount {algorithm.discount:g}"
         return f"A_k = (R_k - {baseline} at turn k){scale}; {earned}, r = {reward}"

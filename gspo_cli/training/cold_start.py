@@ -165,8 +165,12 @@ def _cold_start(
     problems = task.train_problems()[:SCORE_PROBLEMS]
     evaluator = Evaluator(config, ConversationRunner(config, task.reward(), engine, prompts))
 
+    def scoring(done: int, total: int, note: str) -> None:
+        if done < total:  # the end of a stage would end the view of the cold start
+            progress("scoring", done, total, note)
+
     def score() -> tuple[float, int]:
-        return evaluator.sampled_score(problems)
+        return evaluator.sampled_score(problems, scoring)
 
     fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress, score)
     if policy.has_adapter:

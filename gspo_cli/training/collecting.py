@@ -8,16 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.console.words import quantity
 from gspo_cli.randomness import derived_seed, generator
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.scoring import score_all
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import RolloutEngine, Sampling
+from gspo_cli.rollout.progress import RolloutProgress
 from gspo_cli.rollout.prompts import Prompts
-from gspo_cli.training.credit import informative
+from gspo_cli.training.credit import hardly_differ, informative
 from gspo_cli.training.metrics import Clock
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.types import Problem, Trajectory
+
+# finished conversations, all conversations, and a note with the sampled tokens per second
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,15 @@ class ConversationRunner:
     generating: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def run(
-        self, groups: Sequence[Sequence[Start]], sampling: Sampling, seed: int, clock: Clock | None = None
+        self,
+        groups: Sequence[Sequence[Start]],
+        sampling: Sampling,
+        seed: int,
+        clock: Clock | None = None,
+        progress: Progress | None = None,
     ) -> tuple[list[Trajectory], float]:
-        """Run and score the conversations of all `groups`, none of which is split across ranks.
+        """Run and score the conversations of all `groups`, none of which is split across ranks. `progress`
+        hears of this rank's, where they take longer than a few seconds.
 
         -> all trajectories in the order of their starts, on every rank, and the mean probability mass that
         top_p and top_k left out."""
@@ -44,8 +55,9 @@ class ConversationRunner:
         with clock.timing("rollout"), self.generating():
             limits = Limits.of(self.config.rollout, self.engine)
             environment = self.config.task.environment
+            watched = None if progress is None else RolloutProgress(_with_rate(progress))
             trajectories, mass = roll_out(
-                self.engine, self.prompts, environment, starts, sampling, limits, seed
+                self.engine, self.prompts, environment, starts, sampling, limits, seed, watched
             )
         with clock.timing("reward"):
             self.score(trajectories)
@@ -67,6 +79,10 @@ class ConversationRunner:
             limit=training.reward_concurrency,
             timeout=training.reward_timeout,
         )
+
+
+def _with_rate(progress: Progress) -> Callable[[int, int, float], None]:
+    return lambda done, total, rate: progress(done, total, f"{quantity(rate)} tokens/s")
 
 
 class ProblemOrder:
@@ -104,8 +120,14 @@ class Collected:
 class Collector:
     """Collects `prompts_per_iteration` groups of `num_generations` answers by the current policy."""
 
-    def __init__(self, config: RunConfig, runner: ConversationRunner, order: ProblemOrder) -> None:
-        self.config, self.runner, self.order = config, runner, order
+    def __init__(
+        self,
+        config: RunConfig,
+        runner: ConversationRunner,
+        order: ProblemOrder,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config, self.runner, self.order, self.progress = config, runner, order, progress
 
     def collect(self, iteration: int, cursor: int, clock: Clock) -> Collected:
         """Draw problems from `cursor` on. With dynamic sampling, draw more until enough groups are
@@ -125,6 +147,7 @@ class Collector:
         everything = useful + flat
         metrics = {
             "frac_reward_zero_std": len(flat) / len(everything),
+            "frac_reward_small_std": sum(hardly_differ(everything, algorithm)) / len(everything),
             "sampling/rounds": len(masses),
             "sampling/truncated_mass": sum(masses) / len(masses),
         }
@@ -149,5 +172,5 @@ class Collector:
             config.max_completion_length(iteration),
             self.runner.prompts.chat.stop_ids,
         )
-        trajectories, mass = self.runner.run(starts, sampling, config.seed, clock)
+        trajectories, mass = self.runner.run(starts, sampling, config.seed, clock, self.progress)
         return [trajectories[i : i + size] for i in range(0, len(trajectories), size)], mass

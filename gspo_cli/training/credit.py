@@ -10,7 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gspo_cli.algorithm.advantages import group_advantages, has_spread, rewards_to_go, turn_advantages
+from gspo_cli.algorithm.advantages import (
+    SMALL_SPREAD,
+    deviations,
+    group_advantages,
+    has_spread,
+    rewards_to_go,
+    turn_advantages,
+)
 from gspo_cli.config.choices import Credit, Truncated
 from gspo_cli.config.schema import AlgorithmConfig
 from gspo_cli.training.batch import Sample
@@ -42,7 +49,11 @@ def with_advantages(
     rewards, valid = _rewards(groups, algorithm)  # (P, G)
     if reward_kl is not None:
         rewards = rewards - algorithm.beta * torch.tensor(reward_kl).reshape(rewards.shape)
-    normalization = (algorithm.advantage_baseline, algorithm.advantage_scale)
+    normalization = (
+        algorithm.advantage_baseline,
+        algorithm.advantage_scale,
+        algorithm.advantage_std_floor,
+    )
     if algorithm.credit is not Credit.turn:
         values = group_advantages(rewards, valid, *normalization).flatten().tolist()
         return [replace(s, advantages=[value]) for s, value in zip(samples, values, strict=True)]
@@ -64,6 +75,19 @@ def informative(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[boo
         for turn in range(to_go.shape[2]):
             spread |= has_spread(to_go[:, :, turn], taken[:, :, turn] & valid)
     return spread.tolist()
+
+
+def hardly_differ(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[bool]:
+    """Which informative groups have rewards that deviate by less than `SMALL_SPREAD`, also from every turn
+    on: dividing by such a deviation makes large advantages of small differences."""
+    rewards, valid = _rewards(groups, algorithm)
+    spread = deviations(rewards, valid)
+    if algorithm.credit is Credit.turn:
+        to_go, taken = _turns(groups, rewards, algorithm.discount)
+        for turn in range(to_go.shape[2]):
+            spread = torch.maximum(spread, deviations(to_go[:, :, turn], taken[:, :, turn] & valid))
+    small = (spread < SMALL_SPREAD).tolist()
+    return [a and b for a, b in zip(small, informative(groups, algorithm), strict=True)]
 
 
 def _rewards(groups: Sequence[Group], algorithm: AlgorithmConfig) -> tuple[Tensor, Tensor]:

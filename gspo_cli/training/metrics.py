@@ -3,17 +3,20 @@ under the names that TRL and verl use."""
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 
 from gspo_cli.algorithm.accumulators import Accumulator, maximum
+from gspo_cli.algorithm.advantages import ZERO_RANGE
 from gspo_cli.algorithm.calibration import Candidates
 from gspo_cli.algorithm.correction import EngineStats
 from gspo_cli.algorithm.counterfactual import CounterfactualStats, LengthStats
@@ -95,6 +98,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
     groups = [trajectories[i : i + group_size] for i in range(0, len(trajectories), group_size)]
     rewards = [torch.tensor([t.reward for t in group if t.reward is not None]) for group in groups]
     spreads = [r.std().item() for r in rewards if len(r) > 1]
+    spread = spread_metrics([g for g in groups if sum(t.reward is not None for t in g) > 1])
     parts = sorted({name for t in scored for name in t.components})
     counts = sorted({name for t in trajectories for name in t.outcome.counts})
     return {
@@ -105,6 +109,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
             f"rewards/{part}/mean": mean([t.components[part] for t in scored if part in t.components])
             for part in parts
         },
+        **spread,
         "completions/mean_length": mean(lengths),
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
@@ -120,6 +125,42 @@ def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict
         },
         "excluded": sum(t.excluded is not None for t in trajectories),
     }
+
+
+def spread_metrics(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+    """How much of the variance of rewards within groups each part of the reward explains by itself, and how
+    much `solved` does: the squared correlation of distances from the group's mean, 0 to 1. Empty where all
+    rewards of every group are equal. Parts that are correlated share what they explain."""
+    scored = [[t for t in group if t.reward is not None] for group in groups]
+    rewards = [_centered([t.reward or 0.0 for t in group]) for group in scored]
+    if not any(_differs(group) for group in rewards):
+        return {}
+    parts = sorted({name for group in scored for t in group for name in t.components})
+    solved = [_centered([float(t.solved) for t in group]) for group in scored]
+    shares = {"solved_spread": _explained(rewards, solved)}
+    for part in parts:
+        values = [_centered([t.components.get(part, 0.0) for t in group]) for group in scored]
+        shares[f"rewards/{part}/spread"] = _explained(rewards, values)
+    return shares
+
+
+def _explained(rewards: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> float:
+    """Squared correlation of centered `rewards` and `values`, over all groups; 0 for equal values."""
+    if not any(_differs(group) for group in values):
+        return 0.0
+    pairs = list(zip(chain(*rewards), chain(*values), strict=True))
+    product = math.fsum(x * y for x, y in pairs)
+    squares = math.fsum(x * x for x, _ in pairs) * math.fsum(y * y for _, y in pairs)
+    return min(1.0, product * product / squares)
+
+
+def _differs(centered: Sequence[float]) -> bool:
+    return max(map(abs, centered), default=0.0) > ZERO_RANGE
+
+
+def _centered(values: Sequence[float]) -> list[float]:
+    middle = math.fsum(values) / max(1, len(values))
+    return [value - middle for value in values]
 
 
 def repetition(trajectory: Trajectory) -> float:

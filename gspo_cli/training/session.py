@@ -19,7 +19,9 @@ import torch
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Engine
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.stored import read_stored
 from gspo_cli.console.reporting import Reporter, ShownSample
+from gspo_cli.diagnosis.examination import own_overrides
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
@@ -29,13 +31,14 @@ from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.identity import MEASURED, RESUMABLE, matches
 from gspo_cli.run.summary import RunStatus
 from gspo_cli.sources import ModelSource
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.card import Card, card_text, objective_card
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
-from gspo_cli.training.collecting import ConversationRunner
+from gspo_cli.training.collecting import ConversationRunner, Progress
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.lengths import fit_lengths, fitting, make_room_for_tools
 from gspo_cli.training.preflight import noise_floor, noise_warnings
@@ -207,7 +210,7 @@ def evaluate_only(
     config: RunConfig,
     source: str,
     adapter: Path | None,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     warn: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[ShownSample]]:
     """Held-out evaluation of the model at `source`, with its LoRA adapter. Returns the record and greedy
@@ -297,9 +300,21 @@ def summarize(
         "num_tokens": state.num_tokens if state else 0,
         "wall_seconds": trainer.wall_seconds if trainer else 0.0,
         "run_folder": str(folder.path),
+        "overrides": comparable_overrides(folder),
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
         "git_commit": git_commit(),
     }
+
+
+def comparable_overrides(folder: RunFolder) -> list[str] | None:
+    """Overrides that compose the same run with another seed, without what affects no result, such as logging;
+    None where conf/ cannot express its settings."""
+    try:
+        own = own_overrides(read_stored(folder.config))
+    except UserError:
+        return None
+    ignored = ("seed", "logging", *(key for key in RESUMABLE if key not in MEASURED))
+    return own and [text for text in own if not matches(text.split("=")[0].strip("'"), ignored)]
 
 
 def installed(package: str) -> str | None:

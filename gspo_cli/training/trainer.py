@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gspo_cli.config.choices import OnCollapse
@@ -63,7 +64,8 @@ class Trainer:
         self.updater = Updater(parts.policy, config, parts.strategy)
         generating = parts.strategy.generating
         runner = ConversationRunner(config, parts.reward, parts.engine, parts.prompts, self.ranks, generating)
-        self.collector = Collector(config, runner, ProblemOrder(parts.train_problems, config.seed))
+        order = ProblemOrder(parts.train_problems, config.seed)
+        self.collector = Collector(config, runner, order, partial(reporter.stage, "rollout"))
         self.evaluator = Evaluator(config, runner)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
@@ -204,7 +206,7 @@ class Trainer:
         with clock.timing("eval"):
             found = self.evaluator.evaluate(
                 self.parts.heldout_problems,
-                lambda done, total: self.reporter.stage("evaluation", done, total),
+                partial(self.reporter.stage, "evaluation"),
             )
             kl = self._kl_to_initial(found)
         record = {
@@ -215,7 +217,7 @@ class Trainer:
             "time/eval": clock.total,
         }
         self.folder.append("evals.jsonl", record)
-        self.folder.append("heldout.jsonl", {"iteration": state.iteration, **found.by_problem(SHOWN)})
+        self.folder.append("heldout.jsonl", found.by_problem(SHOWN, state.iteration))
         self.monitor.evals.append(record)
         self.track({f"eval/{name}": value for name, value in record.items()}, state.iteration)
         self.reporter.evaluation(record)

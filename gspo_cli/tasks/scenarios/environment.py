@@ -49,7 +49,7 @@ class ScenarioEnvironment(ScriptedEnvironment):
     def finish(self) -> Outcome:
         """Solved where all goals are reached, all facts told and nothing violated; unknown without goals."""
         progress = self.progress()
-        solved = progress["outcome"] == 1 and progress["facts"] == 1 and not self.violations
+        solved = all(progress.get(name) == 1 for name in ("outcome", "facts")) and not self.violations
         return Outcome(
             solved=solved if self.scenario.goals else None,
             counts=self.counts(),
@@ -67,9 +67,11 @@ class ScenarioEnvironment(ScriptedEnvironment):
         return []
 
     def progress(self) -> dict[str, float]:
-        """The shares of goals reached and facts told."""
+        """The shares of goals reached and facts told; none where the scenario has no goals."""
         goals, facts = self.scenario.goals, self.scenario.facts
-        outcome = len(self.met & set(goals)) / max(1, len(goals))
+        if not goals:
+            return {}
+        outcome = len(self.met & set(goals)) / len(goals)
         return {
             "outcome": outcome,
             # without facts to report, merely saying something must not be rewarded
