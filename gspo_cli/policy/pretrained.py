@@ -110,5 +110,5 @@ def unusable(base: str, reason: str) -> UserError:
         if (folder / "config.json").is_file():
             fix = f"{SCRIPTED[base]} has put a copy in {folder}: give that folder, or model=smollm2"
         else:
-            fix = f"run {SCRIPTED[base]} in the checkout: it puts a copy on this machine, which model=smollm2 uses"
+            fix = f"run {SCRIPTED[base]} in the checkout, which brings a copy for model=smollm2"
     return UserError(f"model.name={base}: cannot be loaded ({reason}); {fix}")
