@@ -18,7 +18,8 @@ from gspo_cli.config.compose import literal, load_saved
 from gspo_cli.errors import UserError
 
 EMBEDDED = "embedded"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# as the hub has them: neither `--` nor `..`
+HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 KINDS = (
     "give a hub id, a model folder (config.json), a GGUF file, an adapter folder (adapter_config.json) or a "
@@ -53,13 +54,12 @@ def find_source(name: str, base: str | None = None, checkpoint: str = "best") ->
     path = Path(name).expanduser()
     if path.is_dir():
         return _of_folder(path.absolute(), base, checkpoint)
+    if not path.is_file() and not HUB_ID.fullmatch(name):
+        raise UserError(f"model.name={name}: no such file or folder is here; {KINDS}")
     if base is not None:
         raise UserError(f"model.base={base}: model.name={name} is no adapter; set model.base=null")
-    if path.is_file():
-        return ModelSource(str(path.absolute()))  # whether it is a GGUF file is seen when it is read
-    if not HUB_ID.fullmatch(name):
-        raise UserError(f"model.name={name}: no such file or folder is here; {KINDS}")
-    return ModelSource(name)
+    # whether a file is a GGUF file is seen when it is read
+    return ModelSource(str(path.absolute()) if path.is_file() else name)
 
 
 def is_quantized(base: str) -> bool:
@@ -95,10 +95,10 @@ def run_start(run: Path, name: str | None = None, base: str | None = None) -> Mo
         name, base = OmegaConf.select(saved, "model.name"), OmegaConf.select(saved, "model.base")
     if not isinstance(name, str) or name == EMBEDDED:
         raise UserError(f"{run}: has no model (neither initial_model nor a model.name); give a complete run")
-    try:
-        return find_source(name, base)
-    except RecursionError:
-        raise UserError(f"{run}: its model.name leads back to itself; give another run") from None
+    place = Path(name).expanduser()
+    if place.is_dir() and run.resolve() in (place.resolve(), run_of(place)):
+        raise UserError(f"{run}: its model.name leads back to itself; give another run")
+    return find_source(name, base)
 
 
 def run_checkpoint(
@@ -133,8 +133,10 @@ def settled(node: DictConfig, given: list[str]) -> None:
     model.name = literal(source.place)
     typed = {text.lstrip("+").partition("=")[0] for text in given}
     trained = source.adapter is not None or run_of(Path(source.base)) is not None
-    if trained and "model.cold_start.steps" not in typed:
-        model.cold_start.steps = 0  # a preset's cold start is for the model that it names
+    if trained and "model.cold_start.steps" not in typed and model.cold_start.steps:
+        before = f"in place of {model.cold_start.steps}, which is for a model before its training"
+        _note(node, f"model.cold_start.steps=0: {before}; type model.cold_start.steps to have a cold start")
+        model.cold_start.steps = 0
     if source.adapter is None:
         return
     model.base = literal(source.base)
@@ -147,7 +149,14 @@ def settled(node: DictConfig, given: list[str]) -> None:
                 f"which has {value}; leave out model.{key}, or merge the adapter first with gspo-export and "
                 "give the merged folder in model.name"
             )
+        if _plain(model[key]) != value:
+            _note(node, f"model.{key}={value}: that of the adapter, in place of {_plain(model[key])}")
         model[key] = value
+
+
+def _note(node: DictConfig, text: str) -> None:
+    """Report a setting that became another one."""
+    node.notes = [*(node.get("notes") or []), literal(text)]
 
 
 def of_adapter(settings: AdapterSettings) -> dict[str, object]:
@@ -186,9 +195,14 @@ def _of_folder(folder: Path, base: str | None, checkpoint: str) -> ModelSource:
 
 
 def _of_checkpoint(folder: Path, run: Path, name: str | None = None, base: str | None = None) -> ModelSource:
-    if (folder / CONFIG).is_file():
-        return ModelSource(run_start(run, name, base).base, folder)
-    return ModelSource(str(folder))
+    if not (folder / CONFIG).is_file():
+        return ModelSource(str(folder))
+    if base is None and name is None:
+        base = OmegaConf.select(load_saved(run / "config.yaml"), "model.base")
+    if base is not None and not (run / "initial_model").exists():
+        # the adapter that the run continued may be gone; the base is known without it
+        return ModelSource(find_source(base).base, folder)
+    return ModelSource(run_start(run, name, base).base, folder)
 
 
 def _of_adapter(folder: Path, base: str | None) -> ModelSource:

@@ -264,3 +264,43 @@ def test_a_comparison_trains_on_from_an_adapter(adapter, monkeypatch):
     monkeypatch.chdir(adapter.parent)
     run = SharedSettings(["model=small", "model.name=adapter", "task=arithmetic"]).run("gspo", 0, None)
     assert (run.config.model.name, run.config.model.lora_r) == (str(adapter), 4)
+
+
+def second_stage(folder: Path, adapter: Path, **model) -> Path:
+    """The folder of a run that has trained on from `model.name`."""
+    checkpoint = folder / "checkpoints" / "iteration-000002"
+    shutil.copytree(adapter, checkpoint)
+    (checkpoint.parent / "last").symlink_to(checkpoint.name)
+    (folder / "config.yaml").write_text(json.dumps({"model": model}))
+    return folder
+
+
+def test_a_run_whose_first_stage_is_gone_keeps_its_adapter_and_base(adapter, folders, tmp_path):
+    gone, base = str(tmp_path / "gone" / "iteration-000010"), str(folders["qwen3"])
+    run = second_stage(tmp_path / "second", adapter, name=gone, base=base)
+    assert find_source(str(run)) == ModelSource(base, (run / "checkpoints" / "iteration-000002").resolve())
+    with pytest.raises(UserError, match=r"model\.name=.*iteration-000010: no such file or folder is here"):
+        find_source(gone, base)
+
+
+def test_a_run_that_names_itself_as_its_model_is_refused(adapter, tmp_path):
+    run = second_stage(tmp_path / "own", adapter, name=str(tmp_path / "own"))
+    with pytest.raises(UserError, match="leads back to itself"):
+        find_source(str(run))
+
+
+def test_what_an_adapter_changes_in_a_preset_is_noted(adapter):
+    node = composed([f"model.name={adapter}", "model=small", "model.cold_start.steps=5"])
+    settled(node, [])
+    assert (node.model.cold_start.steps, node.model.lora_r) == (0, 4)
+    assert [text.partition(":")[0] for text in node.notes if "model." in text][:2] == [
+        "model.cold_start.steps=0",
+        "model.lora_r=4",
+    ]
+
+
+def test_python_refuses_what_contradicts_the_adapter_as_the_command_does(adapter):
+    agent = MultiTurnAgent(AgentConfig(model_name=str(adapter)))
+    environment = ConversationEnvironment(**CONVERSATION_CONFIGS["customer_service"])
+    with pytest.raises(UserError, match=r"model\.lora_r=8: training continues the adapter"):
+        run_node("gspo", GSPOConfig(lora_r=8), agent, environment)

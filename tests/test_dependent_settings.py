@@ -65,7 +65,7 @@ def changed(overrides: list[str], suggestion: list[str]) -> list[str]:
         ({"num_generations": 6, "updates_per_rollout": 5}, "small", (6, 90, 5)),
         ({"generations_per_iteration": 30}, "small", (5, 30, 5)),
         ({"generations_per_iteration": 9}, "tiny", (9, 9, 3)),
-        ({"generations_per_iteration": 2}, "tiny", (2, 2, 2)),
+        ({"generations_per_iteration": 2}, "tiny", (2, 2, 1)),
         ({"generations_per_iteration": 102, "num_generations": 6}, "small", (6, 102, 3)),
         ({"generations_per_iteration": 101}, "small", (4, 101, 4)),  # nothing near divides a prime
         ({"num_generations": 200}, "small", (200, 200, 4)),

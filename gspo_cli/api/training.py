@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from gspo_cli.api.agent import MultiTurnAgent
-from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
+from gspo_cli.api.config import KEYS, GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
@@ -17,7 +17,7 @@ from gspo_cli.console.reporting import Reporter
 from gspo_cli.launching.start import require_device
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.sources import settled
+from gspo_cli.sources import EMBEDDED, settled
 from gspo_cli.training.job import train_here
 from gspo_cli.training.process_group import gpu_count
 from gspo_cli.training.session import load_trained
@@ -91,11 +91,14 @@ def run_node(
     groups = [f"task={environment.name}", *model_overrides(agent.config.model_name), f"algorithm={algorithm}"]
     node = composed([*groups, *settings.overrides])
     settings.apply(node)
+    if node.model.name != EMBEDDED:
+        write_setting(node, "model.name", str(agent.config.model_name))
     if agent.config.system_prompt:
         write_setting(node, "task.system_prompt", agent.config.system_prompt)
     if agent.config.device != "auto":
         write_setting(node, "hardware.device", agent.config.device)
-    settled(node, list(settings.overrides))
+    typed = [f"{KEYS[name]}=" for name in settings.given if name in KEYS]
+    settled(node, [*settings.overrides, *typed])
     return node
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gspo_cli.commands.entry import command_parser, run_command
@@ -77,7 +77,7 @@ def export_command() -> int:
     print(f"  merged in fp32   logits within {fidelity.merge_error:.1g} of their range of the policy's")
     print(f"  as saved         KL {fidelity.kl:.2g} nats per token; same token {fidelity.same_tokens} of "
           f"{fidelity.tokens}, same answer {fidelity.same_answers} of {fidelity.answers}")  # fmt: skip
-    if fidelity.kl > KL_LIMIT:
+    if not fidelity.kl <= KL_LIMIT:
         print(
             f"warning: rounding to {fidelity.dtype} changes the policy by more than {KL_LIMIT:g} nats per "
             "token; export it with --dtype float32",
@@ -125,10 +125,16 @@ def prepare(name: str, folder: Path | None, checkpoint: str, adapter: bool, base
         node.reward = node.reward_settings = None  # not needed, and perhaps not importable here
         config = build_config(node)
     if config is not None and is_run(place):
-        source = run.checkpoint_model(checkpoint, config.model)
+        given = config.model if base is None else replace(config.model, base=base)
+        source = run.checkpoint_model(checkpoint, given)
     else:
+        require(
+            checkpoint == "best",
+            f"--checkpoint {checkpoint}: {name} is not a run folder, of whose checkpoints it takes one; "
+            "leave it out",
+        )
         source = find_source(name, base)
-    written = folder or run.path / ("export-adapter" if adapter else "export")
+    written = (folder or run.path / ("export-adapter" if adapter else "export")).expanduser().absolute()
     require(
         folder is not None or is_trained,
         f"{name}: is not a run; say which folder to write, as in gspo-export {name} my-model",

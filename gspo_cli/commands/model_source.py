@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.entry import command_parser
 from gspo_cli.config.auto_hardware import use_hardware_here
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import build_config, composed, load_saved, with_overrides
+from gspo_cli.config.compose import build_config, composed, literal, load_saved, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.sources import find_source, is_run, run_of, settled
@@ -67,6 +66,7 @@ def _of_model(name: str, overrides: list[str]) -> RunConfig:
     source = find_source(name, None if base in ("", "null") else base)
     preset = [] if "model" in given else model_overrides(source.base)[:1]
     # absolute: a folder called tiny is not the embedded model
-    node = composed([*preset, *overrides, f"model.name={json.dumps(source.place, ensure_ascii=False)}"])
+    node = composed([*preset, *overrides])
+    node.model.name = literal(source.place)
     settled(node, overrides)
     return build_config(node)

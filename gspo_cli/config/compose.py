@@ -188,6 +188,10 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
         )
     merged = OmegaConf.merge(saved, changes)
     assert isinstance(merged, DictConfig)
+    followed = OmegaConf.select(merged, "rollout.default_lengths")
+    if followed:  # what is given now is no longer a default
+        given = changes.get("rollout") or {}
+        merged.rollout.default_lengths = [name for name in followed if name not in given]
     return merged
 
 

@@ -58,19 +58,19 @@ def fitted_sizes(given: Mapping[str, int], presets: Sizes, processes: int) -> Si
     total = wanted.generations_per_iteration
     found = wanted
     if "num_generations" not in given:
-        found = replace(
-            found, num_generations=_near_divisor(total, presets.num_generations, total // processes)
-        )
+        most = total // processes
+        found = replace(found, num_generations=_near_divisor(total, presets.num_generations, 2, most))
     if "updates_per_rollout" not in given:
-        found = replace(found, updates_per_rollout=_near_divisor(total, presets.updates_per_rollout, total))
+        # an update of a single answer compares it with nothing
+        most = max(1, total // 2)
+        found = replace(found, updates_per_rollout=_near_divisor(total, presets.updates_per_rollout, 1, most))
     return found if found.fit(processes) else wanted
 
 
-def _near_divisor(total: int, preset: int, most: int) -> int:
-    """The divisor of `total`, at least 2 and at most `most`, that is nearest to the preset; the preset itself
-    where none is near."""
-    largest = min(most, NEAR * preset)
-    found = [n for n in range(2, largest + 1) if total % n == 0]
+def _near_divisor(total: int, preset: int, least: int, most: int) -> int:
+    """The divisor of `total` from `least` to `most` that is nearest to the preset; the preset itself where
+    none is near."""
+    found = [n for n in range(least, min(most, NEAR * preset) + 1) if total % n == 0]
     return min(found, key=lambda n: abs(math.log(n / preset)), default=preset)
 
 

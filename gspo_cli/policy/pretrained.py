@@ -88,8 +88,9 @@ def stored_dtype(base: str, trust_remote_code: bool) -> torch.dtype:
 def _hub_options(name: str) -> dict[str, bool]:
     """Options of `from_pretrained` for a hub id. Without the hub only cached files are used, at once: the
     library itself would ask again for most of a minute. Raises UserError if there is no such model."""
-    cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    cached = False
     try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
         HfApi().model_info(name, timeout=HUB_SECONDS)
     except Exception as error:  # the client's own errors, and those of two HTTP libraries
         if cached:

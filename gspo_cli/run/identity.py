@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.config.choices import OnCollapse
 from gspo_cli.config.compose import load_saved, plain_values
+from gspo_cli.config.stored import read_stored
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
@@ -107,7 +108,12 @@ def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[s
     absent = object()
     first, second = computed(one), computed(other)
     keys = (first.keys() | second.keys()) - following(one) - following(other)
-    return sorted(key for key in keys if first.get(key, absent) != second.get(key, absent))
+    return sorted(
+        key
+        for key in keys
+        # what presets come to is in other keys
+        if not key.startswith("model.presets.") and first.get(key, absent) != second.get(key, absent)
+    )
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:
@@ -143,15 +149,16 @@ def prepare(folder: Path, config_yaml: str) -> State:
         return state
     wanted = OmegaConf.create(config_yaml)
     assert isinstance(wanted, DictConfig)
-    saved = saved_settings(folder)
+    saved = dict(read_stored(run.config).plain)  # with the defaults of settings that are newer than the run
     other = changed_settings(saved, plain_values(wanted))
     if other:
         its = computed(saved)
         given = " ".join(f"{key}={json.dumps(its[key])}" for key in other[:3] if key in its)
         more = ", ..." if other[3:] else ""
+        fix = f", or give its settings: {given}{more}" if given else ""
         raise UserError(
             f"{folder}: contains a run with another configuration ({', '.join(other[:3])}{more}); choose "
-            f"another folder, or give its settings: {given}{more}"
+            f"another folder{fix}"
         )
     if state is State.started:
         write_atomically(run.config, config_yaml)

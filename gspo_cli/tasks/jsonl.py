@@ -12,9 +12,9 @@ from gspo_cli.tasks.files import FileTask, prompt_messages
 from gspo_cli.types import Problem
 
 FORMS = {  # by verifier: `regex` and functions of users accept what only the prompts can say
-    "exact": "Reply with the answer only.",
+    "exact": "Reply with the exact answer only, without a period at the end.",
     "numeric": "End your reply with the answer as a number.",
-    "choice": "Reply with the letter of the right choice only.",
+    "choice": "Reply with the capital letter of the right choice only.",
     "maths": "End your reply with the answer in \\boxed{}.",
 }
 

@@ -77,9 +77,12 @@ class QuestionTask(Task):
         train, heldout = self._split.train, self._split.heldout
         if self.examples == 0:
             return train, heldout
-        shown, rest = train[: self.examples], train[self.examples :]
+        distinct = {self._split.key(problem): problem for problem in reversed(train)}  # the first of each
+        keys = list(dict.fromkeys(map(self._split.key, train)))[: self.examples]
+        shown = [distinct[key] for key in keys]
+        rest = [problem for problem in train if self._split.key(problem) not in keys]
         require(
-            rest != (),
+            rest != [],
             f"task.examples={self.examples}: takes all {len(train)} training problems; use fewer",
         )
         solved: list[Message] = []

@@ -13,11 +13,12 @@ from gspo_cli.types import Problem
 @dataclass(frozen=True)
 class Split:
     """Training and held-out problems; `dropped` counts those left out of `train` because they are held out
-    too."""
+    too. Problems with the same `key` are the same to a model."""
 
     train: tuple[Problem, ...]
     heldout: tuple[Problem, ...]
     dropped: int
+    key: Callable[[Problem], str]
 
 
 def split(
@@ -37,4 +38,4 @@ def split(
     keys = {key(problem) for problem in held}
     train = [problem for problem in rest if key(problem) not in keys]
     require(train != [], f"{setting}: leaves none of {len(problems)} problems to train on; hold out fewer")
-    return Split(tuple(train), tuple(held), dropped=len(rest) - len(train))
+    return Split(tuple(train), tuple(held), len(rest) - len(train), key)
