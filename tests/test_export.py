@@ -212,3 +212,20 @@ def test_the_measures_tell_a_changed_model_from_the_policy(folders):
     assert found.kl == pytest.approx(expected / tokens, rel=1e-3)
     assert found.tokens == tokens
     assert not torch.equal(weights(policy), weights(other))
+
+
+def test_a_run_whose_problems_are_not_here_is_compared_on_general_questions(tmp_path):
+    rows = "".join(json.dumps({"prompt": f"say {n}", "answer": n}) + "\n" for n in range(8))
+    (tmp_path / "mine.jsonl").write_text(rows)
+    cold = ["model.cold_start.steps=0", "evaluation.samples=0"]
+    sizes = [text for text in SMALL if not text.startswith(("task", "model.cold_start"))]
+    task = ["task=jsonl", f"task.path={tmp_path / 'mine.jsonl'}", "task.heldout=2"]
+    done = gspo_train(
+        *sizes, *task, *cold, "training.num_outer_iterations=1", f"hydra.run.dir={tmp_path / 'run'}"
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "mine.jsonl").unlink()
+    said = export(tmp_path / "run", tmp_path / "plain").stderr
+    assert "mine.jsonl: cannot be read" in said
+    assert "is compared on general questions" in said
+    assert (tmp_path / "plain" / "config.json").is_file()

@@ -71,6 +71,7 @@ def export_command() -> int:
         arguments.dtype,
         arguments.trust_remote_code,
         lambda found, prompt: model_card(source, job.config, job.run, found, prompt),
+        lambda text: print(f"warning: {text}", file=sys.stderr),
     )
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{folder}: is written ({size:,.0f} MB, {fidelity.dtype}), from {source.place}")

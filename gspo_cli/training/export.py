@@ -107,6 +107,7 @@ def export_model(
     dtype: str | None,
     trust_remote_code: bool,
     card: Callable[[Fidelity, str], str],
+    warn: Callable[[str], None],
 ) -> Fidelity:
     """Write `source` as a plain model to `folder`: merged in fp32, saved in `dtype` (None: the precision of
     the pretrained model), with `card(fidelity, prompt)` as README.md.
@@ -116,7 +117,7 @@ def export_model(
     policy = load_policy(
         source.base, _model(source, config, trust_remote_code), HardwareConfig(), source.adapter
     )
-    answered = greedy_answers(policy, prompt_ids(policy, config))
+    answered = greedy_answers(policy, prompt_ids(policy, config, warn))
     if policy.has_adapter:
         policy.model = merged(policy.model)
     merge_error = max(_distance(policy, each) for each in answered[:MERGE_PROMPTS])
@@ -153,14 +154,17 @@ def export_adapter(source: ModelSource, folder: Path, card: str) -> None:
         (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
-def prompt_ids(policy: Policy, config: RunConfig | None) -> list[list[int]]:
-    """Prompts to compare on: the first held-out ones of the run that fit, or general questions."""
-    if config is None:
-        prompts = Prompts(policy.chat)
-        openings = [(Message("user", question),) for question in QUESTIONS]
-    else:
-        prompts = Prompts(policy.chat, config.task.system_prompt_and_tools())
-        openings = [problem.messages for problem in config.task.heldout_problems()]
+def prompt_ids(policy: Policy, config: RunConfig | None, warn: Callable[[str], None]) -> list[list[int]]:
+    """Prompts to compare on: the first held-out ones of the run that fit, or general questions where the
+    task's files are not here."""
+    prompts = Prompts(policy.chat)
+    openings = [(Message("user", question),) for question in QUESTIONS]
+    if config is not None:
+        try:
+            openings = [problem.messages for problem in config.task.heldout_problems()]
+            prompts = Prompts(policy.chat, config.task.system_prompt_and_tools())
+        except UserError as error:
+            warn(f"{error}: the export is compared on general questions in place of held-out prompts")
     room = policy.max_positions - ANSWER_TOKENS
     found: list[list[int]] = []
     for opening in openings:
