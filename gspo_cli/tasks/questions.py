@@ -77,16 +77,18 @@ class QuestionTask(Task):
         train, heldout = self._split.train, self._split.heldout
         if self.examples == 0:
             return train, heldout
-        distinct = {self._split.key(problem): problem for problem in reversed(train)}  # the first of each
-        keys = list(dict.fromkeys(map(self._split.key, train)))[: self.examples]
-        shown = [distinct[key] for key in keys]
-        rest = [problem for problem in train if self._split.key(problem) not in keys]
+        shown: dict[str, Problem] = {}  # by key: the mirror image of an example is no second one
+        for problem in train:
+            if len(shown) == self.examples:
+                break
+            shown.setdefault(self._split.key(problem), problem)
+        rest = [problem for problem in train if self._split.key(problem) not in shown]
         require(
             rest != [],
             f"task.examples={self.examples}: takes all {len(train)} training problems; use fewer",
         )
         solved: list[Message] = []
-        for problem in shown:
+        for problem in shown.values():
             solved += [*_after_system(problem), Message("assistant", self.model_answer(problem))]
         return [_preceded(p, solved) for p in rest], [_preceded(p, solved) for p in heldout]
 

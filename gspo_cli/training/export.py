@@ -168,8 +168,10 @@ def prompt_ids(policy: Policy, config: RunConfig | None, warn: Callable[[str], N
     room = policy.max_positions - ANSWER_TOKENS
     found: list[list[int]] = []
     for opening in openings:
+        if len(found) == PROMPTS:
+            break
         ids = list(prompts.ids(opening))
-        if len(ids) <= room and len(found) < PROMPTS:
+        if len(ids) <= room:
             found.append(ids)
     if not found:
         raise UserError("gspo-export: no held-out prompt fits the model's context; nothing can be compared")
