@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from gspo_cli.config.auto_hardware import visible_gpus
 from gspo_cli.config.choices import Device
 from gspo_cli.errors import UserError
 from gspo_cli.launching import queue
 from gspo_cli.launching.queue import Job, QueuedJob, Slot, Status, make_slots, run_queue
 from gspo_cli.launching.queue_table import LiveTable, PlainTable, Tail
-from gspo_cli.launching.start import visible_gpus
 from tests.support.command_line import alive
 
 ROOT = Path(__file__).resolve().parent.parent

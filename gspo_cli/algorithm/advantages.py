@@ -31,7 +31,7 @@ def group_advantages(
     count = valid.sum(dim=1, keepdim=True)  # (P, 1)
     centered = _centered(rewards, valid)
     if scale is AdvantageScale.group_std:
-        spread = deviations(rewards, valid)[:, None]  # (P, 1)
+        spread = _deviations(centered, valid)[:, None]  # (P, 1)
     elif scale is AdvantageScale.batch_std:
         everything = rewards[valid]
         spread = everything.std() if everything.numel() > 1 else torch.ones(())
@@ -50,8 +50,12 @@ def group_advantages(
 def deviations(rewards: Tensor, valid: Tensor) -> Tensor:
     """Sample standard deviation (n - 1) of the valid rewards of each group; 0 for fewer than two.
     rewards, valid (P, G) -> (P,) in float64."""
-    squares = _centered(rewards, valid).square().sum(dim=1)
-    return (squares / (valid.sum(dim=1) - 1).clamp(min=1)).sqrt()
+    return _deviations(_centered(rewards, valid), valid)
+
+
+def _deviations(centered: Tensor, valid: Tensor) -> Tensor:
+    """`deviations` of rewards that are centered. (P, G) -> (P,)"""
+    return (centered.square().sum(dim=1) / (valid.sum(dim=1) - 1).clamp(min=1)).sqrt()
 
 
 def _centered(rewards: Tensor, valid: Tensor) -> Tensor:

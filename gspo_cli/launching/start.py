@@ -10,8 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from gspo_cli.config.auto_hardware import option_values
-from gspo_cli.config.auto_hardware import visible_gpus as visible_gpus  # imported from here by others
+from gspo_cli.config.auto_hardware import option_values, visible_gpus
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import load_saved, plain_values, with_overrides

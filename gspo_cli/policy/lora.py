@@ -57,10 +57,8 @@ def continue_lora(causal: PreTrainedModel, adapter: Path, model: ModelConfig) ->
 
 def add_reference(wrapped: PeftModel, adapter: Path) -> None:
     """Load the adapter in the folder `adapter` a second time, frozen and inactive."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        with torch.random.fork_rng(devices=[]):
-            wrapped.add_adapter(REFERENCE, _stored_config(adapter))
+    with _quiet_peft():
+        wrapped.add_adapter(REFERENCE, _stored_config(adapter))
     _fill(wrapped, _weights(adapter), REFERENCE)
     wrapped.set_requires_grad(REFERENCE, False)
 
@@ -122,11 +120,18 @@ def _stored_config(adapter: Path) -> LoraConfig:
 
 
 def _wrapped(causal: PreTrainedModel, config: LoraConfig, model: ModelConfig) -> PeftModel:
+    with _quiet_peft():
+        torch.manual_seed(model.init_seed)
+        return get_peft_model(causal, config)
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """A block in which peft adds an adapter: the random state is restored after it, and a warning is off."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft 0.21 uses a name that transformers 5.23 deprecates
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        torch.manual_seed(model.init_seed)
-        return get_peft_model(causal, config)
+        yield
 
 
 def _weights(adapter: Path) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def roll_out(
     progress: RolloutProgress | None = None,
 ) -> tuple[list[Trajectory], float]:
     """Run all conversations to their end; `seed` is the run's. Engines keep caches between turns. `progress`
-    hears of finished conversations and sampled tokens.
+    counts finished conversations and sampled tokens.
 
     -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
     out, averaged over turns."""

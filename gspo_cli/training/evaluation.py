@@ -57,8 +57,8 @@ class Evaluator:
     def evaluate(
         self, problems: Sequence[Problem], progress: Progress = lambda done, total, note: None
     ) -> Evaluation:
-        """One greedy answer per problem, and `evaluation.samples` sampled ones. `progress` hears of finished
-        conversations of all.
+        """One greedy answer per problem, and `evaluation.samples` sampled ones. `progress` is called
+        with the number of finished conversations and of all.
 
         score: share of problems solved greedily; reward: their mean reward; pass@1 and pass@k from the
         samples. Excluded conversations do not count; None if all were excluded."""

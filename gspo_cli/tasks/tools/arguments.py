@@ -52,7 +52,7 @@ def checked(tool: Tool, arguments: Mapping[str, Any], example: str) -> ToolCall 
 def usage(tool: Tool, example: str) -> BadCall:
     """What a tool takes, with an example."""
     takes = ", ".join(map(_taken, tool.parameters)) or "no values"
-    return _told(f"{tool.name} takes {takes}, for example {example}")
+    return _bad_call(f"{tool.name} takes {takes}, for example {example}")
 
 
 def unknown(name: str, tools: Mapping[str, Tool]) -> BadCall:
@@ -60,8 +60,8 @@ def unknown(name: str, tools: Mapping[str, Tool]) -> BadCall:
     named = "".join(char for char in name[:40] if char.isalnum() or char in "_-")
     if len(tools) > MOST_NAMED:
         near = ", ".join(get_close_matches(named, tools, n=NEAREST, cutoff=0.0))
-        return _told(f"there is no tool '{named}'; the nearest names are {near}")
-    return _told(f"there is no tool '{named}'; there are {', '.join(tools) or 'none'}")
+        return _bad_call(f"unknown tool '{named}'; the nearest names are {near}")
+    return _bad_call(f"unknown tool '{named}'; the available tools are {', '.join(tools) or 'none'}")
 
 
 def converted(value: Any, parameter: Parameter) -> Any:
@@ -131,8 +131,8 @@ def _bad_value(parameter: Parameter, tool: Tool, example: str) -> BadCall:
     if parameter.choices:
         several = "a list of" if parameter.kind is Kind.list else "one of"
         expected = f"{several} {', '.join(parameter.choices)}"
-    return _told(f"{parameter.name} of {tool.name} must be {expected}, for example {example}")
+    return _bad_call(f"{parameter.name} of {tool.name} must be {expected}, for example {example}")
 
 
-def _told(reason: str) -> BadCall:
+def _bad_call(reason: str) -> BadCall:
     return BadCall(reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 3] + "...")
