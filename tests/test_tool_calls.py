@@ -106,7 +106,7 @@ def test_words_are_speech(text):
     ("text", "reason"),
     [
         ("/refund 482", "unknown tool 'refund'; the available tools are find_customer, move_items"),
-        ("Let me see.\n/refund 482", "no tool 'refund'"),
+        ("Let me see.\n/refund 482", "unknown tool 'refund'"),
         ("/find_customer", "find_customer takes email, for example /find_customer EMAIL"),
         ("/find_customer a email=b", "takes email"),
         ("/find_customer(a)", "takes email, for example /find_customer EMAIL"),
