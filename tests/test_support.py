@@ -269,7 +269,7 @@ def test_claims_are_understood(words, claimed):
         ("turn off vpn. turn off wifi.", "one thing at a time, please."),
         ("is vpn on? is wifi on?", "one thing at a time, please."),
         ("hello there", "sorry, what do you mean?"),
-        ("/get_status", "unknown tool 'get_status'; there are none"),
+        ("/get_status", "unknown tool 'get_status'; the available tools are none"),
     ],
 )
 def test_the_user_does_and_answers_what_the_words_ask(words, answer):
