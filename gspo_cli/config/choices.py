@@ -191,6 +191,24 @@ class Engine(Enum):
     """vLLM with a copy of the weights"""
 
 
+class MinibatchBy(Enum):
+    """What the minibatches of an iteration are made of."""
+
+    group = "group"
+    """whole groups, which share their prompts; needs updates_per_rollout to divide the prompts"""
+    answer = "answer"
+    """single answers, so that a group may be split"""
+
+
+class SharePrefixes(Enum):
+    """Whether common beginnings of answers are computed once."""
+
+    auto = "auto"
+    """wherever the model computes the same that way"""
+    off = "off"
+    """each answer by itself"""
+
+
 class OldLogprobs(Enum):
     """Where old log-probabilities come from."""
 

@@ -49,6 +49,7 @@ RESOLVERS: dict[str, Callable[..., Any]] = {  # what references in conf/ may cal
     "auto_hardware": auto_value,
     "fitted_size": dependent.fitted_size,
     "fitted_length": dependent.fitted_length,
+    "fitted_minibatch": dependent.fitted_minibatch,
     "default_lengths": dependent.default_lengths,
     "notes": dependent.notes,
 }

@@ -16,9 +16,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.config.auto_hardware import written
+from gspo_cli.config.choices import MinibatchBy
 from gspo_cli.config.rollout_schema import RolloutConfig
 
-FITTED = ("${fitted_size:", "${fitted_length:")  # how a default that follows other settings is written
+FITTED = ("${fitted_size:", "${fitted_length:", "${fitted_minibatch:")  # how a default that follows other settings is written
 NEAR = 2  # how many times as large as its preset a size may become to fit others
 LENGTHS = {"max_prompt_length": "task.prompt_length", "max_completion_length": "task.answer_length"}
 POSITIONS = ("max_position_embeddings", "n_positions")  # names in config.json
@@ -155,6 +156,13 @@ def fitted_size(name: str, *, _root_: DictConfig) -> int:
     """training.`name` where it is not given: the resolver `fitted_size`."""
     value: int = getattr(sizes_of(_root_)[1], name)
     return value
+
+
+def fitted_minibatch(*, _root_: DictConfig) -> str:
+    """training.minibatch_by where it is not given: the resolver `fitted_minibatch`."""
+    sizes = sizes_of(_root_)[1]
+    prompts = sizes.generations_per_iteration // sizes.num_generations
+    return (MinibatchBy.answer if prompts % sizes.updates_per_rollout else MinibatchBy.group).value
 
 
 def fitted_length(name: str, *, _root_: DictConfig) -> int:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
-from gspo_cli.config.choices import OnCollapse, Optimizer, RewardErrors, Schedule
+from gspo_cli.config.choices import (
+    MinibatchBy,
+    OnCollapse,
+    Optimizer,
+    RewardErrors,
+    Schedule,
+    SharePrefixes,
+)
 from gspo_cli.config.dependent import Sizes
 
 
@@ -27,6 +34,12 @@ class TrainingConfig:
     """Optimizer steps per iteration, each on its own minibatch of the answers; divides
     generations_per_iteration; above 0. The default is the model's, or what is nearest and divides a given
     generations_per_iteration."""
+    minibatch_by: MinibatchBy = MinibatchBy.answer
+    """What a minibatch is made of. The default is `group` where updates_per_rollout divides the prompts of an
+    iteration, else `answer`."""
+    share_prefixes: SharePrefixes = SharePrefixes.auto
+    """Computes what answers have in common (system prompt, tools, question, equal turns) once per micro-batch,
+    in scoring and in updates."""
     schedule: Schedule = Schedule.constant
     """Learning rate after the warm-up."""
     warmup_iterations: int = 0
@@ -73,6 +86,13 @@ class TrainingConfig:
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
+        require(
+            self.minibatch_by is MinibatchBy.answer
+            or self.prompts_per_iteration % self.updates_per_rollout == 0,
+            f"training.minibatch_by=group: training.updates_per_rollout={self.updates_per_rollout} does not "
+            f"divide the {self.prompts_per_iteration} prompts of an iteration; use "
+            "training.minibatch_by=answer, or a number of updates that does",
+        )
         least = next((n for n in range(2, generations + 1) if generations % n == 0), 2)
         require(
             self.num_generations >= 2,

@@ -13,10 +13,15 @@ from torch.nn.functional import linear
 CHUNK_ELEMENTS = 2**22  # fp32 logits in memory at once: 16 MiB
 
 
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """The precision of logits: the error of bf16 logits is larger than the width of the GSPO band."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def linear_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """fp32 logits of an LM head, divided by the temperature. (N, D) -> (N, V)"""
-    # the product itself is fp32: the error of bf16 logits is larger than the width of the GSPO band
-    logits = linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+    """Logits of an LM head in fp32 (or float64), divided by the temperature. (N, D) -> (N, V)"""
+    dtype = at_least_fp32(hidden.dtype)  # of the product itself
+    logits = linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return logits if temperature == 1 else logits / temperature
 
 
@@ -35,12 +40,13 @@ class LinearLogprobs(torch.autograd.Function):
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """hidden (N, D), weight (V, D), bias (V,) or None, targets (N,) -> logprobs (N,), entropy (N,), both
-        fp32; entropy is 0 without `with_entropy`."""
-        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        fp32 (or float64); entropy is 0 without `with_entropy`."""
+        dtype = at_least_fp32(hidden.dtype)
+        logprobs = torch.empty(len(targets), dtype=dtype, device=hidden.device)
         entropy, log_normalizer = torch.zeros_like(logprobs), torch.empty_like(logprobs)
-        weight32 = weight.float()
+        exact = weight.to(dtype)
         for part in _chunks(len(targets), weight.shape[0]):
-            logits = linear_logits(hidden[part], weight32, bias, temperature)
+            logits = linear_logits(hidden[part], exact, bias, temperature)
             log_normalizer[part] = logits.logsumexp(dim=-1)
             logprobs[part] = (
                 logits.gather(dim=-1, index=targets[part, None]).squeeze(dim=-1) - log_normalizer[part]
@@ -57,18 +63,19 @@ class LinearLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """d log p(y) / d logits = onehot(y) - softmax, chunk by chunk."""
         hidden, weight, bias, targets, log_normalizer = ctx.saved_tensors
-        weight32 = weight.float()
+        dtype = at_least_fp32(hidden.dtype)
+        exact = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight32) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        grad_weight = torch.zeros_like(exact) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=dtype) if ctx.needs_input_grad[2] else None
         for part in _chunks(len(targets), weight.shape[0]):
-            logits = linear_logits(hidden[part], weight32, bias, ctx.temperature)
+            logits = linear_logits(hidden[part], exact, bias, ctx.temperature)
             scaled = grad[part, None] / ctx.temperature  # (n, 1)
             grad_logits = logits.sub_(log_normalizer[part, None]).exp_().mul_(-scaled)
             grad_logits.scatter_add_(dim=-1, index=targets[part, None], src=scaled)
-            grad_hidden[part] = (grad_logits @ weight32).to(hidden.dtype)
+            grad_hidden[part] = (grad_logits @ exact).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.T, hidden[part].float())
+                grad_weight.addmm_(grad_logits.T, hidden[part].to(dtype))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(dim=0)
         grads = (grad_weight, weight), (grad_bias, bias)

@@ -18,6 +18,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
 from gspo_cli.policy.lora import REFERENCE, TRAINED, add_reference, as_reference, has_reference
+from gspo_cli.policy.packed import PackedRows
 from gspo_cli.policy.routing import Routing, predicting
 from gspo_cli.policy.weights import gathered, parameter_count
 
@@ -84,23 +85,27 @@ class Policy(nn.Module):
         temperature: float,
         with_entropy: bool = False,
         reference: bool = False,
+        rows: PackedRows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is
-        false; with `reference` those of the model as it was before training.
+        false; with `reference` those of the model as it was before training. `rows` is what to compute them
+        from, where sequences share their beginnings.
 
-        Padding is on the right, where causal attention never looks, so no attention mask is needed."""
+        Padding is on the right, where causal attention never looks, so plain sequences need no mask."""
         if reference:
-            return self._reference(token_ids, action_mask, temperature)
-        return self._score(self.causal_model, token_ids, action_mask, temperature, with_entropy)
+            return self._reference(token_ids, action_mask, temperature, rows)
+        return self._score(self.causal_model, token_ids, action_mask, temperature, with_entropy, rows)
 
     @torch.no_grad()
-    def _reference(self, token_ids: Tensor, action_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _reference(
+        self, token_ids: Tensor, action_mask: Tensor, temperature: float, rows: PackedRows | None
+    ) -> tuple[Tensor, Tensor]:
         if self._frozen_reference is not None:
-            return self._score(self._frozen_reference, token_ids, action_mask, temperature, False)
+            return self._score(self._frozen_reference, token_ids, action_mask, temperature, False, rows)
         if not isinstance(self.model, PeftModel):
             raise RuntimeError("the policy has no reference: call keep_reference first")
         with as_reference(self.model):
-            return self._score(self.causal_model, token_ids, action_mask, temperature, False)
+            return self._score(self.causal_model, token_ids, action_mask, temperature, False, rows)
 
     def keep_reference(self, model: PreTrainedModel) -> None:
         """Use `model` as the frozen reference. Not needed with LoRA: its reference is the model without the
@@ -167,20 +172,35 @@ class Policy(nn.Module):
         action_mask: Tensor,
         temperature: float,
         with_entropy: bool,
+        rows: PackedRows | None,
     ) -> tuple[Tensor, Tensor]:
-        with self.autocasting():
-            hidden = causal.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (B, T, D)
-        targets = action_mask.clone()
-        targets[:, 0] = False  # nothing precedes the first token
-        before = predicting(targets)
+        trained = action_mask.clone()
+        trained[:, 0] = False  # nothing precedes the first token
         head = causal.get_output_embeddings()
-        values = LinearLogprobs.apply(
-            hidden[before], head.weight, head.bias, token_ids[targets], temperature, with_entropy
-        )
+        with self.autocasting():
+            if rows is None:
+                hidden = causal.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (B, T, D)
+                hidden, targets = hidden[predicting(trained)], token_ids[trained]
+            else:
+                hidden = self._packed(causal, rows)[rows.predictors]
+                targets = rows.targets
+        values = LinearLogprobs.apply(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+        if rows is not None:
+            values = tuple(value[rows.places] for value in values)
         logprobs, entropy = (
-            torch.zeros(targets.shape, device=hidden.device).masked_scatter(targets, v) for v in values
+            torch.zeros(trained.shape, dtype=v.dtype, device=v.device).masked_scatter(trained, v)
+            for v in values
         )
         return logprobs, entropy
+
+    def _packed(self, causal: PreTrainedModel, rows: PackedRows) -> Tensor:
+        """Last hidden state of each node. -> (R * L, D)"""
+        return causal.base_model(
+            input_ids=rows.token_ids,
+            position_ids=rows.positions,
+            attention_mask=rows.attention_bias(self.autocast or causal.dtype),
+            use_cache=False,
+        ).last_hidden_state.flatten(end_dim=1)
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -194,11 +214,11 @@ class Policy(nn.Module):
                 "leave it out of model.lora_target_modules"
             )
         ids = torch.arange(4, device=self.device)[None] % head.weight.shape[0]
-        logits = causal(input_ids=ids, use_cache=False).logits.float()
+        logits = causal(input_ids=ids, use_cache=False).logits
         ours = linear_logits(
             causal.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias, 1.0
         )
-        if not torch.allclose(logits, ours, rtol=2e-2, atol=2e-2 * logits.abs().max().item()):
+        if not torch.allclose(logits.to(ours.dtype), ours, rtol=2e-2, atol=2e-2 * logits.abs().max().item()):
             raise UserError(
                 f"model.name: {type(causal).__name__} transforms its logits after the output layer "
                 "(soft cap or scale), which is not supported; choose another model"

@@ -23,6 +23,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from gspo_cli.algorithm.accumulators import Accumulator
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
+from gspo_cli.policy.packed import PackedRows
 
 PROBED_TOKENS = 16
 
@@ -61,10 +62,14 @@ class RoutingStats(Accumulator):
 
 
 class RouterPass:
-    """One forward pass: what each layer's router chose by itself, also where other experts were forced."""
+    """One forward pass: what each layer's router chose by itself, also where other experts were forced.
 
-    def __init__(self, forced: Tensor | None, with_logits: bool) -> None:
-        self.forced, self.with_logits = forced, with_logits
+    Where it computes `rows` that sequences share, N counts their nodes; choices are taken and given by
+    sequence."""
+
+    def __init__(self, forced: Tensor | None, with_logits: bool, rows: PackedRows | None = None) -> None:
+        self.forced = None if forced is None else _by_node(forced, rows)
+        self.with_logits, self.rows = with_logits, rows
         self._chosen: dict[int, Tensor] = {}  # by layer, (N, k)
         self._logits: dict[int, Tensor] = {}  # by layer, (N, E)
 
@@ -82,6 +87,8 @@ class RouterPass:
 
     def _stacked(self, shape: torch.Size) -> Tensor:
         layers = [self._chosen[layer] for layer in sorted(self._chosen)]
+        if self.rows is not None:
+            layers = [chosen[self.rows.nodes] for chosen in layers]
         return torch.stack([chosen.view(*shape, -1) for chosen in layers], dim=2)
 
     def changes(self, before: Tensor, action_mask: Tensor) -> RoutingStats:
@@ -101,9 +108,12 @@ class RouterPass:
 
     def balance_loss(self, action_mask: Tensor) -> Tensor:
         """Load-balancing loss of Switch (Fedus et al. 2021, Eq. 4-6) over all layers; k where all experts are
-        chosen equally often. Each row counts up to its last token that predicts a trained one, so without
-        padding."""
+        chosen equally often. Each sequence counts up to its last token that predicts a trained one, so
+        without padding; a node that several share counts for each."""
         used = predicting(action_mask).flip(dims=(1,)).cumsum(dim=1).flip(dims=(1,)) > 0
+        if self.rows is not None:
+            size = self.rows.token_ids.shape
+            used = torch.bincount(self.rows.nodes[used], minlength=size.numel()).view(size)
         logits = tuple(self._logits[layer].float() for layer in sorted(self._logits))
         experts, chosen = logits[0].shape[-1], self._chosen[0].shape[-1]
         # annotated for a tuple of one layer; a number only without logits
@@ -131,13 +141,15 @@ class Routing:
             self.scores = next(fitting, None) if outputs else None
 
     @contextmanager
-    def watched(self, forced: Tensor | None = None, with_logits: bool = False) -> Iterator[RouterPass]:
+    def watched(
+        self, forced: Tensor | None = None, with_logits: bool = False, rows: PackedRows | None = None
+    ) -> Iterator[RouterPass]:
         """A block with one forward and its backward pass, in which the choices of routers are recorded. With
         `forced` (B, T, L, k) those experts are used instead, weighted by the current logits, through which
-        gradients flow.
+        gradients flow. `rows` is what the pass computes, None for plain sequences.
 
         The backward pass belongs inside: gradient checkpointing computes the forward again there."""
-        self._current = RouterPass(forced, with_logits)
+        self._current = RouterPass(forced, with_logits, rows)
         try:
             yield self._current
         finally:
@@ -153,7 +165,7 @@ class Routing:
             return None
         if self.scores is None:
             raise ValueError("experts cannot be forced: their weighting rule is unknown")
-        forced = current.forced[:, :, layer].reshape(chosen.shape).to(chosen.dtype)
+        forced = current.forced[:, layer].reshape(chosen.shape).to(chosen.dtype)
         return logits, self.scores(logits, forced).to(scores.dtype), forced
 
 
@@ -175,6 +187,18 @@ def predicting(action_mask: Tensor) -> Tensor:
     before = torch.zeros_like(action_mask)
     before[:, :-1] = action_mask[:, 1:]
     return before
+
+
+def _by_node(forced: Tensor, rows: PackedRows | None) -> Tensor:
+    """Experts by sequence (B, T, L, k) for the tokens that a pass computes: (N, L, k)"""
+    flat = forced.flatten(end_dim=1)
+    if rows is None:
+        return flat
+    # padding takes the first experts; tokens that share a node have the same
+    found = torch.arange(forced.shape[-1], device=forced.device).to(forced.dtype)
+    found = found.repeat(rows.token_ids.numel(), forced.shape[2], 1)
+    found[rows.nodes.flatten()] = flat
+    return found
 
 
 @torch.no_grad()

@@ -3,23 +3,24 @@ pass each.
 
 Shapes: B sequences of a micro-batch, T tokens, right-padded to its longest sequence; L layers with routers,
 k experts of a token. Micro-batches are laid out once and serve every pass: numerical noise between two
-layouts is as large as GSPO's clip band."""
+layouts is as large as GSPO's clip band. What is computed are the rows of `PackedRows`, in which sequences
+share their common beginnings; what is scored stays one row per sequence."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gspo_cli.algorithm.objective import loss_denominator
-from gspo_cli.config.schema import RunConfig
-from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.policy.packed import PackedRows
+from gspo_cli.policy.prefix_tree import Ids
 from gspo_cli.types import Trajectory
+
+Item = TypeVar("Item")
 
 # minimum ratio of a micro-batch's shortest to its longest sequence: padding costs as much as tokens
 SIMILAR = 0.75
@@ -51,6 +52,17 @@ class Sample:
         return sum(self.action_mask)
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens before the first that the policy sampled."""
+        turns = self.trajectory.turn_ids
+        return tuple(self.token_ids[: next((i for i, turn in enumerate(turns) if turn >= 0), len(turns))])
+
+    @property
+    def ids(self) -> Ids:
+        """The tokens as an array."""
+        return np.asarray(self.token_ids, dtype=np.int64)
+
+    @property
     def mean_advantage(self) -> float:
         """The advantage of the sample; the mean over the agent's turns if tokens have their own."""
         if len(self.advantages) == 1:
@@ -65,32 +77,33 @@ class MicroBatch:
     """token_ids, action_mask, sampling_logprobs (B, T); advantages (B, 1) or (B, T); and what was scored
     (None: not needed): log-probabilities (B, T), and the experts that the old policy chose (B, T, L, k).
     `probe` is a second scoring of the first minibatch: the difference between it and the update pass is
-    noise."""
+    noise. `rows` is what is computed, None for the plain sequences; `layout` holds the samples of each row,
+    those of one tree."""
 
+    layout: list[list[Sample]]
     token_ids: Tensor
     action_mask: Tensor
     sampling_logprobs: Tensor
     advantages: Tensor
+    rows: PackedRows | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     probe: Tensor | None = None
     experts: Tensor | None = None
 
-    def split(self, budget: int) -> list[MicroBatch]:
-        """The micro-batch split in halves until each part has at most `budget` tokens or one sequence. All
-        parts keep the original width, so that the scores stay valid."""
-        rows = len(self.token_ids)
-        if self.token_ids.numel() <= budget or rows == 1:
-            return [self]
-        halves = (self._rows(slice(rows // 2)), self._rows(slice(rows // 2, None)))
-        return [part for half in halves for part in half.split(budget)]
+    @property
+    def computed(self) -> int:
+        """Tokens that a pass computes, padding included."""
+        return (self.token_ids if self.rows is None else self.rows.token_ids).numel()
 
-    def _rows(self, part: slice) -> MicroBatch:
-        tensors: dict[str, Any] = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)
-            tensors[field.name] = None if tensor is None else tensor[part]
-        return MicroBatch(**tensors)
+    def sequences(self, chosen: slice, layout: list[list[Sample]]) -> MicroBatch:
+        """The chosen sequences, whose `layout` is given, in the width that all had, as plain rows."""
+        values = {name: getattr(self, name) for name in BY_SEQUENCE}
+        parts = {name: None if tensor is None else tensor[chosen] for name, tensor in values.items()}
+        return replace(self, layout=layout, rows=None, **parts)
+
+
+BY_SEQUENCE = tuple(each.name for each in fields(MicroBatch) if each.name not in ("layout", "rows"))
 
 
 @dataclass
@@ -110,70 +123,21 @@ class MiniBatch:
     short_sequences: int
 
 
-@dataclass
-class Collator:
-    """Lays out samples for the ranks of a run. A micro-batch holds at most `budget` tokens, padding included,
-    or one sequence. `collective`: every rank takes part in each step, even without work."""
-
-    config: RunConfig
-    pad_id: int
-    device: torch.device
-    ranks: ProcessGroup
-    collective: bool
-    budget: int
-
-    def minibatches(self, samples: Sequence[Sample], order: np.random.Generator) -> list[MiniBatch]:
-        """`updates_per_rollout` shuffled, equal parts. A group may be split: its advantages are ready."""
-        shuffled = [samples[i] for i in order.permutation(len(samples))]
-        parts = np.array_split(np.arange(len(shuffled)), self.config.training.updates_per_rollout)
-        return [self.minibatch([shuffled[i] for i in part]) for part in parts]
-
-    def minibatch(self, samples: Sequence[Sample]) -> MiniBatch:
-        """Count the denominator before anything is left out, then lay out the samples that need compute."""
-        algorithm = self.config.algorithm
-        counts = [sample.num_actions for sample in samples]
-        denominator = loss_denominator(
-            counts, algorithm.aggregation, self.config.rollout.max_completion_length
-        )
-        needed = [
-            s
-            for s, n in zip(samples, counts, strict=True)
-            if n > 0 and (algorithm.kl_in_loss or any(s.advantages))
-        ]
-        trained = [n for n in counts if n > 0]
-        median = statistics.median(trained) if trained else 0.0
-        short = [n for n in trained if n <= median]
-        return MiniBatch(
-            [micro_batch for _, micro_batch in self.micro_batches(needed)],
-            denominator,
-            sum(trained),
-            len(trained),
-            len(needed),
-            median,
-            sum(short),
-            len(short),
-        )
-
-    def micro_batches(self, samples: Sequence[Sample]) -> list[tuple[list[Sample], MicroBatch]]:
-        """This rank's micro-batches with their samples. All ranks have the same number, some of them empty at
-        the end, so that collective operations stay in step."""
-        longest_first = sorted(samples, key=lambda s: -s.length)  # so that ranks get equal numbers of tokens
-        size = self.ranks.size
-        layouts = [split_by_tokens(longest_first[rank::size], self.budget) for rank in range(size)]
-        count = max(int(self.collective), *(len(layout) for layout in layouts))
-        mine = layouts[self.ranks.rank]
-        mine += [[] for _ in range(count - len(mine))]
-        return [(part, collate(part, self.pad_id, self.device)) for part in mine]
-
-
 def split_by_tokens(samples: Sequence[Sample], budget: int) -> list[list[Sample]]:
     """Parts of similar length, longest first, each at most `budget` tokens with padding (or one sequence)."""
-    parts: list[list[Sample]] = []
-    for sample in sorted(samples, key=lambda s: -s.length):  # stable: equal lengths keep their order
-        longest = parts[-1][0].length if parts else 0
-        if not parts or longest * (len(parts[-1]) + 1) > budget or sample.length < SIMILAR * longest:
+    return side_by_side(samples, [sample.length for sample in samples], budget)
+
+
+def side_by_side(items: Sequence[Item], sizes: Sequence[int], budget: int) -> list[list[Item]]:
+    """Parts of similar size, largest first, that take at most `budget` when all are as large as the largest
+    of their part (or a single item)."""
+    parts: list[list[Item]] = []
+    largest = 0
+    for size, place in sorted((-size, place) for place, size in enumerate(sizes)):  # equal ones keep order
+        if not parts or largest * (len(parts[-1]) + 1) > budget or -size < SIMILAR * largest:
             parts.append([])
-        parts[-1].append(sample)
+            largest = -size
+        parts[-1].append(items[place])
     return parts
 
 
@@ -182,6 +146,7 @@ def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Mic
     samples, one sequence without a trained token, for a rank to compute while others have work."""
     if not samples:
         return MicroBatch(
+            layout=[],
             token_ids=torch.full((1, 2), pad_id, device=device),
             action_mask=torch.zeros(1, 2, dtype=torch.bool, device=device),
             sampling_logprobs=torch.zeros(1, 2, device=device),
@@ -194,6 +159,7 @@ def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Mic
     ]
     sampled = [sample.trajectory.sampling_logprobs for sample in samples]
     return MicroBatch(
+        layout=[[sample] for sample in samples],
         token_ids=_padded([s.token_ids for s in samples], length, pad_id, torch.long, device),
         action_mask=_padded([s.action_mask for s in samples], length, False, torch.bool, device),
         sampling_logprobs=_padded(sampled, length, 0.0, torch.float32, device),

@@ -26,8 +26,10 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.routing import RouterPass, RoutingStats, require_routing
-from gspo_cli.training.batch import Collator, MicroBatch, MiniBatch, Sample
+from gspo_cli.training.batch import MicroBatch, MiniBatch, Sample
+from gspo_cli.training.collator import Collator
 from gspo_cli.training.metrics import Clock, Sums, UpdateReport
+from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import OneProcess, Strategy
 
 
@@ -36,7 +38,13 @@ class Updater:
     `rate_factor` is what rollbacks left of the learning rate, `algorithm` the configured one with the clip
     band in force."""
 
-    def __init__(self, policy: Policy, config: RunConfig, strategy: Strategy | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: RunConfig,
+        strategy: Strategy | None = None,
+        sharing: Sharing = ALONE,
+    ) -> None:
         require_routing(policy.routing, config)
         self.policy, self.config, self.algorithm = policy, config, config.algorithm
         self.strategy = strategy or OneProcess(policy, config)
@@ -47,6 +55,8 @@ class Updater:
             self.strategy.ranks,
             self.strategy.collective,
             config.hardware.tokens_per_microbatch,
+            sharing.on,
+            sharing.attention_share,
         )
         self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
@@ -87,9 +97,10 @@ class Updater:
         """k1 of each sample against the reference, to be subtracted from its reward before advantages."""
         places = {id(sample): place for place, sample in enumerate(samples)}
         mine: list[tuple[int, float]] = []
-        for part, micro in self.collator.micro_batches([sample for sample in samples if sample.num_actions]):
+        for micro in self.collator.micro_batches([sample for sample in samples if sample.num_actions]):
             kl = reward_kl(self._logprobs(micro)[0], self._reference(micro), micro.action_mask).tolist()
-            mine += [(places[id(sample)], value) for sample, value in zip(part, kl, strict=False)]
+            laid_out = [sample for row in micro.layout for sample in row]
+            mine += [(places[id(sample)], value) for sample, value in zip(laid_out, kl, strict=False)]
         values = dict(self.strategy.ranks.gather(mine))
         return [values.get(place, 0.0) for place in range(len(samples))]
 
@@ -133,7 +144,7 @@ class Updater:
                     micro.old_logprobs = micro.sampling_logprobs
                     micro.probe = micro.sampling_logprobs if index == 0 else None
                 elif index > 0:
-                    with self.policy.routing.watched() as routed:
+                    with self.policy.routing.watched(rows=micro.rows) as routed:
                         micro.old_logprobs = self._logprobs(micro)[0]
                     micro.experts = routed.experts(micro.token_ids.shape)
                     sums += _against_sampling(micro, micro.old_logprobs)
@@ -164,7 +175,8 @@ class Updater:
         replay, balance = self.config.algorithm.routing_replay, self.config.model.router_aux_loss > 0
         with self.policy.updating():
             for micro in minibatch.micro_batches:
-                with self.policy.routing.watched(micro.experts if replay else None, balance) as routed:
+                forced = micro.experts if replay else None
+                with self.policy.routing.watched(forced, balance, micro.rows) as routed:
                     loss, sums, logprobs = self.loss(micro, minibatch.denominator, first, minibatch.median)
                     if balance and micro.action_mask[:, 1:].any():
                         loss = loss + self._balance_loss(routed, micro, minibatch.computed, sums)
@@ -195,7 +207,7 @@ class Updater:
                 if not is_out_of_memory(error):
                     raise
                 halve = not self.strategy.collective and any(
-                    len(micro.token_ids) > 1 for m in minibatches for micro in m.micro_batches
+                    sum(map(len, micro.layout)) > 1 for m in minibatches for micro in m.micro_batches
                 )
                 if not halve:
                     raise UserError(
@@ -211,11 +223,11 @@ class Updater:
         self.strategy.drop_gradient()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        largest = max(micro.token_ids.numel() for m in minibatches for micro in m.micro_batches)
+        largest = max(micro.computed for m in minibatches for micro in m.micro_batches)
         self.collator.budget = max(1, min(self.collator.budget, largest) // 2)
         for minibatch in minibatches:
             minibatch.micro_batches = [
-                part for micro in minibatch.micro_batches for part in micro.split(self.collator.budget)
+                part for micro in minibatch.micro_batches for part in self.collator.halved(micro)
             ]
 
     def _balance_loss(self, routed: RouterPass, micro: MicroBatch, computed: int, sums: Sums) -> Tensor:
@@ -230,11 +242,13 @@ class Updater:
 
     def _logprobs(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         temperature = self.config.rollout.temperature
-        return self.strategy.forward(micro.token_ids, micro.action_mask, temperature, with_entropy)
+        scored = (micro.token_ids, micro.action_mask, temperature, with_entropy)
+        return self.strategy.forward(*scored, False, micro.rows)
 
     def _reference(self, micro: MicroBatch) -> Tensor:
         temperature = self.config.rollout.temperature
-        return self.strategy.forward(micro.token_ids, micro.action_mask, temperature, False, True)[0]
+        scored = (micro.token_ids, micro.action_mask, temperature, False)
+        return self.strategy.forward(*scored, True, micro.rows)[0]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

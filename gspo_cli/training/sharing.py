@@ -1,0 +1,141 @@
+"""Whether common beginnings of answers may be computed once: by the model's configuration, then by trying it.
+
+Rows of prefix trees need a model whose attention takes any mask and whose positions are given, and nothing
+besides attention that carries anything from one token to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gspo_cli.config.choices import SharePrefixes
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.policy.packed import PackedRows
+from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.weights import full_shape
+from gspo_cli.randomness import generator
+from gspo_cli.training.strategy import Strategy
+
+BRANCH = 24  # tokens of the sequence that parts from the long one
+BEGINNING = 8  # tokens that both begin with
+SAME_FP32 = 1e-3  # nats; a wrong mask or position changes log-probabilities by far more
+NOISE_TIMES = 8  # in bf16: as many times the difference between two plain layouts
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Whether beginnings are shared, and why not in words. `attention_share` is what a token's attention to
+    one other costs, relative to what the token costs besides."""
+
+    on: bool
+    reason: str = ""
+    attention_share: float = 0.0
+
+
+ALONE = Sharing(False)
+
+
+def sharing(config: RunConfig, policy: Policy, strategy: Strategy) -> Sharing:
+    """The decision for a run. Every rank makes the same calls."""
+    if config.training.share_prefixes is SharePrefixes.off:
+        return Sharing(False, "training.share_prefixes=off")
+    longest = longest_planned(config, policy.max_positions)
+    single_turn = config.task.environment().single_turn
+    reason = obstacle(policy, longest if single_turn else policy.max_positions)
+    if reason is None:
+        reason = _tried(config, policy, strategy, longest)
+    return Sharing(False, reason) if reason else Sharing(True, attention_share=attention_share(policy))
+
+
+def longest_planned(config: RunConfig, positions: int) -> int:
+    """Tokens of the longest conversation; of several turns without what the other side says."""
+    rollout = config.rollout
+    turns = 1 if config.task.environment().single_turn else rollout.max_turns
+    return min(positions, rollout.max_prompt_length + turns * rollout.max_completion_length)
+
+
+def obstacle(policy: Policy, longest: int) -> str | None:
+    """What in a model's configuration rules sharing out for conversations of up to `longest` tokens."""
+    shape = policy.causal_model.config.get_text_config()
+    values: Mapping[str, Any] = shape.to_dict()
+    attention = shape._attn_implementation or ""
+    if "flash" in attention:
+        return f"{attention} takes no mask of a tree"
+    if values.get("alibi") or values.get("position_embedding_type") == "alibi":
+        return "its positions are distances (ALiBi)"
+    windows = [values.get("sliding_window"), values.get("attention_chunk_size")]
+    kinds = set(values.get("layer_types") or [])
+    if not kinds:
+        kinds = {"sliding_attention"} if any(windows) and values.get("use_sliding_window", True) else set()
+    others = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
+    if others:
+        return f"it has layers of {others[0]}"
+    windowed = bool(kinds - {"full_attention"})
+    smallest = min((window for window in windows if window), default=0)
+    if windowed and smallest < longest:
+        return f"its attention is limited to {smallest:,} tokens, and conversations may have {longest:,}"
+    return None
+
+
+def attention_share(policy: Policy) -> float:
+    """Operations of a token's attention to one other, over those of its matrix products."""
+    shape = policy.causal_model.config.get_text_config()
+    values: Mapping[str, Any] = shape.to_dict()
+    heads = shape.num_attention_heads
+    queries = heads * (values.get("head_dim") or shape.hidden_size // heads)
+    experts = values.get("num_experts") or values.get("num_local_experts") or 1
+    used = (values.get("num_experts_per_tok") or 1) / experts
+    products = 0.0
+    for name, parameter in policy.causal_model.base_model.named_parameters():
+        size = full_shape(parameter)
+        if len(size) > 1 and "embed" not in name:
+            products += np.prod(size) * (used if ".experts." in name else 1)
+    return float(2 * shape.num_hidden_layers * queries / products)
+
+
+def _tried(config: RunConfig, policy: Policy, strategy: Strategy, longest: int) -> str | None:
+    """Score a sequence of the longest length, and one that parts from it early, in a tree and by themselves.
+    An error is a difference, too."""
+    draw = generator(config.seed, "sharing")
+    vocabulary = policy.causal_model.config.get_text_config().vocab_size
+    long = draw.integers(vocabulary, size=max(longest, BEGINNING + 2))
+    short = np.concatenate([long[:BEGINNING], draw.integers(vocabulary, size=BRANCH)])
+    sequences = sorted((long, short), key=list)
+    masks = [np.arange(len(ids)) > 0 for ids in sequences]
+    together = _padded(sequences, masks, policy)
+    rows = PackedRows.of([sequences], masks, together[0].shape[1], policy.chat.pad_id, policy.device)
+
+    def score(ids: Tensor, mask: Tensor, rows: PackedRows | None = None) -> Tensor:
+        return strategy.forward(ids, mask, 1.0, False, False, rows)[0]
+
+    with torch.no_grad():
+        plain = [score(*_padded([ids], [mask], policy))[0] for ids, mask in zip(sequences, masks, strict=True)]
+        try:
+            found = score(*together, rows)
+        except Exception as error:  # whatever a model's own code raises on such a mask
+            return f"it failed on a tree ({type(error).__name__}: {error})"
+        limit = SAME_FP32
+        if policy.autocast is not None or policy.causal_model.dtype is not torch.float32:
+            limit = max(limit, NOISE_TIMES * _difference(plain, score(*together)))
+    difference = _difference(plain, found)
+    if difference <= limit:
+        return None
+    return f"its log-probabilities differ by {difference:.1g} nats in a tree"
+
+
+def _padded(sequences: list[Any], masks: list[Any], policy: Policy) -> tuple[Tensor, Tensor]:
+    width = max(map(len, sequences))
+    ids = [[*map(int, row)] + [policy.chat.pad_id] * (width - len(row)) for row in sequences]
+    trained = [[*map(bool, row)] + [False] * (width - len(row)) for row in masks]
+    return torch.tensor(ids, device=policy.device), torch.tensor(trained, device=policy.device)
+
+
+def _difference(plain: list[Tensor], batch: Tensor) -> float:
+    """Largest difference; infinite if one is not a number."""
+    parts = [(row - other[: len(row)]).abs().max() for row, other in zip(plain, batch, strict=True)]
+    return torch.stack(parts).max().nan_to_num(torch.inf).item()
