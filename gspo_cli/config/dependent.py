@@ -19,7 +19,11 @@ from gspo_cli.config.auto_hardware import written
 from gspo_cli.config.choices import MinibatchBy
 from gspo_cli.config.rollout_schema import RolloutConfig
 
-FITTED = ("${fitted_size:", "${fitted_length:", "${fitted_minibatch:")  # how a default that follows other settings is written
+FITTED = (
+    "${fitted_size:",
+    "${fitted_length:",
+    "${fitted_minibatch:",
+)  # how a default that follows other settings is written
 NEAR = 2  # how many times as large as its preset a size may become to fit others
 LENGTHS = {"max_prompt_length": "task.prompt_length", "max_completion_length": "task.answer_length"}
 POSITIONS = ("max_position_embeddings", "n_positions")  # names in config.json

@@ -179,7 +179,9 @@ class Policy(nn.Module):
         head = causal.get_output_embeddings()
         with self.autocasting():
             if rows is None:
-                hidden = causal.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (B, T, D)
+                hidden = causal.base_model(
+                    input_ids=token_ids, use_cache=False
+                ).last_hidden_state  # (B, T, D)
                 hidden, targets = hidden[predicting(trained)], token_ids[trained]
             else:
                 hidden = self._packed(causal, rows)[rows.predictors]

@@ -141,8 +141,10 @@ def side_by_side(items: Sequence[Item], sizes: Sequence[int], budget: int) -> li
     return parts
 
 
-def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> MicroBatch:
-    """Pad on the right. Advantages get a token axis only where a sample brings one per token. Without
+def collate(
+    samples: Sequence[Sample], pad_id: int, device: torch.device, width: int | None = None
+) -> MicroBatch:
+    """Pad on the right, to `width` or the longest sequence. Advantages get a token axis only where a sample brings one per token. Without
     samples, one sequence without a trained token, for a rank to compute while others have work."""
     if not samples:
         return MicroBatch(
@@ -152,7 +154,7 @@ def collate(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Mic
             sampling_logprobs=torch.zeros(1, 2, device=device),
             advantages=torch.zeros(1, 1, device=device),
         )
-    length = max(sample.length for sample in samples)
+    length = width or max(sample.length for sample in samples)
     per_token = any(len(sample.advantages) > 1 for sample in samples)
     advantages = [
         s.advantages * s.length if per_token and len(s.advantages) == 1 else s.advantages for s in samples

@@ -25,6 +25,7 @@ from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import full_shape
 from gspo_cli.training.memory_plan import MemoryPlan, dimensions, memory_plan, memory_text
 from gspo_cli.training.preflight import NoiseFloor, noise_limit, noise_text
+from gspo_cli.training.sharing import ALONE, Sharing
 
 RATIOS = {
     RatioLevel.token: ("w_t", "w_t = pi(y_t) / pi_old(y_t), per token"),
@@ -119,6 +120,7 @@ class Card:
     memory: MemoryPlan
     noise: NoiseFloor
     noise_limit: float
+    sharing: Sharing
     source: str
     license: str
     notes: list[str]
@@ -164,6 +166,7 @@ def objective_card(
     heldout_problems: int,
     longest_prompt: int,
     noise: NoiseFloor,
+    sharing: Sharing = ALONE,
     ranks: int = 1,
 ) -> Card:
     """The card of a run on `ranks` processes; `longest_prompt` in tokens."""
@@ -191,6 +194,7 @@ def objective_card(
         memory=memory_plan(with_longest, dimensions(policy), ranks),
         noise=noise,
         noise_limit=noise_limit(config),
+        sharing=sharing,
         source=config.task.source,
         license=config.task.license,
         notes=[*([f"hardware: {chosen}"] if chosen else []), *config.notes, *cautions(config)],
@@ -234,7 +238,7 @@ def card_text(card: Card) -> str:
         f" -> {sizes.updates} updates of {sizes.answers_per_update} answers",
         "run": f"{sizes.iterations} iterations = {answers:,} answers, {updates:,} updates;"
         f" about {sizes.epochs:.2g} epochs of {sizes.train_problems:,} problems",
-        "micro-batch": f"up to {sizes.microbatch_tokens:,} tokens, padding included",
+        "micro-batch": f"up to {sizes.microbatch_tokens:,} tokens, padding included; {_sharing_text(card)}",
         "sampling": f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g},"
         f" top_k {sampling.top_k or 'off'}; prompts to {sizes.max_prompt_length}, {_longest_answer(sizes)}",
         "learning": _learning_text(card.learning),
@@ -247,6 +251,12 @@ def card_text(card: Card) -> str:
     }
     lines = [card.title, *(f"  {name:<12}{text}" for name, text in facts.items() if text)]
     return "\n".join([*lines, *(f"  note        {text}" for text in card.notes)])
+
+
+def _sharing_text(card: Card) -> str:
+    """Whether common beginnings are computed once, and what minibatches are made of."""
+    shared = "common beginnings computed once" if card.sharing.on else "each answer by itself"
+    return shared if card.sharing.on else f"{shared} ({card.sharing.reason})"
 
 
 def _band_text(objective: CardObjective) -> str:

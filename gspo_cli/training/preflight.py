@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,44 +19,66 @@ from gspo_cli.diagnosis.rules import NOISE_SHARE
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
 from gspo_cli.rollout.prompts import Prompts
+from gspo_cli.training.batch import MicroBatch, Sample, collate
+from gspo_cli.training.collator import Collator
+from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import Strategy
-from gspo_cli.types import Problem
+from gspo_cli.types import FinishReason, Problem, Trajectory
 
 ROWS, TOKENS = 8, 32  # prompts, and random tokens after each, which stand for an answer
-PADDING = 8  # columns added to a row that is alone in its batch
+PADDING = 8  # columns added to a sequence that is alone in its micro-batch
 
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """Largest |s - 1| of unchanged weights: `same` between scoring and the update pass on the same batch,
-    `layouts` between a sequence in the batch and the sequence alone."""
+    """Largest |s - 1| of unchanged weights: `same` between scoring and the update pass on the same
+    micro-batch, `layouts` between a sequence there and the sequence alone, `packed` between rows with shared
+    beginnings and plain ones, None where nothing is shared."""
 
     same: float
     layouts: float
+    packed: float | None = None
 
 
 def noise_floor(
-    config: RunConfig, policy: Policy, strategy: Strategy, problems: Sequence[Problem], prompts: Prompts
+    config: RunConfig,
+    policy: Policy,
+    strategy: Strategy,
+    problems: Sequence[Problem],
+    prompts: Prompts,
+    sharing: Sharing = ALONE,
 ) -> NoiseFloor:
-    """Measure on prompts of `problems`, with random tokens as answers. No weight or gradient changes.
+    """Measure on prompts of `problems`, with random tokens as answers, in the layout of training. No weight
+    or gradient changes.
 
     Every rank makes the same calls on the same tokens."""
-    rows = _sequences(config, policy, problems, prompts)
-    answered = min(TOKENS, config.rollout.max_completion_length)
-    width = max(map(len, rows)) + (PADDING if len(rows) == 1 else 0)
-    token_ids, mask = _batch(rows, answered, width, policy)
+    budget, pad_id = config.hardware.tokens_per_microbatch, policy.chat.pad_id
+    collator = Collator(
+        config, pad_id, policy.device, ProcessGroup(), False, budget, sharing.on, sharing.attention_share
+    )
+    answers = 2 if sharing.on else 1
+    made = collator.micro_batches(_samples(config, policy, problems, prompts, answers))
+    micro = max(made, key=lambda micro: len(micro.token_ids))
+    plain = replace(micro, rows=None)
+    mask = micro.action_mask
 
-    def score(token_ids: Tensor, mask: Tensor) -> Tensor:
-        return strategy.forward(token_ids, mask, config.rollout.temperature)[0].detach()
+    def score(micro: MicroBatch) -> Tensor:
+        scored = (micro.token_ids, micro.action_mask, config.rollout.temperature, False, False, micro.rows)
+        return strategy.forward(*scored)[0].detach()
 
     with torch.no_grad():
-        old = score(token_ids, mask)
+        old = score(micro)
         alone = torch.zeros_like(old)
-        for place, row in enumerate(rows):
-            alone[place, : len(row)] = score(*_batch([row], answered, len(row), policy))[0]
+        samples = [sample for row in micro.layout for sample in row]
+        for place, sample in enumerate(samples):
+            width = sample.length + (PADDING if len(samples) == 1 else 0)
+            single = collate([sample], pad_id, policy.device, width)
+            alone[place, : sample.length] = score(single)[0, : sample.length]
+        packed = None if micro.rows is None else _deviation(score(plain) - old, mask)
     with policy.updating():
-        new = score(token_ids, mask)
-    return NoiseFloor(_deviation(new - old, mask), _deviation(alone - old, mask))
+        new = score(micro)
+    return NoiseFloor(_deviation(new - old, mask), _deviation(alone - old, mask), packed)
 
 
 def noise_limit(config: RunConfig) -> float:
@@ -70,7 +92,8 @@ def noise_limit(config: RunConfig) -> float:
 def noise_text(floor: NoiseFloor, limit: float) -> str:
     """The card's line."""
     band = f"band {limit / NOISE_SHARE:.2g} (limit {limit:.1g})" if math.isfinite(limit) else "no clip band"
-    return f"same layout {floor.same:.1g}, other layouts {floor.layouts:.1g}; {band}"
+    packed = "" if floor.packed is None else f", packed against rows {floor.packed:.1g}"
+    return f"same layout {floor.same:.1g}, other layouts {floor.layouts:.1g}{packed}; {band}"
 
 
 def noise_warnings(config: RunConfig, floor: NoiseFloor) -> list[str]:
@@ -94,29 +117,25 @@ def noise_warnings(config: RunConfig, floor: NoiseFloor) -> list[str]:
     return found
 
 
-def _sequences(
-    config: RunConfig, policy: Policy, problems: Sequence[Problem], prompts: Prompts
-) -> list[list[int]]:
-    """Prompts with random tokens after them, shortest first, as many as fit into a micro-batch."""
+def _samples(
+    config: RunConfig, policy: Policy, problems: Sequence[Problem], prompts: Prompts, answers: int
+) -> list[Sample]:
+    """Shortest prompts first, each with `answers` of random tokens, as many as fit into a micro-batch."""
     draw = generator(config.seed, "preflight")
     count = min(TOKENS, config.rollout.max_completion_length)
     vocabulary = policy.causal_model.config.get_text_config().vocab_size
-    rows = []
+    samples = []
     for problem in problems[:ROWS]:
-        answer = draw.integers(vocabulary, size=count).tolist()
-        rows.append([*prompts.ids(problem.messages), *answer])
-    rows.sort(key=len)
+        prompt = [*prompts.ids(problem.messages)]
+        for _ in range(answers):
+            ids = prompt + draw.integers(vocabulary, size=count).tolist()
+            turns = [-1] * len(prompt) + [0] * count
+            trained = [turn >= 0 for turn in turns]
+            trajectory = Trajectory(problem, ids, trained, [0.0] * len(ids), turns, [], FinishReason.length)
+            samples.append(Sample.of(trajectory))
+    samples.sort(key=lambda sample: sample.length)
     budget = config.hardware.tokens_per_microbatch
-    fitting = [row for place, row in enumerate(rows, start=1) if place * len(row) <= budget]
-    return fitting or rows[:1]
-
-
-def _batch(rows: Sequence[list[int]], answered: int, width: int, policy: Policy) -> tuple[Tensor, Tensor]:
-    """Right-padded ids, and a mask of the last `answered` of each row. -> two (B, width)"""
-    ids = [row + [policy.chat.pad_id] * (width - len(row)) for row in rows]
-    ends = torch.tensor([len(row) for row in rows], device=policy.device)[:, None]
-    place = torch.arange(width, device=policy.device)[None]
-    return torch.tensor(ids, device=policy.device), (place >= ends - answered) & (place < ends)
+    return [s for place, s in enumerate(samples, start=1) if place * s.length <= budget] or samples[:1]
 
 
 def _deviation(log_ratio: Tensor, mask: Tensor) -> float:

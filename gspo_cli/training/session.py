@@ -43,6 +43,7 @@ from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.lengths import fit_lengths, fitting, make_room_for_tools
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.training.sharing import sharing
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.training.zero import ZeroStrategy, sharded_loading
@@ -115,12 +116,14 @@ def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> Card:
     """The objective card with the noise floor, of which it warns."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
     prompts, heldout = parts.prompts, parts.heldout_problems
-    floor = noise_floor(config, policy, strategy, problems, prompts)
+    floor = noise_floor(config, policy, strategy, problems, prompts, parts.sharing)
     asked = (*problems[:ASKED], *heldout[:ASKED])
     longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
-    return objective_card(config, policy, len(problems), len(heldout), longest, floor, strategy.ranks.size)
+    return objective_card(
+        config, policy, len(problems), len(heldout), longest, floor, parts.sharing, strategy.ranks.size
+    )
 
 
 def build_parts(
@@ -151,7 +154,8 @@ def build_parts(
     make_room_for_tools(config, prompts, problems, engine.max_positions, folder, reporter.warn)
     train = fitting(train, prompts, config, engine.max_positions, "training", reporter.warn)
     heldout = fitting(heldout, prompts, config, engine.max_positions, "held-out", reporter.warn)
-    return Parts(policy, strategy, reward, engine, prompts, train, heldout[: config.evaluation.problems])
+    heldout = heldout[: config.evaluation.problems]
+    return Parts(policy, strategy, reward, engine, prompts, train, heldout, sharing(config, policy, strategy))
 
 
 def check_source(config: RunConfig, source: ModelSource) -> None:

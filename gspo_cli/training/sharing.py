@@ -114,7 +114,9 @@ def _tried(config: RunConfig, policy: Policy, strategy: Strategy, longest: int) 
         return strategy.forward(ids, mask, 1.0, False, False, rows)[0]
 
     with torch.no_grad():
-        plain = [score(*_padded([ids], [mask], policy))[0] for ids, mask in zip(sequences, masks, strict=True)]
+        plain = [
+            score(*_padded([ids], [mask], policy))[0] for ids, mask in zip(sequences, masks, strict=True)
+        ]
         try:
             found = score(*together, rows)
         except Exception as error:  # whatever a model's own code raises on such a mask

@@ -27,6 +27,7 @@ from gspo_cli.training.credit import Group, trainable, with_advantages
 from gspo_cli.training.evaluation import Evaluation, Evaluator
 from gspo_cli.training.metrics import Clock, mean, peak_memory_gb, rollout_metrics, update_metrics
 from gspo_cli.training.monitor import Monitor
+from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.types import Problem
@@ -45,6 +46,7 @@ class Parts:
     prompts: Prompts
     train_problems: Sequence[Problem]
     heldout_problems: Sequence[Problem]
+    sharing: Sharing = ALONE
 
 
 class Trainer:
@@ -61,7 +63,7 @@ class Trainer:
         self.config, self.parts, self.folder = config, parts, folder
         self.reporter, self.track = reporter, track
         self.ranks = parts.strategy.ranks
-        self.updater = Updater(parts.policy, config, parts.strategy)
+        self.updater = Updater(parts.policy, config, parts.strategy, parts.sharing)
         generating = parts.strategy.generating
         runner = ConversationRunner(config, parts.reward, parts.engine, parts.prompts, self.ranks, generating)
         order = ProblemOrder(parts.train_problems, config.seed)
