@@ -38,8 +38,8 @@ class TrainingConfig:
     """What a minibatch is made of. The default is `group` where updates_per_rollout divides the prompts of an
     iteration, else `answer`."""
     share_prefixes: SharePrefixes = SharePrefixes.auto
-    """Computes what answers have in common (system prompt, tools, question, equal turns) once per micro-batch,
-    in scoring and in updates."""
+    """Computes what answers have in common (system prompt, tools, question, equal turns) once, in scoring and
+    in updates."""
     schedule: Schedule = Schedule.constant
     """Learning rate after the warm-up."""
     warmup_iterations: int = 0

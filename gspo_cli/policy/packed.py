@@ -1,7 +1,7 @@
 """Rows of prefix trees, as a policy computes them: each token that sequences share is a single node.
 
-Shapes: R rows, L nodes of the longest row; B sequences, T tokens; M trained tokens of all sequences, N of them
-different: two that follow the same tokens and are equal are one node."""
+Shapes: R rows, L nodes of the longest row; B sequences, T tokens; M trained tokens of all sequences, N of
+them different: two that follow the same tokens and are equal are one node."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gspo_cli.policy.prefix_tree import Ids, plant
 class PackedRows:
     """token_ids, positions, ends (R, L), nodes in depth-first order: node i sees itself and the nodes j < i
     with i < ends[j], which are its ancestors. nodes (B, T) is where each token of a sequence is (its last one
-    after the end), as a flat index into (R, L). predictors, targets (N,): the flat node that predicts a trained token, and its id;
-    places (M,): which of them each trained token is, sequence by sequence."""
+    after the end), as a flat index into (R, L). predictors, targets (N,): the flat node that predicts a
+    trained token, and its id; places (M,): which of them each trained token is, sequence by sequence."""
 
     token_ids: Tensor
     positions: Tensor

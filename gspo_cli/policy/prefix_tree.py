@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,10 +65,11 @@ def plant(sequences: Sequence[Ids]) -> Tree:
 
 
 def cut(sequences: Sequence[Ids], budget: int, cost: Callable[[int, bool], float]) -> list[slice]:
-    """Sorted `sequences` cut into trees of at most `budget` nodes (one sequence always fits), where the sum of
-    their costs is least. `cost` is that of a number of nodes, and of whether they are a single sequence."""
+    """Sorted `sequences` cut into trees of at most `budget` nodes (one sequence always fits), where the sum
+    of their costs is least. `cost` is that of a number of nodes, and of whether they are a single
+    sequence."""
     lengths = [len(sequence) for sequence in sequences]
-    shared = [0, *(common_prefix(a, b) for a, b in zip(sequences, sequences[1:], strict=False))]
+    shared = [0, *(common_prefix(a, b) for a, b in pairwise(sequences))]
     best, start = [0.0] + [math.inf] * len(lengths), [0] * (len(lengths) + 1)
     for end in range(1, len(lengths) + 1):
         nodes = 0
@@ -87,5 +89,5 @@ def cut(sequences: Sequence[Ids], budget: int, cost: Callable[[int, bool], float
 
 def unique_tokens(sequences: Sequence[Ids]) -> int:
     """Nodes of the tree of sorted `sequences`."""
-    shared = sum(common_prefix(a, b) for a, b in zip(sequences, sequences[1:], strict=False))
+    shared = sum(common_prefix(a, b) for a, b in pairwise(sequences))
     return sum(map(len, sequences)) - shared

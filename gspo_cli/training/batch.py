@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -98,8 +98,10 @@ class MicroBatch:
 
     def sequences(self, chosen: slice, layout: list[list[Sample]]) -> MicroBatch:
         """The chosen sequences, whose `layout` is given, in the width that all had, as plain rows."""
-        values = {name: getattr(self, name) for name in BY_SEQUENCE}
-        parts = {name: None if tensor is None else tensor[chosen] for name, tensor in values.items()}
+        parts: dict[str, Any] = {}
+        for name in BY_SEQUENCE:
+            tensor = getattr(self, name)
+            parts[name] = None if tensor is None else tensor[chosen]
         return replace(self, layout=layout, rows=None, **parts)
 
 
@@ -144,8 +146,9 @@ def side_by_side(items: Sequence[Item], sizes: Sequence[int], budget: int) -> li
 def collate(
     samples: Sequence[Sample], pad_id: int, device: torch.device, width: int | None = None
 ) -> MicroBatch:
-    """Pad on the right, to `width` or the longest sequence. Advantages get a token axis only where a sample brings one per token. Without
-    samples, one sequence without a trained token, for a rank to compute while others have work."""
+    """Pad on the right, to `width` or the longest sequence. Advantages get a token axis only where a sample
+    brings one per token. Without samples, one sequence without a trained token, for a rank to compute while
+    others have work."""
     if not samples:
         return MicroBatch(
             layout=[],
