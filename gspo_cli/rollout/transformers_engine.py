@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.prefix_tree import common_prefix
 from gspo_cli.rollout.engine import Completion, Request, Sampling
 from gspo_cli.rollout.kv_cache import KeptRow, is_plain, left_padding_mask, new_cache, stack_rows, take_row
 from gspo_cli.rollout.progress import Generated
@@ -101,14 +103,21 @@ class TransformersEngine:
         return self._decode(batch, requests, sampling, keep_cache and is_plain(batch.cache), progress)
 
     def _prefill(self, requests: list[Request]) -> _Batch:
-        """Run each different prompt once, then give every request its copy."""
-        unique = {tuple(request.prompt_ids): None for request in requests}
+        """Run what all prompts begin with once, then the rest of each different prompt, then give every
+        request its copy."""
+        unique = list({tuple(request.prompt_ids): None for request in requests})
         places = {prompt: place for place, prompt in enumerate(unique)}
-        lengths = [len(prompt) for prompt in unique]
-        mask = left_padding_mask(lengths, self.policy.device)
-        cache = new_cache(self.policy.causal_model.config)
-        batch = self._forward(cache, mask, list(unique), torch.zeros(len(unique), dtype=torch.long))
-        rows = torch.tensor([places[tuple(request.prompt_ids)] for request in requests], device=mask.device)
+        cache, device = new_cache(self.policy.causal_model.config), self.policy.device
+        shared = _shared_beginning(unique) if is_plain(cache) else 0
+        past = torch.full((len(unique),), shared)
+        if shared:
+            self._forward(cache, left_padding_mask([shared], device), [unique[0][:shared]], past[:1] * 0)
+            cache.batch_select_indices(past.to(device) * 0)
+        rest = [prompt[shared:] for prompt in unique]
+        known = torch.ones(len(unique), shared, dtype=torch.bool, device=device)
+        mask = torch.cat([known, left_padding_mask([len(ids) for ids in rest], device)], dim=1)
+        batch = self._forward(cache, mask, rest, past)
+        rows = torch.tensor([places[tuple(request.prompt_ids)] for request in requests], device=device)
         return batch if len(unique) == len(requests) else batch.select(rows)
 
     def _resume(self, requests: list[Request], kept: list[KeptRow]) -> _Batch:
@@ -235,6 +244,14 @@ class TransformersEngine:
 def _after(progress: Generated, ended: int, tokens: int) -> Generated:
     """Adds what earlier batches of the same call came to."""
     return lambda now, new: progress(ended + now, tokens + new)
+
+
+def _shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Number of tokens with which several prompts all begin; each keeps one token of its own."""
+    if len(prompts) < 2:
+        return 0
+    first, last = np.array(min(prompts)), np.array(max(prompts))  # what both ends share, all share
+    return min(common_prefix(first, last), min(map(len, prompts)) - 1)
 
 
 def _extends(row: KeptRow, request: Request) -> bool:
