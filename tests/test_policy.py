@@ -11,7 +11,7 @@ from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
-from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
+from gspo_cli.policy.logprobs import CHUNK_BYTES, Head, LinearLogprobs, linear_logits
 from tests.support.batches import ragged
 
 NAMES = ["qwen3", "qwen3_moe", "gpt2"]
@@ -34,9 +34,9 @@ def test_logprobs_are_those_of_the_model_one_position_earlier(load, name):
         )
 
 
-@pytest.mark.parametrize("chunk", [2**22, 64])
+@pytest.mark.parametrize("chunk", [2**24, 256])
 def test_recomputed_gradients_equal_those_of_kept_logits(monkeypatch, chunk):
-    monkeypatch.setattr("gspo_cli.policy.logprobs.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk)
     random = torch.Generator().manual_seed(0)
     hidden, weight, bias = (
         torch.randn(s, generator=random, requires_grad=True) for s in ((50, 8), (11, 8), (11,))
@@ -53,6 +53,27 @@ def test_recomputed_gradients_equal_those_of_kept_logits(monkeypatch, chunk):
     theirs = torch.autograd.grad(kept, (hidden, weight, bias), upstream)
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [2**26, 100])
+def test_a_frozen_weight_of_lower_precision_gives_exact_logits(monkeypatch, block):
+    monkeypatch.setattr("gspo_cli.policy.logprobs.BLOCK_BYTES", block)
+    random = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(8, 11, dtype=torch.bfloat16).requires_grad_(False)
+    hidden = torch.randn(50, 8, generator=random).bfloat16().requires_grad_(True)
+    targets, upstream = torch.randint(11, (50,), generator=random), torch.randn(50, generator=random)
+    exact = torch.log_softmax(hidden.float() @ layer.weight.float().T + layer.bias.float(), dim=-1)
+    wanted = exact.gather(dim=-1, index=targets[:, None])[:, 0]
+    (gradient,) = torch.autograd.grad(wanted, hidden, upstream)
+    head = Head(layer)
+    for weight in (layer.weight, head.weight):
+        logprobs, _ = LinearLogprobs.apply(hidden, weight, layer.bias, targets, 1.0)
+        torch.testing.assert_close(logprobs, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(logprobs, hidden, upstream)[0], gradient)
+    assert head.weight is head.weight  # made once
+    with torch.no_grad():
+        layer.weight.add_(1)
+    assert torch.equal(head.weight, layer.weight.float())
 
 
 def test_backward_keeps_no_logits():

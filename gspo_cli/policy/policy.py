@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
-from gspo_cli.policy.logprobs import LinearLogprobs, linear_logits
+from gspo_cli.policy.logprobs import Head, LinearLogprobs, linear_logits
 from gspo_cli.policy.lora import REFERENCE, TRAINED, add_reference, as_reference, has_reference
 from gspo_cli.policy.packed import PackedRows
 from gspo_cli.policy.routing import Routing, predicting
@@ -38,6 +38,7 @@ class Policy(nn.Module):
         self.autocast = autocast
         self.chat = ChatFormat(tokenizer, _generation_stop_ids(self.causal_model))
         self._frozen_reference: PreTrainedModel | None = None
+        self._heads: dict[int, Head] = {}
         self.model.eval()
         with gathered(self.causal_model.parameters()):
             self._check_head()
@@ -68,6 +69,11 @@ class Policy(nn.Module):
         """Output layers whose weights `forward` reads: the model's, and a frozen reference's."""
         models = [self.causal_model, self._frozen_reference]
         return [model.get_output_embeddings() for model in models if model is not None]
+
+    def head(self, causal: PreTrainedModel) -> Head:
+        """The output layer of `causal`, the policy's model or its reference."""
+        layer = causal.get_output_embeddings()
+        return self._heads.setdefault(id(layer), Head(layer))
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the optimizer updates."""
@@ -126,7 +132,7 @@ class Policy(nn.Module):
 
     def next_token_logits(self, hidden: Tensor, temperature: float) -> Tensor:
         """fp32 logits for sampling from last hidden states. (B, D) -> (B, V)"""
-        head = self.causal_model.get_output_embeddings()
+        head = self.head(self.causal_model)
         with torch.autocast(hidden.device.type, enabled=False):  # as in training the product is fp32
             return linear_logits(hidden, head.weight, head.bias, temperature)
 
@@ -176,7 +182,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         trained = action_mask.clone()
         trained[:, 0] = False  # nothing precedes the first token
-        head = causal.get_output_embeddings()
+        head = self.head(causal)
         with self.autocasting():
             if rows is None:
                 hidden = causal.base_model(

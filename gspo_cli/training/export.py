@@ -196,7 +196,7 @@ def greedy_answers(policy: Policy, prompts: Sequence[list[int]]) -> list[Answere
 def logits_from(policy: Policy, ids: Sequence[int], first: int) -> Tensor:
     """fp32 logits of the tokens from `first` on. -> (T, V)"""
     causal = policy.causal_model
-    head = causal.get_output_embeddings()
+    head = policy.head(causal)
     hidden = causal.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state
     return linear_logits(hidden[0, first - 1 : -1], head.weight, head.bias, 1.0)
 

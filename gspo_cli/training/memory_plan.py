@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gspo_cli.config.choices import Device, Engine, ExpertsImplementation, Optimizer, Precision
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.policy.logprobs import CHUNK_ELEMENTS
+from gspo_cli.policy.logprobs import BLOCK_BYTES, chunk_rows
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import full_shape
 
@@ -151,7 +151,8 @@ def memory_plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> MemoryP
     weights = whole // shards[3]
     gathered = min(whole, GATHERED * model.width) if stage == 3 else 0
     host = {"optimizer": optimizer, **({"weights": weights} if stage == 3 else {})} if offload else {}
-    kept = {"weights": weights, "optimizer": optimizer}
+    copied = model.vocabulary * model.hidden * 4 * keeps_head(config, model)
+    kept = {"weights": weights, "head": copied, "optimizer": optimizer}
     kept = {part: 0 if part in host else size for part, size in kept.items()}
     tokens, several = micro_batch(config, model, ranks)
     update = kept | {
@@ -270,13 +271,20 @@ def _weight_gradient(config: RunConfig, model: Dimensions) -> int:
 
 
 def head(config: RunConfig, model: Dimensions, tokens: int) -> int:
-    """The log-probability head: the gradient of hidden states, chunks of logits, fp32 weights where the
-    model's are not, and the gradient of a trained head."""
+    """The log-probability head: the gradient of hidden states, chunks of logits, a block of weights in fp32
+    where they are not, and the gradient of a trained head."""
+    rows = min(chunk_rows(model.vocabulary, config.hardware.device.value), tokens)
+    chunk = rows * model.vocabulary * 4
     matrix = model.vocabulary * model.hidden * 4
-    rows = max(16, CHUNK_ELEMENTS // model.vocabulary)
-    chunk = min(rows, tokens) * model.vocabulary * 4
-    copies = (model.width < 4) + (not config.model.use_lora)
-    return tokens * model.hidden * model.width + 3 * chunk + copies * matrix
+    cast = min(BLOCK_BYTES, matrix) if model.width < 4 and not keeps_head(config, model) else 0
+    trained = 0 if config.model.use_lora else matrix
+    return tokens * model.hidden * model.width + 3 * chunk + cast + trained
+
+
+def keeps_head(config: RunConfig, model: Dimensions) -> bool:
+    """Whether the weight of the output layer is kept in fp32 besides; see `Head`."""
+    low, cpu = model.width < 4, config.hardware.device is Device.cpu
+    return low and cpu and config.model.use_lora and config.hardware.zero_stage < 3
 
 
 def cache_room(prompt: int, length: int) -> tuple[int, int]:
@@ -304,9 +312,9 @@ def _rollout(config: RunConfig, model: Dimensions, ranks: int) -> dict[str, int]
     if not config.task.environment().single_turn:  # earlier turns stay in the cache
         cache += max(conversations, evaluated * max(1, evaluation.samples)) * longest * position
     growing = rows * before * position // model.layers
-    matrix = model.vocabulary * model.hidden * 4 * (model.width < 4)
+    cast = BLOCK_BYTES * (model.width < 4 and not keeps_head(config, model))
     logits = rows * model.vocabulary
-    drawing = max(SAMPLING[sampling.truncates] * logits, matrix + 8 * logits)
+    drawing = max(SAMPLING[sampling.truncates] * logits, cast + 8 * logits)
     # under a mask keys and values are repeated for all heads, and the mask is held as bits and as a bias
     repeated = 2 * model.queries * _compute_bytes(config) * (model.queries > model.keys)
     reading = prompts * prompt * (3 * model.width * model.hidden + _flowing(config, model) + repeated)
