@@ -10,7 +10,8 @@ from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.rollout.kv_cache import GrowingLayer, new_cache
 from gspo_cli.training import memory_plan as memory
-from gspo_cli.training.memory_plan import cache_room, dimensions, memory_plan, memory_text
+from gspo_cli.training.memory_plan import cache_room, dimensions, memory_plan
+from gspo_cli.training.memory_text import memory_text
 from tests.support.models import SMALL, TEXTS
 
 ROWS, LENGTH = 3, 40

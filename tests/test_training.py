@@ -49,7 +49,7 @@ def test_any_local_folder_trains(folders, configure, tmp_path, reporter, name, u
     lines = folder.read("metrics.jsonl")
     assert [line["iteration"] for line in lines] == [1, 2]
     assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
-    assert lines[0]["ratio/first_step_abs_err"] == 0
+    assert lines[0]["ratio/first_step_abs_err"] < 1e-5
     assert (
         folder.checkpoints / "last" / ("adapter_config.json" if use_lora == "true" else "config.json")
     ).exists()

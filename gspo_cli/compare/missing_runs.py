@@ -22,6 +22,7 @@ from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
 from gspo_cli.config.compose import build_config, composed, resolved_yaml
+from gspo_cli.config.old_logprobs import shared_by_runs
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
@@ -107,6 +108,10 @@ def runs_to_compare(shared: SharedSettings, settings: CompareConfig) -> list[Com
     )
     base = None if settings.folder is None else Path(settings.folder)
     found = [shared.run(entry, seed, base) for seed in settings.seeds for entry in settings.algorithms]
+    for name, value in shared_by_runs([run.config for run in found]).items():
+        for run in found:
+            run.node.rollout[name] = value
+            setattr(run.config.rollout, name, value)
     seen: dict[Path, ComparisonRun] = {}
     for run in found:
         same = seen.setdefault(run.folder, run)

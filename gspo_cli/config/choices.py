@@ -212,6 +212,8 @@ class SharePrefixes(Enum):
 class OldLogprobs(Enum):
     """Where old log-probabilities come from."""
 
+    auto = "auto"
+    """the engine's where its noise is far below every clip band, else recomputed"""
     recompute = "recompute"
     """scored by the trainer"""
     engine = "engine"

@@ -14,8 +14,13 @@ class RolloutConfig:
 
     engine: Engine = Engine.transformers
     """What generates answers."""
-    old_logprobs: OldLogprobs = OldLogprobs.recompute
-    """Where the log-probabilities of the old policy come from."""
+    old_logprobs: OldLogprobs = OldLogprobs.auto
+    """Where the log-probabilities of the old policy come from. A run saves what `auto` came to."""
+    old_logprobs_chosen: str = ""
+    """Why `auto` came to that; written by the program."""
+    old_logprobs_band: float | None = None
+    """The clip width that the engine's noise is held against; null takes the algorithm's own, gspo-compare
+    gives the narrowest of its runs."""
     temperature: float = 1.0
     """Sampling temperature; scoring divides logits by it too; above 0."""
     top_p: float = 1.0

@@ -233,12 +233,12 @@ class RunConfig(RunSettings):
     def _check_engine(self) -> None:
         correction = self.algorithm.engine_correction
         require(
-            correction is EngineCorrection.none or self.rollout.old_logprobs is OldLogprobs.recompute,
+            correction is EngineCorrection.none or self.rollout.old_logprobs is not OldLogprobs.engine,
             f"algorithm.engine_correction={correction.value}: compares recomputed log-probabilities with the "
             "engine's; set rollout.old_logprobs=recompute, or algorithm.engine_correction=none",
         )
         require(
-            not self.algorithm.routing_replay or self.rollout.old_logprobs is OldLogprobs.recompute,
+            not self.algorithm.routing_replay or self.rollout.old_logprobs is not OldLogprobs.engine,
             "algorithm.routing_replay=true: experts are recorded when old log-probabilities are "
             "recomputed; set rollout.old_logprobs=recompute",
         )

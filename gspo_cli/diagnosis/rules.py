@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from gspo_cli.config.choices import AdvantageScale, RatioLevel
+from gspo_cli.config.choices import AdvantageScale, OldLogprobs, RatioLevel
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     LASTING,
@@ -191,6 +191,16 @@ def noise(run: History) -> Finding | None:
     if not noisy:
         return None
     most = max(number_of(record, "ratio/first_step_abs_err") or 0.0 for record in noisy)
+    if run.config.rollout.old_logprobs is OldLogprobs.engine:
+        return Finding(
+            "noise",
+            Severity.warning,
+            f"the engine's log-probabilities put {most:.1e} into the ratio, over a third of the clip width "
+            f"{min(widths(run)):.1e}: answers are clipped at random",
+            "use rollout.old_logprobs=recompute or a wider algorithm.clip_range",
+            noisy[0]["iteration"],
+            ("rollout.old_logprobs=recompute",),
+        )
     return Finding(
         "noise",
         Severity.warning,

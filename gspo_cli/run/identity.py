@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gspo_cli.config.choices import OnCollapse
-from gspo_cli.config.compose import load_saved, plain_values
+from gspo_cli.config.choices import OldLogprobs, OnCollapse
+from gspo_cli.config.compose import literal, load_saved, plain_values
 from gspo_cli.config.stored import read_stored
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
@@ -50,6 +50,8 @@ WRITTEN = (
     "notes",
     "hardware.chosen",
     "rollout.default_lengths",
+    "rollout.old_logprobs_chosen",
+    "rollout.old_logprobs_band",
 )  # by the program
 
 
@@ -89,9 +91,13 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def following(config: Mapping[str, Any]) -> set[str]:
-    """Lengths that follow the task and the model, by dotted key. They do not identify a run: those of a model
-    from a hub are adjusted only once it is loaded."""
-    return {f"rollout.{name}" for name in config["rollout"].get("default_lengths", [])}
+    """Settings of `rollout` that follow the task and the model, by dotted key. They do not identify a run:
+    they are known only once the model is loaded."""
+    rollout = config["rollout"]
+    names = list(rollout.get("default_lengths", []))
+    if rollout.get("old_logprobs") == OldLogprobs.auto.value or rollout.get("old_logprobs_chosen"):
+        names.append("old_logprobs")
+    return {f"rollout.{name}" for name in names}
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -161,5 +167,10 @@ def prepare(folder: Path, config_yaml: str) -> State:
             f"another folder{fix}"
         )
     if state is State.started:
+        chosen = saved["rollout"]
+        if wanted.rollout.old_logprobs == OldLogprobs.auto.value and chosen["old_logprobs_chosen"]:
+            for name in ("old_logprobs", "old_logprobs_chosen"):  # a run keeps what it began with
+                wanted.rollout[name] = literal(chosen[name])
+            config_yaml = OmegaConf.to_yaml(wanted)
         write_atomically(run.config, config_yaml)
     return state

@@ -23,7 +23,8 @@ from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.console.words import number
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import full_shape
-from gspo_cli.training.memory_plan import MemoryPlan, dimensions, memory_plan, memory_text
+from gspo_cli.training.memory_plan import MemoryPlan, dimensions, memory_plan
+from gspo_cli.training.memory_text import memory_text
 from gspo_cli.training.preflight import NoiseFloor, noise_limit, noise_text
 from gspo_cli.training.sharing import ALONE, Sharing
 
@@ -170,7 +171,7 @@ def objective_card(
     ranks: int = 1,
 ) -> Card:
     """The card of a run on `ranks` processes; `longest_prompt` in tokens."""
-    algorithm, training, chosen = config.algorithm, config.training, config.hardware.chosen
+    algorithm, training = config.algorithm, config.training
     with_longest = replace(config, rollout=replace(config.rollout, max_prompt_length=longest_prompt))
     return Card(
         title=f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}",
@@ -197,8 +198,17 @@ def objective_card(
         sharing=sharing,
         source=config.task.source,
         license=config.task.license,
-        notes=[*([f"hardware: {chosen}"] if chosen else []), *config.notes, *cautions(config)],
+        notes=[*_chosen(config), *config.notes, *cautions(config)],
     )
+
+
+def _chosen(config: RunConfig) -> list[str]:
+    """What `auto` came to, and why."""
+    hardware, rollout = config.hardware.chosen, config.rollout
+    found = [f"hardware: {hardware}"] if hardware else []
+    if rollout.old_logprobs_chosen:
+        found.append(f"rollout.old_logprobs={rollout.old_logprobs.value}: {rollout.old_logprobs_chosen}")
+    return found
 
 
 def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_problems: int) -> Sizes:

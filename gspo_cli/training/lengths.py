@@ -30,7 +30,7 @@ def fit_lengths(
     fitted = fitted_lengths(lengths, positions, given)
     if fitted != lengths:
         changed = dict(zip(LENGTHS, fitted, strict=True))
-        _change(config, folder, changed, length_notes(lengths, fitted, positions), warn)
+        change_rollout(config, folder, changed, length_notes(lengths, fitted, positions), warn)
     config.check_lengths(positions)
 
 
@@ -56,10 +56,10 @@ def make_room_for_tools(
     note = f"in place of {cap}, which holds the prompts but not the tools that the task announces"
     known = {*config.rollout.default_lengths, "max_prompt_length"}
     changed = {"max_prompt_length": longest, "default_lengths": sorted(known)}
-    _change(config, folder, changed, [f"rollout.max_prompt_length={longest}: {note}"], warn)
+    change_rollout(config, folder, changed, [f"rollout.max_prompt_length={longest}: {note}"], warn)
 
 
-def _change(
+def change_rollout(
     config: RunConfig,
     folder: RunFolder | None,
     changed: Mapping[str, Any],

@@ -30,7 +30,6 @@ GATHERED = 10**9  # elements that ZeRO-3 may keep gathered at once (DeepSpeed's 
 BUCKET = 5 * 10**8  # elements of ZeRO's communication buffer (DeepSpeed's reduce_bucket_size)
 UNCAST = ("embed", "wte", "wpe", "lm_head")  # matrices that are read outside of autocast
 LAST = ("o_proj", "c_proj", "out_proj", "down_proj", "fc2")  # the last linear layer of attention or MLP
-UNITS = ((2**30, "GiB", ".2f"), (2**20, "MiB", ".0f"))
 
 
 @dataclass(frozen=True)
@@ -354,30 +353,6 @@ def _compute_bytes(config: RunConfig) -> int:
 def _expert_width(config: RunConfig) -> int:
     """Grouped products of fused experts are not cast by autocast."""
     return _compute_bytes(config) if config.model.use_lora else 4
-
-
-def memory_text(found: MemoryPlan) -> str:
-    """The plan as text: the largest phase with its parts, then the other."""
-    others = [phase for phase in ("update", "rollout") if phase != found.peak][:1]
-    text = "; ".join(_phase_text(found, phase) for phase in (found.peak, *others))
-    each = f", each of {found.processes} processes" if found.processes > 1 else ""
-    offloaded = ", ".join(f"{part} {_size_text(size)}" for part, size in found.host.items())
-    if offloaded:
-        text += f"; in the CPU's memory {offloaded}"
-    if found.vllm_memory is not None:
-        text += f"; vLLM besides, {found.vllm_memory:.0%} of the device's memory"
-    return f"peak {text}{each}; with every answer at its limit"
-
-
-def _phase_text(found: MemoryPlan, phase: str) -> str:
-    parts = [(part, size) for part, size in found.phases[phase].items() if size >= 2**20]
-    listed = ", ".join(f"{part} {_size_text(size)}" for part, size in parts)
-    return f"{phase} {_size_text(found.total(phase))}" + (f" ({listed})" if listed else "")
-
-
-def _size_text(size: int) -> str:
-    scale, unit, form = next((u for u in UNITS if size >= u[0]), UNITS[-1])
-    return f"{size / scale:{form}} {unit}"
 
 
 def _contains(names: Iterable[str], *parts: str) -> bool:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gspo_cli.algorithm.objective import sequence_log_ratio
-from gspo_cli.config.choices import ClipMode, OldLogprobs
+from gspo_cli.config.choices import OldLogprobs
+from gspo_cli.config.old_logprobs import narrowest_width
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.diagnosis.rules import NOISE_SHARE
 from gspo_cli.policy.policy import Policy
@@ -83,10 +84,7 @@ def noise_floor(
 
 def noise_limit(config: RunConfig) -> float:
     """The noise limit: a third of the band's narrower side; infinite without a band."""
-    algorithm = config.algorithm
-    widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
-    clips = algorithm.clip_mode is not ClipMode.none
-    return NOISE_SHARE * min(widths) if clips and widths else math.inf
+    return NOISE_SHARE * narrowest_width(config)
 
 
 def noise_text(floor: NoiseFloor, limit: float) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gspo_cli.config.checks import require
-from gspo_cli.config.choices import Engine
+from gspo_cli.config.choices import Engine, OldLogprobs
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.stored import read_stored
 from gspo_cli.console.reporting import Reporter, ShownSample
@@ -40,7 +40,8 @@ from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.collecting import ConversationRunner, Progress
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.training.lengths import fit_lengths, fitting, make_room_for_tools
+from gspo_cli.training.lengths import change_rollout, fit_lengths, fitting, make_room_for_tools
+from gspo_cli.training.old_logprobs import choose
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.sharing import sharing
@@ -89,7 +90,7 @@ def _run_in(
         parts = build_parts(config, folder, reporter, reward, ranks)
         trainer = Trainer(config, parts, folder, reporter, track)
         trainer.resume()
-        card = measured_card(config, parts, reporter)
+        card = measured_card(config, parts, folder, reporter)
         text = card_text(card)
         folder.write_card(text, asdict(card))
         reporter.begin(card.title, text, config.training.num_outer_iterations, trainer.state.iteration)
@@ -112,11 +113,16 @@ def _run_in(
     return summary
 
 
-def measured_card(config: RunConfig, parts: Parts, reporter: Reporter) -> Card:
-    """The objective card with the noise floor, of which it warns."""
+def measured_card(config: RunConfig, parts: Parts, folder: RunFolder, reporter: Reporter) -> Card:
+    """The objective card with the noise floor, of which it warns, and on which it depends where old
+    log-probabilities come from."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
     prompts, heldout = parts.prompts, parts.heldout_problems
     floor = noise_floor(config, policy, strategy, problems, prompts, parts.sharing)
+    if config.rollout.old_logprobs is OldLogprobs.auto:
+        taken, why = choose(config, policy, parts.engine, floor, problems, prompts)
+        chosen = {"old_logprobs": taken, "old_logprobs_chosen": why}
+        change_rollout(config, folder, chosen, (), reporter.warn)
     asked = (*problems[:ASKED], *heldout[:ASKED])
     longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):

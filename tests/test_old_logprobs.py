@@ -1,0 +1,102 @@
+"""rollout.old_logprobs=auto: the engine's log-probabilities where nothing speaks against them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from omegaconf import OmegaConf
+
+from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare
+from gspo_cli.config.choices import OldLogprobs
+from gspo_cli.config.compare_schema import CompareConfig
+from gspo_cli.config.compose import resolved_yaml
+from gspo_cli.rollout.prompts import Prompts
+from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.identity import changed_settings, fingerprint, prepare, saved_settings
+from gspo_cli.training.old_logprobs import choose
+from gspo_cli.training.preflight import NoiseFloor
+from gspo_cli.training.session import run_training
+from gspo_cli.types import Message, Problem
+from tests.support.whole_runs import ARITHMETIC
+
+PROBLEMS = [Problem(str(n), (Message("user", f"{n}+{n}="),)) for n in (1, 7, 15)]
+QUIET = NoiseFloor(0.0, 1e-7)
+
+
+def chosen(policy, configure, *overrides, floor=QUIET):
+    config, _ = configure(*overrides)
+    engine = TransformersEngine(policy, config.rollout.batch_size)
+    return choose(config, policy, engine, floor, PROBLEMS, Prompts(policy.chat))
+
+
+def test_a_quiet_engine_saves_the_scoring_pass(load, configure):
+    taken, why = chosen(load("qwen3"), configure)
+    assert taken is OldLogprobs.engine
+    assert "is below 5% of the clip width 0.0003" in why
+    taken, why = chosen(load("qwen3"), configure, "algorithm.clip_mode=none", "algorithm=grpo")
+    assert (taken, why.startswith("no clip band")) == (OldLogprobs.engine, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["hardware.precision=bf16"], "hardware.precision=bf16"),
+        (["algorithm=grpo", "algorithm.engine_correction=sequence_mask"], "algorithm.engine_correction"),
+        (["algorithm.clip_calibration=quantile"], "algorithm.clip_calibration"),
+        (["rollout.top_p=0.9"], "rollout.top_p or top_k"),
+        (["training.updates_per_rollout=1"], "training.updates_per_rollout=1, which scores nothing"),
+    ],
+)
+def test_what_needs_recomputed_log_probabilities_gets_them(load, configure, overrides, reason):
+    assert chosen(load("qwen3"), configure, *overrides) == (OldLogprobs.recompute, f"because of {reason}")
+
+
+def test_routers_and_noise_need_them_too(load, configure):
+    assert chosen(load("qwen3_moe"), configure) == (OldLogprobs.recompute, "because of the model's routers")
+    noisy = NoiseFloor(0.0, 1e-7, packed=2e-5)
+    taken, why = chosen(load("qwen3"), configure, floor=noisy)
+    assert (taken, "is over 5% of the clip width" in why) == (OldLogprobs.recompute, True)
+    narrow = chosen(load("qwen3"), configure, "rollout.old_logprobs_band=1e-8")
+    assert (narrow[0], "clip width 1e-08" in narrow[1]) == (OldLogprobs.recompute, True)
+
+
+def test_a_run_saves_what_auto_came_to_and_resumes_with_it(configure, reporter, tmp_path):
+    config, yaml = configure("training.num_outer_iterations=1")
+    folder = RunFolder(tmp_path / "run")
+    folder.create(yaml)
+    composed = OmegaConf.to_container(OmegaConf.create(yaml))
+    run_training(config, folder, reporter)
+    saved = saved_settings(folder.path)
+    assert saved["rollout"]["old_logprobs"] == "engine"
+    card = (folder.path / "card.txt").read_text()
+    assert f"rollout.old_logprobs=engine: {saved['rollout']['old_logprobs_chosen']}" in card
+    # the same run for a comparison, which composes it with auto
+    assert composed["rollout"]["old_logprobs"] == "auto"
+    assert fingerprint(composed) == fingerprint(saved)
+    assert changed_settings(composed, saved) == []
+    (folder.path / "summary.json").unlink()  # as if it were killed
+    prepare(folder.path, yaml)
+    assert saved_settings(folder.path) == saved
+
+
+def test_runs_that_are_compared_share_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def rollouts(*entries):
+        settings = replace(CompareConfig(), algorithms=list(entries), seeds=[0])
+        return [run.config.rollout for run in runs_to_compare(SharedSettings(ARITHMETIC), settings)]
+
+    one, other = rollouts("gspo", "grpo")
+    assert one.old_logprobs is other.old_logprobs is OldLogprobs.auto
+    assert one.old_logprobs_band == other.old_logprobs_band == 3e-4
+    one, other = rollouts("gspo", "grpo algorithm.clip_calibration=quantile")
+    assert one.old_logprobs is other.old_logprobs is OldLogprobs.recompute
+    assert "algorithm.clip_calibration" in one.old_logprobs_chosen
+
+
+def test_a_saved_configuration_reloads(configure):
+    config, yaml = configure()
+    assert config.rollout.old_logprobs is OldLogprobs.auto
+    assert resolved_yaml(OmegaConf.create(yaml)) == yaml
