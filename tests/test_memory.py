@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from gspo_cli.config.choices import SharePrefixes
 from gspo_cli.config.model_schema import Shape
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
+from gspo_cli.policy.packed import PackedRows
 from gspo_cli.rollout.kv_cache import GrowingLayer, new_cache
 from gspo_cli.training import memory_plan as memory
 from gspo_cli.training.memory_plan import cache_room, dimensions, memory_plan
@@ -17,8 +20,9 @@ from tests.support.models import SMALL, TEXTS
 ROWS, LENGTH = 3, 40
 # no two widths alike: a formula that takes one for another is off
 WIDE = SMALL | {"hidden_size": 64, "head_dim": 24, "intermediate_size": 112}
-FULL = "model.use_lora=false model.gradient_checkpointing=false"
-LORA = "model.use_lora=true model.lora_r=4 model.gradient_checkpointing=false"
+ALONE = "training.share_prefixes=off"
+FULL = f"model.use_lora=false model.gradient_checkpointing=false {ALONE}"
+LORA = f"model.use_lora=true model.lora_r=4 model.gradient_checkpointing=false {ALONE}"
 KINDS = {
     "qwen3": [
         FULL,
@@ -27,6 +31,10 @@ KINDS = {
         f"{LORA} hardware.precision=bf16",
         f"{LORA} model.lora_target_modules=[q_proj,v_proj]",
         f"{LORA} model.use_4bit=true",
+        FULL.replace(ALONE, ""),
+        LORA.replace(ALONE, ""),
+        f"{FULL} hardware.precision=bf16".replace(ALONE, ""),
+        f"{LORA} hardware.precision=bf16".replace(ALONE, ""),
     ],
     "qwen3_moe": [
         FULL,
@@ -66,8 +74,17 @@ def opened(wide, folders, configure):
     return load
 
 
-def kept_bytes(policy) -> int:
-    """Bytes that autograd keeps in an update pass, parameters left out."""
+def tree(policy) -> PackedRows:
+    """A row of ROWS * LENGTH nodes: two sequences that begin alike."""
+    ids = np.arange(ROWS * LENGTH) % 200
+    one, other = ids[: 3 * LENGTH], np.concatenate([ids[:LENGTH], 1 + ids[3 * LENGTH :]])
+    sequences = sorted((one, other), key=list)
+    masks = [np.arange(len(sequence)) > 0 for sequence in sequences]
+    return PackedRows.of([sequences], masks, 3 * LENGTH, policy.chat.pad_id, policy.device)
+
+
+def kept_bytes(policy, rows: PackedRows | None = None) -> int:
+    """Bytes that autograd keeps in an update pass over ROWS * LENGTH tokens, parameters left out."""
     own = {t.untyped_storage().data_ptr() for t in (*policy.parameters(), *policy.buffers())}
     kept = {}
 
@@ -79,15 +96,22 @@ def kept_bytes(policy) -> int:
 
     ids = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) % 200
     mask = torch.ones_like(ids, dtype=torch.bool)
+    if rows is not None:
+        ids = torch.zeros(rows.nodes.shape, dtype=torch.long)
+        lengths = torch.tensor([len(set(nodes)) for nodes in rows.nodes.tolist()])
+        mask = torch.arange(rows.nodes.shape[1])[None] < lengths[:, None]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), policy.updating():
-        policy(ids, mask, 1.0)
+        policy(ids, mask, 1.0, rows=rows)
     return sum(size for size, _ in kept.values())
 
 
 @pytest.mark.parametrize(("name", "settings"), [(n, s) for n, kinds in KINDS.items() for s in kinds])
 def test_a_layer_keeps_what_autograd_keeps(opened, name, settings):
-    (_, two, _), (config, three, model) = opened(f"{name}-2", settings), opened(f"{name}-3", settings)
-    measured = kept_bytes(three) - kept_bytes(two)
+    (_, two, _), (config, three, model) = (opened(f"{name}-{layers}", settings) for layers in (2, 3))
+    shared = config.training.share_prefixes is SharePrefixes.auto
+    measured = kept_bytes(three, tree(three) if shared else None) - kept_bytes(
+        two, tree(two) if shared else None
+    )
     planned = ROWS * LENGTH * memory.kept_per_token(config, model)
     planned += memory.restored_experts(config, model) + 2 * model.cast // model.layers
     assert planned == pytest.approx(measured, rel=0.003)

@@ -17,51 +17,15 @@ from transformers import (
 
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.prefix_tree import cut, plant, unique_tokens
-from gspo_cli.training.batch import Sample
 from gspo_cli.training.collator import deal
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.sharing import Sharing, obstacle, sharing
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.training.update import Updater
-from gspo_cli.types import FinishReason, Problem, Trajectory
-from tests.support.batches import Small, weights
+from tests.support.batches import Small, conversations, weights
 
 TREE = Sharing(True, attention_share=1e-4)
 OBJECTIVES = ("gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo")
-
-
-def conversations(vocabulary=200, groups=4, answers=4, seed=0, per_token=False):
-    """Groups under one system prompt: answers of uneven length and turns; among them equal ones, one without
-    a trained token, one of a single token, and one that is the beginning of another."""
-    random = np.random.default_rng(seed)
-
-    def tokens(count):
-        return random.integers(vocabulary, size=count).tolist()
-
-    system = tokens(6)
-    found = []
-    for group in range(groups):
-        question = system + tokens(int(random.integers(1, 6)))
-        for answer in range(answers):
-            ids, mask, turns = list(question), [False] * len(question), [-1] * len(question)
-            for turn in range(1 + answer % 3):
-                said, read = int(random.integers(1, 7)), int(random.integers(1, 4)) * (turn < answer % 3)
-                ids += tokens(said) + tokens(read)
-                mask += [True] * said + [False] * read
-                turns += [turn] * said + [-1] * read
-            found.append((group, ids, mask, turns))
-    found[1] = found[0]
-    found[5] = (1, found[4][1] + [3, 4], found[4][2] + [True, True], found[4][3] + [0, 0])
-    found[6] = (1, found[6][1], [False] * len(found[6][1]), [-1] * len(found[6][1]))
-    cut_short = found[9][2].index(True) + 1
-    found[9] = (2, *(part[:cut_short] for part in found[9][1:]))
-    samples = []
-    for group, ids, mask, turns in found:
-        logprobs = random.normal(-3, 0.3, size=len(ids)).tolist()
-        trajectory = Trajectory(Problem(f"p{group}", ()), ids, mask, logprobs, turns, [], FinishReason.stop)
-        values = random.normal(size=max(turns) + 2) if per_token else random.normal(size=1)
-        samples.append(Sample.of(trajectory, [values[turn] for turn in turns] if per_token else [values[0]]))
-    return samples
 
 
 def model(cls, **settings):

@@ -17,7 +17,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gspo_cli.config.choices import Device, Engine, ExpertsImplementation, Optimizer, Precision
+from gspo_cli.config.choices import (
+    Device,
+    Engine,
+    ExpertsImplementation,
+    Optimizer,
+    Precision,
+    SharePrefixes,
+)
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.logprobs import BLOCK_BYTES, chunk_rows
 from gspo_cli.policy.policy import Policy
@@ -195,6 +202,7 @@ def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, 
     norm = 4 * (1 + full) if model.rms_norm else model.width
     final = tokens * model.hidden * norm * (full or again)
     kept = final + tokens * model.hidden * model.width  # the hidden states that the head reads
+    kept += tree_mask(config, tokens)
     backward = tokens * _flowing(config, model) + _weight_gradient(config, model)
     casts = 2 * model.cast
     if again:
@@ -210,13 +218,25 @@ def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, 
     return {"activations": kept, "logits": logits, "working": max(0, working - logits)}
 
 
+def shares(config: RunConfig) -> bool:
+    """Whether rows of trees are planned for."""
+    return config.training.share_prefixes is SharePrefixes.auto
+
+
+def tree_mask(config: RunConfig, tokens: int) -> int:
+    """The mask of a micro-batch at most, which is a single tree."""
+    return tokens * tokens * _compute_bytes(config) * shares(config)
+
+
 def kept_per_token(config: RunConfig, model: Dimensions) -> int:
     """Bytes that autograd keeps for a token in one layer, beside weights."""
     full, product = not config.model.use_lora, _compute_bytes(config)
     hidden, queries, keys = model.hidden, model.queries, model.keys
     # an RMS norm is written out in fp32: its input and, where its weight is trained, the normalized one
     norms = 2 * hidden * (4 * (1 + full) if model.rms_norm else model.width)
-    attention = product * (2 * queries + 2 * keys) + 4 * model.heads + 8
+    # under the mask of a tree keys and values are repeated for all heads
+    read = queries if shares(config) else keys
+    attention = product * (2 * queries + 2 * read) + 4 * model.heads + 8
     if model.head_norm:
         attention += (queries + keys) * (4 + product * full) + 4 * (model.heads + model.key_heads)
     return norms + attention + _linear_inputs(config, model) + _mlp(config, model)

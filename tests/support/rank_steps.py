@@ -13,9 +13,10 @@ from gspo_cli.config.compose import build_config, load_saved, register
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.process_group import ProcessGroup, join, leave
+from gspo_cli.training.sharing import Sharing
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.training.update import Updater
-from tests.support.batches import samples_of
+from tests.support.batches import conversations
 
 
 def steps(config, model: Path, folder: Path, ranks: ProcessGroup | None, rounds: int = 2) -> list[dict]:
@@ -34,7 +35,7 @@ def steps(config, model: Path, folder: Path, ranks: ProcessGroup | None, rounds:
             if config.algorithm.beta > 0 and not config.model.use_lora:
                 policy.keep_reference(load_policy(str(model), config.model, config.hardware).causal_model)
         strategy = ZeroStrategy(policy, config, ranks)
-    updater = Updater(policy, config, strategy)
+    updater = Updater(policy, config, strategy, Sharing(True, attention_share=1e-4))
     found = [update(updater, seed) for seed in range(rounds)]
     optimizer = strategy.save(folder)
     if strategy.ranks.is_first:
@@ -49,8 +50,9 @@ def steps(config, model: Path, folder: Path, ranks: ProcessGroup | None, rounds:
 
 
 def update(updater: Updater, seed: int) -> dict:
-    """Metrics of an iteration over random samples."""
-    samples = samples_of(updater.policy, count=12, seed=seed)
+    """Metrics of an iteration over random samples, which share their beginnings."""
+    vocabulary = updater.policy.causal_model.config.vocab_size
+    samples = conversations(vocabulary, groups=3, seed=seed)
     if seed == 1:  # only one conversation has work: a rank is idle
         for sample in samples[1:]:
             sample.advantages = [0.0]
