@@ -184,6 +184,63 @@ def test_turns_resume_their_cache_and_say_the_same(load, name):
     assert not engines[0]._kept
 
 
+class Watched(TransformersEngine):
+    """Remembers how many bytes it kept, and the tokens of each pass."""
+
+    def __init__(self, *arguments):
+        self.kept, self.passes = [], []
+        super().__init__(*arguments)
+
+    def generate(self, asked, chosen, keep_cache):
+        found = super().generate(asked, chosen, keep_cache)
+        self.kept.append(self._kept.nbytes)
+        return found
+
+    def _run(self, tokens, *rest):
+        self.passes.append(tokens.numel())
+        return super()._run(tokens, *rest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_said_does_not_depend_on_the_room_for_caches(load, name):
+    policy = load(name)
+    position = TransformersEngine(policy, 4)._position_bytes
+    results, kept = [], []
+    for room in (None, 400 * position, 130 * position, position):
+        engine = Watched(policy, 8, room)
+        asked = (Prompts(policy.chat), Echo, starts(), sampling(policy.chat, 8), LIMITS)
+        found, _ = roll_out(engine, *asked, seed=3)
+        results.append(found)
+        kept.append(max(engine.kept))
+        assert room is None or kept[-1] <= room
+    for result in results[1:]:
+        assert [t.token_ids for t in result] == [t.token_ids for t in results[0]]
+        for one, other in zip(result, results[0], strict=True):
+            assert one.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-5)
+    assert kept[0] > kept[2] > kept[3] == 0
+
+
+def test_a_kept_cache_that_was_dropped_is_computed_again(load):
+    policy = load("qwen3")
+    engine = TransformersEngine(policy, 8, 60 * TransformersEngine(policy, 4)._position_bytes)
+    engine.conversations_at_once = lambda tokens: 10  # more than there is room for
+    asked = (Prompts(policy.chat), Echo, starts(), sampling(policy.chat, 8), LIMITS)
+    bounded, _ = roll_out(engine, *asked, seed=3)
+    free, _ = roll_out(TransformersEngine(policy, 8), *asked, seed=3)
+    assert [t.token_ids for t in bounded] == [t.token_ids for t in free]
+
+
+def test_what_prompts_begin_with_is_prefilled_and_kept_once(load):
+    policy = load("qwen3")
+    shared, own = list(range(5, 45)), [[1, 2, 3], [4, 2], [6]]
+    requests = [Request(shared + ids, seed=i, conversation=i) for i, ids in enumerate(own)]
+    engine = Watched(policy, 8)
+    engine.generate(requests, sampling(policy.chat, 1), keep_cache=True)
+    assert engine.passes == [len(shared), 9]
+    row = engine._position_bytes
+    assert engine.kept == [(len(shared) + sum(map(len, own))) * row]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_k_turns_have_exactly_k_trained_spans_and_the_ids_scored_are_the_ids_sampled(load, name):
     policy = load(name)

@@ -81,15 +81,50 @@ def roll_out(
     seed: int,
     progress: RolloutProgress | None = None,
 ) -> tuple[list[Trajectory], float]:
-    """Run all conversations to their end; `seed` is the run's. Engines keep caches between turns. `progress`
-    counts finished conversations and sampled tokens.
+    """Run all conversations to their end, as many at once as the engine has room for; `seed` is the run's.
+    Engines keep caches between turns. `progress` counts finished conversations and sampled tokens.
 
     -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
     out, averaged over turns."""
-    conversations = [_open(start, environment(), prompts, limits) for start in starts]
-    turn = sampled = 0
     if progress is not None:
-        progress.start(len(conversations))
+        progress.start(len(starts))
+    answers = sampling.max_new_tokens * (1 if environment().single_turn else limits.max_turns)
+    size = engine.conversations_at_once(min(limits.max_positions, limits.max_prompt_length + answers))
+    conversations: list[_Conversation] = []
+    sampled = 0
+    while len(conversations) < len(starts):
+        done = len(conversations)
+        wave = [_open(start, environment(), prompts, limits) for start in starts[done : done + size]]
+        conversations += wave
+        counted = None if progress is None else _Counted(progress, done, sampled)
+        sampled += _converse(engine, prompts, wave, sampling, limits, seed, counted)
+    if progress is not None:
+        progress.end(sampled)
+    masses = [mass for c in conversations for mass in c.truncated_mass]
+    return [c.trajectory for c in conversations], sum(masses) / max(1, len(masses))
+
+
+@dataclass
+class _Counted:
+    """Progress of conversations that run at once, after others: those that are finished and the tokens that
+    were sampled before."""
+
+    progress: RolloutProgress
+    finished: int
+    sampled: int
+
+
+def _converse(
+    engine: RolloutEngine,
+    prompts: Prompts,
+    conversations: Sequence[_Conversation],
+    sampling: Sampling,
+    limits: Limits,
+    seed: int,
+    counted: _Counted | None,
+) -> int:
+    """Run conversations turn by turn to their end. Returns how many tokens were sampled."""
+    turn = sampled = 0
     while live := [(i, c) for i, c in enumerate(conversations) if not c.done]:
         requests = [
             Request(c.trajectory.token_ids, derived_seed(seed, "sample", *c.start.where, turn), i)
@@ -97,7 +132,7 @@ def roll_out(
         ]
         continues = turn + 1 < limits.max_turns and not all(c.environment.single_turn for _, c in live)
         finished = len(conversations) - len(live)
-        watched = _watched(progress, finished, sampled, continues)
+        watched = _watched(counted, finished, sampled, continues)
         completions = engine.generate(requests, sampling, keep_cache=continues, **watched)
         sampled += sum(len(completion.token_ids) for completion in completions)
         acting = [conversation for _, conversation in live]
@@ -106,24 +141,20 @@ def roll_out(
             _observe(conversation, step, prompts, sampling, limits)
         turn += 1
     engine.forget()
-    if progress is not None:
-        progress.end(sampled)
     for conversation in conversations:
         _finish(conversation)
-    masses = [mass for c in conversations for mass in c.truncated_mass]
-    return [c.trajectory for c in conversations], sum(masses) / max(1, len(masses))
+    return sampled
 
 
-def _watched(
-    progress: RolloutProgress | None, finished: int, sampled: int, continues: bool
-) -> dict[str, Any]:
+def _watched(counted: _Counted | None, finished: int, sampled: int, continues: bool) -> dict[str, Any]:
     """What an engine needs to report a turn, on top of what is `finished` and `sampled`. Its ended requests
     are finished conversations if no turn follows."""
-    if progress is None:
+    if counted is None:
         return {}
+    finished, sampled = counted.finished + finished, counted.sampled + sampled
 
     def generated(ended: int, tokens: int) -> None:
-        progress.update(finished + (0 if continues else ended), sampled + tokens)
+        counted.progress.update(finished + (0 if continues else ended), sampled + tokens)
 
     return {"progress": generated}
 

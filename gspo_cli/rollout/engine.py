@@ -48,6 +48,9 @@ class RolloutEngine(Protocol):
     def max_positions(self) -> int:
         """Longest sequence the model takes, prompt and answer together, in tokens."""
 
+    def conversations_at_once(self, tokens: int) -> int:
+        """How many conversations of up to `tokens` keep their caches between turns."""
+
     def generate(
         self,
         requests: Sequence[Request],

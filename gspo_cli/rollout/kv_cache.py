@@ -5,7 +5,9 @@ Shapes: R rows, H key-value heads, L positions, D head size."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,12 +57,71 @@ def _roomier(states: Tensor, stored: Tensor | None, length: int, room: int) -> T
     return buffer
 
 
-@dataclass(frozen=True)
-class KeptRow:
-    """The cache of one conversation: ids it covers, and per layer keys and values (H, len(ids), D)."""
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What several conversations begin with: ids, and per layer keys and values (H, len(ids), D)."""
 
     token_ids: list[int]
     layers: list[tuple[Tensor, Tensor]]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRow(Prefix):
+    """The cache of one conversation: ids it covers, and per layer keys and values (H, n, D) of those that
+    come after its prefix."""
+
+    prefix: Prefix
+
+
+NO_PREFIX = Prefix([], [])
+
+
+class KeptRows:
+    """Caches by conversation, which take at most `limit` bytes (None: any number): the oldest is dropped."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self._rows: dict[int, KeptRow] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all caches; a prefix that several share counts once."""
+        prefixes = {id(row.prefix): row.prefix for row in self._rows.values()}
+        return sum(part.nbytes for part in (*prefixes.values(), *self._rows.values()))
+
+    def add(self, conversation: int, row: KeptRow) -> None:
+        """Keep a cache, and drop the oldest ones where they take too much."""
+        self._rows[conversation] = row
+        while self.limit is not None and self._rows and self.nbytes > self.limit:
+            del self._rows[next(iter(self._rows))]
+
+    def covers(self, conversation: int, prompt_ids: list[int]) -> bool:
+        """Whether there is a cache of the beginning of `prompt_ids`."""
+        row = self._rows.get(conversation)
+        if row is None or len(row.token_ids) >= len(prompt_ids):
+            return False
+        return prompt_ids[: len(row.token_ids)] == row.token_ids
+
+    def take(self, conversations: Sequence[int]) -> list[KeptRow]:
+        """The caches of these conversations, which are no longer kept."""
+        return [self._rows.pop(conversation) for conversation in conversations]
+
+    def drop(self, conversations: Sequence[int]) -> None:
+        """Forget the caches of these conversations, where there are any."""
+        for conversation in conversations:
+            self._rows.pop(conversation, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._rows.clear()
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -74,24 +135,61 @@ def _layers(cache: DynamicCache) -> list[Any]:
     return cache.layers  # Any: transformers' layers differ in what they have; see `is_plain`
 
 
+def cache_bytes(cache: DynamicCache) -> int:
+    """Bytes of all keys and values."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in _layers(cache))
+
+
 def is_plain(cache: DynamicCache) -> bool:
     """Whether every layer keeps all positions, so that rows can be taken out and put back."""
     return all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
-def take_row(cache: DynamicCache, row: int, positions: Tensor, token_ids: list[int]) -> KeptRow:
-    """Copy one row's valid `positions`, which hold `token_ids`."""
+def take_prefix(cache: DynamicCache, token_ids: list[int]) -> Prefix:
+    """Copy what all rows begin with, in the first columns of each."""
+    count = len(token_ids)
+    layers = [(layer.keys[0, :, :count], layer.values[0, :, :count]) for layer in _layers(cache)]
+    return Prefix(token_ids, [(keys.clone(), values.clone()) for keys, values in layers])
+
+
+def take_row(
+    cache: DynamicCache, row: int, positions: Tensor, token_ids: list[int], prefix: Prefix
+) -> KeptRow:
+    """Copy one row's valid `positions` after the prefix; with it they hold `token_ids`."""
     layers = [(layer.keys[row][:, positions], layer.values[row][:, positions]) for layer in _layers(cache)]
-    return KeptRow(token_ids, layers)
+    return KeptRow(token_ids, layers, prefix)
 
 
-def stack_rows(config: PreTrainedConfig, rows: list[KeptRow]) -> DynamicCache:
-    """One cache of several kept conversations, padded on the left."""
+def stack_rows(
+    config: PreTrainedConfig, rows: list[KeptRow], device: torch.device
+) -> tuple[DynamicCache, Tensor, Prefix]:
+    """One cache of several kept conversations: the prefix of all, then each one's own, padded on the left.
+    -> the cache, a mask (R, L) of real tokens, and the prefix."""
+    prefix = rows[0].prefix
+    if any(row.prefix is not prefix for row in rows):
+        rows, prefix = [_whole(row) for row in rows], NO_PREFIX
     cache = new_cache(config)
-    longest = max(len(row.token_ids) for row in rows)
+    own = [len(row.token_ids) - len(prefix.token_ids) for row in rows]
     for index, layer in enumerate(_layers(cache)):
-        layer.update(*(_padded_left([row.layers[index][part] for row in rows], longest) for part in (0, 1)))
-    return cache
+        parts = [_padded_left([row.layers[index][part] for row in rows], max(own)) for part in (0, 1)]
+        if prefix.token_ids:
+            shared = [part.expand(len(rows), *part.shape) for part in prefix.layers[index]]
+            parts = [torch.cat(pair, dim=2) for pair in zip(shared, parts, strict=True)]
+        layer.update(*parts)
+    known = torch.ones(len(rows), len(prefix.token_ids), dtype=torch.bool, device=device)
+    return cache, torch.cat([known, left_padding_mask(own, device)], dim=1), prefix
+
+
+def _whole(row: KeptRow) -> KeptRow:
+    """The same cache without a prefix of its own."""
+    if not row.prefix.token_ids:
+        return row
+    pairs = zip(row.prefix.layers, row.layers, strict=True)
+    layers = [
+        (torch.cat([shared[0], own[0]], dim=1), torch.cat([shared[1], own[1]], dim=1))
+        for shared, own in pairs
+    ]
+    return KeptRow(row.token_ids, layers, NO_PREFIX)
 
 
 def _padded_left(rows: list[Tensor], width: int) -> Tensor:

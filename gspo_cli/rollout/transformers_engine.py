@@ -5,8 +5,10 @@ may hold padding too, which the mask leaves out."""
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +19,19 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.prefix_tree import common_prefix
 from gspo_cli.rollout.engine import Completion, Request, Sampling
-from gspo_cli.rollout.kv_cache import KeptRow, is_plain, left_padding_mask, new_cache, stack_rows, take_row
+from gspo_cli.rollout.kv_cache import (
+    NO_PREFIX,
+    KeptRow,
+    KeptRows,
+    Prefix,
+    cache_bytes,
+    is_plain,
+    left_padding_mask,
+    new_cache,
+    stack_rows,
+    take_prefix,
+    take_row,
+)
 from gspo_cli.rollout.progress import Generated
 from gspo_cli.rollout.sampling import draw, greedy, uniforms
 from gspo_cli.types import FinishReason
@@ -28,37 +42,46 @@ SHRINK_BELOW = 0.8  # share of unfinished rows below which the batch is reduced 
 @dataclass
 class _Batch:
     """Rows in flight: `mask` (R, L) is true on real tokens, `lengths` (R,) counts them, `hidden` (R, D)
-    predicts the next token."""
+    predicts the next token. All rows have `prefix` in their first columns."""
 
     cache: DynamicCache
     mask: Tensor
     lengths: Tensor
     hidden: Tensor
     padded: bool
+    prefix: Prefix = NO_PREFIX
 
     def select(self, rows: Tensor) -> _Batch:
         self.cache.batch_select_indices(rows)
-        return _Batch(self.cache, self.mask[rows], self.lengths[rows], self.hidden[rows], self.padded)
+        return replace(self, mask=self.mask[rows], lengths=self.lengths[rows], hidden=self.hidden[rows])
 
 
 class TransformersEngine:
     """`RolloutEngine` over the policy's own weights: there is nothing to synchronize."""
 
-    def __init__(self, policy: Policy, batch_size: int) -> None:
+    def __init__(self, policy: Policy, batch_size: int, cache_bytes: int | None = None) -> None:
+        """`cache_bytes` bounds the caches of rows in flight and, apart from them, those that are kept; a
+        single row always fits."""
         self.policy = policy
-        self.batch_size = batch_size
+        self.batch_size, self.cache_bytes = batch_size, cache_bytes
         layers = new_cache(policy.causal_model.config).layers
         if not all(hasattr(layer, "batch_select_indices") for layer in layers):
             raise UserError(
                 f"model.name: {type(policy.causal_model).__name__} has a cache that cannot be split "
                 "by rows (linear attention or convolution); choose a model with attention in all layers"
             )
-        self._kept: dict[int, KeptRow] = {}
+        self._kept = KeptRows(cache_bytes)
 
     @property
     def max_positions(self) -> int:
         """The model's own limit."""
         return self.policy.max_positions
+
+    def conversations_at_once(self, tokens: int) -> int:
+        """As many as fit into `cache_bytes`, at least one."""
+        if self.cache_bytes is None:
+            return sys.maxsize
+        return max(1, self.cache_bytes // (tokens * self._position_bytes))
 
     def forget(self) -> None:
         """Drop the caches kept between turns."""
@@ -76,12 +99,15 @@ class TransformersEngine:
         keep_cache: bool,
         progress: Generated | None = None,
     ) -> list[Completion]:
-        """See `RolloutEngine`. Rows of similar length share a batch of at most `batch_size`."""
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
+        """See `RolloutEngine`. Rows of similar length share a batch of at most `batch_size`; those whose
+        cache was kept do not share one with others."""
+        begun = [not self._kept.covers(asked.conversation, asked.prompt_ids) for asked in requests]
+        order = sorted(range(len(requests)), key=lambda i: (begun[i], len(requests[i].prompt_ids), i))
         completions: dict[int, Completion] = {}
         with self.policy.autocasting():
-            for start in range(0, len(order), self.batch_size):
-                indices = order[start : start + self.batch_size]
+            while len(completions) < len(order):
+                start = len(completions)
+                indices = self._next_batch(order[start:], requests, begun, sampling.max_new_tokens)
                 tokens = sum(len(completion.token_ids) for completion in completions.values())
                 batch_progress = None if progress is None else _after(progress, start, tokens)
                 results = self._generate_batch(
@@ -97,26 +123,54 @@ class TransformersEngine:
         keep_cache: bool,
         progress: Generated | None,
     ) -> list[Completion]:
-        kept = [self._kept.pop(request.conversation, None) for request in requests]
-        usable = [row for row, asked in zip(kept, requests, strict=True) if row and _extends(row, asked)]
-        batch = self._resume(requests, usable) if len(usable) == len(requests) else self._prefill(requests)
+        conversations = [request.conversation for request in requests]
+        if all(self._kept.covers(request.conversation, request.prompt_ids) for request in requests):
+            batch = self._resume(requests, self._kept.take(conversations))
+        else:  # an earlier batch of the same call may have taken the room of a kept cache
+            self._kept.drop(conversations)
+            batch = self._prefill(requests, keep_cache)
         return self._decode(batch, requests, sampling, keep_cache and is_plain(batch.cache), progress)
 
-    def _prefill(self, requests: list[Request]) -> _Batch:
+    def _next_batch(
+        self, left: list[int], requests: Sequence[Request], begun: list[bool], new_tokens: int
+    ) -> list[int]:
+        """The next of the sorted requests that are `left`: as many as fit, and are begun or resumed alike."""
+        found: list[int] = []
+        for index in left[: self.batch_size]:
+            longest = len(requests[index].prompt_ids) + new_tokens  # sorted: of those so far
+            fits = len(found) < self.conversations_at_once(longest)
+            if found and not (fits and begun[index] == begun[found[0]]):
+                break
+            found.append(index)
+        return found
+
+    @functools.cached_property
+    @torch.no_grad()
+    def _position_bytes(self) -> int:
+        """Bytes of a position of one row in the caches of all layers."""
+        cache = new_cache(self.policy.causal_model.config)
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.policy.device)
+        self._run(token, token, None, cache)
+        return cache_bytes(cache)
+
+    def _prefill(self, requests: list[Request], keep_cache: bool) -> _Batch:
         """Run what all prompts begin with once, then the rest of each different prompt, then give every
         request its copy."""
         unique = list({tuple(request.prompt_ids): None for request in requests})
         places = {prompt: place for place, prompt in enumerate(unique)}
         cache, device = new_cache(self.policy.causal_model.config), self.policy.device
         shared = _shared_beginning(unique) if is_plain(cache) else 0
-        past = torch.full((len(unique),), shared)
+        past, prefix = torch.full((len(unique),), shared), NO_PREFIX
         if shared:
-            self._forward(cache, left_padding_mask([shared], device), [unique[0][:shared]], past[:1] * 0)
+            common = list(unique[0][:shared])
+            self._forward(cache, left_padding_mask([shared], device), [common], past[:1] * 0)
+            if keep_cache:
+                prefix = take_prefix(cache, common)
             cache.batch_select_indices(past.to(device) * 0)
         rest = [prompt[shared:] for prompt in unique]
         known = torch.ones(len(unique), shared, dtype=torch.bool, device=device)
         mask = torch.cat([known, left_padding_mask([len(ids) for ids in rest], device)], dim=1)
-        batch = self._forward(cache, mask, rest, past)
+        batch = replace(self._forward(cache, mask, rest, past), prefix=prefix)
         rows = torch.tensor([places[tuple(request.prompt_ids)] for request in requests], device=device)
         return batch if len(unique) == len(requests) else batch.select(rows)
 
@@ -124,10 +178,10 @@ class TransformersEngine:
         """Put kept caches side by side and run only what is new."""
         covered = [len(row.token_ids) for row in kept]
         new = [request.prompt_ids[count:] for request, count in zip(requests, covered, strict=True)]
-        cache = stack_rows(self.policy.causal_model.config, kept)
-        old_mask = left_padding_mask(covered, self.policy.device)
+        cache, old_mask, prefix = stack_rows(self.policy.causal_model.config, kept, self.policy.device)
         new_mask = left_padding_mask([len(ids) for ids in new], self.policy.device)
-        return self._forward(cache, torch.cat([old_mask, new_mask], dim=1), new, torch.tensor(covered))
+        batch = self._forward(cache, torch.cat([old_mask, new_mask], dim=1), new, torch.tensor(covered))
+        return replace(batch, prefix=prefix)
 
     def _forward(
         self, cache: DynamicCache, mask: Tensor, ids: Sequence[Sequence[int]], past: Tensor
@@ -216,7 +270,7 @@ class TransformersEngine:
         hidden = self._run(
             drawn[:, None], batch.lengths[:, None], mask if batch.padded else None, batch.cache
         )
-        return _Batch(batch.cache, mask, batch.lengths + 1, hidden, batch.padded)
+        return replace(batch, mask=mask, lengths=batch.lengths + 1, hidden=hidden)
 
     def _keep(
         self,
@@ -233,12 +287,13 @@ class TransformersEngine:
         for row in chosen.nonzero().squeeze(dim=1).tolist():
             index = int(rows[row])
             fed = int(new_lengths[index]) - 1
-            prompt = batch.mask[row, :prompt_width].nonzero().squeeze(dim=1)
+            shared = len(batch.prefix.token_ids)
+            prompt = shared + batch.mask[row, shared:prompt_width].nonzero().squeeze(dim=1)
             generated = torch.arange(prompt_width, prompt_width + fed, device=prompt.device)
             ids = [*requests[index].prompt_ids, *tokens[index, :fed].tolist()]
-            self._kept[requests[index].conversation] = take_row(
-                batch.cache, row, torch.cat([prompt, generated]), ids
-            )
+            positions = torch.cat([prompt, generated])
+            kept = take_row(batch.cache, row, positions, ids, batch.prefix)
+            self._kept.add(requests[index].conversation, kept)
 
 
 def _after(progress: Generated, ended: int, tokens: int) -> Generated:
@@ -252,12 +307,6 @@ def _shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
         return 0
     first, last = np.array(min(prompts)), np.array(max(prompts))  # what both ends share, all share
     return min(common_prefix(first, last), min(map(len, prompts)) - 1)
-
-
-def _extends(row: KeptRow, request: Request) -> bool:
-    return request.prompt_ids[: len(row.token_ids)] == row.token_ids and len(request.prompt_ids) > len(
-        row.token_ids
-    )
 
 
 def _completions(

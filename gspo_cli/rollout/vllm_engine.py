@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,10 @@ class VLLMEngine:
     def max_positions(self) -> int:
         """The model's limit, or less if vLLM's cache holds less."""
         return min(self.policy.max_positions, self.llm.llm_engine.model_config.max_model_len)
+
+    def conversations_at_once(self, tokens: int) -> int:
+        """Any number: vLLM has a cache of a fixed size, and lets requests wait."""
+        return sys.maxsize
 
     def forget(self) -> None:
         """Does nothing: prefixes stay cached until weights change."""
