@@ -3,6 +3,7 @@ their cache."""
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 
@@ -14,7 +15,11 @@ from gspo_cli.rollout.engine import Request, Sampling
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.sampling import draw
 from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.identity import prepare, saved_settings
 from gspo_cli.tasks.base import SingleTurn, Step
+from gspo_cli.training.free_memory import free_bytes
+from gspo_cli.training.session import build_parts
 from gspo_cli.types import FinishReason, Message, Outcome, Problem
 
 NAMES = ["qwen3", "qwen3_moe", "gpt2"]
@@ -218,6 +223,23 @@ def test_what_is_said_does_not_depend_on_the_room_for_caches(load, name):
         for one, other in zip(result, results[0], strict=True):
             assert one.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-5)
     assert kept[0] > kept[2] > kept[3] == 0
+
+
+def test_the_room_for_caches_is_that_of_the_device_and_is_saved(configure, reporter, tmp_path, monkeypatch):
+    free = psutil.virtual_memory().available
+    assert 0 < free_bytes(torch.device("cpu")) <= 1.1 * free
+    (tmp_path / "memory.max").write_text(str(9 * 2**30))
+    (tmp_path / "memory.current").write_text(str(7 * 2**30))
+    monkeypatch.setattr("gspo_cli.training.free_memory.CONTROL_GROUP", tmp_path)
+    assert free_bytes(torch.device("cpu")) <= 2 * 2**30
+    config, yaml = configure("training.num_outer_iterations=1")
+    folder = RunFolder(tmp_path / "run")
+    folder.create(yaml)
+    parts = build_parts(config, folder, reporter)
+    assert saved_settings(folder.path)["rollout"]["cache_gb"] == config.rollout.cache_gb == 1.0
+    assert parts.engine.cache_bytes == 2**29
+    prepare(folder.path, yaml)  # as gspo-compare does before it goes on
+    assert saved_settings(folder.path)["rollout"]["cache_gb"] == 1.0
 
 
 def test_a_kept_cache_that_was_dropped_is_computed_again(load):

@@ -40,6 +40,10 @@ class RolloutConfig:
     """Maximum turns of the agent in a conversation; above 0."""
     batch_size: int = 256
     """Maximum answers that the transformers engine generates at once; above 0."""
+    cache_gb: float | None = None
+    """GiB that the transformers engine's key-value caches may take, half of it those of conversations that
+    wait for their next turn; what does not fit runs later. null takes half of what is free once the weights
+    are loaded, and saves it; above 0."""
     environment_concurrency: int = 16
     """Maximum environments that wait for something (such as a user behind a URL) at once; above 0."""
     environment_timeout: float = 120.0
@@ -53,6 +57,8 @@ class RolloutConfig:
             "rollout", self, "temperature", "top_p", "max_prompt_length", "max_completion_length"
         )
         require_positive("rollout", self, "max_turns", "batch_size")
+        if self.cache_gb is not None:
+            require_positive("rollout", self, "cache_gb")
         require_positive("rollout", self, "environment_concurrency", "environment_timeout")
         require_fraction("rollout", self, "top_p")
         require_not_negative("rollout", self, "top_k")

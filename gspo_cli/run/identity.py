@@ -34,6 +34,7 @@ RESUMABLE = (  # settings that may change when a run is resumed: those that do n
     "hardware.offload",
     "hardware.nodes",
     "rollout.batch_size",
+    "rollout.cache_gb",
 )
 # exceptions, because they affect a comparison of runs: when a run ends, what is evaluated, rounding
 MEASURED = (
@@ -143,6 +144,18 @@ def state_of(folder: Path) -> State:
     return State.complete if over else State.started
 
 
+def _as_begun(wanted: DictConfig, began: Mapping[str, Any], config_yaml: str) -> str:
+    """The configuration of a run that goes on, with what the program chose when it `began`."""
+    chosen: list[str] = []
+    if wanted.rollout.old_logprobs == OldLogprobs.auto.value and began["old_logprobs_chosen"]:
+        chosen += ["old_logprobs", "old_logprobs_chosen"]
+    if wanted.rollout.get("cache_gb") is None:
+        chosen += ["cache_gb"]
+    for name in chosen:
+        wanted.rollout[name] = literal(began[name])
+    return OmegaConf.to_yaml(wanted) if chosen else config_yaml
+
+
 def prepare(folder: Path, config_yaml: str) -> State:
     """Make `folder` ready for the run of a resolved configuration, so that `gspo-train resume=<folder>`
     starts or continues it. Returns the state it was found in; what is complete is left as it is.
@@ -167,10 +180,5 @@ def prepare(folder: Path, config_yaml: str) -> State:
             f"another folder{fix}"
         )
     if state is State.started:
-        chosen = saved["rollout"]
-        if wanted.rollout.old_logprobs == OldLogprobs.auto.value and chosen["old_logprobs_chosen"]:
-            for name in ("old_logprobs", "old_logprobs_chosen"):  # a run keeps what it began with
-                wanted.rollout[name] = literal(chosen[name])
-            config_yaml = OmegaConf.to_yaml(wanted)
-        write_atomically(run.config, config_yaml)
+        write_atomically(run.config, _as_begun(wanted, saved["rollout"], config_yaml))
     return state

@@ -40,6 +40,7 @@ from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.collecting import ConversationRunner, Progress
 from gspo_cli.training.evaluation import Evaluator
+from gspo_cli.training.free_memory import default_cache_gb
 from gspo_cli.training.lengths import change_rollout, fit_lengths, fitting, make_room_for_tools
 from gspo_cli.training.old_logprobs import choose
 from gspo_cli.training.preflight import noise_floor, noise_warnings
@@ -153,6 +154,9 @@ def build_parts(
     check_source(config, source)
     policy, strategy = load_for_training(config, source, folder, ranks, reporter.warn)
     fit_lengths(config, policy.max_positions, folder, reporter.warn)
+    if config.rollout.cache_gb is None and config.rollout.engine is Engine.transformers:
+        room = ranks.agreed(default_cache_gb(policy.device, ranks.size))
+        change_rollout(config, folder, {"cache_gb": room}, (), reporter.warn)
     engine = build_engine(config, policy, source.base)
     fit_lengths(config, engine.max_positions, folder, reporter.warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
@@ -213,7 +217,13 @@ def build_engine(config: RunConfig, policy: Policy, source: str) -> RolloutEngin
     """The rollout engine for the policy's weights; `source` is the model that the policy was loaded from."""
     if config.rollout.engine is Engine.vllm:
         return VLLMEngine(policy, source, config)
-    return TransformersEngine(policy, config.rollout.batch_size)
+    return transformers_engine(config, policy)
+
+
+def transformers_engine(config: RunConfig, policy: Policy) -> TransformersEngine:
+    """The engine with the room that the configuration gives to its caches, or what is free now."""
+    room = config.rollout.cache_gb or default_cache_gb(policy.device, processes=1)
+    return TransformersEngine(policy, config.rollout.batch_size, int(room * 2**29))
 
 
 def evaluate_only(
@@ -233,7 +243,7 @@ def evaluate_only(
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
     make_room_for_tools(config, prompts, heldout, policy.max_positions, None, warn)
     heldout = fitting(heldout, prompts, config, policy.max_positions, "held-out", warn)
-    engine = TransformersEngine(policy, config.rollout.batch_size)
+    engine = transformers_engine(config, policy)
     problems = heldout[: config.evaluation.problems]
     runner = ConversationRunner(config, reward, engine, prompts)
     found = Evaluator(config, runner).evaluate(problems, progress)
