@@ -102,8 +102,8 @@ def _run_in(
         raise
     except torch.OutOfMemoryError as error:  # in an update, micro-batches would have been reduced
         raise UserError(
-            "rollout.batch_size: memory ran out outside of an update; lower it, then continue with "
-            f"resume={folder.path}"
+            f"rollout.cache_gb={config.rollout.cache_gb}: memory ran out outside of an update; lower it "
+            f"with resume={folder.path} rollout.cache_gb=<less>"
         ) from error
     finally:
         torch.set_num_threads(threads)  # the next run in this process starts from the same state
