@@ -322,3 +322,16 @@ def test_a_model_that_computes_something_else_in_a_tree_is_found_by_trying(load,
 
     monkeypatch.setattr(attention, "forward", fail)
     assert decided(policy, configure).reason == "it failed on a tree (ValueError: no mask here)"
+
+
+def test_a_budget_that_was_halved_stays_halved_after_a_resume(load, configure, tmp_path):
+    config, _ = configure("algorithm=gspo", "hardware.tokens_per_microbatch=200")
+    checkpoints = Checkpoints(tmp_path, config.checkpoint)
+    updater = Updater(load("qwen3"), config)
+    updater.collator.budget = 50
+    checkpoints.save(updater, TrainerState(iteration=1, budget=(200, updater.collator.budget)))
+    other, _ = configure("algorithm=gspo", "hardware.tokens_per_microbatch=100")  # typed with the resume
+    for settings, left in ((config, 50), (other, 100)):
+        resumed = Updater(load("qwen3"), settings)
+        checkpoints.restore(checkpoints.last, resumed)
+        assert resumed.collator.budget == left

@@ -24,7 +24,8 @@ from gspo_cli.training.update import Updater
 class TrainerState:
     """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all
     sessions; they and `iteration` keep counting after a rollback. `clip_range` is the band in force, which is
-    restored with the weights; None (use the configured band) in checkpoints from before clip calibration."""
+    restored with the weights; None (use the configured band) in checkpoints from before clip calibration.
+    `budget` is hardware.tokens_per_microbatch as configured, and what was left of it after memory ran out."""
 
     iteration: int = 0
     cursor: int = 0
@@ -37,6 +38,7 @@ class TrainerState:
     last_reward: float | None = None
     rollbacks: int = 0
     clip_range: tuple[float | None, float | None] | None = None
+    budget: tuple[int, int] | None = None
 
 
 class Checkpoints:
@@ -95,6 +97,9 @@ class Checkpoints:
         updater.steps = saved["steps"]
         state = TrainerState(**saved["state"])
         _return_clip_range(state, updater)
+        configured = updater.config.hardware.tokens_per_microbatch
+        if state.budget is not None and state.budget[0] == configured:  # else it was changed for this resume
+            updater.collator.budget = state.budget[1]
         if updater.strategy.ranks.is_first:
             # the process may have been killed between writing the checkpoint and its links
             self._link(checkpoint, state)

@@ -250,6 +250,7 @@ class Trainer:
     def _save(self) -> None:
         self.state.wall_seconds = self.wall_seconds
         self.state.clip_range = self.updater.algorithm.clip_range
+        self.state.budget = (self.config.hardware.tokens_per_microbatch, self.updater.collator.budget)
         self.checkpoints.save(self.updater, self.state)
 
     @property
