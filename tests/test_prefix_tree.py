@@ -17,6 +17,7 @@ from transformers import (
 
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.prefix_tree import cut, plant, unique_tokens
+from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.collator import deal
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.sharing import Sharing, obstacle, sharing
