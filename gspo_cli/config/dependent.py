@@ -164,9 +164,12 @@ def fitted_size(name: str, *, _root_: DictConfig) -> int:
 
 def fitted_minibatch(*, _root_: DictConfig) -> str:
     """training.minibatch_by where it is not given: the resolver `fitted_minibatch`."""
-    sizes = sizes_of(_root_)[1]
-    prompts = sizes.generations_per_iteration // sizes.num_generations
-    return (MinibatchBy.answer if prompts % sizes.updates_per_rollout else MinibatchBy.group).value
+    training = _root_.training
+    total, group, updates = (
+        training[name] for name in ("generations_per_iteration", "num_generations", "updates_per_rollout")
+    )
+    whole = all(map(_counts, (total, group, updates))) and total // group % updates == 0
+    return (MinibatchBy.group if whole else MinibatchBy.answer).value
 
 
 def fitted_length(name: str, *, _root_: DictConfig) -> int:
