@@ -2,14 +2,15 @@
 
     pip install -e '.[bench]'
     python scripts/benchmark.py
-    python scripts/benchmark.py --ours-only     # without TRL
+    python scripts/benchmark.py --workload tools --ours-only     # one workload, without TRL
 
-A Qwen3 shape of 3.7M parameters with random weights answers 16 prompts 4 times and takes 4 updates on the
-answers. `fixed`: nothing ends an answer before 128 tokens. `geometric`: 64 of 2,048 token ids end it, so that
-lengths are about geometric with mean 32, cut at 128. Each side runs in its own process, one after the other,
-with an iteration to warm up. Exits with 1 unless both sides trained on the same number of tokens (within 10%
-where lengths are drawn). Left out: models whose matrix products saturate the machine, several processes,
-vLLM, GPUs."""
+A Qwen3 shape of 3.7M parameters with random weights. `fixed` and `geometric`: 16 prompts of 24 to 40 tokens,
+4 answers each, 4 updates; nothing ends an answer before 128 tokens, or 64 of 2,048 token ids end it, so that
+lengths are about geometric with mean 32, cut at 128. `tools`: 4 prompts of 600 tokens, 8 answers of 64 each,
+2 updates. gspo-cli is measured as it comes, and with old log-probabilities recomputed as TRL does. Each side
+runs in its own process, one after the other, with an iteration to warm up. Exits with 1 unless all sides
+trained on the same number of tokens (within 10% where lengths are drawn). Left out: models whose matrix
+products saturate the machine, several processes, vLLM, GPUs."""
 
 from __future__ import annotations
 
@@ -27,23 +28,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmark_sides import FULL, SMOKE, Record, Workload, peak_gb, run_ours, run_trl, write_model
+from benchmark_sides import WORKLOADS, Record, Workload, peak_gb, run_ours, run_trl, smoke, write_model
 
 LABELS = {"rollout": "rollout", "score": "old log-probs", "update": "update", "other": "rewards, batching"}
-SIDES = {"ours": "gspo-cli", "trl": "TRL"}
+SIDES = {"ours": "gspo-cli", "recompute": "recomputing", "trl": "TRL"}
+SETTINGS = {"ours": (), "recompute": ("rollout.old_logprobs=recompute",)}
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
 DRAWN_TOLERANCE = 0.1  # how far the sides' token counts may differ where lengths are drawn
 
 
 def child(arguments: argparse.Namespace) -> None:
     """What a subprocess does: write the models, or run one side and leave its numbers in a file."""
-    workload, folder = workload_of(arguments), arguments.folder
+    folder = arguments.folder
     if arguments.child == "write":
-        for lengths in lengths_of(arguments):
-            write_model(folder / lengths, lengths, workload)
+        for name in workloads_of(arguments):
+            write_model(folder / name, sized(name, arguments))
         return
-    side = run_ours if arguments.child == "ours" else run_trl
-    records, imported = side(folder, arguments.threads, 1 + arguments.iterations, workload)
+    work = (folder, arguments.threads, 1 + arguments.iterations, sized(folder.name, arguments))
+    side = arguments.child
+    records, imported = run_trl(*work) if side == "trl" else run_ours(*work, *SETTINGS[side])
     result = {"records": records[1:], "peak_gb": peak_gb(), "imported_gb": imported}
     arguments.result.write_text(json.dumps(result))
 
@@ -52,7 +55,7 @@ def spawn(work: str, folder: Path, arguments: argparse.Namespace) -> dict[str, A
     """Run `child` in its own process and return what it measured. Raises RuntimeError if it fails."""
     result = folder.parent / f"{work}.json"
     options = ["--child", work, "--folder", str(folder), "--result", str(result)]
-    options += ["--lengths", arguments.lengths, "--threads", str(arguments.threads)]
+    options += ["--workload", arguments.workload, "--threads", str(arguments.threads)]
     options += ["--iterations", str(arguments.iterations)]
     if arguments.smoke:  # in this process: importing torch takes longer than all else
         child(parse([*options, "--smoke"]))
@@ -66,14 +69,14 @@ def spawn(work: str, folder: Path, arguments: argparse.Namespace) -> dict[str, A
     return {} if work == "write" else json.loads(result.read_text())
 
 
-def measure(lengths: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Record]:
+def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Record]:
     """The sides in turn, `repeats` times. -> side -> medians over all iterations"""
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides_of(arguments)}
     for repeat in range(arguments.repeats):
         for side in runs if repeat % 2 == 0 else reversed(runs):
             runs[side].append(spawn(side, folder, arguments))
             times = ", ".join(f"{r['iteration']:.1f}" for r in runs[side][-1]["records"])
-            print(f"{lengths}, {SIDES[side]}, repeat {repeat + 1}: {times} s", file=sys.stderr)
+            print(f"{name}, {SIDES[side]}, repeat {repeat + 1}: {times} s", file=sys.stderr)
     return {side: summarize(results) for side, results in runs.items()}
 
 
@@ -110,13 +113,14 @@ def unequal_work(trained: Mapping[str, float], expected: int | None) -> str | No
 
 
 def table(found: dict[str, Record]) -> list[list[str]]:
-    """Rows of a label and a column per side; with both, how many times TRL needs what we need."""
+    """Rows of a label and a column per side; with TRL, how many times it needs what each of ours needs."""
     sides = list(found.values())
-    rows = [["", *(SIDES[side] for side in found), *["TRL / gspo-cli"] * (len(sides) > 1)]]
+    ours = [SIDES[side] for side in found if side != "trl"] if "trl" in found else []
+    rows = [["", *(SIDES[side] for side in found), *(f"TRL / {side}" for side in ours)]]
 
     def row(label: str, values: Sequence[float | str], form: str = "{}", ratio: bool = False) -> None:
-        last = [f"{values[1] / values[0]:.2f}" if ratio else ""] if len(values) > 1 else []
-        rows.append([label, *(form.format(value) for value in values), *last])
+        ratios = [_times(values[-1], value) if ratio else "" for value in values[: len(ours)]]
+        rows.append([label, *(form.format(value) for value in values), *ratios])
 
     def values(name: str) -> list[float]:
         return [side[name] for side in sides]
@@ -133,6 +137,11 @@ def table(found: dict[str, Record]) -> list[list[str]]:
     return rows
 
 
+def _times(theirs: float | str, ours: float | str) -> str:
+    """How many times one takes what the other takes."""
+    return f"{float(theirs) / float(ours):.2f}" if float(ours) else "–"
+
+
 def show(rows: Sequence[Sequence[str]], markdown: bool) -> None:
     """Print the table in columns, or as Markdown."""
     if markdown:
@@ -143,25 +152,25 @@ def show(rows: Sequence[Sequence[str]], markdown: bool) -> None:
         print(f"{first:34}" + "".join(f"{text:>16}" for text in others))
 
 
-def workload_of(arguments: argparse.Namespace) -> Workload:
-    """What an iteration does."""
-    return SMOKE if arguments.smoke else FULL
+def sized(name: str, arguments: argparse.Namespace) -> Workload:
+    """What an iteration of a workload does."""
+    return smoke(WORKLOADS[name]) if arguments.smoke else WORKLOADS[name]
 
 
-def lengths_of(arguments: argparse.Namespace) -> list[str]:
-    """The kinds of lengths to measure."""
-    return ["fixed", "geometric"] if arguments.lengths == "both" else [arguments.lengths]
+def workloads_of(arguments: argparse.Namespace) -> list[str]:
+    """The workloads to measure."""
+    return list(WORKLOADS) if arguments.workload == "all" else [arguments.workload]
 
 
 def sides_of(arguments: argparse.Namespace) -> list[str]:
     """The sides to measure."""
-    return ["ours"] if arguments.ours_only else list(SIDES)
+    return list(SETTINGS) if arguments.ours_only else list(SIDES)
 
 
 def parse(line: Sequence[str] | None = None) -> argparse.Namespace:
     """The options in `line`, or of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--lengths", choices=["fixed", "geometric", "both"], default="both")
+    parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all")
     parser.add_argument("--ours-only", action="store_true", help="measure gspo-cli alone; needs no TRL")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes in one process: checks that it runs")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on each side")
@@ -185,16 +194,17 @@ def main() -> None:
         return
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if find_spec(name))
     print(f"Python {platform.python_version()}, {packages}, {arguments.threads} thread(s)")
-    workload, iterations = workload_of(arguments), arguments.repeats * arguments.iterations
+    iterations = arguments.repeats * arguments.iterations
     with tempfile.TemporaryDirectory() as folder:
         spawn("write", Path(folder), arguments)
-        for lengths in lengths_of(arguments):
-            found = measure(lengths, Path(folder) / lengths, arguments)
-            expected = iterations * workload.sequences * workload.longest if lengths == "fixed" else None
+        for name in workloads_of(arguments):
+            found = measure(name, Path(folder) / name, arguments)
+            workload = sized(name, arguments)
+            expected = iterations * workload.sequences * workload.longest if workload.mean is None else None
             reason = unequal_work({side: record["tokens"] for side, record in found.items()}, expected)
             if reason:
-                sys.exit(f"{lengths} lengths: {reason}")
-            print(f"\n{lengths} lengths, medians of {iterations} iterations\n")
+                sys.exit(f"{name}: {reason}")
+            print(f"\n{name}, medians of {iterations} iterations\n")
             show(table(found), arguments.markdown)
 
 

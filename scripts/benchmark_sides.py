@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ Record = dict[str, float]
 
 @dataclass(frozen=True)
 class Workload:
-    """An iteration of either side. Answers have `longest` tokens, or about `mean` where lengths are drawn."""
+    """An iteration of either side. Prompts have `prompt` tokens, from the fewest to the most. Answers have
+    `longest` tokens, or about `mean` where lengths are drawn (else None)."""
 
     prompts: int
     answers: int
     updates: int
+    prompt: tuple[int, int]
     longest: int
-    mean: int
+    mean: int | None
     shape: Mapping[str, int]
 
     @property
@@ -39,19 +41,26 @@ class Workload:
 
 
 HEADS = {"heads": 4, "key_value_heads": 2}
-FULL = Workload(
-    16, 4, 4, 128, 32, HEADS | {"hidden_size": 256, "layers": 4, "head_dim": 64, "intermediate_size": 768}
-)
-SMOKE = Workload(
-    4, 4, 2, 16, 8, HEADS | {"hidden_size": 32, "layers": 1, "head_dim": 8, "intermediate_size": 64}
-)
+SHAPE = HEADS | {"hidden_size": 256, "layers": 4, "head_dim": 64, "intermediate_size": 768}
+SMALL = HEADS | {"hidden_size": 32, "layers": 1, "head_dim": 8, "intermediate_size": 64}
+WORKLOADS = {
+    "fixed": Workload(16, 4, 4, (24, 40), 128, None, SHAPE),
+    "geometric": Workload(16, 4, 4, (24, 40), 128, 32, SHAPE),
+    "tools": Workload(4, 8, 2, (600, 600), 64, None, SHAPE),
+}
 
 
-def prompts(count: int) -> list[str]:
-    """Random words, 24 to 40 of them; one word is one token, none of them ends an answer."""
+def smoke(workload: Workload) -> Workload:
+    """The same in tiny sizes."""
+    mean = workload.mean and 8
+    return replace(workload, prompts=4, answers=4, updates=2, longest=16, mean=mean, shape=SMALL)
+
+
+def prompts(workload: Workload, count: int) -> list[str]:
+    """Random words; one word is one token, none of them ends an answer."""
     rng = random.Random(0)
     return [
-        " ".join(f"w{rng.randrange(100, VOCABULARY)}" for _ in range(rng.randint(24, 40)))
+        " ".join(f"w{rng.randrange(100, VOCABULARY)}" for _ in range(rng.randint(*workload.prompt)))
         for _ in range(count)
     ]
 
@@ -61,7 +70,7 @@ def token_sum_reward(completion_ids: Sequence[int]) -> float:
     return sum(completion_ids) % 101 / 100
 
 
-def write_model(folder: Path, lengths: str, workload: Workload) -> None:
+def write_model(folder: Path, workload: Workload) -> None:
     """A model folder that both sides load; its generation config lists the tokens that end an answer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -75,7 +84,7 @@ def write_model(folder: Path, lengths: str, workload: Workload) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
     fast.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     model = build_model(Shape(**workload.shape), VOCABULARY, seed=0)
-    if lengths == "geometric":
+    if workload.mean is not None:
         # nearly uniform at random weights: one id in `mean` ends an answer
         model.generation_config.eos_token_id = list(range(1, 1 + VOCABULARY // workload.mean))
     model.generation_config.pad_token_id = 0
@@ -83,11 +92,16 @@ def write_model(folder: Path, lengths: str, workload: Workload) -> None:
     fast.save_pretrained(folder)
 
 
-def run_ours(folder: Path, threads: int, iterations: int, workload: Workload) -> tuple[list[Record], float]:
-    """The body of `Trainer`'s iteration, without its log lines. -> records, GB before the model is loaded"""
+def run_ours(
+    folder: Path, threads: int, iterations: int, workload: Workload, *settings: str
+) -> tuple[list[Record], float]:
+    """The body of `Trainer`'s iteration, without its log lines; `settings` are added to `overrides`.
+
+    -> records, GB before the model is loaded"""
     import torch
     from hydra import compose, initialize_config_dir
 
+    from gspo_cli.config.choices import OldLogprobs
     from gspo_cli.config.compose import CONF_DIR, build_config, register
     from gspo_cli.policy.loading import load_policy
     from gspo_cli.randomness import generator
@@ -97,6 +111,10 @@ def run_ours(folder: Path, threads: int, iterations: int, workload: Workload) ->
     from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
     from gspo_cli.training.credit import trainable, with_advantages
     from gspo_cli.training.metrics import Clock
+    from gspo_cli.training.old_logprobs import choose
+    from gspo_cli.training.preflight import noise_floor
+    from gspo_cli.training.sharing import sharing
+    from gspo_cli.training.strategy import OneProcess
     from gspo_cli.training.update import Updater
     from gspo_cli.types import Message, Problem, RewardResult
 
@@ -108,15 +126,21 @@ def run_ours(folder: Path, threads: int, iterations: int, workload: Workload) ->
     torch.set_num_threads(threads)
     register()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = build_config(compose("train", overrides=overrides(folder, iterations, workload)))
+        chosen = [*overrides(folder, iterations, workload), *settings]
+        config = build_config(compose("train", overrides=chosen))
     imported = peak_gb()
     policy = load_policy(config.model.name, config.model, config.hardware)
-    texts = prompts(workload.prompts * iterations)
+    texts = prompts(workload, workload.prompts * iterations)
     problems = [Problem(str(i), (Message("user", text),)) for i, text in enumerate(texts)]
     engine = TransformersEngine(policy, config.rollout.batch_size)
     runner = ConversationRunner(config, TokenSum(), engine, Prompts(policy.chat))
     collector = Collector(config, runner, ProblemOrder(problems, config.seed))
-    updater = Updater(policy, config)
+    strategy = OneProcess(policy, config)
+    updater = Updater(policy, config, strategy, sharing(config, policy, strategy))
+    if config.rollout.old_logprobs is OldLogprobs.auto:
+        floor = noise_floor(config, policy, strategy, problems, runner.prompts, updater.sharing)
+        taken, _ = choose(config, policy, engine, floor, problems, runner.prompts)
+        config.rollout = replace(config.rollout, old_logprobs=taken)
     records, cursor = [], 0
     for iteration in range(iterations):
         clock, started = Clock(), time.process_time()
@@ -138,6 +162,7 @@ def overrides(folder: Path, iterations: int, workload: Workload) -> list[str]:
         "hardware=cpu",
         "task=arithmetic",  # single-turn, without a system prompt; its problems and reward are replaced
         f"model.name={folder}",
+        f"rollout.max_prompt_length={workload.prompt[1]}",
         f"rollout.max_completion_length={workload.longest}",
         f"algorithm.learning_rate={LEARNING_RATE}",
         f"algorithm.clip_range_left={CLIP_LEFT}",
@@ -191,7 +216,9 @@ def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> 
 
     steps = workload.updates * iterations
     args = GRPOConfig(**trl_settings(workload), output_dir=str(folder / "trl"), max_steps=steps)
-    dataset = Dataset.from_list([{"prompt": text} for text in prompts(workload.prompts * iterations)])
+    dataset = Dataset.from_list(
+        [{"prompt": text} for text in prompts(workload, workload.prompts * iterations)]
+    )
     trainer = GRPOTrainer(
         model=str(folder), reward_funcs=reward, args=args, train_dataset=dataset, callbacks=[IterationEnd()]
     )

@@ -47,11 +47,15 @@ def test_every_script_is_run():
 
 def test_the_benchmark_measures_our_side_without_trl(run_script):
     printed = run_script("benchmark.py", "--ours-only", "--smoke", "--repeats", "1", "--iterations", "1")
-    fixed, geometric = printed.split("\n\ngeometric lengths")
-    assert "mean answer, tokens                           16.0" in fixed
-    rows = dict(line.rsplit(maxsplit=1) for line in geometric.splitlines() if line[:1].isalpha())
-    assert float(rows["answer tokens per second"]) > 0
-    assert 1 <= float(rows["mean answer, tokens"]) < 16
+    tables = {part.partition(",")[0]: part for part in printed.split("\n\n") if ", medians of" in part}
+    assert list(tables) == ["fixed", "geometric", "tools"]
+    for name, drawn in (("fixed", False), ("geometric", True), ("tools", False)):
+        part = printed.partition(f"\n{name}, medians")[2].partition(", medians")[0]
+        rows = {line[:34].strip(): line[34:].split() for line in part.splitlines() if line[:1].isalpha()}
+        assert all(float(speed) > 0 for speed in rows["answer tokens per second"])
+        ours, recomputing = map(float, rows["mean answer, tokens"])
+        assert ours == recomputing
+        assert (1 <= ours < 16) if drawn else ours == 16
 
 
 def test_the_benchmark_names_what_it_lacks_where_trl_is_not_installed():
@@ -100,9 +104,10 @@ def test_the_benchmark_exits_with_1_where_nothing_was_trained(run_script, monkey
     nothing = [{"iteration": 1.0, "tokens": 0, "mean_length": 0.0, "groups_skipped": 1.0}] * 2
     monkeypatch.setattr(sides, "run_ours", lambda *_: (nothing, 0.1))
     with pytest.raises(SystemExit) as end:
-        run_script("benchmark.py", "--ours-only", "--smoke", "--lengths", "geometric")
+        run_script("benchmark.py", "--ours-only", "--smoke", "--workload", "geometric")
     assert end.value.code == (
-        "geometric lengths: gspo-cli trained on 0 tokens; without tokens nothing is measured"
+        "geometric: gspo-cli trained on 0 tokens, recomputing trained on 0 tokens; without tokens nothing is "
+        "measured"
     )
 
 

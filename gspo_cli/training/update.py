@@ -47,6 +47,7 @@ class Updater:
     ) -> None:
         require_routing(policy.routing, config)
         self.policy, self.config, self.algorithm = policy, config, config.algorithm
+        self.sharing = sharing
         self.strategy = strategy or OneProcess(policy, config)
         self.collator = Collator(
             config,
