@@ -34,6 +34,7 @@ LABELS = {"rollout": "rollout", "score": "old log-probs", "update": "update", "o
 SIDES = {"ours": "gspo-cli", "recompute": "recomputing", "trl": "TRL"}
 SETTINGS = {"ours": (), "recompute": ("rollout.old_logprobs=recompute",)}
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
+SHORTEST = 0.01  # seconds (or GB): what is less has no ratio
 DRAWN_TOLERANCE = 0.1  # how far the sides' token counts may differ where lengths are drawn
 
 
@@ -139,7 +140,7 @@ def table(found: dict[str, Record]) -> list[list[str]]:
 
 def _times(theirs: float | str, ours: float | str) -> str:
     """How many times one takes what the other takes."""
-    return f"{float(theirs) / float(ours):.2f}" if float(ours) else "–"
+    return f"{float(theirs) / float(ours):.2f}" if float(ours) >= SHORTEST else "–"
 
 
 def show(rows: Sequence[Sequence[str]], markdown: bool) -> None:
@@ -149,7 +150,7 @@ def show(rows: Sequence[Sequence[str]], markdown: bool) -> None:
         print("\n".join("| " + " | ".join(line) + " |" for line in lines))
         return
     for first, *others in rows:
-        print(f"{first:34}" + "".join(f"{text:>16}" for text in others))
+        print(f"{first:34}" + "".join(f"{text:>19}" for text in others))
 
 
 def sized(name: str, arguments: argparse.Namespace) -> Workload:
