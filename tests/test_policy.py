@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
-from gspo_cli.config.choices import Precision
+from gspo_cli.config.choices import Attention, Precision
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
@@ -184,6 +184,18 @@ def test_models_that_cap_their_logits_are_refused(tmp_path, folders):
     AutoTokenizer.from_pretrained(folders["qwen3"]).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="transforms its logits"):
         load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_is_computed_as_it_is_asked_for(load, name):
+    fused, plain = (load(name, attention=kind) for kind in (Attention.sdpa, Attention.eager))
+    assert fused.causal_model.config._attn_implementation == "sdpa"
+    assert plain.causal_model.config._attn_implementation == "eager"
+    ids, mask = ragged(fused)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(ids, mask, 1.0), plain(ids, mask, 1.0), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match=r"model\.attention=flash_attention_2: needs a GPU and weights in bf16"):
+        load(name, attention=Attention.flash_attention_2)
 
 
 def test_an_absent_model_is_one_sentence(tmp_path):

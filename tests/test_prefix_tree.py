@@ -15,6 +15,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from gspo_cli.config.choices import Attention
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.prefix_tree import cut, plant, unique_tokens
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
@@ -192,6 +193,17 @@ def test_in_fp32_packed_and_plain_differ_by_rounding(load, configure, name, sett
     plain, _, gradient = step(policy, config, samples, Sharing(False))
     packed, _, other = step(policy, config, samples, TREE)
     assert max((plain[key] - packed[key]).abs().max() for key in plain) < 5e-5
+    assert (other - gradient).norm() < 1e-4 * gradient.norm()
+
+
+@pytest.mark.parametrize("kind", list(Attention)[:3])
+def test_each_kind_of_attention_reads_the_mask(load, configure, kind):
+    config, _ = configure("algorithm=gspo", "algorithm.beta=0.1")
+    policy = load("qwen3", attention=kind)
+    assert sharing(config, policy, OneProcess(policy, config)).on
+    _, loss, gradient = step(policy, config, conversations(), Sharing(False))
+    _, packed, other = step(policy, config, conversations(), TREE)
+    assert packed == pytest.approx(loss, abs=1e-6)
     assert (other - gradient).norm() < 1e-4 * gradient.norm()
 
 

@@ -191,6 +191,19 @@ class Engine(Enum):
     """vLLM with a copy of the weights"""
 
 
+class Attention(Enum):
+    """How attention is computed."""
+
+    auto = "auto"
+    """as the model's library chooses, sdpa in most"""
+    sdpa = "sdpa"
+    """PyTorch's fused kernels"""
+    eager = "eager"
+    """plain matrix products, which need more memory"""
+    flash_attention_2 = "flash_attention_2"
+    """the package flash-attn, on a GPU in bf16; answers then do not share their beginnings"""
+
+
 class MinibatchBy(Enum):
     """What the minibatches of an iteration are made of."""
 

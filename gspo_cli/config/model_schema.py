@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from omegaconf import MISSING
 
 from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
-from gspo_cli.config.choices import ExpertsImplementation, QuantType
+from gspo_cli.config.choices import Attention, ExpertsImplementation, QuantType
 
 
 @dataclass
@@ -167,6 +167,8 @@ class ModelConfig:
     """Longest turn of the agent in conversational tasks, in tokens; above 0."""
     gradient_checkpointing: bool = True
     """Recomputes activations in the backward pass, which saves memory and costs time."""
+    attention: Attention = Attention.auto
+    """How attention is computed."""
     trust_remote_code: bool = False
     """Lets a hub model run its own code while it loads."""
     presets: Presets = field(default_factory=Presets)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from gspo_cli.config.choices import Device, Precision
+from gspo_cli.config.choices import Attention, Device, Precision
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
@@ -55,6 +55,7 @@ def load_policy(
     else:
         causal.to(device)  # type: ignore[arg-type]  # transformers decorates it without `self`
     require_as_configured(causal, source.base, model)
+    choose_attention(causal, model.attention)
     if source.adapter is not None:
         tokenizer = _tokenizer_of(source.adapter, causal) or tokenizer
         if not model.use_lora:
@@ -76,6 +77,21 @@ def load_policy(
         enable = getattr(causal, newer if hasattr(causal, newer) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
     return Policy(wrapped, tokenizer, torch.bfloat16 if bf16 and not model.use_lora else None)
+
+
+def choose_attention(causal: PreTrainedModel, attention: Attention) -> None:
+    """Compute attention as it is asked for. Raises UserError where the model or the machine cannot."""
+    if attention is Attention.auto:
+        return
+    low = causal.device.type == "cuda" and causal.dtype in (torch.bfloat16, torch.float16)
+    reason = "needs a GPU and weights in bf16 (hardware.precision=bf16 with model.use_lora=true)"
+    if attention is not Attention.flash_attention_2 or low:
+        try:
+            causal.set_attn_implementation(attention.value)
+            return
+        except (ImportError, ValueError) as error:
+            reason = f"cannot be used here ({' '.join(str(error).split())[:200]})"
+    raise UserError(f"model.attention={attention.value}: {reason}; use model.attention=auto")
 
 
 def torch_device(hardware: HardwareConfig) -> torch.device:

@@ -27,7 +27,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: RunConfig) -> tor
         "weight_decay": training.weight_decay,
     }
     if kind is Optimizer.adamw:
-        return torch.optim.AdamW(parameters, **settings)
+        # DeepSpeed makes its own partitions of the parameters
+        return torch.optim.AdamW(parameters, **settings, fused=config.hardware.zero_stage == 0)
     try:
         from bitsandbytes import optim
     except ImportError as error:
