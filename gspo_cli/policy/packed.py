@@ -15,6 +15,8 @@ from torch import Tensor
 
 from gspo_cli.policy.prefix_tree import Ids, plant
 
+LONGEST_ROW = 5792  # nodes of a tree with several sequences: its mask in fp32 takes 128 MiB
+
 
 @dataclass(frozen=True)
 class PackedRows:

@@ -13,7 +13,7 @@ import torch
 from gspo_cli.algorithm.objective import loss_denominator
 from gspo_cli.config.choices import MinibatchBy
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.policy.packed import PackedRows
+from gspo_cli.policy.packed import LONGEST_ROW, PackedRows
 from gspo_cli.policy.prefix_tree import cut, unique_tokens
 from gspo_cli.training.batch import MicroBatch, MiniBatch, Sample, collate, side_by_side, split_by_tokens
 from gspo_cli.training.process_group import ProcessGroup
@@ -99,7 +99,8 @@ class Collator:
         if not self.share:
             return [[[sample] for sample in part] for part in split_by_tokens(samples, self.budget)]
         ordered = _sorted(samples)
-        trees = [ordered[part] for part in cut([s.ids for s in ordered], self.budget, self._cost)]
+        longest = min(self.budget, LONGEST_ROW)
+        trees = [ordered[part] for part in cut([s.ids for s in ordered], longest, self._cost)]
         return side_by_side(trees, [_computed(tree) for tree in trees], self.budget)
 
     def _cost(self, tokens: int, alone: bool) -> float:

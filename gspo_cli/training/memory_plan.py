@@ -27,6 +27,7 @@ from gspo_cli.config.choices import (
 )
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.logprobs import BLOCK_BYTES, chunk_rows
+from gspo_cli.policy.packed import LONGEST_ROW
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import full_shape
 
@@ -224,8 +225,8 @@ def shares(config: RunConfig) -> bool:
 
 
 def tree_mask(config: RunConfig, tokens: int) -> int:
-    """The mask of a micro-batch at most, which is a single tree."""
-    return tokens * tokens * _compute_bytes(config) * shares(config)
+    """The masks of a micro-batch at most: of one tree, or of several of the longest."""
+    return tokens * min(tokens, LONGEST_ROW) * _compute_bytes(config) * shares(config)
 
 
 def kept_per_token(config: RunConfig, model: Dimensions) -> int:
