@@ -101,7 +101,6 @@ def run_ours(
     import torch
     from hydra import compose, initialize_config_dir
 
-    from gspo_cli.config.choices import OldLogprobs
     from gspo_cli.config.compose import CONF_DIR, build_config, register
     from gspo_cli.policy.loading import load_policy
     from gspo_cli.randomness import generator
@@ -111,11 +110,6 @@ def run_ours(
     from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
     from gspo_cli.training.credit import trainable, with_advantages
     from gspo_cli.training.metrics import Clock
-    from gspo_cli.training.old_logprobs import choose
-    from gspo_cli.training.preflight import noise_floor
-    from gspo_cli.training.sharing import sharing
-    from gspo_cli.training.strategy import OneProcess
-    from gspo_cli.training.update import Updater
     from gspo_cli.types import Message, Problem, RewardResult
 
     class TokenSum(RewardFunction):
@@ -135,12 +129,7 @@ def run_ours(
     engine = TransformersEngine(policy, config.rollout.batch_size)
     runner = ConversationRunner(config, TokenSum(), engine, Prompts(policy.chat))
     collector = Collector(config, runner, ProblemOrder(problems, config.seed))
-    strategy = OneProcess(policy, config)
-    updater = Updater(policy, config, strategy, sharing(config, policy, strategy))
-    if config.rollout.old_logprobs is OldLogprobs.auto:
-        floor = noise_floor(config, policy, strategy, problems, runner.prompts, updater.sharing)
-        taken, _ = choose(config, policy, engine, floor, problems, runner.prompts)
-        config.rollout = replace(config.rollout, old_logprobs=taken)
+    updater = updater_of(config, policy, engine, problems, runner.prompts)
     records, cursor = [], 0
     for iteration in range(iterations):
         clock, started = Clock(), time.process_time()
@@ -153,6 +142,24 @@ def run_ours(
         skipped = collected.metrics["frac_reward_zero_std"]
         records.append(record(clock.seconds, clock.total, started, trained) | {"groups_skipped": skipped})
     return records, imported
+
+
+def updater_of(config: Any, policy: Any, engine: Any, problems: Sequence[Any], prompts: Any) -> Any:
+    """The updater of a run, as `run_training` sets it up: what is shared, and what the old policy is."""
+    from gspo_cli.config.choices import OldLogprobs
+    from gspo_cli.training.old_logprobs import choose
+    from gspo_cli.training.preflight import noise_floor
+    from gspo_cli.training.sharing import sharing
+    from gspo_cli.training.strategy import OneProcess
+    from gspo_cli.training.update import Updater
+
+    strategy = OneProcess(policy, config)
+    updater = Updater(policy, config, strategy, sharing(config, policy, strategy))
+    if config.rollout.old_logprobs is OldLogprobs.auto:
+        floor = noise_floor(config, policy, strategy, problems, prompts, updater.sharing)
+        taken, _ = choose(config, policy, engine, floor, problems, prompts)
+        config.rollout = replace(config.rollout, old_logprobs=taken)
+    return updater
 
 
 def overrides(folder: Path, iterations: int, workload: Workload) -> list[str]:
