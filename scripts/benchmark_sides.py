@@ -230,8 +230,14 @@ def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> 
         model=str(folder), reward_funcs=reward, args=args, train_dataset=dataset, callbacks=[IterationEnd()]
     )
 
-    def timing(stage):
-        return state["clock"].timing(stage)
+    time_stages(trainer, lambda stage: state["clock"].timing(stage))
+    trainer.train()
+    return records, imported
+
+
+def time_stages(trainer: Any, timing: Callable[[str], Any]) -> None:
+    """Time the parts of TRL's iteration."""
+    import torch
 
     time_method(trainer, "_prepare_inputs", lambda: timing("prepare"))
     time_method(trainer, "_generate", lambda: timing("rollout"))
@@ -241,8 +247,6 @@ def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> 
         "_get_per_token_logps_and_entropies",
         lambda: nullcontext() if torch.is_grad_enabled() else timing("score"),
     )
-    trainer.train()
-    return records, imported
 
 
 def trl_settings(workload: Workload) -> dict[str, Any]:
