@@ -156,11 +156,12 @@ def requests(vocabulary: int) -> list[Any]:
 
 def run(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
     """Both phases by the trainer's own parts. -> phase -> planned and measured bytes"""
+    from gspo_cli.policy.dimensions import dimensions
     from gspo_cli.policy.loading import load_policy
     from gspo_cli.randomness import generator
     from gspo_cli.rollout.engine import Sampling
     from gspo_cli.rollout.transformers_engine import TransformersEngine
-    from gspo_cli.training.memory_plan import dimensions, memory_plan
+    from gspo_cli.training.memory_plan import memory_plan
     from gspo_cli.training.metrics import Clock
     from gspo_cli.training.update import Updater
 
@@ -171,7 +172,7 @@ def run(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
     policy = load_policy(config.model.name, config.model, config.hardware)
     for parameter in policy.parameters():
         parameter.data = parameter.data.clone()
-    planned = memory_plan(config, dimensions(policy))
+    planned = memory_plan(config, dimensions(policy.model, policy.autocast is not None))
     updater = Updater(policy, config)
     vocabulary = policy.causal_model.config.vocab_size
     answers = samples(config.training.generations_per_iteration, vocabulary)

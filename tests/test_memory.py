@@ -8,12 +8,13 @@ import torch
 
 from gspo_cli.config.choices import SharePrefixes
 from gspo_cli.config.model_schema import Shape
+from gspo_cli.policy.dimensions import dimensions
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.packed import PackedRows
 from gspo_cli.rollout.kv_cache import GrowingLayer, new_cache
 from gspo_cli.training import memory_plan as memory
-from gspo_cli.training.memory_plan import cache_room, dimensions, memory_plan
+from gspo_cli.training.memory_plan import cache_room, memory_plan
 from gspo_cli.training.memory_text import memory_text
 from tests.support.models import SMALL, TEXTS
 
@@ -69,7 +70,7 @@ def opened(wide, folders, configure):
         folder = folders["gpt2"] if name == "gpt2" else wide / name
         config, _ = configure(f"model.name={folder}", *settings.split())
         policy = load_policy(str(folder), config.model, config.hardware)
-        return config, policy, dimensions(policy)
+        return config, policy, dimensions(policy.model, policy.autocast is not None)
 
     return load
 

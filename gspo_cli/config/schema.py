@@ -36,6 +36,8 @@ class HardwareConfig:
 
     chosen: str = ""
     """What `hardware=auto` chose and why, for the objective card; written by the program."""
+    resized: str = ""
+    """Why tokens_per_microbatch is smaller than it was asked for; written by the program."""
     device: Device = Device.cpu
     """Where tensors live."""
     precision: Precision = Precision.fp32

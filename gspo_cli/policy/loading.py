@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from gspo_cli.config.choices import Attention, Device, Precision
@@ -19,7 +19,7 @@ from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.lora import add_lora, continue_lora
 from gspo_cli.policy.policy import Policy
-from gspo_cli.policy.pretrained import load_pretrained, load_tokenizer
+from gspo_cli.policy.pretrained import load_config, load_pretrained, load_tokenizer
 from gspo_cli.policy.quantization import (
     loader_options,
     quantize_parameters,
@@ -77,6 +77,21 @@ def load_policy(
         enable = getattr(causal, newer if hasattr(causal, newer) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
     return Policy(wrapped, tokenizer, torch.bfloat16 if bf16 and not model.use_lora else None)
+
+
+def empty_model(base: str, model: ModelConfig, precision: Precision) -> PreTrainedModel | PeftModel | None:
+    """The model at `base` as `load_policy` makes it, on the device meta: shapes without data. None where its
+    configuration does not tell them: GGUF files, code of its own, quantized weights.
+
+    Raises UserError if there is no such model."""
+    if Path(base).is_file() or model.trust_remote_code or model.is_quantized:
+        return None
+    shape = load_config(base, trust_remote_code=False)
+    dtype = torch.bfloat16 if precision is Precision.bf16 and model.use_lora else torch.float32
+    with torch.device("meta"):
+        causal = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        freeze_routers(causal, model.freeze_router)
+        return add_lora(causal, model, expert_parameters(causal)) if model.use_lora else causal
 
 
 def choose_attention(causal: PreTrainedModel, attention: Attention) -> None:

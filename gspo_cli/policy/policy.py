@@ -62,8 +62,7 @@ class Policy(nn.Module):
     @property
     def max_positions(self) -> int:
         """Longest sequence that the model supports, in tokens."""
-        config = self.causal_model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None) or 2**31
+        return max_positions(self.causal_model)
 
     def heads(self) -> list[nn.Linear]:
         """Output layers whose weights `forward` reads: the model's, and a frozen reference's."""
@@ -231,6 +230,11 @@ class Policy(nn.Module):
                 f"model.name: {type(causal).__name__} transforms its logits after the output layer "
                 "(soft cap or scale), which is not supported; choose another model"
             )
+
+
+def max_positions(causal: PreTrainedModel) -> int:
+    """Longest sequence that a model supports, in tokens."""
+    return getattr(causal.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def _generation_stop_ids(model: PreTrainedModel) -> list[int]:

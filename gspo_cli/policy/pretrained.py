@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -70,16 +71,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         ) from error
 
 
+def load_config(base: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration of the model at `base`, a hub id or a model folder. Raises UserError if it is not
+    there."""
+    hub = {} if Path(base).is_dir() else _hub_options(base)
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **hub)
+    except (OSError, ValueError) as error:
+        raise unusable(base, " ".join(str(error).split())[:300]) from error
+
+
 def stored_dtype(base: str, trust_remote_code: bool) -> torch.dtype:
     """The precision that the weights at `base` are stored in; bf16 for GGUF files, whose weights were rounded
     to fewer bits. Raises UserError if the model is not there."""
     if Path(base).is_file():
         return torch.bfloat16
-    hub = {} if Path(base).is_dir() else _hub_options(base)
-    try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **hub)
-    except (OSError, ValueError) as error:
-        raise unusable(base, " ".join(str(error).split())[:300]) from error
+    config = load_config(base, trust_remote_code)
     found = config.get_text_config().dtype or config.dtype
     known = (torch.float32, torch.bfloat16, torch.float16)
     return found if found in known else torch.float32

@@ -50,6 +50,7 @@ WRITTEN = (
     "resume",
     "notes",
     "hardware.chosen",
+    "hardware.resized",
     "rollout.default_lengths",
     "rollout.old_logprobs_chosen",
     "rollout.old_logprobs_band",
@@ -92,13 +93,14 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def following(config: Mapping[str, Any]) -> set[str]:
-    """Settings of `rollout` that follow the task and the model, by dotted key. They do not identify a run:
-    they are known only once the model is loaded."""
+    """Settings that follow the task, the model and the machine, by dotted key. They do not identify a run:
+    they are known only once it starts."""
     rollout = config["rollout"]
     names = list(rollout.get("default_lengths", []))
     if rollout.get("old_logprobs") == OldLogprobs.auto.value or rollout.get("old_logprobs_chosen"):
         names.append("old_logprobs")
-    return {f"rollout.{name}" for name in names}
+    found = {f"rollout.{name}" for name in names}
+    return found | {"hardware.tokens_per_microbatch"} if config["hardware"].get("resized") else found
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -146,13 +148,17 @@ def state_of(folder: Path) -> State:
 
 def _as_begun(wanted: DictConfig, began: Mapping[str, Any], config_yaml: str) -> str:
     """The configuration of a run that goes on, with what the program chose when it `began`."""
+    rollout, hardware = began["rollout"], began["hardware"]
     chosen: list[str] = []
-    if wanted.rollout.old_logprobs == OldLogprobs.auto.value and began["old_logprobs_chosen"]:
-        chosen += ["old_logprobs", "old_logprobs_chosen"]
+    if wanted.rollout.old_logprobs == OldLogprobs.auto.value and rollout["old_logprobs_chosen"]:
+        chosen += ["rollout.old_logprobs", "rollout.old_logprobs_chosen"]
     if wanted.rollout.get("cache_gb") is None:
-        chosen += ["cache_gb"]
-    for name in chosen:
-        wanted.rollout[name] = literal(began[name])
+        chosen += ["rollout.cache_gb"]
+    if hardware["resized"]:
+        chosen += ["hardware.tokens_per_microbatch", "hardware.resized"]
+    for key in chosen:
+        group, _, name = key.partition(".")
+        OmegaConf.update(wanted, key, literal(began[group][name]))
     return OmegaConf.to_yaml(wanted) if chosen else config_yaml
 
 
@@ -180,5 +186,5 @@ def prepare(folder: Path, config_yaml: str) -> State:
             f"another folder{fix}"
         )
     if state is State.started:
-        write_atomically(run.config, _as_begun(wanted, saved["rollout"], config_yaml))
+        write_atomically(run.config, _as_begun(wanted, saved, config_yaml))
     return state

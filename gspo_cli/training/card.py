@@ -21,9 +21,10 @@ from gspo_cli.config.choices import (
 )
 from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.console.words import number
+from gspo_cli.policy.dimensions import dimensions
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import full_shape
-from gspo_cli.training.memory_plan import MemoryPlan, dimensions, memory_plan
+from gspo_cli.training.memory_plan import MemoryPlan, memory_plan
 from gspo_cli.training.memory_text import memory_text
 from gspo_cli.training.preflight import NoiseFloor, noise_limit, noise_text
 from gspo_cli.training.sharing import ALONE, Sharing
@@ -192,7 +193,7 @@ def objective_card(
             training.warmup_iterations,
             training.max_grad_norm,
         ),
-        memory=memory_plan(with_longest, dimensions(policy), ranks),
+        memory=memory_plan(with_longest, dimensions(policy.model, policy.autocast is not None), ranks),
         noise=noise,
         noise_limit=noise_limit(config),
         sharing=sharing,

@@ -30,7 +30,7 @@ def fit_lengths(
     fitted = fitted_lengths(lengths, positions, given)
     if fitted != lengths:
         changed = dict(zip(LENGTHS, fitted, strict=True))
-        change_rollout(config, folder, changed, length_notes(lengths, fitted, positions), warn)
+        change_settings(config, folder, changed, length_notes(lengths, fitted, positions), warn)
     config.check_lengths(positions)
 
 
@@ -56,25 +56,26 @@ def make_room_for_tools(
     note = f"in place of {cap}, which holds the prompts but not the tools that the task announces"
     known = {*config.rollout.default_lengths, "max_prompt_length"}
     changed = {"max_prompt_length": longest, "default_lengths": sorted(known)}
-    change_rollout(config, folder, changed, [f"rollout.max_prompt_length={longest}: {note}"], warn)
+    change_settings(config, folder, changed, [f"rollout.max_prompt_length={longest}: {note}"], warn)
 
 
-def change_rollout(
+def change_settings(
     config: RunConfig,
     folder: RunFolder | None,
     changed: Mapping[str, Any],
     notes: Sequence[str],
     warn: Callable[[str], None],
+    group: str = "rollout",
 ) -> None:
-    """Change settings of `rollout` in `config`, and in the config.yaml of `folder`, and say so."""
+    """Change settings of a group in `config`, and in the config.yaml of `folder`, and say so."""
     for note in notes:
         warn(note)
-    config.rollout = replace(config.rollout, **changed)
+    setattr(config, group, replace(getattr(config, group), **changed))
     config.notes = [*config.notes, *notes]
     if folder is None or not folder.writes:
         return
     node = load_saved(folder.config)
-    values = {**{f"rollout.{name}": value for name, value in changed.items()}, "notes": config.notes}
+    values = {**{f"{group}.{name}": value for name, value in changed.items()}, "notes": config.notes}
     for key, value in values.items():
         OmegaConf.update(node, key, literal(value), merge=False)
     write_atomically(folder.config, resolved_yaml(node))

@@ -12,7 +12,7 @@ def memory_text(found: MemoryPlan) -> str:
     others = [phase for phase in ("update", "rollout") if phase != found.peak][:1]
     text = "; ".join(_phase_text(found, phase) for phase in (found.peak, *others))
     each = f", each of {found.processes} processes" if found.processes > 1 else ""
-    offloaded = ", ".join(f"{part} {_size_text(size)}" for part, size in found.host.items())
+    offloaded = ", ".join(f"{part} {size_text(size)}" for part, size in found.host.items())
     if offloaded:
         text += f"; in the CPU's memory {offloaded}"
     if found.vllm_memory is not None:
@@ -22,10 +22,11 @@ def memory_text(found: MemoryPlan) -> str:
 
 def _phase_text(found: MemoryPlan, phase: str) -> str:
     parts = [(part, size) for part, size in found.phases[phase].items() if size >= 2**20]
-    listed = ", ".join(f"{part} {_size_text(size)}" for part, size in parts)
-    return f"{phase} {_size_text(found.total(phase))}" + (f" ({listed})" if listed else "")
+    listed = ", ".join(f"{part} {size_text(size)}" for part, size in parts)
+    return f"{phase} {size_text(found.total(phase))}" + (f" ({listed})" if listed else "")
 
 
-def _size_text(size: int) -> str:
+def size_text(size: int) -> str:
+    """Bytes in a unit that suits them."""
     scale, unit, form = next((u for u in UNITS if size >= u[0]), UNITS[-1])
     return f"{size / scale:{form}} {unit}"

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from gspo_cli.config.checks import require
-from gspo_cli.config.choices import Engine, OldLogprobs
+from gspo_cli.config.choices import Engine, OldLogprobs, Precision
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.stored import read_stored
 from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.diagnosis.examination import own_overrides
 from gspo_cli.errors import UserError
-from gspo_cli.policy.loading import load_policy
+from gspo_cli.policy.dimensions import dimensions
+from gspo_cli.policy.loading import empty_model, load_policy, torch_device
 from gspo_cli.policy.policy import Policy
 from gspo_cli.rewards.base import RewardFunction, build
 from gspo_cli.rollout.engine import RolloutEngine
@@ -40,8 +41,10 @@ from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.collecting import ConversationRunner, Progress
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.training.free_memory import default_cache_gb
-from gspo_cli.training.lengths import change_rollout, fit_lengths, fitting, make_room_for_tools
+from gspo_cli.training.free_memory import default_cache_gb, free_bytes
+from gspo_cli.training.lengths import change_settings, fit_lengths, fitting, make_room_for_tools
+from gspo_cli.training.memory_check import fitting_tokens
+from gspo_cli.training.memory_text import size_text
 from gspo_cli.training.old_logprobs import choose
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
@@ -123,7 +126,7 @@ def measured_card(config: RunConfig, parts: Parts, folder: RunFolder, reporter: 
     if config.rollout.old_logprobs is OldLogprobs.auto:
         taken, why = choose(config, policy, parts.engine, floor, problems, prompts)
         chosen = {"old_logprobs": taken, "old_logprobs_chosen": why}
-        change_rollout(config, folder, chosen, (), reporter.warn)
+        change_settings(config, folder, chosen, (), reporter.warn)
     asked = (*problems[:ASKED], *heldout[:ASKED])
     longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):
@@ -152,11 +155,12 @@ def build_parts(
     ranks = ranks or ProcessGroup()
     source = ranks.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
     check_source(config, source)
+    fit_memory(config, source, folder, ranks, reporter.warn)
     policy, strategy = load_for_training(config, source, folder, ranks, reporter.warn)
     fit_lengths(config, policy.max_positions, folder, reporter.warn)
     if config.rollout.cache_gb is None and config.rollout.engine is Engine.transformers:
         room = ranks.agreed(default_cache_gb(policy.device, ranks.size))
-        change_rollout(config, folder, {"cache_gb": room}, (), reporter.warn)
+        change_settings(config, folder, {"cache_gb": room}, (), reporter.warn)
     engine = build_engine(config, policy, source.base)
     fit_lengths(config, engine.max_positions, folder, reporter.warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
@@ -166,6 +170,30 @@ def build_parts(
     heldout = fitting(heldout, prompts, config, engine.max_positions, "held-out", reporter.warn)
     heldout = heldout[: config.evaluation.problems]
     return Parts(policy, strategy, reward, engine, prompts, train, heldout, sharing(config, policy, strategy))
+
+
+def fit_memory(
+    config: RunConfig,
+    source: ModelSource,
+    folder: RunFolder,
+    ranks: ProcessGroup,
+    warn: Callable[[str], None],
+) -> None:
+    """Lower hardware.tokens_per_microbatch to the memory that is free, and say so. Raises UserError if not
+    even one conversation fits."""
+    shapes = empty_model(source.base, config.model, config.hardware.precision)
+    if shapes is None:
+        return
+    autocast = config.hardware.precision is Precision.bf16 and not config.model.use_lora
+    device = torch_device(config.hardware)
+    free = min(ranks.gather([free_bytes(device) // (ranks.size if device.type == "cpu" else 1)]))
+    asked = config.hardware.tokens_per_microbatch
+    tokens = fitting_tokens(config, dimensions(shapes, autocast), free, ranks.size)
+    if tokens < asked:
+        why = f"in place of {asked}, to fit the {size_text(free)} of memory that are free"
+        changed = {"tokens_per_microbatch": tokens, "resized": why}
+        note = f"hardware.tokens_per_microbatch={tokens}: {why}"
+        change_settings(config, folder, changed, [note], warn, "hardware")
 
 
 def check_source(config: RunConfig, source: ModelSource) -> None:
