@@ -92,7 +92,7 @@ def test_a_run_is_made_smaller_with_a_note_and_stays_so(configure, reporter, tmp
         f"hardware.tokens_per_microbatch={tokens}: in place of 8192, to fit the 3 MiB of memory that are free"
     )
     assert note in reporter.warnings
-    assert note in saved["notes"]
+    assert saved["hardware"]["resized"] == why
     assert changed_settings(plain_values(OmegaConf.create(yaml)), saved) == []
     prepare(folder.path, yaml)
     assert saved_settings(folder.path)["hardware"] == saved["hardware"]

@@ -205,8 +205,10 @@ def objective_card(
 
 def _chosen(config: RunConfig) -> list[str]:
     """What `auto` came to, and why."""
-    hardware, rollout = config.hardware.chosen, config.rollout
-    found = [f"hardware: {hardware}"] if hardware else []
+    hardware, rollout = config.hardware, config.rollout
+    found = [f"hardware: {hardware.chosen}"] if hardware.chosen else []
+    if hardware.resized:
+        found.append(f"hardware.tokens_per_microbatch={hardware.tokens_per_microbatch}: {hardware.resized}")
     if rollout.old_logprobs_chosen:
         found.append(f"rollout.old_logprobs={rollout.old_logprobs.value}: {rollout.old_logprobs_chosen}")
     return found

@@ -192,8 +192,8 @@ def fit_memory(
     if tokens < asked:
         why = f"in place of {asked}, to fit the {size_text(free)} of memory that are free"
         changed = {"tokens_per_microbatch": tokens, "resized": why}
-        note = f"hardware.tokens_per_microbatch={tokens}: {why}"
-        change_settings(config, folder, changed, [note], warn, "hardware")
+        warn(f"hardware.tokens_per_microbatch={tokens}: {why}")
+        change_settings(config, folder, changed, (), warn, "hardware")
 
 
 def check_source(config: RunConfig, source: ModelSource) -> None:
