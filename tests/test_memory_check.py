@@ -88,9 +88,8 @@ def test_a_run_is_made_smaller_with_a_note_and_stays_so(configure, reporter, tmp
     saved = saved_settings(folder.path)
     tokens = saved["hardware"]["tokens_per_microbatch"]
     assert tokens == config.hardware.tokens_per_microbatch < 8192
-    note = (
-        f"hardware.tokens_per_microbatch={tokens}: in place of 8192, to fit the 3 MiB of memory that are free"
-    )
+    why = "in place of 8192, to fit the 3 MiB of memory that are free"
+    note = f"hardware.tokens_per_microbatch={tokens}: {why}"
     assert note in reporter.warnings
     assert saved["hardware"]["resized"] == why
     assert changed_settings(plain_values(OmegaConf.create(yaml)), saved) == []
