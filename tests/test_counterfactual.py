@@ -235,8 +235,9 @@ def test_halves_count_all_trained_answers_of_each_minibatch(load, configure):
     def half_without(policy):
         return samples_of(policy, advantages=[0.0, 1.0] * 8)
 
-    metrics = metrics_of(load, configure, "algorithm=grpo", samples=half_without)
-    config = configure("algorithm=grpo")[0]
+    settings = ("algorithm=grpo", "training.minibatch_by=answer")
+    metrics = metrics_of(load, configure, *settings, samples=half_without)
+    config = configure(*settings)[0]
     policy = load("qwen3")
     short, long = [], []
     for minibatch in Updater(policy, config).collator.minibatches(

@@ -302,6 +302,7 @@ class LowReward(RewardFunction):
 RUN = [
     "model.use_lora=true",
     "hardware.threads=1",
+    "rollout.old_logprobs=recompute",
     "checkpoint.every=1",
     "evaluation.every=0",
     "evaluation.problems=1",

@@ -37,7 +37,8 @@ def train(model, folder, *overrides):
         *("model=smollm2", "task=jsonl", f"task.path={path}", "task.heldout=2", dotted(Digits)),
         *("task.system_prompt=Reply.", "task.instructions=false", "rollout.max_completion_length=6"),
         *("training.num_generations=6", "training.generations_per_iteration=12", "hardware.threads=1"),
-        *("training.updates_per_rollout=2", "evaluation.every=0", "evaluation.samples=0"),
+        *("training.updates_per_rollout=2", "training.minibatch_by=answer"),
+        *("evaluation.every=0", "evaluation.samples=0"),
         *("hydra.run.dir=run", *overrides),
         cwd=folder,
     )

@@ -71,7 +71,7 @@ def test_a_second_stage_begins_where_the_first_one_was_best(first, uninterrupted
         reached[key] for key in ("score", "reward", "pass@1")
     ]
     assert begun[0]["kl"] == 0  # to the adapter as it was
-    assert begun[-1]["kl"] > 0
+    assert begun[-1]["kl"] != 0
     card = json.loads((uninterrupted / "card.json").read_text())
     assert card["objective"]["reference"] == "adapter as it was"
     assert card["sizes"]["parameters"] == json.loads((first / "card.json").read_text())["sizes"]["parameters"]
