@@ -31,6 +31,7 @@ REAL = [  # a real model takes a hundred times the computation
     "training.num_generations=2",
     "training.generations_per_iteration=4",
     "rollout.max_turns=2",
+    "rollout.max_prompt_length=128",
     "evaluation.problems=1",
     "evaluation.samples=1",
 ]
