@@ -27,6 +27,7 @@ SMALL = [  # sizes only: what an experiment is about stays as it is
 ]
 REAL = [  # a real model takes a hundred times the computation
     "model.cold_start.steps=1",
+    "model.cold_start.cache=false",
     "model.cold_start.batch_tokens=100",
     "training.num_generations=2",
     "training.generations_per_iteration=4",
