@@ -7,10 +7,11 @@
 A Qwen3 shape of 3.7M parameters with random weights. `fixed` and `geometric`: 16 prompts of 24 to 40 tokens,
 4 answers each, 4 updates; nothing ends an answer before 128 tokens, or 64 of 2,048 token ids end it, so that
 lengths are about geometric with mean 32, cut at 128. `tools`: 4 prompts of 600 tokens, 8 answers of 64 each,
-2 updates. gspo-cli is measured as it comes, and with old log-probabilities recomputed as TRL does. Each side
-runs in its own process, one after the other, with an iteration to warm up. Exits with 1 unless all sides
-trained on the same number of tokens (within 10% where lengths are drawn). Left out: models whose matrix
-products saturate the machine, several processes, vLLM, GPUs."""
+2 updates. `smollm2`: SmolLM2-135M (make smollm2), all weights trained, 2 prompts of the shop with policy and
+tools, 8 answers of 32 each, 2 updates. gspo-cli is measured as it comes, and with old log-probabilities
+recomputed as TRL does. Each side runs in its own process, one after the other, with an iteration to warm up.
+Exits with 1 unless all sides trained on the same number of tokens (within 10% where lengths are drawn). Left
+out: several processes, vLLM, GPUs."""
 
 from __future__ import annotations
 
@@ -160,7 +161,9 @@ def sized(name: str, arguments: argparse.Namespace) -> Workload:
 
 def workloads_of(arguments: argparse.Namespace) -> list[str]:
     """The workloads to measure."""
-    return list(WORKLOADS) if arguments.workload == "all" else [arguments.workload]
+    if arguments.workload != "all":
+        return [arguments.workload]
+    return [name for name, workload in WORKLOADS.items() if workload.shape or not arguments.smoke]
 
 
 def sides_of(arguments: argparse.Namespace) -> list[str]:

@@ -24,7 +24,8 @@ Record = dict[str, float]
 @dataclass(frozen=True)
 class Workload:
     """An iteration of either side. Prompts have `prompt` tokens, from the fewest to the most. Answers have
-    `longest` tokens, or about `mean` where lengths are drawn (else None)."""
+    `longest` tokens, or about `mean` where lengths are drawn (else None). `shape` is that of random weights,
+    None for SmolLM2 and the prompts of the shop, with policy and tools."""
 
     prompts: int
     answers: int
@@ -32,7 +33,7 @@ class Workload:
     prompt: tuple[int, int]
     longest: int
     mean: int | None
-    shape: Mapping[str, int]
+    shape: Mapping[str, int] | None
 
     @property
     def sequences(self) -> int:
@@ -47,22 +48,41 @@ WORKLOADS = {
     "fixed": Workload(16, 4, 4, (24, 40), 128, None, SHAPE),
     "geometric": Workload(16, 4, 4, (24, 40), 128, 32, SHAPE),
     "tools": Workload(4, 8, 2, (600, 600), 64, None, SHAPE),
+    "smollm2": Workload(2, 8, 2, (600, 800), 32, None, None),
 }
+REAL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # make smollm2 brings it
+NEVER = "<reponame>"  # a token of SmolLM2 that ends no answer
 
 
 def smoke(workload: Workload) -> Workload:
     """The same in tiny sizes."""
-    mean = workload.mean and 8
-    return replace(workload, prompts=4, answers=4, updates=2, longest=16, mean=mean, shape=SMALL)
+    mean, shape = workload.mean and 8, workload.shape and SMALL
+    return replace(workload, prompts=4, answers=4, updates=2, longest=16, mean=mean, shape=shape)
 
 
-def prompts(workload: Workload, count: int) -> list[str]:
-    """Random words; one word is one token, none of them ends an answer."""
+def prompts(workload: Workload, count: int) -> list[list[dict[str, str]]]:
+    """Messages: random words, of which one is one token and none ends an answer; or those of the shop."""
+    if workload.shape is None:
+        return shop_prompts(count)
     rng = random.Random(0)
-    return [
+    texts = [
         " ".join(f"w{rng.randrange(100, VOCABULARY)}" for _ in range(rng.randint(*workload.prompt)))
         for _ in range(count)
     ]
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+def shop_prompts(count: int) -> list[list[dict[str, str]]]:
+    """What the agent of customer_service reads first: policy and tools, and a customer's wish."""
+    from omegaconf import OmegaConf
+
+    from gspo_cli.config.compose import CONF_DIR, build_task
+
+    settings = {"instructions": True, "answer_length": 64}
+    task = build_task(OmegaConf.merge(OmegaConf.load(CONF_DIR / "task" / "customer_service.yaml"), settings))
+    system = {"role": "system", "content": task.system_prompt_and_tools().text}
+    openings = [problem.messages for problem in task.train_problems()[:count]]
+    return [[system, *({"role": m.role, "content": m.content} for m in opening)] for opening in openings]
 
 
 def token_sum_reward(completion_ids: Sequence[int]) -> float:
@@ -72,6 +92,9 @@ def token_sum_reward(completion_ids: Sequence[int]) -> float:
 
 def write_model(folder: Path, workload: Workload) -> None:
     """A model folder that both sides load; its generation config lists the tokens that end an answer."""
+    if workload.shape is None:
+        write_real_model(folder)
+        return
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -90,6 +113,24 @@ def write_model(folder: Path, workload: Workload) -> None:
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
+
+
+def write_real_model(folder: Path) -> None:
+    """SmolLM2 in fp32, in which nothing ends an answer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from gspo_cli.user_cache import fetched_model
+
+    source = fetched_model(REAL)
+    if not (source / "config.json").is_file():
+        sys.exit(f"{REAL} is not in {source}; run make smollm2, or leave this workload out with --workload")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.eos_token = NEVER
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def run_ours(
@@ -124,8 +165,11 @@ def run_ours(
         config = build_config(compose("train", overrides=chosen))
     imported = peak_gb()
     policy = load_policy(config.model.name, config.model, config.hardware)
-    texts = prompts(workload, workload.prompts * iterations)
-    problems = [Problem(str(i), (Message("user", text),)) for i, text in enumerate(texts)]
+    openings = prompts(workload, workload.prompts * iterations)
+    problems = [
+        Problem(str(i), tuple(Message(m["role"], m["content"]) for m in opening))
+        for i, opening in enumerate(openings)
+    ]
     engine = TransformersEngine(policy, config.rollout.batch_size)
     runner = ConversationRunner(config, TokenSum(), engine, Prompts(policy.chat))
     collector = Collector(config, runner, ProblemOrder(problems, config.seed))
@@ -223,9 +267,8 @@ def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> 
 
     steps = workload.updates * iterations
     args = GRPOConfig(**trl_settings(workload), output_dir=str(folder / "trl"), max_steps=steps)
-    dataset = Dataset.from_list(
-        [{"prompt": text} for text in prompts(workload, workload.prompts * iterations)]
-    )
+    asked = prompts(workload, workload.prompts * iterations)
+    dataset = Dataset.from_list([{"prompt": messages} for messages in asked])
     trainer = GRPOTrainer(
         model=str(folder), reward_funcs=reward, args=args, train_dataset=dataset, callbacks=[IterationEnd()]
     )
