@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from omegaconf import OmegaConf
+from transformers import MambaConfig, T5Config
 
 from gspo_cli.config.choices import Precision
 from gspo_cli.config.compose import plain_values
@@ -107,3 +108,10 @@ def test_memory_that_is_too_small_ends_a_run_before_weights_are_read(
     monkeypatch.setattr("gspo_cli.training.session.load_policy", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UserError, match="of the machine's memory is free"):
         build_parts(config, folder, reporter)
+
+
+def test_models_that_are_refused_later_are_not_checked(configure, tmp_path):
+    config, _ = configure()
+    for made in (T5Config(), MambaConfig()):  # no causal model, and one without attention
+        made.save_pretrained(tmp_path)
+        assert empty_model(str(tmp_path), config.model, Precision.fp32) is None

@@ -100,3 +100,12 @@ def test_a_saved_configuration_reloads(configure):
     config, yaml = configure()
     assert config.rollout.old_logprobs is OldLogprobs.auto
     assert resolved_yaml(OmegaConf.create(yaml)) == yaml
+
+
+def test_a_run_that_was_begun_with_recomputed_ones_goes_on_with_them(configure, tmp_path):
+    _, given = configure("rollout.old_logprobs=recompute")
+    _, automatic = configure()
+    folder = tmp_path / "run"
+    prepare(folder, given)
+    prepare(folder, automatic)  # as gspo-compare does with runs from before there was a choice
+    assert saved_settings(folder)["rollout"]["old_logprobs"] == "recompute"

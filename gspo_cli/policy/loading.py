@@ -81,7 +81,8 @@ def load_policy(
 
 def empty_model(base: str, model: ModelConfig, precision: Precision) -> PreTrainedModel | PeftModel | None:
     """The model at `base` as `load_policy` makes it, on the device meta: shapes without data. None where its
-    configuration does not tell them: GGUF files, code of its own, quantized weights.
+    configuration does not tell them: GGUF files, code of its own, quantized weights, and models that
+    `load_policy` refuses.
 
     Raises UserError if there is no such model."""
     if Path(base).is_file() or model.trust_remote_code or model.is_quantized:
@@ -89,7 +90,12 @@ def empty_model(base: str, model: ModelConfig, precision: Precision) -> PreTrain
     shape = load_config(base, trust_remote_code=False)
     dtype = torch.bfloat16 if precision is Precision.bf16 and model.use_lora else torch.float32
     with torch.device("meta"):
-        causal = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        try:
+            causal = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        except ValueError:
+            return None
+        if not hasattr(shape.get_text_config(), "num_attention_heads"):
+            return None
         freeze_routers(causal, model.freeze_router)
         return add_lora(causal, model, expert_parameters(causal)) if model.use_lora else causal
 

@@ -29,11 +29,6 @@ class Tree:
     ends: Ids
     paths: list[Ids]
 
-    @property
-    def is_chain(self) -> bool:
-        """Whether each node has one successor at most, so that plain causal attention is right."""
-        return bool((self.ends == len(self.ends)).all())
-
 
 def common_prefix(one: Ids, other: Ids) -> int:
     """Number of tokens with which both begin."""

@@ -88,13 +88,16 @@ def roll_out(
     out, averaged over turns."""
     if progress is not None:
         progress.start(len(starts))
-    answers = sampling.max_new_tokens * (1 if environment().single_turn else limits.max_turns)
-    size = engine.conversations_at_once(min(limits.max_positions, limits.max_prompt_length + answers))
     conversations: list[_Conversation] = []
-    sampled = 0
+    sampled, size = 0, 1
     while len(conversations) < len(starts):
         done = len(conversations)
-        wave = [_open(start, environment(), prompts, limits) for start in starts[done : done + size]]
+        wave = [_open(starts[done], environment(), prompts, limits)]
+        if not done:
+            turns = 1 if wave[0].environment.single_turn else limits.max_turns
+            longest = limits.max_prompt_length + turns * sampling.max_new_tokens
+            size = engine.conversations_at_once(min(limits.max_positions, longest))
+        wave += [_open(start, environment(), prompts, limits) for start in starts[done + 1 : done + size]]
         conversations += wave
         counted = None if progress is None else _Counted(progress, done, sampled)
         sampled += _converse(engine, prompts, wave, sampling, limits, seed, counted)

@@ -150,7 +150,8 @@ def _as_begun(wanted: DictConfig, began: Mapping[str, Any], config_yaml: str) ->
     """The configuration of a run that goes on, with what the program chose when it `began`."""
     rollout, hardware = began["rollout"], began["hardware"]
     chosen: list[str] = []
-    if wanted.rollout.old_logprobs == OldLogprobs.auto.value and rollout["old_logprobs_chosen"]:
+    automatic = OldLogprobs.auto.value
+    if wanted.rollout.old_logprobs == automatic and rollout["old_logprobs"] != automatic:
         chosen += ["rollout.old_logprobs", "rollout.old_logprobs_chosen"]
     if wanted.rollout.get("cache_gb") is None:
         chosen += ["rollout.cache_gb"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,7 +58,7 @@ class Sample:
         turns = self.trajectory.turn_ids
         return tuple(self.token_ids[: next((i for i, turn in enumerate(turns) if turn >= 0), len(turns))])
 
-    @property
+    @cached_property
     def ids(self) -> Ids:
         """The tokens as an array."""
         return np.asarray(self.token_ids, dtype=np.int64)

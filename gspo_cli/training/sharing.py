@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gspo_cli.config.choices import SharePrefixes
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.policy.packed import PackedRows
+from gspo_cli.policy.packed import LONGEST_ROW, PackedRows
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import full_shape
 from gspo_cli.randomness import generator
@@ -48,7 +48,9 @@ def sharing(config: RunConfig, policy: Policy, strategy: Strategy) -> Sharing:
     single_turn = config.task.environment().single_turn
     reason = obstacle(policy, longest if single_turn else policy.max_positions)
     if reason is None:
-        reason = _tried(config, policy, strategy, longest)
+        tried = _tried(config, policy, strategy, min(longest, LONGEST_ROW - BRANCH))
+        # ranks round alike, but a single one that decides otherwise would train other answers
+        reason = next((found for found in strategy.ranks.gather([tried]) if found), None)
     return Sharing(False, reason) if reason else Sharing(True, attention_share=attention_share(policy))
 
 

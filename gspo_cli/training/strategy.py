@@ -98,10 +98,10 @@ class OneProcess:
 
     def restore_optimizer(self, state: OptimizerState) -> None:
         """See `Strategy`."""
-        own = [{"fused": group.get("fused")} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(kept)  # how a step is computed is not part of the state
+        # how a step is computed is not part of the state, and decides where its counters go
+        own = [{"fused": group["fused"]} if "fused" in group else {} for group in self.optimizer.param_groups]
+        groups = [saved | mine for saved, mine in zip(state["param_groups"], own, strict=True)]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
 
     def restore_weights(self, folder: Path) -> None:
         """See `Strategy`."""
