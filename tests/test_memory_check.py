@@ -58,7 +58,7 @@ def test_micro_batches_shrink_until_an_update_fits(planned):
     assert fitting_tokens(config, model, 2**40) == 8192
     found = [fitting_tokens(config, model, needed(config, model, t, 1, 2.0)) for t in (4096, 1024)]
     assert found == [4096, 1024]
-    longest = longest_conversation(config, model)
+    longest = longest_conversation(config, model.positions)
     assert fitting_tokens(config, model, needed(config, model, longest, 1)) == longest
 
 
@@ -73,7 +73,7 @@ def test_micro_batches_shrink_until_an_update_fits(planned):
 )
 def test_what_cannot_fit_is_refused_with_what_helps(planned, settings, share, fix):
     config, model = planned(*settings)
-    least = needed(config, model, longest_conversation(config, model), 1)
+    least = needed(config, model, longest_conversation(config, model.positions), 1)
     with pytest.raises(UserError, match=r"an update on one conversation of \d+ tokens takes .*" + fix):
         fitting_tokens(config, model, int(share * least))
 

@@ -87,8 +87,7 @@ def step(policy, config, samples, share, shift=0.02):
             loss, _, _ = updater.loss(micro, minibatch.denominator)
             loss.backward()
             total += loss.item()
-            laid_out = [sample for row in micro.layout for sample in row]
-            for sample, values, entropies in zip(laid_out, now, entropy, strict=True):
+            for sample, values, entropies in zip(micro.samples, now, entropy, strict=True):
                 scored[id(sample)] = torch.stack([values, entropies])[:, : sample.length]
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in policy.trainable()]
     flat = torch.cat([g.flatten() for g in grads]).clone()

@@ -93,6 +93,11 @@ class MicroBatch:
     experts: Tensor | None = None
 
     @property
+    def samples(self) -> list[Sample]:
+        """The samples, sequence by sequence."""
+        return [sample for row in self.layout for sample in row]
+
+    @property
     def computed(self) -> int:
         """Tokens that a pass computes, padding included."""
         return (self.token_ids if self.rows is None else self.rows.token_ids).numel()

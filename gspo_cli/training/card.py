@@ -267,9 +267,10 @@ def card_text(card: Card) -> str:
 
 
 def _sharing_text(card: Card) -> str:
-    """Whether common beginnings are computed once, and what minibatches are made of."""
-    shared = "common beginnings computed once" if card.sharing.on else "each answer by itself"
-    return shared if card.sharing.on else f"{shared} ({card.sharing.reason})"
+    """Whether common beginnings are computed once."""
+    if card.sharing.on:
+        return "common beginnings computed once"
+    return f"each answer by itself ({card.sharing.reason})"
 
 
 def _band_text(objective: CardObjective) -> str:

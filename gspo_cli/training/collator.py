@@ -84,7 +84,7 @@ class Collator:
         """A micro-batch, which its scores stay with, in parts that compute at most `budget` tokens each, or
         one sequence."""
         layout = micro.layout
-        if micro.computed <= self.budget or sum(map(len, layout)) < 2:
+        if micro.computed <= self.budget or len(micro.samples) < 2:
             return [micro]
         if len(layout) > 1:
             first, second = layout[: len(layout) // 2], layout[len(layout) // 2 :]
@@ -117,7 +117,7 @@ class Collator:
         """Packs sequences that share a tree."""
         if any(len(row) > 1 for row in micro.layout):
             ids = [[sample.ids for sample in row] for row in micro.layout]
-            masks = [np.asarray(sample.action_mask) for row in micro.layout for sample in row]
+            masks = [np.asarray(sample.action_mask) for sample in micro.samples]
             micro.rows = PackedRows.of(ids, masks, micro.token_ids.shape[1], self.pad_id, self.device)
         return micro
 

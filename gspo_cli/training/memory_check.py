@@ -19,7 +19,7 @@ PASSING = ("activations", "logits", "working")  # parts that come and go in an u
 def fitting_tokens(config: RunConfig, model: Dimensions, free: int, ranks: int = 1) -> int:
     """hardware.tokens_per_microbatch, or the largest half, quarter, ... of it with which an update fits into
     `free` bytes. Raises UserError with the settings that help if not even a single conversation does."""
-    longest, tokens = longest_conversation(config, model), config.hardware.tokens_per_microbatch
+    longest, tokens = longest_conversation(config, model.positions), config.hardware.tokens_per_microbatch
     while needed(config, model, tokens, ranks, HOLES[config.hardware.device]) > free and tokens > longest:
         tokens //= 2
     tokens = max(tokens, min(longest, config.hardware.tokens_per_microbatch))
@@ -44,7 +44,7 @@ def needed(config: RunConfig, model: Dimensions, tokens: int, ranks: int, holes:
 
 def _help(config: RunConfig, model: Dimensions, free: int, ranks: int) -> str:
     """The setting that makes a conversation fit, if there is one."""
-    longest = longest_conversation(config, model)
+    longest = longest_conversation(config, model.positions)
     if not config.model.gradient_checkpointing:
         again = replace(config, model=replace(config.model, gradient_checkpointing=True))
         if needed(again, model, longest, ranks) <= free:

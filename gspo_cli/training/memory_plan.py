@@ -89,17 +89,17 @@ def memory_plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> MemoryP
 def micro_batch(config: RunConfig, model: Dimensions, ranks: int) -> tuple[int, bool]:
     """Tokens of the largest micro-batch, and whether an update has several, the later of which meet the
     gradients of the earlier ones."""
-    longest = longest_conversation(config, model)
+    longest = longest_conversation(config, model.positions)
     answers = math.ceil(config.training.answers_per_update / ranks)
     budget = max(config.hardware.tokens_per_microbatch // longest, 1) * longest
     return min(budget, answers * longest), answers * longest > budget
 
 
-def longest_conversation(config: RunConfig, model: Dimensions) -> int:
+def longest_conversation(config: RunConfig, positions: int) -> int:
     """Tokens of the longest conversation; of several turns without what the other side says."""
     rollout = config.rollout
     turns = 1 if config.task.environment().single_turn else rollout.max_turns
-    return min(model.positions, rollout.max_prompt_length + turns * rollout.max_completion_length)
+    return min(positions, rollout.max_prompt_length + turns * rollout.max_completion_length)
 
 
 def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, int]:
@@ -233,7 +233,7 @@ def _rollout(config: RunConfig, model: Dimensions, ranks: int) -> dict[str, int]
     evaluated = math.ceil(evaluation.problems / ranks)
     rows = min(sampling.batch_size, max(conversations, evaluated * max(1, evaluation.samples)))
     prompts = min(sampling.batch_size, max(math.ceil(training.prompts_per_iteration / ranks), evaluated))
-    prompt, longest = sampling.max_prompt_length, longest_conversation(config, model)
+    prompt, longest = sampling.max_prompt_length, longest_conversation(config, model.positions)
     position = model.layers * _cached(config, model)  # bytes of one position of a row
     # the last token drawn is never fed
     room, before = cache_room(prompt, longest - 1)

@@ -71,9 +71,8 @@ def noise_floor(
     with torch.no_grad():
         old = score(micro)
         alone = torch.zeros_like(old)
-        samples = [sample for row in micro.layout for sample in row]
-        for place, sample in enumerate(samples):
-            width = sample.length + (PADDING if len(samples) == 1 else 0)
+        for place, sample in enumerate(micro.samples):
+            width = sample.length + (PADDING if len(micro.samples) == 1 else 0)
             single = collate([sample], pad_id, policy.device, width)
             alone[place, : sample.length] = score(single)[0, : sample.length]
         packed = None if micro.rows is None else _deviation(score(plain) - old, mask)

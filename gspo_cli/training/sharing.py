@@ -19,6 +19,7 @@ from gspo_cli.policy.packed import LONGEST_ROW, PackedRows
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import full_shape
 from gspo_cli.randomness import generator
+from gspo_cli.training.memory_plan import longest_conversation
 from gspo_cli.training.strategy import Strategy
 
 BRANCH = 24  # tokens of the sequence that parts from the long one
@@ -44,7 +45,7 @@ def sharing(config: RunConfig, policy: Policy, strategy: Strategy) -> Sharing:
     """The decision for a run. Every rank makes the same calls."""
     if config.training.share_prefixes is SharePrefixes.off:
         return Sharing(False, "training.share_prefixes=off")
-    longest = longest_planned(config, policy.max_positions)
+    longest = longest_conversation(config, policy.max_positions)
     single_turn = config.task.environment().single_turn
     reason = obstacle(policy, longest if single_turn else policy.max_positions)
     if reason is None:
@@ -52,13 +53,6 @@ def sharing(config: RunConfig, policy: Policy, strategy: Strategy) -> Sharing:
         # ranks round alike, but a single one that decides otherwise would train other answers
         reason = next((found for found in strategy.ranks.gather([tried]) if found), None)
     return Sharing(False, reason) if reason else Sharing(True, attention_share=attention_share(policy))
-
-
-def longest_planned(config: RunConfig, positions: int) -> int:
-    """Tokens of the longest conversation; of several turns without what the other side says."""
-    rollout = config.rollout
-    turns = 1 if config.task.environment().single_turn else rollout.max_turns
-    return min(positions, rollout.max_prompt_length + turns * rollout.max_completion_length)
 
 
 def obstacle(policy: Policy, longest: int) -> str | None:

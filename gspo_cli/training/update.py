@@ -100,8 +100,7 @@ class Updater:
         mine: list[tuple[int, float]] = []
         for micro in self.collator.micro_batches([sample for sample in samples if sample.num_actions]):
             kl = reward_kl(self._logprobs(micro)[0], self._reference(micro), micro.action_mask).tolist()
-            laid_out = [sample for row in micro.layout for sample in row]
-            mine += [(places[id(sample)], value) for sample, value in zip(laid_out, kl, strict=False)]
+            mine += [(places[id(sample)], value) for sample, value in zip(micro.samples, kl, strict=False)]
         values = dict(self.strategy.ranks.gather(mine))
         return [values.get(place, 0.0) for place in range(len(samples))]
 
@@ -208,7 +207,7 @@ class Updater:
                 if not is_out_of_memory(error):
                     raise
                 halve = not self.strategy.collective and any(
-                    sum(map(len, micro.layout)) > 1 for m in minibatches for micro in m.micro_batches
+                    len(micro.samples) > 1 for m in minibatches for micro in m.micro_batches
                 )
                 if not halve:
                     raise UserError(
