@@ -18,7 +18,7 @@ from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import prepare, saved_settings
 from gspo_cli.tasks.base import SingleTurn, Step
-from gspo_cli.training.free_memory import free_bytes
+from gspo_cli.training.free_memory import default_cache_gb, free_bytes
 from gspo_cli.training.session import build_parts
 from gspo_cli.types import FinishReason, Message, Outcome, Problem
 
@@ -229,8 +229,9 @@ def test_the_room_for_caches_is_that_of_the_device_and_is_saved(configure, repor
     free = psutil.virtual_memory().available
     assert 0 < free_bytes(torch.device("cpu")) <= 1.1 * free
     (tmp_path / "memory.max").write_text(str(9 * 2**30))
-    (tmp_path / "memory.current").write_text(str(7 * 2**30))
-    monkeypatch.setattr("gspo_cli.training.free_memory.CONTROL_GROUP", tmp_path)
+    (tmp_path / "memory.current").write_text(str(8 * 2**30))
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**30}\n")
+    monkeypatch.setattr("gspo_cli.training.free_memory.CONTROL_GROUPS", tmp_path)
     assert free_bytes(torch.device("cpu")) <= 2 * 2**30
     config, yaml = configure("training.num_outer_iterations=1")
     folder = RunFolder(tmp_path / "run")
@@ -240,6 +241,23 @@ def test_the_room_for_caches_is_that_of_the_device_and_is_saved(configure, repor
     assert parts.engine.cache_bytes == 2**29
     prepare(folder.path, yaml)  # as gspo-compare does before it goes on
     assert saved_settings(folder.path)["rollout"]["cache_gb"] == 1.0
+
+
+def test_the_room_for_caches_does_not_depend_on_what_else_runs(monkeypatch, tmp_path):
+    cpu = torch.device("cpu")
+    old = tmp_path / "memory"  # files of version 1
+    old.mkdir()
+    (old / "memory.limit_in_bytes").write_text(str(8 * 2**30))
+    monkeypatch.setattr("gspo_cli.training.free_memory.CONTROL_GROUPS", tmp_path)
+    rooms = []
+    for used, droppable in ((1, 0), (5, 2), (7, 0)):
+        (old / "memory.usage_in_bytes").write_text(str(used * 2**30))
+        (old / "memory.stat").write_text(f"total_inactive_file {droppable * 2**30}\n")
+        rooms.append(default_cache_gb(cpu, 1))
+    assert rooms == [2.0, 2.0, 0.5]
+    assert default_cache_gb(cpu, 2) == 0.2
+    (old / "memory.limit_in_bytes").write_text("9223372036854771712")
+    assert default_cache_gb(cpu, 1) == pytest.approx(psutil.virtual_memory().total / 2**32, abs=0.1)
 
 
 def test_a_kept_cache_that_was_dropped_is_computed_again(load):

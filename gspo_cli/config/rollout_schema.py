@@ -42,8 +42,8 @@ class RolloutConfig:
     """Maximum answers that the transformers engine generates at once; above 0."""
     cache_gb: float | None = None
     """GiB that the transformers engine's key-value caches may take, half of it those of conversations that
-    wait for their next turn; what does not fit runs later. null takes half of what is free once the weights
-    are loaded, and saves it; above 0."""
+    wait for their next turn; what does not fit runs later. null takes a quarter of the device's memory,
+    or half of what is free once the weights are loaded if that is less, and saves it; above 0."""
     environment_concurrency: int = 16
     """Maximum environments that wait for something (such as a user behind a URL) at once; above 0."""
     environment_timeout: float = 120.0

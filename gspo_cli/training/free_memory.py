@@ -1,4 +1,4 @@
-"""The memory that a device has left, and the share of it that caches may take."""
+"""The memory that a device has, what is left of it, and the share that caches may take."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from pathlib import Path
 import psutil
 import torch
 
-CACHE_SHARE = 0.5  # of what is free once the weights are loaded; caches are gone before an update
-CONTROL_GROUP = Path("/sys/fs/cgroup")  # of this process, in a container
+CACHE_SHARE = 0.25  # of the device's memory: the same for every run of a comparison, whatever else is running
+SCARCE_SHARE = 0.5  # of what is free, where that is less; caches are gone before an update
+CONTROL_GROUPS = Path("/sys/fs/cgroup")  # limits of a container, in the files of version 2 or 1
+VERSIONS = (
+    (".", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -17,17 +22,37 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     free = int(psutil.virtual_memory().available)
-    try:
-        limit, used = (
-            (CONTROL_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current")
-        )
-        return min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):  # no container, or none with a limit
-        return free
+    limit, used = _container()
+    return free if limit is None else min(free, max(0, limit - used))
+
+
+def total_bytes(device: torch.device) -> int:
+    """Bytes of a device's memory; on a CPU the limit of a container, where that is less."""
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        return int(total)
+    total = int(psutil.virtual_memory().total)
+    limit, _ = _container()
+    return total if limit is None else min(total, limit)
 
 
 def default_cache_gb(device: torch.device, processes: int) -> float:
     """`rollout.cache_gb` where it is not given, for each of `processes` on a device of its own, or on the
     CPU that they share."""
     shared = processes if device.type == "cpu" else 1
-    return max(0.1, round(CACHE_SHARE * free_bytes(device) / shared / 2**30, 1))
+    room = min(CACHE_SHARE * total_bytes(device), SCARCE_SHARE * free_bytes(device)) / shared
+    return max(0.1, round(room / 2**30, 1))
+
+
+def _container() -> tuple[int | None, int]:
+    """Limit (None without one) and use of this process's container in bytes. Files that the kernel keeps in
+    memory and can drop are not in use."""
+    for folder, limit, used, droppable in VERSIONS:
+        place = CONTROL_GROUPS / folder
+        try:
+            most, taken = (int((place / name).read_text()) for name in (limit, used))
+            counts = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            return most, taken - int(counts.get(droppable, 0))
+        except (OSError, ValueError):  # another version, no container, or "max": no limit
+            continue
+    return None, 0

@@ -245,12 +245,12 @@ def build_engine(config: RunConfig, policy: Policy, source: str) -> RolloutEngin
     """The rollout engine for the policy's weights; `source` is the model that the policy was loaded from."""
     if config.rollout.engine is Engine.vllm:
         return VLLMEngine(policy, source, config)
-    return transformers_engine(config, policy)
+    return transformers_engine(config, policy, config.rollout.cache_gb)
 
 
-def transformers_engine(config: RunConfig, policy: Policy) -> TransformersEngine:
-    """The engine with the room that the configuration gives to its caches, or what is free now."""
-    room = config.rollout.cache_gb or default_cache_gb(policy.device, processes=1)
+def transformers_engine(config: RunConfig, policy: Policy, cache_gb: float | None) -> TransformersEngine:
+    """The engine whose caches take `cache_gb` GiB; half of it is for conversations that wait."""
+    room = cache_gb or default_cache_gb(policy.device, processes=1)
     return TransformersEngine(policy, config.rollout.batch_size, int(room * 2**29))
 
 
@@ -271,7 +271,7 @@ def evaluate_only(
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
     make_room_for_tools(config, prompts, heldout, policy.max_positions, None, warn)
     heldout = fitting(heldout, prompts, config, policy.max_positions, "held-out", warn)
-    engine = transformers_engine(config, policy)
+    engine = transformers_engine(config, policy, None)  # the run's room may be that of a larger machine
     problems = heldout[: config.evaluation.problems]
     runner = ConversationRunner(config, reward, engine, prompts)
     found = Evaluator(config, runner).evaluate(problems, progress)
