@@ -147,7 +147,7 @@ def samples(count: int, vocabulary: int) -> list[Any]:
 
 def requests(vocabulary: int) -> list[Any]:
     """Prompts of different lengths, each sampled several times."""
-    from gspo_cli.rollout.engine import Request
+    from gspo_cli.rollout.engine import Request, generate
 
     rng = random.Random(1)
     prompts = [[rng.randrange(1, vocabulary) for _ in range(PROMPT - i)] for i in range(PROMPTS)]
@@ -159,7 +159,7 @@ def run(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
     from gspo_cli.policy.dimensions import dimensions
     from gspo_cli.policy.loading import load_policy
     from gspo_cli.randomness import generator
-    from gspo_cli.rollout.engine import Sampling
+    from gspo_cli.rollout.engine import Sampling, generate
     from gspo_cli.rollout.transformers_engine import TransformersEngine
     from gspo_cli.training.memory_plan import memory_plan
     from gspo_cli.training.metrics import Clock
@@ -183,7 +183,7 @@ def run(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
     gc.collect()
     forget_peak()
     engine = TransformersEngine(policy, ROWS)
-    engine.generate(requests(vocabulary), Sampling(1.0, 1.0, 0, ANSWER, frozenset()), keep_cache=False)
+    generate(engine, requests(vocabulary), Sampling(1.0, 1.0, 0, ANSWER, frozenset()))
     measured["rollout"] = resident("VmHWM") - before
     totals = {
         "loaded": planned.phases["update"]["weights"],

@@ -7,7 +7,6 @@ import io
 import re
 
 import pytest
-import torch
 from rich.console import Console
 
 from gspo_cli.console.plain import PlainConsole
@@ -15,15 +14,13 @@ from gspo_cli.console.reporting import ShownSample
 from gspo_cli.console.samples import samples_table
 from gspo_cli.rollout import progress as rollout_progress
 from gspo_cli.rollout.conversations import roll_out
-from gspo_cli.rollout.engine import Sampling
 from gspo_cli.rollout.progress import RolloutProgress
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
-from gspo_cli.rollout.vllm_engine import _Draws
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.tasks.base import SingleTurn
 from gspo_cli.training.session import run_training
-from tests.test_rollout import LIMITS, Echo, requests, sampling, starts
+from tests.test_rollout import LIMITS, Echo, sampling, starts
 
 
 class Clock:
@@ -84,27 +81,6 @@ def test_conversations_and_tokens_are_counted_and_nothing_else_changes(load, env
     assert {total for _, total, _ in told} == {10}
     if environment is SingleTurn:
         assert len(set(finished)) > 4, "answers end one after the other"
-
-
-@pytest.mark.parametrize("batch_size", [3, 100])
-def test_the_engine_reports_exactly_what_it_has_sampled(load, batch_size):
-    policy, told = load("qwen3"), []
-    asked = requests(policy.chat)
-    found = TransformersEngine(policy, batch_size).generate(
-        asked, sampling(policy.chat), False, lambda ended, tokens: told.append((ended, tokens))
-    )
-    assert told[-1] == (len(asked), sum(len(completion.token_ids) for completion in found))
-    assert told == sorted(told)
-
-
-def test_vllm_reports_the_requests_that_are_no_longer_drawn_for():
-    told = []
-    drawn = torch.zeros(3, 4)
-    chosen = Sampling(0.0, 1.0, 0, 4, frozenset())
-    draws = _Draws(chosen, drawn, drawn.clone(), drawn.clone(), lambda *report: told.append(report))
-    for live in ([0, 1], [0, 1], [1, 2], [2]):
-        draws.take(torch.zeros(len(live), 5), live, [0] * len(live))
-    assert told == [(0, 2), (0, 4), (1, 6), (2, 7)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from gspo_cli.config.choices import Precision
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
-from gspo_cli.rollout.engine import Request, Sampling
+from gspo_cli.rollout.engine import Request, Sampling, finish, generate
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.sampling import draw
 from gspo_cli.rollout.transformers_engine import TransformersEngine
@@ -53,8 +53,8 @@ def teacher_forced(policy, request, completion, temperature=1.0):
 def test_sampled_logprobs_are_the_teacher_forced_ones(load, name, use_lora, temperature):
     policy = load(name, use_lora=use_lora)
     asked = requests(policy.chat)
-    found = TransformersEngine(policy, 7).generate(
-        asked, sampling(policy.chat, temperature=temperature), False
+    found = generate(
+        TransformersEngine(policy, 7), asked, sampling(policy.chat, temperature=temperature), False
     )
     assert {len(c.token_ids) for c in found} != {24}  # some rows finished early
     for request, completion in zip(asked, found, strict=True):
@@ -69,7 +69,7 @@ def test_full_weights_under_bf16_sample_from_fp32_logits(load, name):
     engine = TransformersEngine(policy, 256)
     with policy.autocasting():
         assert policy.next_token_logits(torch.zeros(1, 32, dtype=torch.bfloat16), 1.0).dtype == torch.float32
-    for request, completion in zip(asked, engine.generate(asked, sampling(policy.chat), False), strict=True):
+    for request, completion in zip(asked, generate(engine, asked, sampling(policy.chat), False), strict=True):
         # bf16 hidden states differ between one token at a time and all at once; fp32 logits keep it small
         expected = teacher_forced(policy, request, completion)
         assert completion.logprobs == pytest.approx(expected, abs=0.03)
@@ -79,8 +79,8 @@ def test_full_weights_under_bf16_sample_from_fp32_logits(load, name):
 def test_the_same_request_gives_the_same_tokens_in_any_batch(load, name):
     policy = load(name)
     asked = requests(policy.chat)
-    together = TransformersEngine(policy, 256).generate(asked, sampling(policy.chat), False)
-    alone = [TransformersEngine(policy, 1).generate([r], sampling(policy.chat), False)[0] for r in asked]
+    together = generate(TransformersEngine(policy, 256), asked, sampling(policy.chat), False)
+    alone = [generate(TransformersEngine(policy, 1), [r], sampling(policy.chat), False)[0] for r in asked]
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert [c.finish_reason for c in together] == [c.finish_reason for c in alone]
 
@@ -88,7 +88,7 @@ def test_the_same_request_gives_the_same_tokens_in_any_batch(load, name):
 def test_answers_end_with_their_stop_token_or_at_the_limit(load):
     policy = load("qwen3")
     chosen = sampling(policy.chat)
-    for completion in TransformersEngine(policy, 256).generate(requests(policy.chat), chosen, False):
+    for completion in generate(TransformersEngine(policy, 256), requests(policy.chat), chosen, False):
         *before, last = completion.token_ids
         assert not set(before) & chosen.stop_ids
         assert (last in chosen.stop_ids) == (completion.finish_reason is FinishReason.stop)
@@ -103,7 +103,7 @@ def test_gradient_checkpointing_does_not_change_what_is_generated(load, name):
         ids = torch.tensor([[3, 4, 5]])
         checkpointed(ids, torch.ones_like(ids, dtype=torch.bool), 1.0)[0].sum().backward()
     results = [
-        TransformersEngine(p, 256).generate(requests(p.chat), sampling(p.chat), False)
+        generate(TransformersEngine(p, 256), requests(p.chat), sampling(p.chat), False)
         for p in (plain, checkpointed)
     ]
     assert [c.token_ids for c in results[0]] == [c.token_ids for c in results[1]]
@@ -112,8 +112,8 @@ def test_gradient_checkpointing_does_not_change_what_is_generated(load, name):
 def test_greedy_takes_the_likeliest_token(load):
     policy = load("qwen3")
     request = requests(policy.chat)[4]
-    (found,) = TransformersEngine(policy, 8).generate(
-        [request], sampling(policy.chat, 5, temperature=0.0), False
+    (found,) = generate(
+        TransformersEngine(policy, 8), [request], sampling(policy.chat, 5, temperature=0.0), False
     )
     ids = list(request.prompt_ids)
     for token in found.token_ids:
@@ -173,8 +173,8 @@ def starts(count=5, size=2):
 class Forgetful(TransformersEngine):
     """Never resumes a cache."""
 
-    def generate(self, asked, chosen, keep_cache):
-        return super().generate(asked, chosen, keep_cache=False)
+    def submit(self, request, chosen, keep_cache):
+        super().submit(request, chosen, keep_cache=False)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -190,26 +190,25 @@ def test_turns_resume_their_cache_and_say_the_same(load, name):
 
 
 class Watched(TransformersEngine):
-    """Remembers how many bytes it kept, and the tokens of each pass."""
+    """Remembers how many bytes it kept, the tokens of each pass, and how many rows were drawn for at once."""
 
     def __init__(self, *arguments):
-        self.kept, self.passes = [], []
+        self.kept, self.passes, self.drawn = [], [], []
         super().__init__(*arguments)
 
-    def generate(self, asked, chosen, keep_cache):
-        found = super().generate(asked, chosen, keep_cache)
-        self.kept.append(self._kept.nbytes)
-        return found
+        run, add = self._forward._run, self._kept.add
+        self._forward._run = lambda tokens, *rest: self.passes.append(tokens.numel()) or run(tokens, *rest)
+        self._kept.add = lambda *row: add(*row) or self.kept.append(self._kept.nbytes)
 
-    def _run(self, tokens, *rest):
-        self.passes.append(tokens.numel())
-        return super()._run(tokens, *rest)
+    def _draw(self, flight, chosen):
+        self.drawn.append(len(flight.rows))
+        return super()._draw(flight, chosen)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_said_does_not_depend_on_the_room_for_caches(load, name):
     policy = load(name)
-    position = TransformersEngine(policy, 4)._position_bytes
+    position = TransformersEngine(policy, 4)._forward.position_bytes
     results, kept = [], []
     for room in (None, 400 * position, 130 * position, position):
         engine = Watched(policy, 8, room)
@@ -262,7 +261,7 @@ def test_the_room_for_caches_does_not_depend_on_what_else_runs(monkeypatch, tmp_
 
 def test_a_kept_cache_that_was_dropped_is_computed_again(load):
     policy = load("qwen3")
-    engine = TransformersEngine(policy, 8, 60 * TransformersEngine(policy, 4)._position_bytes)
+    engine = TransformersEngine(policy, 8, 60 * TransformersEngine(policy, 4)._forward.position_bytes)
     engine.conversations_at_once = lambda tokens: 10  # more than there is room for
     asked = (Prompts(policy.chat), Echo, starts(), sampling(policy.chat, 8), LIMITS)
     bounded, _ = roll_out(engine, *asked, seed=3)
@@ -275,10 +274,13 @@ def test_what_prompts_begin_with_is_prefilled_and_kept_once(load):
     shared, own = list(range(5, 45)), [[1, 2, 3], [4, 2], [6]]
     requests = [Request(shared + ids, seed=i, conversation=i) for i, ids in enumerate(own)]
     engine = Watched(policy, 8)
-    engine.generate(requests, sampling(policy.chat, 1), keep_cache=True)
-    assert engine.passes == [len(shared), 9]
-    row = engine._position_bytes
-    assert engine.kept == [(len(shared) + sum(map(len, own))) * row]
+    with engine.session():
+        finish(engine, requests, sampling(policy.chat, 1), keep_cache=True)
+        assert engine.passes == [len(shared), 9]
+        assert engine.step() == {}  # what has ended leaves the batch
+        row = engine._forward.position_bytes
+        assert engine.kept[-1] == (len(shared) + sum(map(len, own))) * row
+    assert not engine._kept
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -311,9 +313,9 @@ def test_single_turn_environments_keep_no_cache(load):
     kept = []
 
     class Watched(TransformersEngine):
-        def generate(self, asked, chosen, keep_cache):
+        def submit(self, request, chosen, keep_cache):
             kept.append(keep_cache)
-            return super().generate(asked, chosen, keep_cache)
+            super().submit(request, chosen, keep_cache)
 
     policy = load("qwen3")
     for environment in (SingleTurn, Echo):
@@ -326,7 +328,7 @@ def test_single_turn_environments_keep_no_cache(load):
             LIMITS,
             seed=0,
         )
-    assert kept == [False, True, True, True]
+    assert kept == [False] * 4 + [True] * 12
 
 
 def test_a_crashing_environment_is_data(load):

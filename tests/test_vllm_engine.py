@@ -17,7 +17,7 @@ from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.weights import plain_weights
 from gspo_cli.rollout import vllm_engine
-from gspo_cli.rollout.engine import Request, Sampling
+from gspo_cli.rollout.engine import Request, Sampling, finish, generate
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine
 from gspo_cli.run.folder import RunFolder
@@ -113,7 +113,7 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_logprobs_are_the_teacher_forced_ones_of_the_whole_distribution(engine, settings):
     chosen = sampling(**settings)
-    found = engine.generate(requests(), chosen, False)
+    found = generate(engine, requests(), chosen, False)
     assert len(found) == len(requests())
     for request, completion in zip(requests(), found, strict=True):
         expected = teacher_forced(engine.policy, request, completion, chosen.temperature or 1.0)
@@ -123,8 +123,8 @@ def test_logprobs_are_the_teacher_forced_ones_of_the_whole_distribution(engine, 
 @needs_vllm
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_both_engines_draw_the_same_tokens(engine, settings):
-    ours = TransformersEngine(engine.policy, 256).generate(requests(), sampling(**settings), False)
-    theirs = engine.generate(requests(), sampling(**settings), False)
+    ours = generate(TransformersEngine(engine.policy, 256), requests(), sampling(**settings), False)
+    theirs = generate(engine, requests(), sampling(**settings), False)
     assert [c.token_ids for c in theirs] == [c.token_ids for c in ours]
     assert [c.finish_reason for c in theirs] == [c.finish_reason for c in ours]
     for one, other in zip(theirs, ours, strict=True):
@@ -134,7 +134,7 @@ def test_both_engines_draw_the_same_tokens(engine, settings):
 
 @needs_vllm
 def test_answers_end_with_their_stop_token_or_at_the_limit(engine):
-    for completion in engine.generate(requests(), sampling(), False):
+    for completion in generate(engine, requests(), sampling(), False):
         *before, last = completion.token_ids
         assert not set(before) & STOPS
         assert (last in STOPS) == (completion.finish_reason is FinishReason.stop)
@@ -143,19 +143,37 @@ def test_answers_end_with_their_stop_token_or_at_the_limit(engine):
 
 @needs_vllm
 def test_the_same_request_gives_the_same_tokens_alone_and_after_others(engine):
-    together = engine.generate(requests(), sampling(), False)
-    alone = [engine.generate([request], sampling(), False)[0] for request in requests()]
+    together = generate(engine, requests(), sampling(), False)
+    alone = [generate(engine, [request], sampling(), False)[0] for request in requests()]
     assert [c.token_ids for c in alone] == [c.token_ids for c in together]
 
 
 @needs_vllm
+def test_requests_join_those_in_flight_and_leave_them(engine):
+    alone = [generate(engine, [request], sampling())[0] for request in requests()]
+    found, gone = {}, requests()[-1].conversation
+    with engine.session():
+        for request in requests():
+            engine.submit(request, sampling(), keep_cache=False)
+            found |= engine.step()
+        engine.cancel(gone)
+        while len(found) < len(requests()) - 1:
+            found |= engine.step()
+    assert not engine.llm.llm_engine.has_unfinished_requests()
+    kept = [(r, c) for r, c in zip(requests(), alone, strict=True) if r.conversation != gone]
+    assert [found[r.conversation].token_ids for r, _ in kept] == [c.token_ids for _, c in kept]
+
+
+@needs_vllm
 def test_a_later_turn_goes_on_from_the_cached_one(engine):
-    first = engine.generate(requests(), sampling(), True)
-    longer = [
-        Request([*r.prompt_ids, *c.token_ids, 12, 13], r.seed + 1, r.conversation)
-        for r, c in zip(requests(), first, strict=True)
-    ]
-    for request, completion in zip(longer, engine.generate(longer, sampling(), False), strict=True):
+    with engine.session():
+        first = finish(engine, requests(), sampling(), keep_cache=True)
+        longer = [
+            Request([*r.prompt_ids, *c.token_ids, 12, 13], r.seed + 1, r.conversation)
+            for r, c in zip(requests(), first, strict=True)
+        ]
+        second = finish(engine, longer, sampling(), keep_cache=False)
+    for request, completion in zip(longer, second, strict=True):
         expected = teacher_forced(engine.policy, request, completion, 1.0)
         assert completion.logprobs == pytest.approx(expected, abs=1e-4)
 
@@ -168,11 +186,11 @@ def test_pushed_weights_change_what_is_sampled_to_the_policys(started, use_lora)
     engine.policy = policy_of(folder, config, use_lora=use_lora, lora_experts=experts)
     engine._pushed = engine._answered = None
     engine.refresh()
-    before = engine.generate(requests(), sampling(), False)
+    before = generate(engine, requests(), sampling(), False)
     disturb(engine.policy)
     held = {name: tensor.clone() for name, tensor in engine.policy.state_dict().items()}
     assert engine.refresh()["sampling/push_error"] < 1e-5
-    after = engine.generate(requests(), sampling(), False)
+    after = generate(engine, requests(), sampling(), False)
     for request, old, new in zip(requests(), before, after, strict=True):
         expected = teacher_forced(engine.policy, request, new, 1.0)
         assert new.logprobs == pytest.approx(expected, abs=1e-4)
@@ -220,7 +238,7 @@ def test_in_bf16_the_engine_stays_near_the_policy(models, configure):
     engine = VLLMEngine(policy_of(models["dense"], config, use_lora=True), str(models["dense"]), config)
     disturb(engine.policy)
     engine.refresh()
-    for request, completion in zip(requests(), engine.generate(requests(), sampling(), False), strict=True):
+    for request, completion in zip(requests(), generate(engine, requests(), sampling(), False), strict=True):
         with engine.policy.autocasting():
             expected = teacher_forced(engine.policy, request, completion, 1.0)
         assert completion.logprobs == pytest.approx(expected, abs=0.03)

@@ -19,7 +19,7 @@ from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.conversations import ROLES
-from gspo_cli.rollout.engine import Request, Sampling
+from gspo_cli.rollout.engine import Request, Sampling, generate
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.tasks.base import SystemPrompt
@@ -94,7 +94,7 @@ class MultiTurnAgent:
             config.temperature, config.top_p, 0, min(config.max_new_tokens, room), chat.stop_ids
         )
         request = Request(ids, derived_seed(seed, "agent", len(spoken)), 0)
-        [completion] = TransformersEngine(policy, 1).generate([request], sampling, keep_cache=False)
+        [completion] = generate(TransformersEngine(policy, 1), [request], sampling)
         return chat.text(completion.token_ids)
 
     def save(self, folder: str | Path) -> None:

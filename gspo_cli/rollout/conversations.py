@@ -1,4 +1,8 @@
-"""Conversations between the policy and environments, all turns in step; a single-turn task is done after one.
+"""Conversations between the policy and environments; a single-turn task is done after one turn.
+
+Each conversation goes on to its next turn while others still generate. One whose environment waits for
+something, such as a user behind a URL, goes on once no other generates: what shares a batch never depends on
+how long somebody took.
 
 An environment that crashes, or returns something of a wrong type, does not end the run: its conversation
 ends, `excluded` holds the reason, and it is left out of its group's baseline."""
@@ -7,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,80 +91,105 @@ def roll_out(
 
     -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
     out, averaged over turns."""
+    rollout = _Rollout(engine, prompts, environment, sampling, limits, seed)
+    sampled = engine.sampled
     if progress is not None:
         progress.start(len(starts))
-    conversations: list[_Conversation] = []
-    sampled, size = 0, 1
-    while len(conversations) < len(starts):
-        done = len(conversations)
-        wave = [_open(starts[done], environment(), prompts, limits)]
-        if not done:
-            turns = 1 if wave[0].environment.single_turn else limits.max_turns
-            longest = limits.max_prompt_length + turns * sampling.max_new_tokens
-            size = engine.conversations_at_once(min(limits.max_positions, longest))
-        wave += [_open(start, environment(), prompts, limits) for start in starts[done + 1 : done + size]]
-        conversations += wave
-        counted = None if progress is None else _Counted(progress, done, sampled)
-        sampled += _converse(engine, prompts, wave, sampling, limits, seed, counted)
+    with engine.session(), closing(rollout):
+        while rollout.go_on(starts):
+            if progress is not None:
+                progress.update(rollout.finished, engine.sampled - sampled)
     if progress is not None:
-        progress.end(sampled)
-    masses = [mass for c in conversations for mass in c.truncated_mass]
-    return [c.trajectory for c in conversations], sum(masses) / max(1, len(masses))
+        progress.end(engine.sampled - sampled)
+    masses = [mass for c in rollout.conversations for mass in c.truncated_mass]
+    return [c.trajectory for c in rollout.conversations], sum(masses) / max(1, len(masses))
 
 
-@dataclass
-class _Counted:
-    """Progress of conversations that run at once, after others: those that are finished and the tokens that
-    were sampled before."""
+class _Rollout:
+    """Conversations so far, by the place of their start, and those that are neither ended nor excluded."""
 
-    progress: RolloutProgress
-    finished: int
-    sampled: int
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        prompts: Prompts,
+        environment: Callable[[], Environment],
+        sampling: Sampling,
+        limits: Limits,
+        seed: int,
+    ) -> None:
+        self.engine, self.prompts, self.environment = engine, prompts, environment
+        self.sampling, self.limits, self.seed = sampling, limits, seed
+        self.conversations: list[_Conversation] = []
+        self._active: set[int] = set()
+        self._waiting: dict[int, Awaitable[Any]] = {}  # what their environments wait for
+        self._at_once = 1  # known once the first conversation is open
 
+    @property
+    def finished(self) -> int:
+        """Number of conversations that have ended."""
+        return len(self.conversations) - len(self._active)
 
-def _converse(
-    engine: RolloutEngine,
-    prompts: Prompts,
-    conversations: Sequence[_Conversation],
-    sampling: Sampling,
-    limits: Limits,
-    seed: int,
-    counted: _Counted | None,
-) -> int:
-    """Run conversations turn by turn to their end. Returns how many tokens were sampled."""
-    turn = sampled = 0
-    while live := [(i, c) for i, c in enumerate(conversations) if not c.done]:
-        requests = [
-            Request(c.trajectory.token_ids, derived_seed(seed, "sample", *c.start.where, turn), i)
-            for i, c in live
-        ]
-        continues = turn + 1 < limits.max_turns and not all(c.environment.single_turn for _, c in live)
-        finished = len(conversations) - len(live)
-        watched = _watched(counted, finished, sampled, continues)
-        completions = engine.generate(requests, sampling, keep_cache=continues, **watched)
-        sampled += sum(len(completion.token_ids) for completion in completions)
-        acting = [conversation for _, conversation in live]
-        texts = [_act(c, completion, prompts) for c, completion in zip(acting, completions, strict=True)]
-        for conversation, step in zip(acting, _step(acting, texts, limits), strict=True):
-            _observe(conversation, step, prompts, sampling, limits)
-        turn += 1
-    engine.forget()
-    for conversation in conversations:
-        _finish(conversation)
-    return sampled
+    def go_on(self, starts: Sequence[Start]) -> bool:
+        """Open conversations where there is room, and let all go on by one token. Returns whether any is
+        left."""
+        while len(self.conversations) < len(starts) and len(self._active) < self._at_once:
+            self._begin(starts[len(self.conversations)])
+        for place, completion in sorted(self.engine.step().items()):
+            self._answered(place, completion)
+        if self._waiting and len(self._waiting) == len(self._active):
+            waiting = dict(self._waiting)
+            self._waiting = {}
+            found = gather(list(waiting.values()), self.limits.waiting, self.limits.seconds)
+            for place, step in zip(waiting, found, strict=True):
+                self._observed(place, step)
+        return bool(self._active) or len(self.conversations) < len(starts)
 
+    def close(self) -> None:
+        """Where the rollout did not come to its end: nobody awaits what its environments began."""
+        for step in self._waiting.values():
+            if inspect.iscoroutine(step):
+                step.close()
 
-def _watched(counted: _Counted | None, finished: int, sampled: int, continues: bool) -> dict[str, Any]:
-    """What an engine needs to report a turn, on top of what is `finished` and `sampled`. Its ended requests
-    are finished conversations if no turn follows."""
-    if counted is None:
-        return {}
-    finished, sampled = counted.finished + finished, counted.sampled + sampled
+    def _begin(self, start: Start) -> None:
+        conversation = _open(start, self.environment(), self.prompts, self.limits)
+        place = len(self.conversations)
+        self.conversations.append(conversation)
+        if not place:
+            turns = 1 if conversation.environment.single_turn else self.limits.max_turns
+            longest = self.limits.max_prompt_length + turns * self.sampling.max_new_tokens
+            self._at_once = self.engine.conversations_at_once(min(self.limits.max_positions, longest))
+        self._active.add(place)
+        self._next_turn(place)
 
-    def generated(ended: int, tokens: int) -> None:
-        counted.progress.update(finished + (0 if continues else ended), sampled + tokens)
+    def _next_turn(self, place: int) -> None:
+        """Ask for the agent's next turn, or end the conversation."""
+        conversation = self.conversations[place]
+        if conversation.done:
+            self._active.remove(place)
+            self.engine.cancel(place)
+            _finish(conversation)
+            return
+        trajectory, turn = conversation.trajectory, conversation.trajectory.num_turns
+        seed = derived_seed(self.seed, "sample", *conversation.start.where, turn)
+        may_go_on = turn + 1 < self.limits.max_turns and not conversation.environment.single_turn
+        self.engine.submit(Request(list(trajectory.token_ids), seed, place), self.sampling, may_go_on)
 
-    return {"progress": generated}
+    def _answered(self, place: int, completion: Completion) -> None:
+        conversation = self.conversations[place]
+        text = _act(conversation, completion, self.prompts)
+        step: Any
+        try:
+            step = conversation.environment.step(text)
+        except Exception as error:  # code that is not ours
+            step = error
+        if inspect.isawaitable(step):
+            self._waiting[place] = step
+        else:
+            self._observed(place, step)
+
+    def _observed(self, place: int, step: Any) -> None:
+        _observe(self.conversations[place], step, self.prompts, self.sampling, self.limits)
+        self._next_turn(place)
 
 
 def _open(start: Start, environment: Environment, prompts: Prompts, limits: Limits) -> _Conversation:
@@ -193,21 +223,6 @@ def _act(conversation: _Conversation, completion: Completion, prompts: Prompts) 
     trajectory.messages.append(Message("assistant", text))
     trajectory.finish_reason = completion.finish_reason
     return text
-
-
-def _step(acting: Sequence[_Conversation], texts: Sequence[str], limits: Limits) -> list[Any]:
-    """Each environment's step, or the exception that it raised; those that wait do so concurrently."""
-    steps: list[Any] = []
-    for conversation, text in zip(acting, texts, strict=True):
-        try:
-            steps.append(conversation.environment.step(text))
-        except Exception as error:  # code that is not ours
-            steps.append(error)
-    waiting = [i for i, step in enumerate(steps) if inspect.isawaitable(step)]
-    found = gather([steps[i] for i in waiting], limits.waiting, limits.seconds)
-    for i, step in zip(waiting, found, strict=True):
-        steps[i] = step
-    return steps
 
 
 def _observe(

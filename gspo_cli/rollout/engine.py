@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from gspo_cli.rollout.progress import Generated
 from gspo_cli.types import FinishReason
 
 
@@ -42,7 +42,11 @@ class Completion:
 
 
 class RolloutEngine(Protocol):
-    """Generates with the policy's current weights. The same request gives the same tokens in any batch."""
+    """Generates with the policy's current weights. The same request gives the same tokens whatever else is in
+    flight. All requests of a session are sampled alike."""
+
+    sampled: int
+    """Tokens drawn so far, in all sessions."""
 
     @property
     def max_positions(self) -> int:
@@ -51,18 +55,39 @@ class RolloutEngine(Protocol):
     def conversations_at_once(self, tokens: int) -> int:
         """How many conversations of up to `tokens` keep their caches between turns."""
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        keep_cache: bool,
-        progress: Generated | None = None,
-    ) -> list[Completion]:
-        """One completion per request, in order. `keep_cache`: these conversations may continue. `progress`,
-        where it is given, is called after each step."""
+    def session(self) -> AbstractContextManager[None]:
+        """A stretch in which weights stay as they are. At its end, even by an exception, nothing is in flight
+        and no cache is kept."""
 
-    def forget(self) -> None:
-        """Drop the caches of all conversations, which have ended."""
+    def submit(self, request: Request, sampling: Sampling, keep_cache: bool) -> None:
+        """Take a request; it joins those in flight at one of the next steps. `keep_cache`: the conversation
+        may continue. Raises ValueError if one of this conversation is in flight already."""
+
+    def step(self) -> dict[int, Completion]:
+        """Draw a token for every request in flight. Returns what ended, by conversation."""
+
+    def cancel(self, conversation: int) -> None:
+        """Drop the conversation's request and its cache, where there are any."""
 
     def refresh(self) -> dict[str, float]:
         """Load the policy's new weights. Returns metrics of the transfer."""
+
+
+def generate(
+    engine: RolloutEngine, requests: Sequence[Request], sampling: Sampling, keep_cache: bool = False
+) -> list[Completion]:
+    """One completion per request, in order; the conversations differ."""
+    with engine.session():
+        return finish(engine, requests, sampling, keep_cache)
+
+
+def finish(
+    engine: RolloutEngine, requests: Sequence[Request], sampling: Sampling, keep_cache: bool
+) -> list[Completion]:
+    """`generate` within a session."""
+    for request in requests:
+        engine.submit(request, sampling, keep_cache)
+    found: dict[int, Completion] = {}
+    while len(found) < len(requests):
+        found |= engine.step()
+    return [found[request.conversation] for request in requests]

@@ -114,10 +114,9 @@ class KeptRows:
         """The caches of these conversations, which are no longer kept."""
         return [self._rows.pop(conversation) for conversation in conversations]
 
-    def drop(self, conversations: Sequence[int]) -> None:
-        """Forget the caches of these conversations, where there are any."""
-        for conversation in conversations:
-            self._rows.pop(conversation, None)
+    def drop(self, conversation: int) -> None:
+        """Forget the cache of a conversation, where there is one."""
+        self._rows.pop(conversation, None)
 
     def clear(self) -> None:
         """Forget all."""
@@ -166,7 +165,7 @@ def stack_rows(
     """One cache of several kept conversations: the prefix of all, then each one's own, padded on the left.
     -> the cache, a mask (R, L) of real tokens, and the prefix."""
     prefix = rows[0].prefix
-    if any(row.prefix is not prefix for row in rows):
+    if any(row.prefix.token_ids != prefix.token_ids for row in rows):
         rows, prefix = [_whole(row) for row in rows], NO_PREFIX
     cache = new_cache(config)
     own = [len(row.token_ids) - len(prefix.token_ids) for row in rows]
@@ -178,6 +177,40 @@ def stack_rows(
         layer.update(*parts)
     known = torch.ones(len(rows), len(prefix.token_ids), dtype=torch.bool, device=device)
     return cache, torch.cat([known, left_padding_mask(own, device)], dim=1), prefix
+
+
+def join_caches(
+    config: PreTrainedConfig, parts: Sequence[tuple[DynamicCache, Tensor, Prefix]]
+) -> tuple[DynamicCache, Tensor, Prefix]:
+    """One cache of several with their masks (R, L) and prefixes: columns of padding alone are left out, and
+    the narrower ones are padded on the left of what they have of their own.
+    -> the cache, its mask, and the prefix, if it is that of all."""
+    prefix = parts[0][2]
+    if any(other.token_ids != prefix.token_ids for _, _, other in parts):
+        prefix = NO_PREFIX
+    shared = len(prefix.token_ids)
+    rest = [mask[:, shared:].any(dim=0) for _, mask, _ in parts]
+    own = [len(used) - int(used.int().argmax()) for used in rest]  # argmax: the first column in use
+    joined = new_cache(config)
+    for index, layer in enumerate(_layers(joined)):
+        states = [
+            [getattr(_layers(cache)[index], name) for cache, _, _ in parts] for name in ("keys", "values")
+        ]
+        layer.update(*(_joined(side, shared, own, dim=2) for side in states))
+    return joined, _joined([mask for _, mask, _ in parts], shared, own, dim=1), prefix
+
+
+def _joined(parts: Sequence[Tensor], shared: int, own: Sequence[int], dim: int) -> Tensor:
+    """Tensors under each other along their rows: of each the first `shared` columns (dimension `dim`), and
+    the last `own` ones, which stand at the right."""
+    shape = list(parts[0].shape)
+    shape[0], shape[dim] = sum(map(len, parts)), shared + max(own)
+    whole = parts[0].new_zeros(shape)
+    rows = whole.split([len(part) for part in parts])
+    for place, part, width in zip(rows, parts, own, strict=True):
+        place.narrow(dim, 0, shared).copy_(part.narrow(dim, 0, shared))
+        place.narrow(dim, shape[dim] - width, width).copy_(part.narrow(dim, part.shape[dim] - width, width))
+    return whole
 
 
 def _whole(row: KeptRow) -> KeptRow:

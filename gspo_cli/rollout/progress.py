@@ -11,8 +11,6 @@ EVERY = 0.5  # seconds between two reports
 
 # finished conversations, all conversations, sampled tokens per second
 Report = Callable[[int, int, float], None]
-# within one call of an engine: requests that have ended, and tokens sampled so far
-Generated = Callable[[int, int], None]
 
 
 class RolloutProgress:

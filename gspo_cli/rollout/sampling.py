@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 
+def stream(seed: int, steps: int) -> np.ndarray:
+    """Numbers in [0, 1) that depend on the seed alone. -> (steps,)"""
+    return np.random.Generator(np.random.Philox(key=seed)).random(steps)
+
+
 def uniforms(seeds: list[int], steps: int, device: torch.device) -> Tensor:
-    """One stream of numbers in [0, 1) per row, independent of the batch around it. -> (R, steps)"""
-    streams = [np.random.Generator(np.random.Philox(key=seed)).random(steps) for seed in seeds]
-    return torch.from_numpy(np.stack(streams)).to(device)
+    """One `stream` per row. -> (R, steps)"""
+    return torch.from_numpy(np.stack([stream(seed, steps) for seed in seeds])).to(device)
 
 
 def draw(logits: Tensor, uniform: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

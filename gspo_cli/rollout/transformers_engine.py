@@ -1,59 +1,106 @@
-"""Generation with the trained model itself: prompts prefilled once per group, finished rows leave the batch.
+"""Generation with the trained model itself: prompts prefilled once per group, rows join the batch and leave
+it between two steps.
 
-Shapes: R rows, L positions. A row is [left padding | prompt | generated]; after a resumed turn the middle
-may hold padding too, which the mask leaves out."""
+Shapes: R rows, N the most tokens of an answer."""
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
-from gspo_cli.policy.prefix_tree import common_prefix
+from gspo_cli.rollout.cached_forward import Batch, CachedForward
 from gspo_cli.rollout.engine import Completion, Request, Sampling
-from gspo_cli.rollout.kv_cache import (
-    NO_PREFIX,
-    KeptRow,
-    KeptRows,
-    Prefix,
-    cache_bytes,
-    is_plain,
-    left_padding_mask,
-    new_cache,
-    stack_rows,
-    take_prefix,
-    take_row,
-)
-from gspo_cli.rollout.progress import Generated
+from gspo_cli.rollout.kv_cache import KeptRows, is_plain, new_cache
 from gspo_cli.rollout.sampling import draw, greedy, uniforms
 from gspo_cli.types import FinishReason
 
-SHRINK_BELOW = 0.8  # share of unfinished rows below which the batch is reduced to them
+FULL = 0.8  # share of a batch below which rows that ended leave it, and waiting ones may join
+SPARE = 1.5  # room that a growing cache takes, as a share of what it holds
+
+
+@dataclass(eq=False)
+class _Row:
+    """A request in flight. Once it has ended, `width` is how many columns the batch had, and `fed` the ids
+    that the row's cache holds; the cache is to be kept if `keep`."""
+
+    request: Request
+    keep: bool
+    width: int | None = None
+    fed: list[int] = field(default_factory=list)
 
 
 @dataclass
-class _Batch:
-    """Rows in flight: `mask` (R, L) is true on real tokens, `lengths` (R,) counts them, `hidden` (R, D)
-    predicts the next token. All rows have `prefix` in their first columns."""
+class _Flight:
+    """Rows in flight and what is drawn for them: `uniform`, `tokens`, `logprobs` and `truncated` (R, N),
+    `counts` (R,) how many so far; `going` (R,) is false where a row has ended."""
 
-    cache: DynamicCache
-    mask: Tensor
-    lengths: Tensor
-    hidden: Tensor
-    padded: bool
-    prefix: Prefix = NO_PREFIX
+    rows: list[_Row]
+    batch: Batch
+    uniform: Tensor
+    tokens: Tensor
+    logprobs: Tensor
+    truncated: Tensor
+    counts: Tensor
+    going: Tensor
 
-    def select(self, rows: Tensor) -> _Batch:
-        self.cache.batch_select_indices(rows)
-        return replace(self, mask=self.mask[rows], lengths=self.lengths[rows], hidden=self.hidden[rows])
+    @classmethod
+    def begin(cls, rows: list[_Row], batch: Batch, limit: int) -> _Flight:
+        """Rows of which nothing is drawn, with answers of at most `limit` tokens."""
+        device, count = batch.mask.device, len(rows)
+        uniform = uniforms([row.request.seed for row in rows], limit, device)
+        tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
+        logprobs, truncated = torch.zeros(2, count, limit, device=device)
+        counts = torch.zeros(count, dtype=torch.long, device=device)
+        return cls(rows, batch, uniform, tokens, logprobs, truncated, counts, counts == 0)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that has a row per request, but for the batch, in the order of the fields."""
+        yield from (self.uniform, self.tokens, self.logprobs, self.truncated, self.counts, self.going)
+
+    def live(self) -> list[int]:
+        """Places of the rows that have not ended."""
+        return [place for place, row in enumerate(self.rows) if row.width is None]
+
+    def select(self, places: list[int]) -> _Flight:
+        """The rows at `places`."""
+        index = torch.tensor(places, device=self.going.device)
+        chosen = (tensor[index] for tensor in self.tensors())
+        return _Flight([self.rows[place] for place in places], self.batch.select(index), *chosen)
+
+    def join(self, other: _Flight, batch: Batch) -> _Flight:
+        """The rows of both, whose `batch` is given."""
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return _Flight([*self.rows, *other.rows], batch, *map(torch.cat, pairs))
+
+    def record(self, drawn: tuple[Tensor, Tensor, Tensor], stop_ids: frozenset[int]) -> dict[int, Completion]:
+        """Append a token to every row; `drawn` are tokens, logprobs and truncated mass (R,). Returns what
+        ended, by conversation."""
+        new, logprobs, truncated = drawn
+        limit = self.tokens.shape[1]
+        each, at = torch.arange(len(self.rows), device=new.device), self.counts.clamp(max=limit - 1)
+        self.tokens[each, at], self.logprobs[each, at], self.truncated[each, at] = new, logprobs, truncated
+        self.counts = self.counts + self.going
+        stopped = torch.isin(new, torch.tensor(sorted(stop_ids), device=new.device))
+        ended = self.going & (stopped | (self.counts == limit))
+        self.going = self.going & ~ended
+        places = ended.nonzero().squeeze(dim=1)
+        if not len(places):
+            return {}
+        found = {}
+        columns = (self.tokens, self.logprobs, self.truncated, self.counts, stopped)
+        drawn_rows = zip(*(column[places].tolist() for column in columns), strict=True)
+        for place, values in zip(places.tolist(), drawn_rows, strict=True):
+            row, completion = self.rows[place], _completion(*values)
+            row.width, row.fed = self.batch.width, [*row.request.prompt_ids, *completion.token_ids[:-1]]
+            found[row.request.conversation] = completion
+        return found
 
 
 class TransformersEngine:
@@ -62,15 +109,20 @@ class TransformersEngine:
     def __init__(self, policy: Policy, batch_size: int, cache_bytes: int | None = None) -> None:
         """`cache_bytes` bounds the caches of rows in flight and, apart from them, those that are kept; a
         single row always fits."""
-        self.policy = policy
+        self.policy, self.sampled = policy, 0
         self.batch_size, self.cache_bytes = batch_size, cache_bytes
-        layers = new_cache(policy.causal_model.config).layers
-        if not all(hasattr(layer, "batch_select_indices") for layer in layers):
+        cache = new_cache(policy.causal_model.config)
+        if not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
             raise UserError(
                 f"model.name: {type(policy.causal_model).__name__} has a cache that cannot be split "
                 "by rows (linear attention or convolution); choose a model with attention in all layers"
             )
+        self._joins = is_plain(cache)  # otherwise rows cannot be put beside others, nor kept
+        self._forward = CachedForward(policy)
         self._kept = KeptRows(cache_bytes)
+        self._waiting: list[_Row] = []
+        self._flight: _Flight | None = None
+        self._sampling: Sampling | None = None
 
     @property
     def max_positions(self) -> int:
@@ -79,248 +131,158 @@ class TransformersEngine:
 
     def conversations_at_once(self, tokens: int) -> int:
         """As many as fit into `cache_bytes`, at least one."""
-        if self.cache_bytes is None:
-            return sys.maxsize
-        return max(1, self.cache_bytes // (tokens * self._position_bytes))
-
-    def forget(self) -> None:
-        """Drop the caches kept between turns."""
-        self._kept.clear()
+        return self._fitting(tokens)
 
     def refresh(self) -> dict[str, float]:
         """Does nothing: the engine uses the policy's own weights."""
         return {}
 
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """See `RolloutEngine`. Weights that autocasting has cast stay cast from one step to the next."""
+        casts = self.policy.autocast is not None
+        if casts:
+            torch.autocast_increment_nesting()
+        try:
+            yield
+        finally:
+            if casts and torch.autocast_decrement_nesting() == 0:
+                torch.clear_autocast_cache()
+            self._waiting, self._flight, self._sampling = [], None, None
+            self._kept.clear()
+
+    def submit(self, request: Request, sampling: Sampling, keep_cache: bool) -> None:
+        """See `RolloutEngine`. Raises ValueError also where requests in flight are sampled otherwise."""
+        going = [*self._waiting, *([] if self._flight is None else self._flight.rows)]
+        asked = [row.request.conversation for row in going if row.width is None]
+        if request.conversation in asked:
+            raise ValueError(f"a request of conversation {request.conversation} is in flight")
+        if asked and sampling != self._sampling:
+            raise ValueError("requests in flight are sampled otherwise")
+        self._sampling = sampling
+        self._waiting.append(_Row(request, keep_cache and self._joins))
+
+    def cancel(self, conversation: int) -> None:
+        """See `RolloutEngine`."""
+        self._kept.drop(conversation)
+        self._waiting = [row for row in self._waiting if row.request.conversation != conversation]
+        if self._flight is None:
+            return
+        for place, row in enumerate(self._flight.rows):
+            if row.request.conversation == conversation:
+                row.keep, row.width = False, self._flight.batch.width
+                self._flight.going[place] = False
+        if not any(row.keep or row.width is None for row in self._flight.rows):
+            self._flight = None
+
     @torch.no_grad()
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        keep_cache: bool,
-        progress: Generated | None = None,
-    ) -> list[Completion]:
-        """See `RolloutEngine`. Rows of similar length share a batch of at most `batch_size`; those whose
-        cache was kept do not share one with others."""
-        begun = [not self._kept.covers(asked.conversation, asked.prompt_ids) for asked in requests]
-        order = sorted(range(len(requests)), key=lambda i: (begun[i], len(requests[i].prompt_ids), i))
-        completions: dict[int, Completion] = {}
+    def step(self) -> dict[int, Completion]:
+        """See `RolloutEngine`. Rows that wait join once a fifth of the batch is free for them, and those that
+        have ended leave it then: both copy the caches of all rows."""
+        sampling = self._sampling
+        if sampling is None:
+            return {}
         with self.policy.autocasting():
-            while len(completions) < len(order):
-                start = len(completions)
-                indices = self._next_batch(order[start:], requests, begun, sampling.max_new_tokens)
-                tokens = sum(len(completion.token_ids) for completion in completions.values())
-                batch_progress = None if progress is None else _after(progress, start, tokens)
-                results = self._generate_batch(
-                    [requests[i] for i in indices], sampling, keep_cache, batch_progress
-                )
-                completions.update(zip(indices, results, strict=True))
-        return [completions[i] for i in range(len(requests))]
-
-    def _generate_batch(
-        self,
-        requests: list[Request],
-        sampling: Sampling,
-        keep_cache: bool,
-        progress: Generated | None,
-    ) -> list[Completion]:
-        conversations = [request.conversation for request in requests]
-        if all(self._kept.covers(request.conversation, request.prompt_ids) for request in requests):
-            batch = self._resume(requests, self._kept.take(conversations))
-        else:  # an earlier batch of the same call may have taken the room of a kept cache
-            self._kept.drop(conversations)
-            batch = self._prefill(requests, keep_cache)
-        return self._decode(batch, requests, sampling, keep_cache and is_plain(batch.cache), progress)
-
-    def _next_batch(
-        self, left: list[int], requests: Sequence[Request], begun: list[bool], new_tokens: int
-    ) -> list[int]:
-        """The next of the sorted requests that are `left`: as many as fit, and are begun or resumed alike."""
-        found: list[int] = []
-        for index in left[: self.batch_size]:
-            longest = len(requests[index].prompt_ids) + new_tokens  # sorted: of those so far
-            fits = len(found) < self.conversations_at_once(longest)
-            if found and not (fits and begun[index] == begun[found[0]]):
-                break
-            found.append(index)
+            count = 0 if self._flight is None else len(self._flight.rows)
+            live = [] if self._flight is None else self._flight.live()
+            joining: list[_Row] = []
+            many = max(1.0, (1 - FULL) * count)  # rows that are worth a copy of all
+            due = len(live) < FULL * count
+            if due or min(len(self._waiting), self.batch_size - len(live)) >= many:
+                joining = self._next(len(live), sampling.max_new_tokens)
+                due = due or len(joining) >= many
+            if due and len(live) < count:
+                self._let_go(live)
+            self._feed()
+            if due and joining:
+                self._admit(joining, sampling.max_new_tokens)
+            flight = self._flight
+            if flight is None:
+                return {}
+            self.sampled += len(flight.live())
+            found = flight.record(self._draw(flight, sampling), sampling.stop_ids)
+        if not any(row.keep or row.width is None for row in flight.rows):
+            self._flight = None  # its memory is free before anything else happens
         return found
 
-    @functools.cached_property
-    @torch.no_grad()
-    def _position_bytes(self) -> int:
-        """Bytes of a position of one row in the caches of all layers."""
-        cache = new_cache(self.policy.causal_model.config)
-        token = torch.zeros(1, 1, dtype=torch.long, device=self.policy.device)
-        self._run(token, token, None, cache)
-        return cache_bytes(cache)
-
-    def _prefill(self, requests: list[Request], keep_cache: bool) -> _Batch:
-        """Run what all prompts begin with once, then the rest of each different prompt, then give every
-        request its copy."""
-        unique = list({tuple(request.prompt_ids): None for request in requests})
-        places = {prompt: place for place, prompt in enumerate(unique)}
-        cache, device = new_cache(self.policy.causal_model.config), self.policy.device
-        shared = _shared_beginning(unique) if is_plain(cache) else 0
-        past, prefix = torch.full((len(unique),), shared), NO_PREFIX
-        if shared:
-            common = list(unique[0][:shared])
-            self._forward(cache, left_padding_mask([shared], device), [common], past[:1] * 0)
-            if keep_cache:
-                prefix = take_prefix(cache, common)
-            cache.batch_select_indices(past.to(device) * 0)
-        rest = [prompt[shared:] for prompt in unique]
-        known = torch.ones(len(unique), shared, dtype=torch.bool, device=device)
-        mask = torch.cat([known, left_padding_mask([len(ids) for ids in rest], device)], dim=1)
-        batch = replace(self._forward(cache, mask, rest, past), prefix=prefix)
-        rows = torch.tensor([places[tuple(request.prompt_ids)] for request in requests], device=device)
-        return batch if len(unique) == len(requests) else batch.select(rows)
-
-    def _resume(self, requests: list[Request], kept: list[KeptRow]) -> _Batch:
-        """Put kept caches side by side and run only what is new."""
-        covered = [len(row.token_ids) for row in kept]
-        new = [request.prompt_ids[count:] for request, count in zip(requests, covered, strict=True)]
-        cache, old_mask, prefix = stack_rows(self.policy.causal_model.config, kept, self.policy.device)
-        new_mask = left_padding_mask([len(ids) for ids in new], self.policy.device)
-        batch = self._forward(cache, torch.cat([old_mask, new_mask], dim=1), new, torch.tensor(covered))
-        return replace(batch, prefix=prefix)
-
-    def _forward(
-        self, cache: DynamicCache, mask: Tensor, ids: Sequence[Sequence[int]], past: Tensor
-    ) -> _Batch:
-        """Feed ragged `ids`, padded on the left, after `past` (R,) tokens. `mask` (R, L) covers cache and
-        ids."""
-        past = past.to(mask.device)
-        width = max(len(row) for row in ids)
-        tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=mask.device)
-        positions = (mask[:, -width:].cumsum(dim=1) - 1).clamp(min=0) + past[:, None]
-        padded = not bool(mask.all())
-        hidden = self._run(tokens, positions, mask if padded else None, cache)
-        lengths = past + torch.tensor([len(row) for row in ids], device=mask.device)
-        return _Batch(cache, mask, lengths, hidden, padded)
-
-    def _run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: DynamicCache) -> Tensor:
-        """Last hidden state of each row after `tokens` (R, new). -> (R, D)"""
-        out = self.policy.causal_model.base_model(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=None if mask is None else mask.long(),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return out.last_hidden_state[:, -1]
-
-    def _decode(
-        self,
-        batch: _Batch,
-        requests: list[Request],
-        sampling: Sampling,
-        keep_cache: bool,
-        progress: Generated | None,
-    ) -> list[Completion]:
-        device, count, limit = batch.mask.device, len(requests), sampling.max_new_tokens
-        uniform = uniforms([request.seed for request in requests], limit, device)
-        stop = torch.tensor(sorted(sampling.stop_ids), device=device)
-        tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
-        logprobs, truncated = torch.zeros(2, count, limit, device=device)
-        new_lengths = torch.full((count,), limit, device=device)
-        stopped = torch.zeros(count, dtype=torch.bool, device=device)
-        rows = torch.arange(count, device=device)  # which request each row of the batch belongs to
-        prompt_width = batch.mask.shape[1]
-        unfinished, drawn = count, 0  # rows, and tokens so far
-        for step in range(limit):
-            new, logprobs[rows, step], truncated[rows, step] = self._draw(
-                batch.hidden, uniform[rows, step], sampling
-            )
-            tokens[rows, step] = new
-            ended = torch.isin(new, stop) & ~stopped[rows]
-            new_lengths[rows[ended]] = step + 1
-            stopped[rows[ended]] = True
-            going = ~stopped[rows]
-            remaining = int(going.sum())
-            unfinished, drawn = remaining, drawn + unfinished
-            if progress is not None:
-                progress(count if step + 1 == limit else count - remaining, drawn)
-            if remaining == 0 or step + 1 == limit:
-                break
-            if remaining < SHRINK_BELOW * len(rows):
-                if keep_cache:
-                    self._keep(batch, rows, ~going, requests, tokens, new_lengths, prompt_width)
-                live = going.nonzero().squeeze(dim=1)
-                batch, rows, new = batch.select(live), rows[live], new[live]
-            batch = self._advance(batch, new)
-        if keep_cache:
-            self._keep(
-                batch,
-                rows,
-                torch.ones_like(rows, dtype=torch.bool),
-                requests,
-                tokens,
-                new_lengths,
-                prompt_width,
-            )
-        return _completions(tokens, logprobs, truncated, new_lengths, stopped)
-
-    def _draw(self, hidden: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, flight: _Flight, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = flight.batch.hidden
         if sampling.temperature == 0:
             return greedy(self.policy.next_token_logits(hidden, 1.0))
         logits = self.policy.next_token_logits(hidden, sampling.temperature)
+        at = flight.counts.clamp(max=flight.uniform.shape[1] - 1)[:, None]
+        uniform = flight.uniform.gather(dim=1, index=at).squeeze(dim=1)
         return draw(logits, uniform, sampling.top_p, sampling.top_k)
 
-    def _advance(self, batch: _Batch, drawn: Tensor) -> _Batch:
-        mask = torch.cat([batch.mask, torch.ones_like(batch.mask[:, :1])], dim=1)
-        hidden = self._run(
-            drawn[:, None], batch.lengths[:, None], mask if batch.padded else None, batch.cache
-        )
-        return replace(batch, mask=mask, lengths=batch.lengths + 1, hidden=hidden)
+    def _feed(self) -> None:
+        """Run the last tokens of the rows in flight."""
+        flight = self._flight
+        if flight is not None:
+            each = torch.arange(len(flight.rows), device=flight.going.device)
+            last = flight.tokens[each, flight.counts - 1]
+            flight.batch = self._forward.advance(flight.batch, last, flight.going)
 
-    def _keep(
-        self,
-        batch: _Batch,
-        rows: Tensor,
-        chosen: Tensor,
-        requests: list[Request],
-        tokens: Tensor,
-        new_lengths: Tensor,
-        prompt_width: int,
-    ) -> None:
-        """Set aside the caches of the `chosen` rows: the prompt and all generated tokens but the last, never
-        fed."""
-        for row in chosen.nonzero().squeeze(dim=1).tolist():
-            index = int(rows[row])
-            fed = int(new_lengths[index]) - 1
-            shared = len(batch.prefix.token_ids)
-            prompt = shared + batch.mask[row, shared:prompt_width].nonzero().squeeze(dim=1)
-            generated = torch.arange(prompt_width, prompt_width + fed, device=prompt.device)
-            ids = [*requests[index].prompt_ids, *tokens[index, :fed].tolist()]
-            positions = torch.cat([prompt, generated])
-            kept = take_row(batch.cache, row, positions, ids, batch.prefix)
-            self._kept.add(requests[index].conversation, kept)
+    def _let_go(self, live: list[int]) -> None:
+        """Take the rows that have ended out of the batch; keep the caches that are to be kept."""
+        flight = self._flight
+        assert flight is not None
+        for place, row in enumerate(flight.rows):
+            if row.keep and row.width is not None:
+                self._kept.add(row.request.conversation, flight.batch.take(place, row.width, row.fed))
+        self._flight = flight.select(live) if live else None
+
+    def _next(self, live: int, new_tokens: int) -> list[_Row]:
+        """Those waiting rows that fit beside `live` ones, kept caches first, then by length."""
+        if not self._waiting or (live and not self._joins):
+            return []
+        order = sorted(self._waiting, key=lambda row: (not self._covers(row), len(row.request.prompt_ids)))
+        going = [] if self._flight is None else [row for row in self._flight.rows if row.width is None]
+        longest = max((len(row.request.prompt_ids) for row in going), default=0)
+        found: list[_Row] = []
+        for row in order[: max(0, self.batch_size - live)]:
+            longest = max(longest, len(row.request.prompt_ids))
+            if live + len(found) >= self._fitting(int(SPARE * (longest + new_tokens))):
+                break
+            found.append(row)
+        return found
+
+    def _fitting(self, tokens: int) -> int:
+        """How many rows of so many tokens fit into `cache_bytes`, at least one."""
+        if self.cache_bytes is None:
+            return sys.maxsize
+        return max(1, self.cache_bytes // (tokens * self._forward.position_bytes))
+
+    def _covers(self, row: _Row) -> bool:
+        return self._kept.covers(row.request.conversation, row.request.prompt_ids)
+
+    def _admit(self, rows: list[_Row], limit: int) -> None:
+        """Put rows in flight, after what their kept caches hold, where there are any."""
+        self._waiting = [row for row in self._waiting if row not in rows]
+        resumed = [row for row in rows if self._covers(row)]
+        begun = [row for row in rows if row not in resumed]
+        for row in begun:
+            self._kept.drop(row.request.conversation)
+        kept = self._kept.take([row.request.conversation for row in resumed])
+        batches = []
+        if resumed:
+            batches.append((resumed, self._forward.resume([row.request.prompt_ids for row in resumed], kept)))
+        if begun:
+            keep = any(row.keep for row in begun)
+            batches.append((begun, self._forward.prefill([row.request.prompt_ids for row in begun], keep)))
+        for joining, batch in batches:
+            other = _Flight.begin(joining, batch, limit)
+            flight = self._flight
+            self._flight = (
+                other if flight is None else flight.join(other, self._forward.join(flight.batch, batch))
+            )
 
 
-def _after(progress: Generated, ended: int, tokens: int) -> Generated:
-    """Adds what earlier batches of the same call came to."""
-    return lambda now, new: progress(ended + now, tokens + new)
-
-
-def _shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Number of tokens with which several prompts all begin; each keeps one token of its own."""
-    if len(prompts) < 2:
-        return 0
-    first, last = np.array(min(prompts)), np.array(max(prompts))  # what both ends share, all share
-    return min(common_prefix(first, last), min(map(len, prompts)) - 1)
-
-
-def _completions(
-    tokens: Tensor, logprobs: Tensor, truncated: Tensor, new_lengths: Tensor, stopped: Tensor
-) -> list[Completion]:
-    lists = zip(
-        *(value.tolist() for value in (tokens, logprobs, truncated, new_lengths, stopped)), strict=True
+def _completion(
+    tokens: list[int], logprobs: list[float], truncated: list[float], count: int, stopped: bool
+) -> Completion:
+    return Completion(
+        token_ids=tokens[:count],
+        logprobs=logprobs[:count],
+        finish_reason=FinishReason.stop if stopped else FinishReason.length,
+        truncated_mass=sum(truncated[:count]) / count,
     )
-    return [
-        Completion(
-            token_ids=ids[:length],
-            logprobs=values[:length],
-            finish_reason=FinishReason.stop if ended else FinishReason.length,
-            truncated_mass=sum(cut[:length]) / length,
-        )
-        for ids, values, cut, length, ended in lists
-    ]

@@ -13,10 +13,12 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +28,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import plain_weights
 from gspo_cli.rollout.engine import Completion, Request, Sampling
-from gspo_cli.rollout.progress import Generated
-from gspo_cli.rollout.sampling import draw, greedy, uniforms
+from gspo_cli.rollout.sampling import draw, greedy, stream
 from gspo_cli.types import FinishReason
 
 PROBE_TOKENS = 64
@@ -40,6 +41,7 @@ SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 MAX_ROWS = 1024
+NAME = "conversation-"
 
 
 def require_vllm() -> None:
@@ -53,32 +55,22 @@ def require_vllm() -> None:
 
 @dataclass
 class _Draws:
-    """How the requests in flight are sampled, and what was drawn: `uniform`, `logprobs` and `truncated`
-    (R, steps). `started` are the requests drawn for so far, `tokens` how often."""
+    """What is drawn for one request: `uniform` (N,) fixes it; log-probs and truncated mass by step."""
 
-    sampling: Sampling
-    uniform: Tensor
-    logprobs: Tensor
-    truncated: Tensor
-    progress: Generated | None = None
-    started: set[int] = field(default_factory=set)
-    tokens: int = 0
+    uniform: np.ndarray
+    logprobs: dict[int, float] = field(default_factory=dict)
+    truncated: dict[int, float] = field(default_factory=dict)
 
-    def take(self, logits: Tensor, requests: list[int], steps: list[int]) -> Tensor:
-        """Draw a token for each of `requests` at its step. logits (R, V) at temperature 1 -> (R,)"""
-        if self.sampling.temperature == 0:
-            tokens, logprobs, truncated = greedy(logits)
-        else:
-            uniform = self.uniform[requests, steps]
-            scaled = logits / self.sampling.temperature
-            tokens, logprobs, truncated = draw(scaled, uniform, self.sampling.top_p, self.sampling.top_k)
-        if self.progress is not None:
-            self.started.update(requests)
-            self.tokens += len(requests)
-            self.progress(len(self.started) - len(requests), self.tokens)
-        self.logprobs[requests, steps] = logprobs
-        self.truncated[requests, steps] = truncated
-        return tokens
+    def completion(self, answer: Any) -> Completion:
+        """What vLLM's `answer` says, with what was drawn for it."""
+        ids = list(answer.token_ids)
+        steps = range(len(ids))
+        return Completion(
+            token_ids=ids,
+            logprobs=[self.logprobs[step] for step in steps],
+            finish_reason=FinishReason.stop if answer.finish_reason == "stop" else FinishReason.length,
+            truncated_mass=sum(self.truncated[step] for step in steps) / len(ids),
+        )
 
 
 class VLLMEngine:
@@ -89,7 +81,9 @@ class VLLMEngine:
         self.policy = policy
         self._model = type(policy.causal_model).__name__
         self._bound, self._noise = BOUNDS[config.hardware.precision]
-        self._draws: _Draws | None = None
+        self.sampled = 0
+        self._sampling: Sampling | None = None
+        self._draws: dict[int, _Draws] = {}  # of the requests in flight, by conversation
         self._pushed: Tensor | None = None  # the policy's log-probabilities of the probe at the last push
         self._answered: Tensor | None = None  # the engine's, after it
         self._start(source, config)
@@ -126,35 +120,69 @@ class VLLMEngine:
         """Any number: vLLM has a cache of a fixed size, and lets requests wait."""
         return sys.maxsize
 
-    def forget(self) -> None:
-        """Does nothing: prefixes stay cached until weights change."""
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """See `RolloutEngine`. Prefixes stay cached until weights change."""
+        try:
+            yield
+        finally:
+            for conversation in list(self._draws):
+                self.cancel(conversation)
+            self._sampling = None
+
+    def submit(self, request: Request, sampling: Sampling, keep_cache: bool) -> None:
+        """See `RolloutEngine`. Raises ValueError also where requests in flight are sampled otherwise."""
+        if request.conversation in self._draws:
+            raise ValueError(f"a request of conversation {request.conversation} is in flight")
+        if self._draws and sampling != self._sampling:
+            raise ValueError("requests in flight are sampled otherwise")
+        self._sampling = sampling
+        parameters = self._vllm.SamplingParams(
+            temperature=0,  # argmax of the logits, in which only one token is left
+            max_tokens=sampling.max_new_tokens,
+            stop_token_ids=sorted(sampling.stop_ids),
+            ignore_eos=True,  # only the stop ids end an answer
+            detokenize=False,
+            extra_args={"request": request.conversation},
+        )
+        self._draws[request.conversation] = _Draws(stream(request.seed, sampling.max_new_tokens))
+        prompt = {"prompt_token_ids": list(request.prompt_ids)}
+        self.llm.llm_engine.add_request(_name(request.conversation), prompt, parameters)
 
     @torch.no_grad()
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        keep_cache: bool,
-        progress: Generated | None = None,
-    ) -> list[Completion]:
+    def step(self) -> dict[int, Completion]:
         """See `RolloutEngine`."""
-        uniform = uniforms([r.seed for r in requests], sampling.max_new_tokens, self.policy.device)
-        logprobs, truncated = torch.zeros(2, *uniform.shape, device=self.policy.device)
-        self._draws = _Draws(sampling, uniform, logprobs, truncated, progress)
-        common = {
-            "temperature": 0,  # argmax of the logits, in which only one token is left
-            "max_tokens": sampling.max_new_tokens,
-            "stop_token_ids": sorted(sampling.stop_ids),
-            "ignore_eos": True,  # only the stop ids end an answer
-            "detokenize": False,
-        }
-        parameters = [
-            self._vllm.SamplingParams(**common, extra_args={"request": i}) for i in range(len(requests))
-        ]
-        answers = self._run([request.prompt_ids for request in requests], parameters)
-        self._draws = None
-        rows = zip(answers, logprobs.tolist(), truncated.tolist(), strict=True)
-        return [_completion(answer.outputs[0], values, left_out) for answer, values, left_out in rows]
+        found = {}
+        for output in self.llm.llm_engine.step() if self._draws else ():
+            if output.finished:
+                conversation = int(output.request_id.removeprefix(NAME))
+                found[conversation] = self._draws.pop(conversation).completion(output.outputs[0])
+        return found
+
+    def cancel(self, conversation: int) -> None:
+        """See `RolloutEngine`."""
+        if self._draws.pop(conversation, None) is not None:
+            self.llm.llm_engine.abort_request([_name(conversation)])
+
+    def _take(self, logits: Tensor, requests: list[int], steps: list[int]) -> Tensor:
+        """Draw a token for each of `requests` at its step. logits (R, V) at temperature 1 -> (R,)"""
+        sampling = self._sampling
+        assert sampling is not None
+        if sampling.temperature == 0:
+            tokens, logprobs, truncated = greedy(logits)
+        else:
+            numbers = [
+                self._draws[request].uniform[step] for request, step in zip(requests, steps, strict=True)
+            ]
+            uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+            scaled = logits / sampling.temperature
+            tokens, logprobs, truncated = draw(scaled, uniform, sampling.top_p, sampling.top_k)
+        self.sampled += len(requests)
+        for request, step, logprob, left_out in zip(
+            requests, steps, logprobs.tolist(), truncated.tolist(), strict=True
+        ):
+            self._draws[request].logprobs[step], self._draws[request].truncated[step] = logprob, left_out
+        return tokens
 
     @torch.no_grad()
     def refresh(self) -> dict[str, float]:
@@ -212,15 +240,12 @@ class VLLMEngine:
         scoring = self._vllm.SamplingParams(
             temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True
         )
-        scored = self._run([ids], [scoring])[0].prompt_logprobs
+        asked = [{"prompt_token_ids": ids}]
+        scored = self.llm.generate(asked, [scoring], use_tqdm=False)[0].prompt_logprobs
         return torch.tensor([at[token].logprob for at, token in zip(scored[1:], ids[1:], strict=True)])
 
-    def _run(self, prompts: list[list[int]], parameters: list[Any]) -> list[Any]:
-        asked = [{"prompt_token_ids": ids} for ids in prompts]
-        return self.llm.generate(asked, parameters, use_tqdm=False)
-
     def _drawing(self) -> type:
-        """The logits processor that draws tokens by `_Draws` and leaves vLLM no other choice."""
+        """The logits processor that draws tokens by `_take` and leaves vLLM no other choice."""
         from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
 
         engine = self
@@ -238,12 +263,13 @@ class VLLMEngine:
 
             def apply(self, logits: Tensor) -> Tensor:
                 rows = [row for row in sorted(self.rows) if row < len(logits)]
-                if engine._draws is None or not rows:
+                rows = [row for row in rows if self.rows[row][0] in engine._draws]
+                if not rows:
                     return logits
                 requests = [self.rows[row][0] for row in rows]
                 # a prompt in parts is drawn from at each, and one that was put off again: the last counts
                 steps = [len(self.rows[row][1]) for row in rows]
-                tokens = engine._draws.take(logits[rows], requests, steps)
+                tokens = engine._take(logits[rows], requests, steps)
                 logits[rows] = -torch.inf
                 logits[rows, tokens] = 0.0
                 return logits
@@ -275,6 +301,11 @@ def engine_settings(source: str, config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _name(conversation: int) -> str:
+    """The id under which vLLM runs a conversation's request."""
+    return f"{NAME}{conversation}"
+
+
 def _drawn_request(
     parameters: Any, prompt_ids: list[int] | None, output_ids: list[int]
 ) -> tuple[int, list[int]] | None:
@@ -289,13 +320,3 @@ def _let_experts_pack(model: nn.Module) -> None:
         method: Any = getattr(layer, "quant_method", None)
         if next(model.parameters()).device.type == "cpu" and hasattr(method, "moe_kernel"):
             method.moe_kernel = None
-
-
-def _completion(answer: Any, logprobs: list[float], truncated: list[float]) -> Completion:
-    ids = list(answer.token_ids)
-    return Completion(
-        token_ids=ids,
-        logprobs=logprobs[: len(ids)],
-        finish_reason=FinishReason.stop if answer.finish_reason == "stop" else FinishReason.length,
-        truncated_mass=sum(truncated[: len(ids)]) / len(ids),
-    )

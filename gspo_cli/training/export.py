@@ -24,7 +24,7 @@ from gspo_cli.policy.logprobs import linear_logits
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.pretrained import stored_dtype
 from gspo_cli.policy.weights import merged
-from gspo_cli.rollout.engine import Request, Sampling
+from gspo_cli.rollout.engine import Request, Sampling, generate
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.files import folder_written_whole
@@ -185,7 +185,7 @@ def greedy_answers(policy: Policy, prompts: Sequence[list[int]]) -> list[Answere
     requests = [Request(ids, 0, place) for place, ids in enumerate(prompts)]
     engine = TransformersEngine(policy, PROMPTS)
     found = []
-    for ids, completion in zip(prompts, engine.generate(requests, sampling, keep_cache=False), strict=True):
+    for ids, completion in zip(prompts, generate(engine, requests, sampling), strict=True):
         whole, start = [*ids, *completion.token_ids], len(ids)
         logits = logits_from(policy, whole, max(1, start - BEFORE))
         found.append(Answered(whole, start, logits))

@@ -12,7 +12,7 @@ from gspo_cli.config.old_logprobs import NOISE_SHARE, narrowest_width, needs_rec
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import derived_seed
-from gspo_cli.rollout.engine import Request, RolloutEngine, Sampling
+from gspo_cli.rollout.engine import Request, RolloutEngine, Sampling, generate
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.training.preflight import NoiseFloor
 from gspo_cli.types import Problem
@@ -56,7 +56,7 @@ def engine_noise(
     requests = [Request(ids, derived_seed(config.seed, "engine noise", i), i) for i, ids in enumerate(asked)]
     sampling = Sampling(rollout.temperature, 1.0, 0, tokens, prompts.chat.stop_ids)
     found = 0.0
-    for ids, answer in zip(asked, engine.generate(requests, sampling, keep_cache=False), strict=True):
+    for ids, answer in zip(asked, generate(engine, requests, sampling), strict=True):
         whole = torch.tensor([ids + answer.token_ids], device=policy.device)
         trained = torch.arange(whole.shape[1], device=policy.device)[None] >= len(ids)
         scored = policy(whole, trained, rollout.temperature)[0][trained]

@@ -1,0 +1,118 @@
+"""Requests join those in flight, leave them, and are cancelled; what is drawn does not depend on it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from gspo_cli.rollout.conversations import roll_out
+from gspo_cli.rollout.engine import Request, generate
+from gspo_cli.rollout.prompts import Prompts
+from gspo_cli.rollout.transformers_engine import TransformersEngine
+from tests.test_rollout import LIMITS, NAMES, Echo, Watched, requests, sampling, starts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_requests_join_those_in_flight_and_draw_what_they_draw_alone(load, name):
+    policy = load(name)
+    asked, chosen = requests(policy.chat), sampling(policy.chat)
+    alone = [generate(TransformersEngine(policy, 1), [r], chosen)[0] for r in asked]
+    engine, found = Watched(policy, 256), {}
+    with engine.session():
+        for place in range(0, len(asked), 6):
+            for request in asked[place : place + 6]:
+                engine.submit(request, chosen, keep_cache=False)
+            for _ in range(4):
+                found |= engine.step()
+        while len(found) < len(asked):
+            found |= engine.step()
+    assert max(engine.drawn) > 6, "later requests decode beside earlier ones"
+    assert [found[r.conversation].token_ids for r in asked] == [c.token_ids for c in alone]
+    for request, completion in zip(asked, alone, strict=True):
+        assert found[request.conversation].logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+    assert engine.sampled == sum(len(completion.token_ids) for completion in alone)
+
+
+def test_a_full_batch_admits_the_next_as_soon_as_a_fifth_has_ended(load):
+    policy = load("qwen3")
+    asked, chosen = requests(policy.chat, size=6), sampling(policy.chat)
+    engine = Watched(policy, 10)
+    found = generate(engine, asked, chosen)
+    by_batch = sum(max(len(c.token_ids) for c in found[i : i + 10]) for i in range(0, len(asked), 10))
+    assert len(engine.drawn) < by_batch
+    assert max(engine.drawn) == 10
+
+
+def test_a_cancelled_request_leaves_the_others_as_they_are(load):
+    policy = load("qwen3")
+    asked, chosen = requests(policy.chat), sampling(policy.chat)
+    whole = generate(TransformersEngine(policy, 256), asked, chosen)
+    engine, found = TransformersEngine(policy, 256), {}
+    later = next(r for r, c in zip(asked[1:], whole[1:], strict=True) if len(c.token_ids) > 1)
+    gone = {asked[0].conversation, later.conversation}
+    with engine.session():
+        for request in asked:
+            engine.submit(request, chosen, keep_cache=True)
+        with pytest.raises(ValueError, match="is in flight"):
+            engine.submit(asked[3], chosen, keep_cache=True)
+        with pytest.raises(ValueError, match="sampled otherwise"):
+            engine.submit(Request([3], 0, 99_999), sampling(policy.chat, temperature=0.5), keep_cache=True)
+        engine.cancel(asked[0].conversation)  # waits
+        found |= engine.step()
+        engine.cancel(later.conversation)  # is in flight
+        while len(found) < len(asked) - 2:
+            found |= engine.step()
+        assert not gone & set(found)
+        for request in asked:
+            engine.cancel(request.conversation)
+        assert engine._flight is None
+        assert not engine._kept
+        assert engine.step() == {}
+    kept = [r for r in asked if r.conversation not in gone]
+    expected = [c.token_ids for r, c in zip(asked, whole, strict=True) if r in kept]
+    assert [found[r.conversation].token_ids for r in kept] == expected
+
+
+def test_after_a_session_that_broke_off_nothing_is_in_flight(load):
+    policy = load("qwen3")
+    engine = TransformersEngine(policy, 4)
+
+    class Interrupting(Echo):
+        def step(self, text):
+            raise KeyboardInterrupt
+
+    asked = (sampling(policy.chat, 8), LIMITS, 3)
+    with pytest.raises(KeyboardInterrupt):
+        roll_out(engine, Prompts(policy.chat), Interrupting, starts(), *asked)
+    again, _ = roll_out(engine, Prompts(policy.chat), Echo, starts(), *asked)
+    fresh, _ = roll_out(TransformersEngine(policy, 4), Prompts(policy.chat), Echo, starts(), *asked)
+    assert [t.token_ids for t in again] == [t.token_ids for t in fresh]
+
+
+class Slow(Echo):
+    """Its user types: every step is awaited. Notes who steps and who is read."""
+
+    noted: ClassVar[list[str]] = []
+
+    def step(self, text):
+        self.noted.append("asked")
+        return self.answer(text)
+
+    async def answer(self, text):
+        self.noted.append("answered")
+        return super().step(text)
+
+
+def test_turns_go_on_while_others_generate_but_not_past_one_that_waits(load):
+    policy = load("qwen3")
+    engine = Watched(policy, 256)
+    asked = (starts(), sampling(policy.chat, 16), LIMITS, 3)
+    found, _ = roll_out(engine, Prompts(policy.chat), Echo, *asked)
+    lengths = [[t.turn_ids.count(turn) for turn in range(3)] for t in found]
+    in_step = sum(max(turn) for turn in zip(*lengths, strict=True))
+    assert max(map(sum, lengths)) <= len(engine.drawn) < in_step
+    Slow.noted.clear()
+    slow, _ = roll_out(TransformersEngine(policy, 256), Prompts(policy.chat), Slow, *asked)
+    assert [t.token_ids for t in slow] == [t.token_ids for t in found]
+    assert Slow.noted == (["asked"] * 10 + ["answered"] * 10) * 3
