@@ -147,7 +147,7 @@ def samples(count: int, vocabulary: int) -> list[Any]:
 
 def requests(vocabulary: int) -> list[Any]:
     """Prompts of different lengths, each sampled several times."""
-    from gspo_cli.rollout.engine import Request, generate
+    from gspo_cli.rollout.engine import Request
 
     rng = random.Random(1)
     prompts = [[rng.randrange(1, vocabulary) for _ in range(PROMPT - i)] for i in range(PROMPTS)]
