@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf
 
-from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare
+from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare, tuning_trials
 from gspo_cli.config.choices import OldLogprobs
-from gspo_cli.config.compare_schema import CompareConfig
+from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
 from gspo_cli.config.compose import resolved_yaml
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
@@ -94,6 +94,28 @@ def test_runs_that_are_compared_share_it(tmp_path, monkeypatch):
     one, other = rollouts("gspo", "grpo algorithm.clip_calibration=quantile")
     assert one.old_logprobs is other.old_logprobs is OldLogprobs.recompute
     assert "algorithm.clip_calibration" in one.old_logprobs_chosen
+
+
+def test_a_run_that_decides_otherwise_in_another_comparison_has_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def folders(*entries):
+        settings = replace(CompareConfig(), algorithms=list(entries), seeds=[0])
+        return [run.folder.name for run in runs_to_compare(SharedSettings(ARITHMETIC), settings)]
+
+    with_gspo, with_token = folders("grpo", "gspo"), folders("grpo", "gspo_token")
+    assert with_gspo[0] == with_token[0], "both take the narrow band of the sequence ratio"
+    alone = folders("grpo", "grpo algorithm.learning_rate=1e-3")[0]
+    assert len({alone, with_gspo[0], folders("grpo", "gspo algorithm.clip_calibration=quantile")[0]}) == 3
+
+
+def test_trials_of_one_algorithm_share_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = replace(CompareConfig(), tune=TuneConfig(trials=5))
+    trials = tuning_trials(SharedSettings(ARITHMETIC), settings, "gspo")
+    widths = {run.config.algorithm.clip_range_left for run in trials}
+    assert len(widths) > 1
+    assert {run.config.rollout.old_logprobs_band for run in trials} == {min(widths)}
 
 
 def test_a_saved_configuration_reloads(configure):

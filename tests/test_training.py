@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from gspo_cli.rewards.scoring import score, validate
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.credit import trainable, with_advantages
 from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
+from gspo_cli.user_cache import cache_folder, one_at_a_time
 from tests.support.whole_runs import EvenReward, dotted, run
 
 METRICS = """reward reward_std rewards/even/mean frac_reward_zero_std completions/mean_length
@@ -303,6 +306,23 @@ def test_the_cold_start_is_cached_by_content(configure, tmp_path, reporter):
         (tmp_path / name / "run" / "initial_model" / "model.safetensors").read_bytes() for name in "abc"
     ]
     assert models[0] == models[1] != models[2]
+
+
+def test_a_cold_start_that_another_run_trains_is_waited_for(configure, tmp_path, reporter, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first, second = (configure("model.cold_start.learning_rate=0.0013") for _ in range(2))
+    run(first, tmp_path / "first", reporter)
+    (cached,) = [path for path in cache_folder("cold_start").iterdir() if path.is_dir()]
+    hidden = cached.rename(tmp_path / "hidden")
+    reporter.events.clear()
+    with ThreadPoolExecutor() as pool:
+        with one_at_a_time(cached, pytest.fail):
+            waiting = pool.submit(run, second, tmp_path / "second", reporter)
+            while not reporter.events:
+                time.sleep(0.01)
+            hidden.rename(cached)
+        waiting.result()
+    assert [done for stage, done in reporter.events if stage == "cold start"] == [0, 3]
 
 
 def test_a_cold_start_from_a_file_works_for_any_model(folders, configure, tmp_path, reporter):

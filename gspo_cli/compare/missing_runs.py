@@ -108,10 +108,7 @@ def runs_to_compare(shared: SharedSettings, settings: CompareConfig) -> list[Com
     )
     base = None if settings.folder is None else Path(settings.folder)
     found = [shared.run(entry, seed, base) for seed in settings.seeds for entry in settings.algorithms]
-    for name, value in shared_by_runs([run.config for run in found]).items():
-        for run in found:
-            run.node.rollout[name] = value
-            setattr(run.config.rollout, name, value)
+    found = _deciding_together(found)
     seen: dict[Path, ComparisonRun] = {}
     for run in found:
         same = seen.setdefault(run.folder, run)
@@ -123,6 +120,25 @@ def runs_to_compare(shared: SharedSettings, settings: CompareConfig) -> list[Com
     stored = [StoredRun(str(run.folder), resolved_settings(run.node), (), (), (), {}) for run in found]
     # fail now rather than after hours of training
     baseline_of(arms_of(stored, settings.algorithms), settings.baseline)
+    return found
+
+
+def _deciding_together(runs: Sequence[ComparisonRun]) -> list[ComparisonRun]:
+    """The runs with what they must have in common. Where that is not what a run would choose alone, it has
+    another folder: in another comparison it may be a different run."""
+    common = shared_by_runs([run.config for run in runs])
+    found = []
+    for run in runs:
+        folder = run.folder
+        if common != shared_by_runs([run.config]):
+            name, _, mark = folder.name.rpartition("-")
+            digest = hashlib.sha256(f"{mark} {sorted(common.items())}".encode()).hexdigest()
+            folder = folder.with_name(f"{name}-{digest[:8]}")
+        found.append(replace(run, folder=folder))
+    for run in found:
+        for name, value in common.items():
+            run.node.rollout[name] = value
+            setattr(run.config.rollout, name, value)
     return found
 
 
@@ -174,6 +190,7 @@ def tuning_trials(shared: SharedSettings, settings: CompareConfig, entry: str) -
     for rate, width in CANDIDATES[: tune.trials]:
         changed = " ".join([entry, *scaled_overrides(preset, rate, width)])
         found.append(shared.run(changed, tune.seed, base, *more, place="trials"))
+    found = _deciding_together(found)
     return list({run.folder: run for run in found}.values())  # scaling a width of null changes nothing
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +36,7 @@ from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
-from gspo_cli.user_cache import cache_folder
+from gspo_cli.user_cache import cache_folder, one_at_a_time
 
 Progress = Callable[[str, int, int, str], None]
 MAX_GRAD_NORM = 1.0
@@ -63,18 +64,19 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     texts = [m.content for d in demonstrations for m in d.messages]
     texts += [m.content for problem in problems for m in problem.messages]
     cached = cache_folder("cold_start") / _content_key(config, source, demonstrations, problems)
-    if model.cold_start.cache and cached.exists():
-        progress("cold start", model.cold_start.steps, model.cold_start.steps, "cached")
-        with folder_written_whole(initial_model) as folder:
+    steps, caches = model.cold_start.steps, model.cold_start.cache
+    alone = one_at_a_time(cached, lambda: progress("cold start", 0, steps, "another run trains the same one"))
+    with alone if caches else nullcontext(), folder_written_whole(initial_model) as folder:
+        if caches and cached.exists():
+            progress("cold start", steps, steps, "cached")
             shutil.copytree(cached, folder, dirs_exist_ok=True)
-        return built
-    with folder_written_whole(initial_model) as folder:
+            return built
         if model.is_embedded:
             write_embedded(folder, model.shape, model.init_seed, texts)
-        if model.cold_start.steps:
+        if steps:
             _cold_start(config, task, folder, demonstrations, progress)
-    if model.cold_start.cache:
-        _store(initial_model, cached, progress)
+        if caches:
+            _store(folder, cached, progress)
     return built
 
 
