@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from transformers import MambaConfig, T5Config
 
@@ -17,7 +18,7 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import changed_settings, prepare, saved_settings
 from gspo_cli.training.memory_check import fitting_tokens, needed
 from gspo_cli.training.memory_plan import longest_conversation
-from gspo_cli.training.session import build_parts
+from gspo_cli.training.session import build_parts, run_training
 
 LORA = ("model.use_lora=true", "model.lora_r=4")
 SHARED = "hardware.tokens_per_microbatch=8192"
@@ -108,6 +109,23 @@ def test_memory_that_is_too_small_ends_a_run_before_weights_are_read(
     monkeypatch.setattr("gspo_cli.training.session.load_policy", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UserError, match="of the machine's memory is free"):
         build_parts(config, folder, reporter)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: no")])
+def test_memory_that_runs_out_in_a_rollout_names_what_helps(
+    error, configure, reporter, tmp_path, monkeypatch
+):
+    config, yaml = configure("training.num_outer_iterations=1", "rollout.cache_gb=3")
+    folder = RunFolder(tmp_path / "run")
+    folder.create(yaml)
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("gspo_cli.rollout.transformers_engine.TransformersEngine.step", fails)
+    said = rf"^rollout\.cache_gb=3\.0: .* resume={folder.path} rollout\.cache_gb=<less>"
+    with pytest.raises(UserError, match=said):
+        run_training(config, folder, reporter)
 
 
 def test_models_that_are_refused_later_are_not_checked(configure, tmp_path):

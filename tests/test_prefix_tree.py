@@ -261,6 +261,18 @@ def test_shared_tokens_are_computed_once(load, configure):
     assert sum(s.length for s in samples) > 1.5 * sum(micro.computed for micro in micros)
 
 
+def test_a_sequence_too_long_for_a_tree_is_not_put_beside_one(load, configure, monkeypatch):
+    config, _ = configure("algorithm=gspo", "hardware.tokens_per_microbatch=4000")
+    samples = [s for s in conversations() if s.num_actions]
+    longest = max(s.length for s in samples)
+    monkeypatch.setattr("gspo_cli.training.collator.LONGEST_ROW", longest - 1)
+    micros = Updater(load("qwen3"), config, sharing=TREE).collator.micro_batches(samples)
+    assert any(micro.rows is not None for micro in micros)
+    for micro in micros:
+        assert micro.rows is None or micro.rows.token_ids.shape[1] < longest
+    assert sorted(s.length for micro in micros for s in micro.samples) == sorted(s.length for s in samples)
+
+
 def test_ranks_get_whole_groups_of_about_equal_work():
     samples = [s for s in conversations(groups=9) if s.num_actions]
     dealt = deal(samples, 3)

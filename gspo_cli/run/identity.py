@@ -35,6 +35,7 @@ RESUMABLE = (  # settings that may change when a run is resumed: those that do n
     "hardware.nodes",
     "rollout.batch_size",
     "rollout.cache_gb",
+    "rollout.vllm_memory",
 )
 # exceptions, because they affect a comparison of runs: when a run ends, what is evaluated, rounding
 MEASURED = (

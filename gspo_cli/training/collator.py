@@ -101,7 +101,11 @@ class Collator:
         ordered = _sorted(samples)
         longest = min(self.budget, LONGEST_ROW)
         trees = [ordered[part] for part in cut([s.ids for s in ordered], longest, self._cost)]
-        return side_by_side(trees, [_computed(tree) for tree in trees], self.budget)
+        # a single sequence may be longer: beside a tree its row would have a mask
+        long = [tree for tree in trees if _computed(tree) > LONGEST_ROW]
+        rest = [tree for tree in trees if _computed(tree) <= LONGEST_ROW]
+        parts = ((part, [_computed(tree) for tree in part]) for part in (long, rest))
+        return [micro for part, sizes in parts for micro in side_by_side(part, sizes, self.budget)]
 
     def _cost(self, tokens: int, alone: bool) -> float:
         """Relative time of a row: attention sees all tokens of its row, those before it if it is a

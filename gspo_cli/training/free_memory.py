@@ -44,6 +44,11 @@ def default_cache_gb(device: torch.device, processes: int) -> float:
     return max(0.1, round(room / 2**30, 1))
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _container() -> tuple[int | None, int]:
     """Limit (None without one) and use of this process's container in bytes. Files that the kernel keeps in
     memory and can drop are not in use."""

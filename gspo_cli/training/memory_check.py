@@ -1,13 +1,18 @@
-"""Before weights are loaded: whether a run fits the memory that its device has free."""
+"""Whether a run fits the memory that its device has free, before weights are loaded; and what to type where
+it runs out after all."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
-from gspo_cli.config.choices import Device
+from gspo_cli.config.choices import Device, Engine
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.dimensions import Dimensions
+from gspo_cli.training.free_memory import is_out_of_memory
 from gspo_cli.training.memory_plan import longest_conversation, memory_plan
 from gspo_cli.training.memory_text import size_text
 
@@ -40,6 +45,23 @@ def needed(config: RunConfig, model: Dimensions, tokens: int, ranks: int, holes:
     plan = memory_plan(replace(config, hardware=hardware), model, ranks)
     update = sum(size * (holes if part in PASSING else 1) for part, size in plan.phases["update"].items())
     return int(max(update, plan.total("step")))
+
+
+@contextmanager
+def naming_what_saves_memory(config: RunConfig, folder: Path) -> Iterator[None]:
+    """Raise UserError where memory runs out in a rollout or an evaluation. In an update, micro-batches are
+    reduced first, and another setting helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        vllm = config.rollout.engine is Engine.vllm
+        name = "vllm_memory" if vllm else "cache_gb"
+        raise UserError(
+            f"rollout.{name}={getattr(config.rollout, name)}: memory ran out outside of an update; go on "
+            f"with resume={folder} rollout.{name}=<less>"
+        ) from error
 
 
 def _help(config: RunConfig, model: Dimensions, free: int, ranks: int) -> str:

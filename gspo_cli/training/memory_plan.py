@@ -4,9 +4,9 @@ Shapes: L layers, H hidden size, Q and K widths of queries and of keys, I inner 
 k experts per token, V vocabulary, T tokens of a micro-batch, R rows of a generation batch. All in bytes.
 
 Activations are what autograd keeps for backward, tensor by tensor, under transformers' `sdpa` attention,
-which keeps no (T, T) scores. Left out: scratch space of kernels, a single quantized matrix while it is
-dequantized, what other libraries allocate (vLLM above all), and a judge's own model.
-`scripts/benchmark_memory.py` compares it with measured peaks."""
+which keeps no scores, or `eager`, which keeps them all. Left out: scratch space of kernels, a single
+quantized matrix while it is dequantized, what other libraries allocate (vLLM above all), and a judge's own
+model. `scripts/benchmark_memory.py` compares it with measured peaks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gspo_cli.config.choices import (
+    Attention,
     Device,
     Engine,
     ExpertsImplementation,
@@ -107,6 +108,7 @@ def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, 
 
     With gradient checkpointing the residual stream is kept at each layer, and one layer in full."""
     layer = tokens * kept_per_token(config, model) + restored_experts(config, model)
+    layer += eager_scores(config, model, tokens)
     # the last norm; under LoRA it takes the place of the first one's input, which needs no gradient
     full, again = not config.model.use_lora, config.model.gradient_checkpointing
     norm = 4 * (1 + full) if model.rms_norm else model.width
@@ -138,15 +140,26 @@ def tree_mask(config: RunConfig, tokens: int) -> int:
     return tokens * min(tokens, LONGEST_ROW) * _compute_bytes(config) * shares(config)
 
 
+def eager_scores(config: RunConfig, model: Dimensions, tokens: int) -> int:
+    """Under eager attention: a layer's share of every token in every other of its row, in fp32 and cast."""
+    if config.model.attention is not Attention.eager:
+        return 0
+    longest = LONGEST_ROW if shares(config) else longest_conversation(config, model.positions)
+    product = _compute_bytes(config)
+    return tokens * min(tokens, longest) * model.heads * (4 + product * (product < 4))
+
+
 def kept_per_token(config: RunConfig, model: Dimensions) -> int:
     """Bytes that autograd keeps for a token in one layer, beside weights."""
     full, product = not config.model.use_lora, _compute_bytes(config)
     hidden, queries, keys = model.hidden, model.queries, model.keys
     # an RMS norm is written out in fp32: its input and, where its weight is trained, the normalized one
     norms = 2 * hidden * (4 * (1 + full) if model.rms_norm else model.width)
-    # under the mask of a tree keys and values are repeated for all heads
-    read = queries if shares(config) else keys
-    attention = product * (2 * queries + 2 * read) + 4 * model.heads + 8
+    # eager attention, and any under the mask of a tree, repeats keys and values for all heads
+    eager = config.model.attention is Attention.eager
+    read = queries if shares(config) or eager else keys
+    written = 0 if eager and product < 4 and not full else queries  # adapters keep it cast
+    attention = product * (queries + 2 * read + written) + 4 * model.heads * (not eager) + 8
     if model.head_norm:
         attention += (queries + keys) * (4 + product * full) + 4 * (model.heads + model.key_heads)
     return norms + attention + _linear_inputs(config, model) + _mlp(config, model)

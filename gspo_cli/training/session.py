@@ -43,7 +43,7 @@ from gspo_cli.training.collecting import ConversationRunner, Progress
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.free_memory import default_cache_gb, free_bytes
 from gspo_cli.training.lengths import change_settings, fit_lengths, fitting, make_room_for_tools
-from gspo_cli.training.memory_check import fitting_tokens
+from gspo_cli.training.memory_check import fitting_tokens, naming_what_saves_memory
 from gspo_cli.training.memory_text import size_text
 from gspo_cli.training.old_logprobs import choose
 from gspo_cli.training.preflight import noise_floor, noise_warnings
@@ -94,20 +94,17 @@ def _run_in(
         parts = build_parts(config, folder, reporter, reward, ranks)
         trainer = Trainer(config, parts, folder, reporter, track)
         trainer.resume()
-        card = measured_card(config, parts, folder, reporter)
-        text = card_text(card)
-        folder.write_card(text, asdict(card))
-        reporter.begin(card.title, text, config.training.num_outer_iterations, trainer.state.iteration)
-        with stop_on_signal(trainer, reporter):
-            status = trainer.train()
+        with naming_what_saves_memory(config, folder.path):
+            card = measured_card(config, parts, folder, reporter)
+            text = card_text(card)
+            folder.write_card(text, asdict(card))
+            done = trainer.state.iteration
+            reporter.begin(card.title, text, config.training.num_outer_iterations, done)
+            with stop_on_signal(trainer, reporter):
+                status = trainer.train()
     except KeyboardInterrupt:
         status = RunStatus.interrupted
         raise
-    except torch.OutOfMemoryError as error:  # in an update, micro-batches would have been reduced
-        raise UserError(
-            f"rollout.cache_gb={config.rollout.cache_gb}: memory ran out outside of an update; lower it "
-            f"with resume={folder.path} rollout.cache_gb=<less>"
-        ) from error
     finally:
         torch.set_num_threads(threads)  # the next run in this process starts from the same state
         summary = summarize(config, folder, trainer, status, reward_object=reward is not None)

@@ -28,6 +28,7 @@ from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.routing import RouterPass, RoutingStats, require_routing
 from gspo_cli.training.batch import MicroBatch, MiniBatch, Sample
 from gspo_cli.training.collator import Collator
+from gspo_cli.training.free_memory import is_out_of_memory
 from gspo_cli.training.metrics import Clock, Sums, UpdateReport
 from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import OneProcess, Strategy
@@ -249,11 +250,6 @@ class Updater:
         temperature = self.config.rollout.temperature
         scored = (micro.token_ids, micro.action_mask, temperature, False)
         return self.strategy.forward(*scored, True, micro.rows)[0]
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _against_sampling(micro: MicroBatch, old_logprobs: Tensor) -> Sums:
