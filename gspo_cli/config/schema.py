@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from gspo_cli.config.algorithm_schema import AlgorithmConfig
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 from gspo_cli.config.choices import (
@@ -24,9 +22,10 @@ from gspo_cli.config.choices import (
     Tracker,
     WandbMode,
 )
-from gspo_cli.config.dependent import fitted_lengths, known_positions
+from gspo_cli.config.missing import MISSING
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.rollout_schema import RolloutConfig
+from gspo_cli.config.sizes import fitted_lengths, known_positions
 from gspo_cli.config.training_schema import CheckpointConfig, EvaluationConfig, TrainingConfig
 
 
