@@ -13,6 +13,7 @@ from typing import Any
 from gspo_cli.config.algorithm_schema import AlgorithmConfig
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 from gspo_cli.config.choices import (
+    Attention,
     Device,
     Engine,
     EngineCorrection,
@@ -175,6 +176,11 @@ class RunConfig(RunSettings):
         self._check_sizes()
         self._check_distribution()
         self._check_engine()
+        require(
+            self.model.attention is not Attention.flex_attention or self.hardware.device is not Device.cpu,
+            "model.attention=flex_attention: has no backward pass on a CPU; use model.attention=auto, or "
+            "hardware.device=cuda",
+        )
         positions = known_positions(self.model.base or self.model.name, self.model.shape.positions)
         if positions is not None:
             self.check_lengths(positions)

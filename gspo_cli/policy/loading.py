@@ -26,6 +26,7 @@ from gspo_cli.policy.quantization import (
     require_as_configured,
     score_as_trained,
 )
+from gspo_cli.policy.tree_attention import use_tree_attention
 from gspo_cli.policy.weights import full_shape, merged
 
 transformers_logging.disable_progress_bar()
@@ -123,7 +124,10 @@ def choose_attention(causal: PreTrainedModel, attention: Attention) -> None:
     reason = "needs a GPU and weights in bf16 (hardware.precision=bf16 with model.use_lora=true)"
     if attention is not Attention.flash_attention_2 or low:
         try:
-            causal.set_attn_implementation(attention.value)
+            if attention is Attention.flex_attention:
+                use_tree_attention(causal)
+            else:
+                causal.set_attn_implementation(attention.value)
             return
         except (ImportError, ValueError) as error:
             reason = f"cannot be used here ({' '.join(str(error).split())[:200]})"

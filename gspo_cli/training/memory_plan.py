@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gspo_cli.config.choices import (
+    Attention,
     Device,
     Engine,
     ExpertsImplementation,
@@ -134,8 +135,10 @@ def shares(config: RunConfig) -> bool:
 
 
 def tree_mask(config: RunConfig, tokens: int) -> int:
-    """The masks of a micro-batch at most: of one tree, or of several of the longest."""
-    return tokens * min(tokens, LONGEST_ROW) * _compute_bytes(config) * shares(config)
+    """The masks of a micro-batch at most: of one tree, or of several of the longest. flex_attention finds its
+    blocks in a boolean one."""
+    width = 1 if config.model.attention is Attention.flex_attention else _compute_bytes(config)
+    return tokens * min(tokens, LONGEST_ROW) * width * shares(config)
 
 
 def kept_per_token(config: RunConfig, model: Dimensions) -> int:
