@@ -227,6 +227,15 @@ def test_a_run_of_a_gpu_is_evaluated_without_one(gpus, tmp_path, name):
     assert use_hardware_here(load_saved(tmp_path / "config.yaml")) == ""
 
 
+@pytest.mark.parametrize(("kind", "here"), [("flex_attention", "auto"), ("eager", "eager")])
+def test_attention_that_needs_a_gpu_is_not_needed_to_evaluate(kind, here, gpus, tmp_path):
+    RunFolder(tmp_path).create(resolved_yaml(composed(["hardware=single_gpu", f"model.attention={kind}"])))
+    gpus(0)
+    saved = load_saved(tmp_path / "config.yaml")
+    use_hardware_here(saved)
+    assert build_config(saved).model.attention.value == here
+
+
 def test_gspo_eval_evaluates_a_run_of_a_gpu_on_the_cpu(tmp_path):
     folder = tmp_path / "run"
     quick = ["training.num_outer_iterations=1", "evaluation.samples=0"]

@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.compose import CONF_DIR, build_config, explain, load_saved, locate, resolved_yaml
-from gspo_cli.config.dependent import Sizes
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.sizes import Sizes
 from gspo_cli.config.training_schema import TrainingConfig
 from gspo_cli.errors import UserError
 from tests.support.command_line import gspo_train

@@ -11,8 +11,8 @@ import re
 import pytest
 
 from gspo_cli.config.compose import build_config, composed, load_saved, resolved_yaml
-from gspo_cli.config.dependent import Sizes, fitted_lengths, fitted_sizes, known_positions
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.sizes import Sizes, fitted_lengths, fitted_sizes, known_positions
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import fingerprint, saved_settings

@@ -23,7 +23,7 @@ from gspo_cli import (
 )
 from gspo_cli.api.training import run_node
 from gspo_cli.config.compose import build_config, load_saved, resolved_yaml
-from gspo_cli.config.dependent import Sizes
+from gspo_cli.config.sizes import Sizes
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.rollout.prompts import Prompts

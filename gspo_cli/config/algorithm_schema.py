@@ -6,8 +6,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from omegaconf import MISSING
-
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 from gspo_cli.config.choices import (
     AdvantageBaseline,
@@ -21,6 +19,7 @@ from gspo_cli.config.choices import (
     RatioLevel,
     Truncated,
 )
+from gspo_cli.config.missing import MISSING
 
 CLIP_FRACTION = 0.15  # share of tokens: what GSPO clips with the paper's band (Fig. 2)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gspo_cli.config.choices import Device, Engine, Optimizer
+from gspo_cli.config.choices import Attention, Device, Engine, Optimizer
 from gspo_cli.config.paths import CONF_DIR
 
 DEVICES = Path("/dev")
@@ -28,6 +28,7 @@ SECONDS = 20  # that nvidia-smi may take: it can hang where the driver is broken
 LEFT_OPEN = "${auto_hardware:"  # how a value that auto chooses is written
 CHOSEN = ("device", "precision", "tokens_per_microbatch", "zero_stage", "processes")
 ABSENT = {"zero_stage": 0, "processes": None}  # values of options that do not set them
+GPU_ATTENTION = (Attention.flash_attention_2.value, Attention.flex_attention.value)
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ def use_hardware_here(saved: DictConfig) -> str:
     values = {**option_values("cpu"), "offload": False, "nodes": 1, "chosen": ""}
     for key, value in values.items():
         OmegaConf.update(saved, f"hardware.{key}", value, force_add=True)
+    if OmegaConf.select(saved, "model.attention") in GPU_ATTENTION:
+        OmegaConf.update(saved, "model.attention", Attention.auto.value)
     # evaluation has no optimizer, and some need a GPU
     OmegaConf.update(saved, "training.optimizer", Optimizer.adamw.value, force_add=True)
     return (

@@ -202,6 +202,9 @@ class Attention(Enum):
     """plain matrix products, which need more memory"""
     flash_attention_2 = "flash_attention_2"
     """the package flash-attn, on a GPU in bf16; answers then do not share their beginnings"""
+    flex_attention = "flex_attention"
+    """PyTorch's flex_attention, without a dense mask, for answers that share their beginnings; sdpa for all
+    else; on a GPU"""
 
 
 class MinibatchBy(Enum):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from omegaconf import MISSING
-
 from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
 from gspo_cli.config.choices import Attention, ExpertsImplementation, QuantType
+from gspo_cli.config.missing import MISSING
 
 
 @dataclass

@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from gspo_cli.config.algorithm_schema import AlgorithmConfig
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 from gspo_cli.config.choices import (
+    Attention,
     Device,
     Engine,
     EngineCorrection,
@@ -24,9 +23,10 @@ from gspo_cli.config.choices import (
     Tracker,
     WandbMode,
 )
-from gspo_cli.config.dependent import fitted_lengths, known_positions
+from gspo_cli.config.missing import MISSING
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.rollout_schema import RolloutConfig
+from gspo_cli.config.sizes import fitted_lengths, known_positions
 from gspo_cli.config.training_schema import CheckpointConfig, EvaluationConfig, TrainingConfig
 
 
@@ -176,6 +176,11 @@ class RunConfig(RunSettings):
         self._check_sizes()
         self._check_distribution()
         self._check_engine()
+        require(
+            self.model.attention is not Attention.flex_attention or self.hardware.device is not Device.cpu,
+            "model.attention=flex_attention: has no backward pass on a CPU; use model.attention=auto, or "
+            "hardware.device=cuda",
+        )
         positions = known_positions(self.model.base or self.model.name, self.model.shape.positions)
         if positions is not None:
             self.check_lengths(positions)

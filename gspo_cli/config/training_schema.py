@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omegaconf import MISSING
-
 from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
 from gspo_cli.config.choices import (
     MinibatchBy,
@@ -15,7 +13,8 @@ from gspo_cli.config.choices import (
     Schedule,
     SharePrefixes,
 )
-from gspo_cli.config.dependent import Sizes
+from gspo_cli.config.missing import MISSING
+from gspo_cli.config.sizes import Sizes
 
 
 @dataclass

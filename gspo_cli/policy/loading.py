@@ -26,8 +26,8 @@ from gspo_cli.policy.quantization import (
     require_as_configured,
     score_as_trained,
 )
+from gspo_cli.policy.tree_attention import use_tree_attention
 from gspo_cli.policy.weights import full_shape, merged
-from gspo_cli.sources import ModelSource, find_source
 
 transformers_logging.disable_progress_bar()
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; we report the final error
@@ -37,17 +37,13 @@ def load_policy(
     name: str, model: ModelConfig, hardware: HardwareConfig, adapter: Path | None = None
 ) -> Policy:
     """The policy at `name`, which may be anything that `find_source` finds. `adapter` is the folder of a LoRA
-    adapter to use in place of the one that `name` has; without any, LoRA starts a new one.
+    adapter to use in place of the one that `name` has; without any, LoRA starts a new one. Raises UserError
+    if the model cannot be loaded."""
+    from gspo_cli.sources import ModelSource, find_source  # reads run folders, which needs OmegaConf
 
-    Where all weights are trained, an adapter is merged first. Trained weights are fp32 at any precision: bf16
-    rounds away updates of 1e-5. Frozen weights take the precision's dtype, or 4 or 8 bits; where all weights
-    are trained, bf16 means autocast. Raises UserError if the model cannot be loaded.
-    """
     base = model.base if name == model.name else None  # it belongs to the adapter in model.name
     source = ModelSource(name, adapter) if adapter is not None else find_source(name, base)
-    bf16 = hardware.precision is Precision.bf16
-    dtype = torch.bfloat16 if bf16 and model.use_lora else torch.float32
-    device = torch_device(hardware)
+    dtype, device = weights_dtype(model, hardware.precision), torch_device(hardware)
     options = loader_options(model, dtype, device)
     causal, tokenizer = load_pretrained(source.base, dtype, model.trust_remote_code, **options)
     if model.is_quantized:
@@ -55,11 +51,23 @@ def load_policy(
     else:
         causal.to(device)  # type: ignore[arg-type]  # transformers decorates it without `self`
     require_as_configured(causal, source.base, model)
+    return as_policy(causal, tokenizer, model, hardware, source.adapter)
+
+
+def as_policy(
+    causal: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelConfig,
+    hardware: HardwareConfig,
+    adapter: Path | None = None,
+) -> Policy:
+    """The policy over a model whose weights are on their device, in `weights_dtype` or quantized; `adapter`
+    is the folder of a LoRA adapter to continue, or to merge where all weights are trained."""
     choose_attention(causal, model.attention)
-    if source.adapter is not None:
-        tokenizer = _tokenizer_of(source.adapter, causal) or tokenizer
+    if adapter is not None:
+        tokenizer = _tokenizer_of(adapter, causal) or tokenizer
         if not model.use_lora:
-            causal = merged(continue_lora(causal, source.adapter, model)).requires_grad_(True)
+            causal = merged(continue_lora(causal, adapter, model)).requires_grad_(True)
     experts = expert_parameters(causal)
     _check_experts(causal, model, experts)
     if model.use_4bit:
@@ -67,8 +75,8 @@ def load_policy(
     switch_dropout_off(causal)
     freeze_routers(causal, model.freeze_router)
     wrapped: PreTrainedModel | PeftModel = causal
-    if model.use_lora and source.adapter is not None:
-        wrapped = continue_lora(causal, source.adapter, model)
+    if model.use_lora and adapter is not None:
+        wrapped = continue_lora(causal, adapter, model)
     elif model.use_lora:
         wrapped = add_lora(causal, model, experts)
     if model.gradient_checkpointing:
@@ -76,7 +84,15 @@ def load_policy(
         newer = "activation_checkpointing_enable"
         enable = getattr(causal, newer if hasattr(causal, newer) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
-    return Policy(wrapped, tokenizer, torch.bfloat16 if bf16 and not model.use_lora else None)
+    autocasts = hardware.precision is Precision.bf16 and not model.use_lora
+    return Policy(wrapped, tokenizer, torch.bfloat16 if autocasts else None)
+
+
+def weights_dtype(model: ModelConfig, precision: Precision) -> torch.dtype:
+    """The precision of a model's weights: trained ones are fp32 at any precision, because bf16 rounds away
+    updates of 1e-5, and bf16 then means autocast; frozen ones have the precision's dtype, if they are not
+    quantized."""
+    return torch.bfloat16 if precision is Precision.bf16 and model.use_lora else torch.float32
 
 
 def empty_model(base: str, model: ModelConfig, precision: Precision) -> PreTrainedModel | PeftModel | None:
@@ -88,7 +104,7 @@ def empty_model(base: str, model: ModelConfig, precision: Precision) -> PreTrain
     if Path(base).is_file() or model.trust_remote_code or model.is_quantized:
         return None
     shape = load_config(base, trust_remote_code=False)
-    dtype = torch.bfloat16 if precision is Precision.bf16 and model.use_lora else torch.float32
+    dtype = weights_dtype(model, precision)
     with torch.device("meta"):
         try:
             causal = AutoModelForCausalLM.from_config(shape, dtype=dtype)
@@ -108,7 +124,10 @@ def choose_attention(causal: PreTrainedModel, attention: Attention) -> None:
     reason = "needs a GPU and weights in bf16 (hardware.precision=bf16 with model.use_lora=true)"
     if attention is not Attention.flash_attention_2 or low:
         try:
-            causal.set_attn_implementation(attention.value)
+            if attention is Attention.flex_attention:
+                use_tree_attention(causal)
+            else:
+                causal.set_attn_implementation(attention.value)
             return
         except (ImportError, ValueError) as error:
             reason = f"cannot be used here ({' '.join(str(error).split())[:200]})"

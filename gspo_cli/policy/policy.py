@@ -20,6 +20,7 @@ from gspo_cli.policy.logprobs import Head, LinearLogprobs, linear_logits
 from gspo_cli.policy.lora import REFERENCE, TRAINED, add_reference, as_reference, has_reference
 from gspo_cli.policy.packed import PackedRows
 from gspo_cli.policy.routing import Routing, predicting
+from gspo_cli.policy.tree_attention import block_mask, has_tree_attention
 from gspo_cli.policy.weights import gathered, parameter_count
 
 
@@ -205,7 +206,9 @@ class Policy(nn.Module):
         return causal.base_model(
             input_ids=rows.token_ids,
             position_ids=rows.positions,
-            attention_mask=rows.attention_bias(self.autocast or causal.dtype),
+            attention_mask=block_mask(rows.ends)
+            if has_tree_attention(causal)
+            else rows.attention_bias(self.autocast or causal.dtype),
             use_cache=False,
         ).last_hidden_state.flatten(end_dim=1)
 

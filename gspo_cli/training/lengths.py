@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from gspo_cli.config.compose import literal, load_saved, resolved_yaml
-from gspo_cli.config.dependent import LENGTHS, fitted_lengths, length_notes
+from gspo_cli.config.dependent import length_notes
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.sizes import LENGTHS, fitted_lengths
 from gspo_cli.errors import UserError
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.files import write_atomically

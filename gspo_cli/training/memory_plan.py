@@ -136,8 +136,10 @@ def shares(config: RunConfig) -> bool:
 
 
 def tree_mask(config: RunConfig, tokens: int) -> int:
-    """The masks of a micro-batch at most: of one tree, or of several of the longest."""
-    return tokens * min(tokens, LONGEST_ROW) * _compute_bytes(config) * shares(config)
+    """The masks of a micro-batch at most: of one tree, or of several of the longest. flex_attention finds its
+    blocks in a boolean one."""
+    width = 1 if config.model.attention is Attention.flex_attention else _compute_bytes(config)
+    return tokens * min(tokens, LONGEST_ROW) * width * shares(config)
 
 
 def eager_scores(config: RunConfig, model: Dimensions, tokens: int) -> int:

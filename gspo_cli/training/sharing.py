@@ -5,7 +5,7 @@ besides attention that carries anything from one token to the next."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from gspo_cli.config.choices import SharePrefixes
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.packed import LONGEST_ROW, PackedRows
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.tree_attention import has_tree_attention
 from gspo_cli.policy.weights import full_shape
 from gspo_cli.randomness import generator
 from gspo_cli.training.memory_plan import longest_conversation
@@ -115,6 +116,8 @@ def _tried(config: RunConfig, policy: Policy, strategy: Strategy, longest: int) 
         ]
         try:
             found = score(*together, rows)
+            if has_tree_attention(policy.causal_model) and not strategy.collective:
+                _differentiate(policy, lambda: score(*together, rows))
         except Exception as error:  # whatever a model's own code raises on such a mask
             return f"it failed on a tree ({type(error).__name__}: {error})"
         limit = SAME_FP32
@@ -124,6 +127,13 @@ def _tried(config: RunConfig, policy: Policy, strategy: Strategy, longest: int) 
     if difference <= limit:
         return None
     return f"its log-probabilities differ by {difference:.1g} nats in a tree"
+
+
+def _differentiate(policy: Policy, score: Callable[[], Tensor]) -> None:
+    """Run a backward pass, whose gradient is not kept: flex_attention compiles it apart from the forward, and
+    may fail in it alone."""
+    with torch.enable_grad(), policy.updating():
+        torch.autograd.grad(score().sum(), policy.trainable(), allow_unused=True)
 
 
 def _padded(sequences: list[Any], masks: list[Any], policy: Policy) -> tuple[Tensor, Tensor]:
