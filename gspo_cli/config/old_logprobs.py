@@ -9,7 +9,7 @@ from typing import Any
 from gspo_cli.config.choices import ClipMode, Engine, EngineCorrection, OldLogprobs, Precision
 from gspo_cli.config.schema import RunConfig
 
-NOISE_SHARE = 0.05  # of the narrowest clip width
+ENGINE_SHARE = 0.05  # of the narrowest clip width
 
 
 def needs_recompute(config: RunConfig) -> str | None:

@@ -23,7 +23,7 @@ from gspo_cli.diagnosis.history import (
     widths,
 )
 
-NOISE_SHARE = 1 / 3  # share of the band's narrower side: with more noise than this, clipping is random
+RANDOM_SHARE = 1 / 3  # share of the band's narrower side: with more noise than this, clipping is random
 EQUAL_GROUPS = 0.9  # share of zero-variance groups: a tenth of the batch is left to learn from
 SOLVED = 0.9  # share of solved answers, where groups have no variance because little is left to learn
 SATURATED = 0.8  # of the answers that could clip; runs that learn well have 0.3 to 0.75
@@ -186,7 +186,7 @@ def clip_saturation(run: History) -> Finding | None:
 
 def noise(run: History) -> Finding | None:
     """Log-probabilities differ by a large part of the clip band before the first step."""
-    bound = NOISE_SHARE * min(widths(run), default=math.inf)
+    bound = RANDOM_SHARE * min(widths(run), default=math.inf)
     noisy = [record for record in run.records if (number_of(record, "ratio/first_step_abs_err") or 0) > bound]
     if not noisy:
         return None

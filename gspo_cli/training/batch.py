@@ -171,15 +171,16 @@ def collate(
     sampled = [sample.trajectory.sampling_logprobs for sample in samples]
     return MicroBatch(
         layout=[[sample] for sample in samples],
-        token_ids=_padded([s.token_ids for s in samples], length, pad_id, torch.long, device),
-        action_mask=_padded([s.action_mask for s in samples], length, False, torch.bool, device),
-        sampling_logprobs=_padded(sampled, length, 0.0, torch.float32, device),
-        advantages=_padded(advantages, length if per_token else 1, 0.0, torch.float32, device),
+        token_ids=padded([s.token_ids for s in samples], length, pad_id, torch.long, device),
+        action_mask=padded([s.action_mask for s in samples], length, False, torch.bool, device),
+        sampling_logprobs=padded(sampled, length, 0.0, torch.float32, device),
+        advantages=padded(advantages, length if per_token else 1, 0.0, torch.float32, device),
     )
 
 
-def _padded(
+def padded(
     rows: Sequence[Sequence[float]], width: int, filler: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    padded = [[*row, *[filler] * (width - len(row))] for row in rows]
-    return torch.tensor(padded, dtype=dtype, device=device)
+    """Rows of uneven length, filled up on the right. -> (rows, width)"""
+    filled = [[*row, *[filler] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=dtype, device=device)

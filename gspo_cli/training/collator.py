@@ -17,14 +17,14 @@ from gspo_cli.policy.packed import LONGEST_ROW, PackedRows
 from gspo_cli.policy.prefix_tree import cut, unique_tokens
 from gspo_cli.training.batch import MicroBatch, MiniBatch, Sample, collate, side_by_side, split_by_tokens
 from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.training.sharing import ALONE, Sharing
 
 
 @dataclass
 class Collator:
     """Lays out samples for the ranks of a run. A micro-batch computes at most `budget` tokens, padding
-    included, or one sequence. `collective`: every rank takes part in each step, even without work. `share`:
-    common beginnings are computed once; a token's attention to each other then costs `attention_share` of
-    what the token costs besides."""
+    included, or one sequence. `collective`: every rank takes part in each step, even without work. `sharing`:
+    whether common beginnings are computed once."""
 
     config: RunConfig
     pad_id: int
@@ -32,8 +32,7 @@ class Collator:
     ranks: ProcessGroup
     collective: bool
     budget: int
-    share: bool = False
-    attention_share: float = 0.0
+    sharing: Sharing = ALONE
 
     def minibatches(self, samples: Sequence[Sample], order: np.random.Generator) -> list[MiniBatch]:
         """`updates_per_rollout` shuffled, equal parts: of whole groups, or by answer, where a group may be
@@ -73,7 +72,8 @@ class Collator:
     def micro_batches(self, samples: Sequence[Sample]) -> list[MicroBatch]:
         """This rank's micro-batches. All ranks have the same number, some of them empty at the end, so that
         collective operations stay in step."""
-        dealt = deal(samples, self.ranks.size) if self.share else _dealt_by_length(samples, self.ranks.size)
+        to_ranks = deal if self.sharing.on else _dealt_by_length
+        dealt = to_ranks(samples, self.ranks.size)
         layouts = [self._layout(part) for part in dealt]
         count = max(int(self.collective), *(len(layout) for layout in layouts))
         mine = layouts[self.ranks.rank]
@@ -96,7 +96,7 @@ class Collator:
 
     def _layout(self, samples: Sequence[Sample]) -> list[list[list[Sample]]]:
         """The rows of each micro-batch, and the samples of each row."""
-        if not self.share:
+        if not self.sharing.on:
             return [[[sample] for sample in part] for part in split_by_tokens(samples, self.budget)]
         ordered = _sorted(samples)
         longest = min(self.budget, LONGEST_ROW)
@@ -110,7 +110,7 @@ class Collator:
     def _cost(self, tokens: int, alone: bool) -> float:
         """Relative time of a row: attention sees all tokens of its row, those before it if it is a
         sequence alone."""
-        return tokens * (1 + self.attention_share * tokens * (0.5 if alone else 1))
+        return tokens * (1 + self.sharing.attention_share * tokens * (0.5 if alone else 1))
 
     def _collated(self, rows: Sequence[Sequence[Sample]]) -> MicroBatch:
         micro = collate([sample for row in rows for sample in row], self.pad_id, self.device)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from gspo_cli.config.choices import OldLogprobs
-from gspo_cli.config.old_logprobs import NOISE_SHARE, narrowest_width, needs_recompute
+from gspo_cli.config.old_logprobs import ENGINE_SHARE, narrowest_width, needs_recompute
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import derived_seed
@@ -37,10 +37,10 @@ def choose(
     width = config.rollout.old_logprobs_band or narrowest_width(config)
     between = max(floor.same, floor.layouts, floor.packed or 0.0)
     noise = max(between, engine_noise(config, policy, engine, problems, prompts))
-    share = f"the engine's noise {noise:.1g} is {{}} {NOISE_SHARE:.0%} of the clip width {width:.2g}"
+    share = f"the engine's noise {noise:.1g} is {{}} {ENGINE_SHARE:.0%} of the clip width {width:.2g}"
     if math.isinf(width):
         return OldLogprobs.engine, f"no clip band, and the engine's noise is {noise:.1g}"
-    if noise < NOISE_SHARE * width:
+    if noise < ENGINE_SHARE * width:
         return OldLogprobs.engine, share.format("below")
     return OldLogprobs.recompute, share.format("over")
 

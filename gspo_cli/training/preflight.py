@@ -16,7 +16,7 @@ from gspo_cli.algorithm.objective import sequence_log_ratio
 from gspo_cli.config.choices import OldLogprobs
 from gspo_cli.config.old_logprobs import narrowest_width
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.diagnosis.rules import NOISE_SHARE
+from gspo_cli.diagnosis.rules import RANDOM_SHARE
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import generator
 from gspo_cli.rollout.prompts import Prompts
@@ -55,9 +55,7 @@ def noise_floor(
 
     Every rank makes the same calls on the same tokens."""
     budget, pad_id = config.hardware.tokens_per_microbatch, policy.chat.pad_id
-    collator = Collator(
-        config, pad_id, policy.device, ProcessGroup(), False, budget, sharing.on, sharing.attention_share
-    )
+    collator = Collator(config, pad_id, policy.device, ProcessGroup(), False, budget, sharing)
     answers = 2 if sharing.on else 1
     made = collator.micro_batches(_samples(config, policy, problems, prompts, answers))
     micro = max(made, key=lambda micro: len(micro.token_ids))
@@ -65,8 +63,8 @@ def noise_floor(
     mask = micro.action_mask
 
     def score(micro: MicroBatch) -> Tensor:
-        scored = (micro.token_ids, micro.action_mask, config.rollout.temperature, False, False, micro.rows)
-        return strategy.forward(*scored)[0].detach()
+        scored = (micro.token_ids, micro.action_mask, config.rollout.temperature)
+        return strategy.forward(*scored, rows=micro.rows)[0].detach()
 
     with torch.no_grad():
         old = score(micro)
@@ -83,12 +81,12 @@ def noise_floor(
 
 def noise_limit(config: RunConfig) -> float:
     """The noise limit: a third of the band's narrower side; infinite without a band."""
-    return NOISE_SHARE * narrowest_width(config)
+    return RANDOM_SHARE * narrowest_width(config)
 
 
 def noise_text(floor: NoiseFloor, limit: float) -> str:
     """The card's line."""
-    band = f"band {limit / NOISE_SHARE:.2g} (limit {limit:.1g})" if math.isfinite(limit) else "no clip band"
+    band = f"band {limit / RANDOM_SHARE:.2g} (limit {limit:.1g})" if math.isfinite(limit) else "no clip band"
     packed = "" if floor.packed is None else f", packed against rows {floor.packed:.1g}"
     return f"same layout {floor.same:.1g}, other layouts {floor.layouts:.1g}{packed}; {band}"
 
@@ -102,13 +100,13 @@ def noise_warnings(config: RunConfig, floor: NoiseFloor) -> list[str]:
     if not floor.same <= limit:
         found.append(
             f"numerical noise of the ratio is {floor.same:.1e} before training, over a third of the clip "
-            f"width {limit / NOISE_SHARE:.1e}: answers will be clipped at random; use "
+            f"width {limit / RANDOM_SHARE:.1e}: answers will be clipped at random; use "
             "hardware.precision=fp32 or a wider algorithm.clip_range"
         )
     if not floor.layouts <= limit and config.rollout.old_logprobs is OldLogprobs.engine:
         found.append(
             f"rollout.old_logprobs=engine: log-probabilities of two batch layouts give ratios "
-            f"{floor.layouts:.1e} apart, over a third of the clip width {limit / NOISE_SHARE:.1e}; use "
+            f"{floor.layouts:.1e} apart, over a third of the clip width {limit / RANDOM_SHARE:.1e}; use "
             "rollout.old_logprobs=recompute, hardware.precision=fp32 or a wider algorithm.clip_range"
         )
     return found

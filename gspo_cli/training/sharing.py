@@ -20,6 +20,7 @@ from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.tree_attention import has_tree_attention
 from gspo_cli.policy.weights import full_shape
 from gspo_cli.randomness import generator
+from gspo_cli.training.batch import padded
 from gspo_cli.training.memory_plan import longest_conversation
 from gspo_cli.training.strategy import Strategy
 
@@ -104,16 +105,15 @@ def _tried(config: RunConfig, policy: Policy, strategy: Strategy, longest: int) 
     short = np.concatenate([long[:BEGINNING], draw.integers(vocabulary, size=BRANCH)])
     sequences = sorted((long, short), key=list)
     masks = [np.arange(len(ids)) > 0 for ids in sequences]
-    together = _padded(sequences, masks, policy)
+    together = _side_by_side(sequences, masks, policy)
     rows = PackedRows.of([sequences], masks, together[0].shape[1], policy.chat.pad_id, policy.device)
 
     def score(ids: Tensor, mask: Tensor, rows: PackedRows | None = None) -> Tensor:
-        return strategy.forward(ids, mask, 1.0, False, False, rows)[0]
+        return strategy.forward(ids, mask, 1.0, rows=rows)[0]
 
     with torch.no_grad():
-        plain = [
-            score(*_padded([ids], [mask], policy))[0] for ids, mask in zip(sequences, masks, strict=True)
-        ]
+        alone = [_side_by_side([one], [mask], policy) for one, mask in zip(sequences, masks, strict=True)]
+        plain = [score(*one)[0] for one in alone]
         try:
             found = score(*together, rows)
             if has_tree_attention(policy.causal_model) and not strategy.collective:
@@ -136,11 +136,10 @@ def _differentiate(policy: Policy, score: Callable[[], Tensor]) -> None:
         torch.autograd.grad(score().sum(), policy.trainable(), allow_unused=True)
 
 
-def _padded(sequences: list[Any], masks: list[Any], policy: Policy) -> tuple[Tensor, Tensor]:
-    width = max(map(len, sequences))
-    ids = [[*map(int, row)] + [policy.chat.pad_id] * (width - len(row)) for row in sequences]
-    trained = [[*map(bool, row)] + [False] * (width - len(row)) for row in masks]
-    return torch.tensor(ids, device=policy.device), torch.tensor(trained, device=policy.device)
+def _side_by_side(sequences: list[Any], masks: list[Any], policy: Policy) -> tuple[Tensor, Tensor]:
+    width, pad_id = max(map(len, sequences)), policy.chat.pad_id
+    ids = padded(sequences, width, pad_id, torch.long, policy.device)
+    return ids, padded(masks, width, False, torch.bool, policy.device)
 
 
 def _difference(plain: list[Tensor], batch: Tensor) -> float:

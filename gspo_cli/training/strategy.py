@@ -15,6 +15,7 @@ from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
 from gspo_cli.training.process_group import ProcessGroup
 
+Scores = tuple[Tensor, Tensor]  # log-probabilities and entropy
 OptimizerState = dict[str, Any]  # of torch's AdamW over `policy.trainable()`, gathered, for every strategy
 
 
@@ -24,7 +25,7 @@ class Strategy(Protocol):
     ranks: ProcessGroup
     collective: bool  # a step needs a backward pass on every rank, and no rank can leave it in the middle
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, token_ids: Tensor, action_mask: Tensor, temperature: float, **options: Any) -> Scores:
         """`Policy.forward`, with weights gathered where they are sharded."""
 
     def backward(self, loss: Tensor) -> None:
@@ -61,9 +62,9 @@ class OneProcess:
         self.max_grad_norm = config.training.max_grad_norm
         self.optimizer = make_optimizer(policy.trainable(), config)
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, token_ids: Tensor, action_mask: Tensor, temperature: float, **options: Any) -> Scores:
         """See `Policy.forward`."""
-        return self.policy(*arguments)
+        return self.policy(token_ids, action_mask, temperature, **options)
 
     def backward(self, loss: Tensor) -> None:
         """Plain autograd."""

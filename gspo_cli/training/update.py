@@ -48,7 +48,6 @@ class Updater:
     ) -> None:
         require_routing(policy.routing, config)
         self.policy, self.config, self.algorithm = policy, config, config.algorithm
-        self.sharing = sharing
         self.strategy = strategy or OneProcess(policy, config)
         self.collator = Collator(
             config,
@@ -57,8 +56,7 @@ class Updater:
             self.strategy.ranks,
             self.strategy.collective,
             config.hardware.tokens_per_microbatch,
-            sharing.on,
-            sharing.attention_share,
+            sharing,
         )
         self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
@@ -243,13 +241,13 @@ class Updater:
 
     def _logprobs(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         temperature = self.config.rollout.temperature
-        scored = (micro.token_ids, micro.action_mask, temperature, with_entropy)
-        return self.strategy.forward(*scored, False, micro.rows)
+        scored = (micro.token_ids, micro.action_mask, temperature)
+        return self.strategy.forward(*scored, with_entropy=with_entropy, rows=micro.rows)
 
     def _reference(self, micro: MicroBatch) -> Tensor:
         temperature = self.config.rollout.temperature
-        scored = (micro.token_ids, micro.action_mask, temperature, False)
-        return self.strategy.forward(*scored, True, micro.rows)[0]
+        scored = (micro.token_ids, micro.action_mask, temperature)
+        return self.strategy.forward(*scored, reference=True, rows=micro.rows)[0]
 
 
 def _against_sampling(micro: MicroBatch, old_logprobs: Tensor) -> Sums:

@@ -27,7 +27,7 @@ from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import gathered, zero_init
 from gspo_cli.training.batch import collate
 from gspo_cli.training.process_group import ProcessGroup
-from gspo_cli.training.strategy import OptimizerState
+from gspo_cli.training.strategy import OptimizerState, Scores
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -54,9 +54,9 @@ class ZeroStrategy:
                 for parameter in head.parameters():
                     deepspeed.zero.register_external_parameter(policy, parameter)
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, token_ids: Tensor, action_mask: Tensor, temperature: float, **options: Any) -> Scores:
         """See `Policy.forward`."""
-        return self.engine(*arguments)
+        return self.engine(token_ids, action_mask, temperature, **options)
 
     def backward(self, loss: Tensor) -> None:
         """See `Strategy`."""
