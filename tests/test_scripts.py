@@ -30,7 +30,8 @@ def run_script(monkeypatch, capsys):
 
 
 def test_every_script_is_run():
-    run_by_make, imported = {"check_wheel.py"}, {"benchmark_sides.py"}
+    run_by_make = {"check_wheel.py"}
+    imported = {"benchmark_sides.py", "benchmark_operations.py"}
     assert "scripts/check_wheel.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
     assert "check wheel" in (SCRIPTS.parent / ".ci" / "run").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
@@ -53,6 +54,7 @@ def test_the_benchmark_measures_our_side_without_trl(run_script):
         part = printed.partition(f"\n{name}, medians")[2].partition(", medians")[0]
         rows = {line[:34].strip(): line[34:].split() for line in part.splitlines() if line[:1].isalpha()}
         assert all(float(speed) > 0 for speed in rows["answer tokens per second"])
+        assert [cell.endswith("%") for cell in rows["update, of matrix rate"]] == [True, True]
         ours, recomputing = map(float, rows["mean answer, tokens"])
         assert ours == recomputing
         assert (1 <= ours < 16) if drawn else ours == 16
@@ -102,6 +104,8 @@ def test_the_benchmark_exits_with_1_where_nothing_was_trained(run_script, monkey
     monkeypatch.syspath_prepend(str(SCRIPTS))
     sides = __import__("benchmark_sides")
     nothing = [{"iteration": 1.0, "tokens": 0, "mean_length": 0.0, "groups_skipped": 1.0}] * 2
+    for record in nothing:
+        record |= {"score": 0.0, "score_operations": 0.0, "update": 1.0, "update_operations": 0.0}
     monkeypatch.setattr(sides, "run_ours", lambda *_: (nothing, 0.1))
     with pytest.raises(SystemExit) as end:
         run_script("benchmark.py", "--ours-only", "--smoke", "--workload", "geometric")
