@@ -10,8 +10,10 @@ lengths are about geometric with mean 32, cut at 128. `tools`: 4 prompts of 600 
 2 updates. `smollm2`: SmolLM2-135M (make smollm2), all weights trained, 2 prompts of the shop with policy and
 tools, 8 answers of 32 each, 2 updates. gspo-cli is measured as it comes, and with old log-probabilities
 recomputed as TRL does. Each side runs in its own process, one after the other, with an iteration to warm up.
-Exits with 1 unless all sides trained on the same number of tokens (within 10% where lengths are drawn). Left
-out: several processes, vLLM, GPUs."""
+At the end each process measures the rate of a large matrix product, and the table has the share of it that
+scoring and update reach in useful operations (benchmark_operations.py). These are counted in the same way for
+all sides, so that prompts that are computed again lower the share. Exits with 1 unless all sides trained on
+the same number of tokens (within 10% where lengths are drawn). Left out: several processes, vLLM, GPUs."""
 
 from __future__ import annotations
 
@@ -50,6 +52,9 @@ def child(arguments: argparse.Namespace) -> None:
     side = arguments.child
     records, imported = run_trl(*work) if side == "trl" else run_ours(*work, *SETTINGS[side])
     result = {"records": records[1:], "peak_gb": peak_gb(), "imported_gb": imported}
+    from benchmark_operations import SIZE, matrix_rate
+
+    result["matrix_rate"] = matrix_rate(SIZE // 8 if arguments.smoke else SIZE)  # after the peak was read
     arguments.result.write_text(json.dumps(result))
 
 
@@ -84,7 +89,7 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
 
 def summarize(results: Sequence[dict[str, Any]]) -> Record:
     """Medians over the iterations of all repeats; the highest memory, and the tokens of all."""
-    records = [r for result in results for r in result["records"]]
+    records = [r | shares(r, result["matrix_rate"]) for result in results for r in result["records"]]
     medians = {name: median(r[name] for r in records) for name in records[0]}
     totals = [r["iteration"] for r in records]
     return medians | {
@@ -95,6 +100,18 @@ def summarize(results: Sequence[dict[str, Any]]) -> Record:
         "slowest": max(totals),
         "peak_gb": max(result["peak_gb"] for result in results),
         "imported_gb": median(result["imported_gb"] for result in results),
+        "matrix_rate": median(result["matrix_rate"] for result in results),
+    }
+
+
+def shares(record: Record, rate: float) -> Record:
+    """Useful operations per second of scoring and of the update, as shares of `rate`, that of matrix
+    products. 0 where a side has no such pass."""
+    return {
+        f"{stage}_share": record[f"{stage}_operations"] / record[stage] / rate
+        if record[stage] >= SHORTEST
+        else 0.0
+        for stage in ("score", "update")
     }
 
 
@@ -129,6 +146,10 @@ def table(found: dict[str, Record]) -> list[list[str]]:
 
     for stage, label in {"iteration": "iteration", **LABELS}.items():
         row(f"{label}, s", values(stage), "{:.2f}", ratio=stage != "other")
+    for stage in ("score", "update"):
+        parts = [f"{share:.0%}" if share else "–" for share in values(f"{stage}_share")]
+        row(f"{LABELS[stage]}, of matrix rate", parts)
+    row("matrix rate, GFLOP/s", [rate / 1e9 for rate in values("matrix_rate")], "{:.0f}")
     row("fastest and slowest iteration, s", [f"{s['fastest']:.1f} to {s['slowest']:.1f}" for s in sides])
     row("processor time of an iteration, s", values("cpu"), "{:.2f}", ratio=True)
     row("answer tokens per second", values("tokens_per_second"), "{:.0f}")

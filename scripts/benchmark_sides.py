@@ -1,6 +1,7 @@
 """What benchmark.py measures: an iteration of gspo-cli, and the same iteration of TRL's GRPOTrainer.
 
-Both sides load one model folder, answer the same prompts, and return a record per iteration."""
+Both sides load one model folder, answer the same prompts, and return a record per iteration, with the useful
+operations of scoring and update: those of unique tokens in each group, the same count for both sides."""
 
 from __future__ import annotations
 
@@ -140,9 +141,11 @@ def run_ours(
 
     -> records, GB before the model is loaded"""
     import torch
+    from benchmark_operations import operations_of_iteration
     from hydra import compose, initialize_config_dir
 
     from gspo_cli.config.compose import CONF_DIR, build_config, register
+    from gspo_cli.policy.dimensions import dimensions
     from gspo_cli.policy.loading import load_policy
     from gspo_cli.randomness import generator
     from gspo_cli.rewards.base import RewardFunction
@@ -184,7 +187,10 @@ def run_ours(
         cursor += collected.problems_drawn
         trained = [sample.num_actions for sample in samples]
         skipped = collected.metrics["frac_reward_zero_std"]
-        records.append(record(clock.seconds, clock.total, started, trained) | {"groups_skipped": skipped})
+        measured = record(clock.seconds, clock.total, started, trained)
+        groups = [[(t.token_ids, t.action_mask) for t in group] for group in collected.groups]
+        counted = operations_of_iteration(dimensions(policy.model), groups, workload.updates)
+        records.append(measured | counted | {"groups_skipped": skipped})
     return records, imported
 
 
@@ -236,7 +242,7 @@ def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> 
 
     torch.set_num_threads(threads)
     imported = peak_gb()
-    state = {"clock": Clock(), "started": 0.0, "lengths": [], "skipped": 0.0}
+    state = {"clock": Clock(), "started": 0.0, "lengths": [], "skipped": 0.0, "answered": []}
     records = []
 
     def begin():
@@ -248,6 +254,7 @@ def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> 
         size = workload.answers
         groups = [values[i : i + size] for i in range(0, len(values), size)]
         state["skipped"] = sum(max(group) == min(group) for group in groups) / len(groups)
+        state["answered"] = list(zip(prompts, completion_ids, strict=True))
         return values
 
     class IterationEnd(TrainerCallback):
@@ -261,6 +268,7 @@ def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> 
             seconds["update"] = total - seconds["prepare"]
             records.append(
                 record(seconds, total, state["started"], state["lengths"])
+                | trl_operations(trainer, state["answered"], workload)
                 | {"groups_skipped": state["skipped"]}
             )
             begin()
@@ -276,6 +284,24 @@ def run_trl(folder: Path, threads: int, iterations: int, workload: Workload) -> 
     time_stages(trainer, lambda stage: state["clock"].timing(stage))
     trainer.train()
     return records, imported
+
+
+def trl_operations(
+    trainer: Any, answered: Sequence[tuple[Any, list[int]]], workload: Workload
+) -> dict[str, float]:
+    """Useful operations of TRL's iteration, from the messages and the tokens of all answers in order."""
+    from benchmark_operations import operations_of_iteration
+
+    from gspo_cli.policy.dimensions import dimensions
+
+    sequences = []
+    for messages, answer in answered:
+        read = trainer.processing_class.apply_chat_template
+        prompt = read(messages, add_generation_prompt=True, return_dict=False)
+        sequences.append((prompt + answer, [False] * len(prompt) + [True] * len(answer)))
+    size = workload.answers
+    groups = [sequences[i : i + size] for i in range(0, len(sequences), size)]
+    return operations_of_iteration(dimensions(trainer.model), groups, workload.updates)
 
 
 def time_stages(trainer: Any, timing: Callable[[str], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -14,6 +15,7 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+PARTS = ("score", "update")  # of what benchmark_growth.py measures
 
 
 @pytest.fixture
@@ -30,7 +32,8 @@ def run_script(monkeypatch, capsys):
 
 
 def test_every_script_is_run():
-    run_by_make, imported = {"check_wheel.py"}, {"benchmark_sides.py"}
+    run_by_make = {"check_wheel.py"}
+    imported = {"benchmark_sides.py", "benchmark_operations.py", "benchmark_point.py"}
     assert "scripts/check_wheel.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
     assert "check wheel" in (SCRIPTS.parent / ".ci" / "run").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
@@ -53,6 +56,7 @@ def test_the_benchmark_measures_our_side_without_trl(run_script):
         part = printed.partition(f"\n{name}, medians")[2].partition(", medians")[0]
         rows = {line[:34].strip(): line[34:].split() for line in part.splitlines() if line[:1].isalpha()}
         assert all(float(speed) > 0 for speed in rows["answer tokens per second"])
+        assert [cell.endswith("%") for cell in rows["update, of matrix rate"]] == [True, True]
         ours, recomputing = map(float, rows["mean answer, tokens"])
         assert ours == recomputing
         assert (1 <= ours < 16) if drawn else ours == 16
@@ -102,6 +106,8 @@ def test_the_benchmark_exits_with_1_where_nothing_was_trained(run_script, monkey
     monkeypatch.syspath_prepend(str(SCRIPTS))
     sides = __import__("benchmark_sides")
     nothing = [{"iteration": 1.0, "tokens": 0, "mean_length": 0.0, "groups_skipped": 1.0}] * 2
+    for record in nothing:
+        record |= {"score": 0.0, "score_operations": 0.0, "update": 1.0, "update_operations": 0.0}
     monkeypatch.setattr(sides, "run_ours", lambda *_: (nothing, 0.1))
     with pytest.raises(SystemExit) as end:
         run_script("benchmark.py", "--ours-only", "--smoke", "--workload", "geometric")
@@ -109,6 +115,30 @@ def test_the_benchmark_exits_with_1_where_nothing_was_trained(run_script, monkey
         "geometric: gspo-cli trained on 0 tokens, recomputing trained on 0 tokens; without tokens nothing is "
         "measured"
     )
+
+
+# ---- benchmark_growth.py
+
+
+def test_the_growth_benchmark_measures_each_size_with_shared_beginnings_and_without(run_script, tmp_path):
+    file = tmp_path / "growth.json"
+    printed = run_script("benchmark_growth.py", "--smoke", "--repeats", "1", "--json", str(file))
+    tables = {part.partition(",")[0]: part for part in printed.split("\n\n") if ", medians of" in part}
+    assert list(tables) == ["prompt", "group", "answer", "vocabulary"]
+    found = json.loads(file.read_text(encoding="utf-8"))["points"]
+    assert len(found) == 10  # the base point belongs to every axis
+    for point in found:
+        unique = point["prompt"] + point["group"] * point["answer"]
+        plain = point["group"] * (point["prompt"] + point["answer"])
+        assert point["unique_tokens"] == unique
+        assert point["computed_tokens"] == (unique if point["share"] else plain)
+        assert all(point[f"{part}_{kind}"] > 0 for part in PARTS for kind in ("seconds", "operations"))
+    by_point = {(p["prompt"], p["group"], p["answer"], p["vocabulary"], p["share"]): p for p in found}
+    assert (
+        by_point[100, 2, 4, 512, True]["update_operations"]
+        == (by_point[100, 2, 4, 512, False]["update_operations"])
+    )
+    assert "target: a spread of at most 25%" in printed
 
 
 # ---- the others
