@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
@@ -34,6 +36,7 @@ def run_script(monkeypatch, capsys):
 def test_every_script_is_run():
     run_by_make = {"check_wheel.py"}
     imported = {"benchmark_sides.py", "benchmark_operations.py", "benchmark_point.py"}
+    imported |= {"gpu_check_iteration.py"}
     assert "scripts/check_wheel.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
     assert "check wheel" in (SCRIPTS.parent / ".ci" / "run").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
@@ -165,6 +168,117 @@ def test_the_environment_benchmark_prints_a_line_for_each_difficulty_and_the_sha
     assert [line.split()[0] for line in lines if "%" not in line] == ["1", "2", "3", "4"]
     [share] = [line for line in lines if "%" in line]
     assert share.endswith(f"with {config.training.generations_per_iteration} steps: {folder.path}")
+
+
+WITHOUT_HYDRA = """
+import runpy, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("hydra", "omegaconf"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+sys.argv = sys.argv[1:]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_gpu_check_needs_neither_hydra_nor_omegaconf(tmp_path):
+    written = tmp_path / "found.json"
+    script = [str(SCRIPTS / "gpu_check.py"), "--small", "--out", str(written)]
+    command = [sys.executable, "-c", WITHOUT_HYDRA, *script]
+    variables = os.environ | {"PYTHONPATH": str(SCRIPTS.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(written.read_text(encoding="utf-8"))
+    assert (found["small"], found["failed"], found["notes"]) == (True, [], [])
+    parts = found["parts"]
+    assert parts["ceilings"]["matmul_tflops"] > 0
+    for name in ("Qwen3", "Qwen3-MoE"):
+        assert parts[f"packed rows, {name}"]["equal"]
+        assert 0 < parts[f"packed rows, {name}"]["fp32"]["logprobs"] < 1e-4
+    for name in ("Qwen3-0.6B", "Qwen3-4B"):
+        assert parts[name]["rollout"]["answers"] == parts[name]["rollout"]["of"] == 16
+        for phase, share in (("rollout", "bandwidth"), ("score", "matmul"), ("update", "matmul")):
+            assert parts[name][phase]["tokens_per_s"] > 0
+            assert 0 < parts[name][phase][f"share_of_{share}"] < 1
+        assert parts[name]["score"]["tokens_per_s"] > 1.5 * parts[name]["score"]["unique_tokens_per_s"]
+    skipped = [line for line in done.stdout.splitlines() if "skipped: flex_attention has no backward" in line]
+    assert len(skipped) == 3
+
+
+def test_the_gpu_check_reports_what_fails_or_has_no_time_and_runs_the_rest(run_script, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script = runpy.run_path(str(SCRIPTS / "gpu_check.py"))
+    report = script["Report"](Path(os.devnull), {"parts": {}})
+
+    def fail(_):
+        raise RuntimeError("CUDA out of\nmemory")
+
+    report.run("first", 10, fail)
+    report.run("second", -1, lambda _: {})
+    report.run("third", 10, lambda _: {"equal": False, "fp32": {"logprobs": 0.5}})
+    report.run("fourth", 10, lambda _: {"equal": True})
+    report.run(
+        "fifth", 10, lambda _: {"planned_update_gb": 1.5, "rollout": {"error": "no"}, "score": {"seconds": 2}}
+    )
+    assert report.failed == ["first", "second", "third", "fifth"]
+    assert capsys.readouterr().out.splitlines() == [
+        "first: failed: RuntimeError: CUDA out of memory",
+        "second: failed: not run, no time was left",
+        "third: DIFFERENT",
+        "  fp32         logprobs 0.5",
+        "fourth: equal",
+        f"fifth: planned_update_gb 1.5, part_s {report.found['parts']['fifth']['part_s']:.3g}",
+        "  rollout      failed: no",
+        "  score        seconds 2",
+    ]
+
+
+@pytest.fixture
+def small_iteration(monkeypatch):
+    """`small_iteration(note)`: the iteration of a tiny job on the CPU, against no ceilings."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script = runpy.run_path(str(SCRIPTS / "gpu_check.py"))
+    job, none = script["tiny"](script["JOBS"]["Qwen3-0.6B"]), script["Ceilings"](0.0, 0.0)
+    return lambda note: script["Iteration"](job, torch.device("cpu"), none, note)
+
+
+def test_an_iteration_without_time_is_cut_with_notes(small_iteration):
+    notes = []
+    found = small_iteration(notes.append).run(0.0, 0.0)
+    assert notes == [
+        "rollout cut at 0 of 16 answers: its time was up",
+        "scoring cut at 1 of 4 micro-batches: its time was up",
+        "update cut at 1 of 4 micro-batches: its time was up",
+    ]
+    assert found["update"]["tokens_per_s"] > 0
+    assert found["update"]["share_of_matmul"] is None
+
+
+def test_useful_operations_are_those_that_torch_counts(small_iteration):
+    iteration = small_iteration(print)
+    from gpu_check_iteration import Work, samples
+
+    minibatch = iteration.updater.collator.minibatch(samples(iteration.job)[:4])
+    [micro] = minibatch.micro_batches
+    work, shape = Work.of(micro), iteration.job.shape
+    assert work.unique == micro.computed  # nothing is padding
+    # torch does not count attention here
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * work.pairs
+    with FlopCounterMode(display=False) as scoring, torch.no_grad():
+        iteration._logprobs(micro)
+    assert iteration.operations(work, backward=False) == scoring.get_total_flops() + attention
+    with FlopCounterMode(display=False) as update:
+        iteration._gradient(micro, minibatch, first=True)
+    logits = 2 * shape.hidden_size * iteration.job.vocabulary * work.targets  # computed again in backward
+    outputs = (shape.heads + 2 * shape.key_value_heads) * shape.head_dim
+    # the first layer's inputs need no gradient
+    first = 2 * work.unique * shape.hidden_size * (outputs + 3 * iteration.job.lora_r)
+    counted = update.get_total_flops() - logits + first + 3 * attention
+    assert iteration.operations(work, backward=True) == counted
 
 
 def test_the_reference_is_written_where_it_is_asked_for(run_script, tmp_path):

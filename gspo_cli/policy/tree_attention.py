@@ -16,12 +16,16 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+COMPILED = 64  # kernels for different shapes; beyond torch's own limit of 8 all scores of a row are kept
 NAME = "tree_flex_attention"  # for "flex_attention" in it, transformers checks that the model supports that
 
 
 def use_tree_attention(causal: PreTrainedModel) -> None:
     """Compute rows of prefix trees by flex_attention, all else by sdpa. Raises ValueError where the model
     does not support both."""
+    import torch._dynamo.config as compiler  # takes a second
+
+    compiler.recompile_limit = max(compiler.recompile_limit, COMPILED)
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     for name in ("sdpa", NAME):
