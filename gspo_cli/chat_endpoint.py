@@ -82,7 +82,7 @@ class ChatEndpoint:
                 continue
             if response.status_code == 200:
                 return self._content(response.text)
-            reason = f"status {response.status_code}: {response.text[:SHOWN]}"
+            reason = f"status {response.status_code}: {self.quoted(response.text)}"
             if response.status_code != 429 and response.status_code < 500:
                 raise self._error(reason)
             wait = _asked_for(response.headers.get("retry-after", ""), wait)
@@ -120,19 +120,25 @@ class ChatEndpoint:
         try:
             content = json.loads(text)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise self._error(f"no choices[0].message.content in: {text[:SHOWN]}") from error
+            raise self._error(f"no choices[0].message.content in: {self.quoted(text)}") from error
         if not isinstance(content, str):
-            raise self._error(f"choices[0].message.content is not a string in: {text[:SHOWN]}")
-        return content
+            raise self._error(f"choices[0].message.content is not a string in: {self.quoted(text)}")
+        return self._without_key(content)
 
     def _key(self) -> str:
         return os.environ.get(self.api_key_variable, "").strip()
 
-    def _error(self, reason: str) -> EndpointError:
-        """The error for `reason`, with the key removed, because some servers echo it."""
+    def quoted(self, text: str) -> str:
+        """The beginning of what a server answered. The key is removed first: some servers echo it, and a cut
+        through the middle would leave a part of it."""
+        return self._without_key(text)[:SHOWN]
+
+    def _without_key(self, text: str) -> str:
         key = self._key()
-        shown = " ".join(reason.split())
-        return EndpointError(f"{self.url}: {shown.replace(key, '***') if key else shown}")
+        return text.replace(key, "***") if key else text
+
+    def _error(self, reason: str) -> EndpointError:
+        return EndpointError(f"{self.url}: {self._without_key(' '.join(reason.split()))}")
 
 
 def _asked_for(header: str, otherwise: float) -> float:

@@ -57,6 +57,26 @@ class FinishReason(Enum):
     turns = "turns"
 
 
+def as_number(value: Any) -> float:
+    """A number of code that is not ours, also of numpy or torch, as a float. Raises TypeError where it is
+    text or no number, ValueError where no float is as large."""
+    if isinstance(value, str | bytes | bytearray):
+        raise TypeError(f"{value!r:.80} is text")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("it is too large") from error
+
+
+def as_truth(value: Any) -> bool:
+    """True or false of code that is not ours, also of numpy or torch. Raises TypeError on anything else, such
+    as the text "no"."""
+    plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, bool):
+        raise TypeError(f"{plain!r:.80}")
+    return plain
+
+
 @dataclass(frozen=True)
 class RewardResult:
     """A reward with its named parts. `total_reward` is what is trained on; the parts are logged.

@@ -102,7 +102,7 @@ def test_without_deepspeed_one_gpu_is_used(gpus, monkeypatch):
     )
     config, why = chosen()
     assert replace(config.hardware, chosen="") == option("single_gpu")
-    assert "but DeepSpeed is not installed (pip install 'gspo-cli[deepspeed]')" in why
+    assert "but DeepSpeed is not installed (pip install 'deepspeed>=" in why
 
 
 @needs_deepspeed

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gspo_cli.config.extras import install
+
 ROOT = Path(__file__).resolve().parent.parent
 HERE = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
 
@@ -17,6 +19,7 @@ import sys, types
 package = types.ModuleType("hydra_plugins")
 package.__path__ = [sys.argv.pop(1)]
 sys.modules["hydra_plugins"] = package
+from gspo_cli.config.extras import install
 from gspo_cli.commands.train import main
 main()
 """
@@ -38,7 +41,7 @@ def test_a_missing_plugin_is_one_sentence(tmp_path, option, chosen, extra):
         capture_output=True,
         text=True,
     )
-    sentence = f"gspo-train: {chosen}: is not installed; pip install 'gspo-cli[{extra}]'\n"
+    sentence = f"gspo-train: {chosen}: is not installed; {install(extra)}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
 
 

@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.commands.entry import TRAINING_STOPPED, guarded, run_command, version
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import CONF_DIR, build_config, register, resolved_yaml
-from gspo_cli.errors import UserError
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.errors import FOREIGN, UserError, as_exception
 from gspo_cli.launching.queue_launcher import offer_queue
 from gspo_cli.launching.start import idle_gpu_note, process_count, resumed, torchrun_command
 from gspo_cli.launching.sweep import (
@@ -28,10 +29,14 @@ from gspo_cli.launching.sweep import (
     report_sweep,
     resumed_sweep,
 )
-from gspo_cli.run.files import write_atomically
+from gspo_cli.run.files import make_folder, write_atomically
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State
 from gspo_cli.sources import settled
+
+REPAIR = "--repair"  # a flag of ours: Hydra takes its own only
+REFUSED = 2
+FLAGS: set[str] = set()  # those of this command line
 
 
 def main() -> None:
@@ -40,7 +45,8 @@ def main() -> None:
         print(version())
         sys.exit()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_command instead of Hydra's own printer
-    sys.argv[1:] = resumed_sweep(sys.argv[1:])
+    FLAGS.update(text for text in sys.argv[1:] if text == REPAIR)
+    sys.argv[1:] = resumed_sweep([text for text in sys.argv[1:] if text != REPAIR])
     register()
     offer_queue()
     run_command("gspo-train", composed_job, TRAINING_STOPPED)
@@ -70,9 +76,9 @@ def job(node: DictConfig) -> float | None:
     """One run, alone or in a sweep; returns the final held-out score, which sweepers use."""
     try:
         code, why = guarded("gspo-train", lambda: train(node), TRAINING_STOPPED)
-    except Exception as error:  # a bug in this program or in the user's code: print the full traceback
+    except FOREIGN as error:  # a bug in this program or in the user's code: print the full traceback
         traceback.print_exc()
-        code, why = 1, f"{type(error).__name__}: {error}"
+        code, why = 1, f"{type(error).__name__}: {as_exception(error)}"
     finally:
         with suppress(OSError):  # Hydra makes the folder before the configuration is checked
             Path(HydraConfig.get().runtime.output_dir).rmdir()
@@ -105,17 +111,42 @@ def train(node: DictConfig) -> int:
     config = build_config(node)
     processes = process_count(config, usable_gpus, resumes=node.resume is not None)
     run = RunFolder(folder)
+    make_folder(folder, "hydra.run.dir")
+    with run.locked():  # before anything is written
+        return start(node, config, run, processes)
+
+
+def start(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -> int:
+    """Begin or continue a run in its folder, which is locked; returns the exit code. What is refused before
+    it came to anything leaves nothing behind."""
     if node.resume is not None:
+        for note in run.check_logs(REPAIR in FLAGS):
+            print(f"note: {note}", flush=True)
         write_atomically(run.config, resolved_yaml(node))
         if run.checkpoints.exists() and (note := idle_gpu_note(config)):
             print(f"note: {note}", flush=True)
-    elif not in_sweep():
+    elif in_sweep():
+        if prepare_job(run.path, resolved_yaml(node)) is State.complete:
+            return 0
+    else:
         run.create(resolved_yaml(node))
-    elif prepare_job(folder, resolved_yaml(node)) is State.complete:
-        return 0
+        try:
+            code = work(node, config, run, processes)
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):  # a full disk: the run can go on
+                run.discard()
+            raise
+        if code == REFUSED:
+            run.discard()
+        return code
+    return work(node, config, run, processes)
+
+
+def work(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -> int:
+    """Train in a prepared folder; returns the exit code."""
     if config.hardware.nodes > 1:
         command = torchrun_command(config, run.path)
-        print(f"{folder}: is ready; on each of the {config.hardware.nodes} nodes, run\n\n  {command}")
+        print(f"{run.path}: is ready; on each of the {config.hardware.nodes} nodes, run\n\n  {command}")
         return 0
 
     from gspo_cli.training.job import (  # bad input was reported before loading torch

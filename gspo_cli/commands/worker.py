@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from gspo_cli.commands.entry import TRAINING_STOPPED, command_parser, run_command
 from gspo_cli.config.compose import build_config, load_saved
-from gspo_cli.errors import UserError
+from gspo_cli.errors import FOREIGN, UserError
 from gspo_cli.launching.processes import log_file
 from gspo_cli.run.folder import RunFolder
 
@@ -46,7 +46,7 @@ def guarded_work(folder: Path, rank: int) -> int:
         work(folder)
     except UserError:
         raise
-    except Exception:
+    except FOREIGN:
         if rank == 0 and "GSPO_LAUNCHER" in os.environ:
             # the terminal shows only what a user can act on
             log_file(RunFolder(folder).logs, 0).write_text(traceback.format_exc(), encoding="utf-8")

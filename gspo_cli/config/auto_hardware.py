@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.config.choices import Attention, Device, Engine, Optimizer
+from gspo_cli.config.extras import install
 from gspo_cli.config.paths import CONF_DIR
 
 DEVICES = Path("/dev")
@@ -113,7 +114,7 @@ def _why_one_process(node: DictConfig, given: Mapping[str, Any]) -> str:
     if node.training.optimizer is not Optimizer.adamw:
         return f"ZeRO does not support training.optimizer={node.training.optimizer.value}"
     if importlib.util.find_spec("deepspeed") is None:
-        return "DeepSpeed is not installed (pip install 'gspo-cli[deepspeed]')"
+        return f"DeepSpeed is not installed ({install('deepspeed')})"
     return "an iteration has one prompt" if _prompts(node) == 1 else ""
 
 

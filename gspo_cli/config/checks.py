@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from gspo_cli.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 def require(condition: bool, message: str) -> None:
     """Raise UserError(message) unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def require_name(key: str, value: Any) -> None:
+    """Raise UserError unless `value` can be the name of a folder: names become parts of paths."""
+    found = isinstance(value, str) and NAME.fullmatch(value) is not None
+    require(found, f"{key}={value}: cannot be part of a folder's name; use letters, digits, dots and - + _")
+
+
+def folder_name(text: Any) -> str:
+    """`text` as the name of a folder, for a name that is refused once the configuration is checked."""
+    return re.sub(r"[^\w.+-]", "_", str(text)).lstrip(".")
 
 
 def require_positive(group: str, config: Any, *names: str) -> None:

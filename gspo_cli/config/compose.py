@@ -26,9 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config import dependent, schema
 from gspo_cli.config.auto_hardware import auto_value
+from gspo_cli.config.checks import folder_name, require_name
+from gspo_cli.config.extras import install
 from gspo_cli.config.paths import CONF_DIR as CONF_DIR  # imported from here by others
 from gspo_cli.config.paths import PACKAGE as PACKAGE
-from gspo_cli.errors import UserError
+from gspo_cli.errors import FOREIGN, UserError, as_exception
 from gspo_cli.user_cache import fetched_or_hub
 
 OBJECT = "python object"  # prefix of `reward` in a saved configuration where a script gave the reward
@@ -46,6 +48,7 @@ RESOLVERS: dict[str, Callable[..., Any]] = {  # what references in conf/ may cal
     "fetched_or_hub": fetched_or_hub,
     "resumed_or": lambda resume, new: resume or new,
     "digest": lambda text: hashlib.sha256(text.encode()).hexdigest()[:8],
+    "folder_name": folder_name,
     "auto_hardware": auto_value,
     "fitted_size": dependent.fitted_size,
     "fitted_length": dependent.fitted_length,
@@ -90,6 +93,9 @@ def locate(path: str, key: str) -> Any:
         raise UserError(
             f"{key}={path}: cannot be imported ({error}); give module.Name, importable from this folder"
         ) from error
+    except FOREIGN as error:  # whatever a module does while it is imported
+        why = f"{type(error).__name__}: {as_exception(error)}"
+        raise UserError(f"{key}={path}: fails while it is imported ({why}); correct the module") from error
 
 
 def literal(value: Any) -> Any:
@@ -147,6 +153,9 @@ def build_config(node: DictConfig) -> schema.RunConfig:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
         assert isinstance(config, schema.RunConfig)
         config.task = build_task(node.task)
+        for key in ("task.name", "model.label", "algorithm.name"):
+            group, _, name = key.partition(".")
+            require_name(key, getattr(getattr(config, group), name))
         if config.reward is not None:
             _check_reward(config.reward)
     except (OmegaConfBaseException, TypeError) as error:
@@ -239,7 +248,7 @@ def _explain_missing(error: MissingConfigException) -> str:
     options = [name for name in (error.options or []) if name != "schema"]
     chosen = f"{group}={option}"
     if chosen in PLUGINS:
-        return f"{chosen}: is not installed; pip install 'gspo-cli[{PLUGINS[chosen]}]'"
+        return f"{chosen}: is not installed; {install(PLUGINS[chosen])}"
     if group and options:
         return f"{group}={option}: is not an option; choose one of {', '.join(sorted(options))}"
     return " ".join(str(error).split("\n")[0].split())

@@ -21,8 +21,9 @@ from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.guide import Answer, guide
 from gspo_cli.diagnosis.history import Finding, History, Record, Severity
 from gspo_cli.errors import UserError
-from gspo_cli.run.folder import RunFolder, read_log
+from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import RESUMABLE, WRITTEN, leaves, matches
+from gspo_cli.run.logs import read_log
 
 
 @dataclass(frozen=True)

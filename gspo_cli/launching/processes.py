@@ -12,12 +12,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from gspo_cli.config.extras import install
 from gspo_cli.errors import UserError
 
 POLL = 0.1  # seconds
@@ -38,14 +39,17 @@ def require_deepspeed() -> None:
     """Raise UserError if DeepSpeed is not installed."""
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
-            "hardware.zero_stage: deepspeed is not installed; pip install 'gspo-cli[deepspeed]', or use "
+            f"hardware.zero_stage: deepspeed is not installed; {install('deepspeed')}, or use "
             "hardware=single_gpu or hardware=cpu"
         )
 
 
-def launch(command: Sequence[str], processes: int, logs: Path) -> LaunchResult:
+Lock = tuple[Mapping[str, str], Sequence[int]]  # what a child needs to hold a lock: variables, descriptors
+
+
+def launch(command: Sequence[str], processes: int, logs: Path, lock: Lock = ({}, ())) -> LaunchResult:
     """Run `command` as ranks 0 to `processes` - 1 of one process group, with RANK, WORLD_SIZE and so on in
-    their environment.
+    their environment; they hold `lock`, too.
 
     A rank that dies ends all others within seconds. Raises UserError if `logs` cannot be written."""
     try:
@@ -53,7 +57,8 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> LaunchResult:
         files = [log_file(logs, rank).open("wb") for rank in range(processes)]
     except OSError as error:
         raise UserError(f"{logs}: cannot be written ({error.strerror}); free space") from error
-    shared = os.environ | shared_environment(processes)
+    variables, descriptors = lock
+    shared = {**os.environ, **shared_environment(processes), **variables}
     workers = [
         subprocess.Popen(
             command,
@@ -61,6 +66,7 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> LaunchResult:
             stdin=subprocess.DEVNULL,
             stdout=None if rank == 0 else file,
             stderr=None if rank == 0 else subprocess.STDOUT,
+            pass_fds=descriptors,
             start_new_session=True,  # Ctrl-C reaches this process only, which forwards it
         )
         for rank, file in enumerate(files)

@@ -18,7 +18,7 @@ from gspo_cli.config.schema import HardwareConfig, RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import require_deepspeed
 from gspo_cli.run.identity import RESUMABLE, matches
-from gspo_cli.run.summary import RunStatus, read_summary
+from gspo_cli.run.summary import RunStatus, known_summary
 
 NO_GPU = "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
 
@@ -44,7 +44,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     node = with_overrides(saved, changes)
     if any(text.startswith("hardware.") for text in changes):
         node.hardware.chosen = ""  # no longer what auto chose
-    summary = read_summary(folder)
+    summary = known_summary(folder)
     if summary is not None and summary["status"] == RunStatus.completed:
         done = summary["iterations"]
         require(

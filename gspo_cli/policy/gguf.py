@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from gspo_cli.config.extras import install
 from gspo_cli.errors import UserError
 
 MAGIC = b"GGUF"
@@ -74,10 +75,7 @@ def _within(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenize
 
 def _require_readable(path: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
-        raise UserError(
-            f"model.name={path}: reading GGUF needs the package gguf; run pip install -e '.[gguf]' in the "
-            "checkout, or pip install gguf"
-        )
+        raise UserError(f"model.name={path}: reading GGUF needs the package gguf; {install('gguf')}")
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))

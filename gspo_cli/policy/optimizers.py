@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gspo_cli.config.choices import Optimizer
+from gspo_cli.config.extras import install
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 
@@ -33,8 +34,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: RunConfig) -> tor
         from bitsandbytes import optim
     except ImportError as error:
         raise UserError(
-            f"training.optimizer={kind.value}: bitsandbytes is not installed; pip install "
-            "'gspo-cli[quant]', or use training.optimizer=adamw"
+            f"training.optimizer={kind.value}: bitsandbytes is not installed; {install('quant')}, or use "
+            "training.optimizer=adamw"
         ) from error
     classes = {
         Optimizer.adamw_8bit: optim.AdamW8bit,

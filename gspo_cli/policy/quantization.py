@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from gspo_cli.config.extras import install
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
 
@@ -48,7 +49,7 @@ def _require_bitsandbytes(model: ModelConfig, device: torch.device) -> None:
             functional.int8_vectorwise_quant(torch.ones(1, 64, device=device, dtype=torch.float16))
     except ImportError as error:
         raise UserError(
-            f"{key}: bitsandbytes is not installed; pip install 'gspo-cli[quant]', or set {key}=false"
+            f"{key}: bitsandbytes is not installed; {install('quant')}, or set {key}=false"
         ) from error
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -8,7 +8,7 @@ from typing import Any
 
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import locate
-from gspo_cli.errors import UserError
+from gspo_cli.errors import FOREIGN, UserError, as_exception
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 
@@ -40,8 +40,8 @@ class RewardFunction:
             context = {**problem.metadata, "problem": problem, "answer": problem.answer}
             try:
                 scores.append(self.compute_reward(trajectory, turn, context))
-            except Exception as error:  # code that is not ours
-                scores.append(error)
+            except FOREIGN as error:
+                scores.append(as_exception(error))
         return scores
 
 
@@ -64,5 +64,8 @@ def build(path: str, settings: Mapping[str, Any]) -> RewardFunction:
         require(given, f"reward_settings.{p.name}: has no value, but {path} requires it; {takes}")
     try:
         return cls(**settings)
-    except (TypeError, ValueError) as error:  # a class that is not ours
-        raise UserError(f"reward={path}: rejects its reward_settings ({error}); correct them") from error
+    except UserError:
+        raise
+    except FOREIGN as error:
+        reason = f"{type(error).__name__}: {as_exception(error)}"
+        raise UserError(f"reward={path}: rejects its reward_settings ({reason}); correct them") from error

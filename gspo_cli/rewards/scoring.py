@@ -9,9 +9,9 @@ from typing import Any
 
 from gspo_cli.concurrency import TookTooLong, gather
 from gspo_cli.config.choices import RewardErrors
-from gspo_cli.errors import UserError
+from gspo_cli.errors import FOREIGN, UserError, as_exception
 from gspo_cli.rewards.base import RewardError, RewardFunction, Score
-from gspo_cli.types import RewardResult, Trajectory
+from gspo_cli.types import RewardResult, Trajectory, as_number, as_truth
 
 SUCCESS = 0.99  # lowest reward that counts as solved if the reward function does not set `solved`
 
@@ -60,8 +60,8 @@ def call(function: RewardFunction, trajectories: Sequence[Trajectory]) -> list[S
             returned = f"{type(function).__name__} returned {len(scores)} results"
             raise RewardError(f"{returned} for {len(trajectories)} conversations")
         return scores
-    except Exception as error:  # code that is not ours
-        return [error] * len(trajectories)
+    except FOREIGN as error:
+        return [as_exception(error)] * len(trajectories)
 
 
 def validate(function: RewardFunction, trajectory: Trajectory, value: Any) -> RewardResult:
@@ -76,11 +76,11 @@ def validate(function: RewardFunction, trajectory: Trajectory, value: Any) -> Re
         raise RewardError(f"{name} raised {type(value).__name__}: {value}") from value
     if not isinstance(value, RewardResult):
         raise RewardError(f"{name} returned {type(value).__name__}, not RewardResult")
-    try:  # numbers of numpy and torch are accepted
-        total = float(value.total_reward)
-        components = {part: float(number) for part, number in value.component_rewards.items()}
-        turns = [float(number) for number in value.turn_rewards]
-    except (TypeError, ValueError) as error:
+    try:
+        total = as_number(value.total_reward)
+        components = {part: as_number(number) for part, number in value.component_rewards.items()}
+        turns = [as_number(number) for number in value.turn_rewards]
+    except (TypeError, ValueError, AttributeError) as error:
         raise RewardError(f"{name} returned a reward that is not a number: {error}") from error
     numbered = {f"turn_rewards[{place}]": number for place, number in enumerate(turns)}
     for part, number in {"total_reward": total, **components, **numbered}.items():
@@ -88,7 +88,11 @@ def validate(function: RewardFunction, trajectory: Trajectory, value: Any) -> Re
             raise RewardError(f"{name} returned a {part} that is not finite")
     if len(turns) > trajectory.num_turns:
         raise RewardError(f"{name} returned {len(turns)} turn_rewards for {trajectory.num_turns} turns")
-    return RewardResult(total, components, value.metadata, turns, value.solved)
+    try:
+        solved = None if value.solved is None else as_truth(value.solved)
+    except TypeError as error:
+        raise RewardError(f"{name} returned a solved that is neither true nor false: {error}") from error
+    return RewardResult(total, components, value.metadata, turns, solved)
 
 
 def write_result(trajectory: Trajectory, result: RewardResult) -> None:
@@ -103,4 +107,4 @@ def write_result(trajectory: Trajectory, result: RewardResult) -> None:
     trajectory.turn_rewards = turns
     trajectory.reward = total
     trajectory.components = dict(result.component_rewards)
-    trajectory.solved = total >= SUCCESS if result.solved is None else bool(result.solved)
+    trajectory.solved = total >= SUCCESS if result.solved is None else result.solved

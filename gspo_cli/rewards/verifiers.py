@@ -14,6 +14,7 @@ from typing import Any
 
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import locate
+from gspo_cli.config.extras import install
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.maths_worker import equal_mathematics
@@ -107,7 +108,7 @@ def resolve_verifier(name: str) -> Verifier:
     choices = ", ".join(VERIFIERS)
     require(name in VERIFIERS, f"task.verifier={name}: choose one of {choices}, or python:module.function")
     missing = name == "maths" and importlib.util.find_spec("math_verify") is None
-    require(not missing, "task.verifier=maths: needs math-verify; run pip install 'gspo-cli[math]'")
+    require(not missing, f"task.verifier=maths: needs math-verify; {install('math')}")
     return VERIFIERS[name]
 
 

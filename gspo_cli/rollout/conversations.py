@@ -18,12 +18,21 @@ from typing import Any
 
 from gspo_cli.concurrency import gather
 from gspo_cli.config.schema import RolloutConfig
+from gspo_cli.errors import FOREIGN, as_exception
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
 from gspo_cli.rollout.progress import RolloutProgress
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.tasks.base import Environment, Step
-from gspo_cli.types import FinishReason, Message, Outcome, Problem, Trajectory
+from gspo_cli.types import (
+    FinishReason,
+    Message,
+    Outcome,
+    Problem,
+    Trajectory,
+    as_number,
+    as_truth,
+)
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -180,8 +189,8 @@ class _Rollout:
         step: Any
         try:
             step = conversation.environment.step(text)
-        except Exception as error:  # code that is not ours
-            step = error
+        except FOREIGN as error:
+            step = as_exception(error)
         if inspect.isawaitable(step):
             self._waiting[place] = step
         else:
@@ -201,8 +210,8 @@ def _open(start: Start, environment: Environment, prompts: Prompts, limits: Limi
         opening = _checked_messages(opening, "reset")
         if not opening:
             raise ValueError("its reset returned no message: the user must speak first")
-    except Exception as error:  # code that is not ours
-        conversation.fail(error)
+    except FOREIGN as error:
+        conversation.fail(as_exception(error))
         return conversation
     trajectory.messages = list(prompts.messages(opening))
     _record(trajectory, prompts.ids(opening))
@@ -232,8 +241,8 @@ def _observe(
     trajectory = conversation.trajectory
     try:
         step = _checked_step(step)
-    except Exception as error:  # code that is not ours
-        conversation.fail(error)
+    except FOREIGN as error:
+        conversation.fail(as_exception(error))
         return
     trajectory.turn_rewards.append(step.reward)
     trajectory.progress.append(step.progress)
@@ -259,9 +268,10 @@ def _finish(conversation: _Conversation) -> None:
         outcome = conversation.environment.finish()
         if not isinstance(outcome, Outcome):
             raise TypeError(f"its finish returned {type(outcome).__name__}, not Outcome")
-        outcome = replace(outcome, counts=_finite(outcome.counts, "finish"))
-    except Exception as error:  # code that is not ours
-        conversation.fail(error)
+        solved = None if outcome.solved is None else _truth(outcome.solved, "solved")
+        outcome = replace(outcome, solved=solved, counts=_finite(outcome.counts, "finish"))
+    except FOREIGN as error:
+        conversation.fail(as_exception(error))
         return
     if conversation.trajectory.excluded is None:
         conversation.trajectory.outcome = outcome
@@ -285,7 +295,7 @@ def _checked_step(step: Any) -> Step:
         raise TypeError(f"its step returned {type(step).__name__}, not Step")
     messages = _checked_messages(step.messages, "step")
     reward = _finite({"reward": step.reward}, "step")["reward"]
-    return Step(messages, bool(step.done), reward, _finite(step.progress, "step"))
+    return Step(messages, _truth(step.done, "done"), reward, _finite(step.progress, "step"))
 
 
 def _checked_messages(messages: Any, source: str) -> tuple[Message, ...]:
@@ -301,8 +311,15 @@ def _checked_messages(messages: Any, source: str) -> tuple[Message, ...]:
 
 
 def _finite(values: Mapping[str, Any], source: str) -> dict[str, float]:
-    numbers = {name: float(value) for name, value in values.items()}
+    numbers = {name: as_number(value) for name, value in values.items()}
     broken = [name for name, value in numbers.items() if not math.isfinite(value)]
     if broken:
         raise ValueError(f"its {source} returned a {broken[0]} that is not finite")
     return numbers
+
+
+def _truth(value: Any, name: str) -> bool:
+    try:
+        return as_truth(value)
+    except TypeError as error:
+        raise TypeError(f"its {name} is {error}, neither true nor false") from error

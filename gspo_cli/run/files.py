@@ -24,6 +24,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent}: was removed meanwhile; start again") from error
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
@@ -88,6 +90,16 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what a killed process left half-written in a folder, of one `name` or of all. Whoever calls it
+    holds the lock under which such files are written."""
+    for path in folder.glob(f".writing-{name}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def point(link: Path, target: Path) -> None:

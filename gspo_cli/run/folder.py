@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,30 +16,21 @@ from typing import Any
 
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
-from gspo_cli.run.files import json_ready, make_folder, read_json, write_atomically, write_json
+from gspo_cli.run.files import (
+    json_ready,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+)
+from gspo_cli.run.logs import ASIDE, LOGS, check_log, cut_log, read_log, repair_log
 from gspo_cli.sources import ModelSource, run_checkpoint
 
-LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
-
-
-def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
-    """The records of a log up to the first line that is not a JSON object with an iteration, and the number
-    of that line: None if all lines are valid. A missing log has no records."""
-    if not path.exists():
-        return [], None
-    found: list[dict[str, Any]] = []
-    # not splitlines: it also splits at U+2028 and similar characters, which models do write
-    for place, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except ValueError:  # damaged text, or damaged JSON
-            return found, place
-        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
-            return found, place
-        found.append(record)
-    return found, None
+LOCK = "GSPO_LOCKED"  # in the environment of a process whose parent holds the lock for it: the folder
+_HELD: dict[Path, tuple[int, int]] = {}  # locks of this process: their descriptors and threads
+OWN = ("config.yaml", "card.txt", "card.json", "summary.json", "wandb_id", *LOGS)  # files of a run
+PROGRESS = ("checkpoints", "initial_model")  # what took time to make
 
 
 class RunFolder:
@@ -70,15 +62,35 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """A block in which no other process trains in the folder. Raises UserError if one does."""
-        descriptor = os.open(self.path, os.O_RDONLY) if self.writes else None
-        try:
-            if descriptor is not None:
-                self._lock(descriptor)
+        """A block in which no other process trains in the folder or writes to it. Within another such block
+        of this process it does nothing. Raises UserError if another process has the lock, or the folder is
+        gone."""
+        place = self.path.resolve()
+        mine = _HELD.get(place, (-1, -1))[1] == threading.get_ident()
+        if not self.writes or mine or os.environ.get(LOCK) == str(place):
             yield
+            return
+        try:
+            descriptor = os.open(place, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be opened ({error.strerror})") from error
+        try:
+            self._lock(descriptor)
+            _HELD[place] = (descriptor, threading.get_ident())
+            try:
+                remove_leftovers(place)
+                remove_leftovers(self.checkpoints)
+                yield
+            finally:
+                del _HELD[place]
         finally:
-            if descriptor is not None:
-                os.close(descriptor)
+            os.close(descriptor)
+
+    @property
+    def lock(self) -> tuple[dict[str, str], tuple[int, ...]]:
+        """What a child process needs to hold the lock, too: variables of its environment, and descriptors."""
+        place = self.path.resolve()
+        return ({LOCK: str(place)}, (_HELD[place][0],)) if place in _HELD else ({}, ())
 
     def _lock(self, descriptor: int) -> None:
         # file systems without locks (some network ones) raise other errors; there is no locking on those
@@ -101,6 +113,15 @@ class RunFolder:
         make_folder(self.path, "hydra.run.dir")
         write_atomically(self.config, config_yaml)
 
+    def discard(self) -> None:
+        """Remove the files of a run that was refused before it came to anything, so that the corrected
+        command may use the folder. What took time to make is never removed."""
+        if self.writes and not any((self.path / name).exists() for name in PROGRESS):
+            for name in OWN:
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: there are files that are not ours
+                self.path.rmdir()
+
     def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> ModelSource:
         """Where the model of a checkpoint is, and its adapter under LoRA (see `run_checkpoint`). Raises
         UserError if there is no such checkpoint."""
@@ -114,6 +135,8 @@ class RunFolder:
         try:
             with (self.path / log).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path}: was removed while the run went on; start it again") from error
         except OSError as error:
             raise UserError(
                 f"{self.path / log}: cannot be written ({error.strerror}); free space, then "
@@ -124,14 +147,21 @@ class RunFolder:
         """The records of a log up to the first damaged line: a kill can cut the last one."""
         return read_log(self.path / log)[0]
 
-    def rewind(self, iteration: int) -> None:
-        """Drop all lines after `iteration`, so that a resumed run neither repeats lines nor leaves gaps."""
-        if not self.writes:
-            return
+    def check_logs(self, repair: bool) -> list[str]:
+        """Before a resume: raise UserError where a log has a line that cannot be read, or, with `repair`,
+        move such lines to a file beside it. Returns what was moved, in sentences."""
+        notes = []
         for log in LOGS:
-            kept = [record for record in self.read(log) if record["iteration"] <= iteration]
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
-            write_atomically(self.path / log, "".join(lines))
+            path = self.path / log
+            if repair and (count := repair_log(path)):
+                notes.append(f"{path}: {count} lines that cannot be read were moved to {log}{ASIDE}")
+            check_log(path, f"gspo-train resume={self.path}")
+        return notes
+
+    def rewind(self, iteration: int) -> None:
+        """Move all lines after `iteration` out of the logs (see `cut_log`)."""
+        for log in LOGS if self.writes else ():
+            cut_log(self.path / log, iteration)
 
     def write_card(self, text: str, card: Mapping[str, Any]) -> None:
         """Save the objective card: `text` for people as card.txt, `card` for programs as card.json."""

@@ -15,9 +15,9 @@ from gspo_cli.config.choices import OldLogprobs, OnCollapse
 from gspo_cli.config.compose import literal, load_saved, plain_values
 from gspo_cli.config.stored import read_stored
 from gspo_cli.errors import UserError
-from gspo_cli.run.files import write_atomically
+from gspo_cli.run.files import make_folder, write_atomically
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.summary import RunStatus, read_summary
+from gspo_cli.run.summary import RunStatus, known_summary
 
 RESUMABLE = (  # settings that may change when a run is resumed: those that do not affect the results
     "training.num_outer_iterations",
@@ -137,7 +137,7 @@ def state_of(folder: Path) -> State:
     run = RunFolder(folder)
     if not run.config.exists():
         return State.new
-    summary = read_summary(folder)
+    summary = known_summary(folder)
     if summary is None:
         return State.started
     if summary["status"] in (RunStatus.stopped_early, RunStatus.collapsed):
@@ -168,9 +168,15 @@ def prepare(folder: Path, config_yaml: str) -> State:
     """Make `folder` ready for the run of a resolved configuration, so that `gspo-train resume=<folder>`
     starts or continues it. Returns the state it was found in; what is complete is left as it is.
 
-    Raises UserError if it holds another run, or cannot be written."""
-    state = state_of(folder)
+    Raises UserError if it holds another run, another process trains in it, or it cannot be written."""
     run = RunFolder(folder)
+    make_folder(folder, "hydra.run.dir")
+    with run.locked():
+        return _prepared(run, config_yaml)
+
+
+def _prepared(run: RunFolder, config_yaml: str) -> State:
+    folder, state = run.path, state_of(run.path)
     if state is State.new:
         run.create(config_yaml)
         return state

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from gspo_cli.errors import UserError
 from gspo_cli.run.files import read_json
 
 
@@ -22,6 +24,44 @@ class RunStatus(StrEnum):
     failed = "failed"
 
 
+COUNTS = ("iterations", "total_iterations")
+SCORES = ("initial_eval", "best_eval", "final_eval")
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a run folder; None if there is none. Raises UserError if it is not JSON."""
-    return read_json(folder / "summary.json")
+    """summary.json of a run folder; None if there is none. Raises UserError if it is not what a run wrote."""
+    path = folder / "summary.json"
+    found = read_json(path)
+    wrong = None if found is None else _wrong(found)
+    if wrong is not None:
+        raise UserError(
+            f"{path}: is not the summary of a run ({wrong}); remove it, and gspo-train resume={folder} "
+            "writes it again"
+        )
+    return found
+
+
+def known_summary(folder: Path) -> dict[str, Any] | None:
+    """`read_summary`, or None where the file is damaged: a run that goes on writes it again."""
+    try:
+        return read_summary(folder)
+    except UserError:
+        return None
+
+
+def _wrong(found: dict[str, Any]) -> str | None:
+    """What is not as a run writes it, None if all is."""
+    if found.get("status") not in list(RunStatus):
+        return f"status is {found.get('status')!r}"
+    for key in COUNTS:
+        if type(found.get(key)) is not int or found[key] < 0:
+            return f"{key} is {found.get(key)!r}"
+    for key in SCORES:
+        record = found.get(key)
+        if record is not None and not (isinstance(record, dict) and _is_number(record.get("score"))):
+            return f"{key} is {record!r}"[:80]
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

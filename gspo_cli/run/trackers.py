@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gspo_cli.config.choices import Tracker, WandbMode
+from gspo_cli.config.extras import install
 from gspo_cli.config.schema import LoggingConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import write_atomically
@@ -176,7 +177,7 @@ def _present(values: Numbers) -> dict[str, float]:
 
 def _not_installed(package: str) -> UserError:
     return UserError(
-        f"logging.report_to={package}: {package} is not installed; pip install 'gspo-cli[{package}]', "
+        f"logging.report_to={package}: {package} is not installed; {install(package)}, "
         "or use logging.report_to=none"
     )
 

@@ -28,7 +28,7 @@ from gspo_cli.policy.weights import merged
 from gspo_cli.randomness import generator
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
-from gspo_cli.run.files import folder_written_whole
+from gspo_cli.run.files import folder_written_whole, remove_leftovers
 from gspo_cli.sources import ModelSource, find_source
 from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
@@ -67,6 +67,8 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     steps, caches = model.cold_start.steps, model.cold_start.cache
     alone = one_at_a_time(cached, lambda: progress("cold start", 0, steps, "another run trains the same one"))
     with alone if caches else nullcontext(), folder_written_whole(initial_model) as folder:
+        if caches:
+            remove_leftovers(cached.parent, f"{cached.name}-")
         if caches and cached.exists():
             progress("cold start", steps, steps, "cached")
             shutil.copytree(cached, folder, dirs_exist_ok=True)

@@ -1,0 +1,97 @@
+"""The logs of a run, one JSON object with an iteration per line: read whole, and cut where a run resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gspo_cli.errors import UserError
+
+LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
+ASIDE = ".rewound"  # ends the name of the file that holds what was cut off a log
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The records of a log up to the first line that is not a JSON object with an iteration, and the number
+    of that line: None if all lines are valid. A missing log has no records."""
+    found: list[dict[str, Any]] = []
+    for place, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        record = _record(line)
+        if record is None:
+            return found, place
+        found.append(record)
+    return found, None
+
+
+def check_log(path: Path, resume: str) -> None:
+    """Raise UserError, with the command `resume` that repairs it, if a line before the last cannot be read: a
+    kill can cut the last one only."""
+    lines = _lines(path)
+    for place, line in enumerate(lines[:-1], start=1):
+        if line.strip() and _record(line) is None:
+            raise UserError(
+                f"{path}: line {place} cannot be read; restore the file, or move what cannot be read to "
+                f"{path.name}{ASIDE} with: {resume} --repair"
+            )
+
+
+def repair_log(path: Path) -> int:
+    """Move the lines that cannot be read to the file beside; returns their number."""
+    lines = [line for line in _lines(path) if line.strip()]
+    broken = [line for line in lines if _record(line) is None]
+    if broken:
+        _set_aside(path, b"".join(line + b"\n" for line in broken))
+        _replace(path, b"".join(line + b"\n" for line in lines if line not in broken))
+    return len(broken)
+
+
+def cut_log(path: Path, iteration: int) -> None:
+    """Cut a log at the first line after `iteration`, so that a resumed run neither repeats lines nor leaves
+    gaps. The rest is moved to the file beside: nothing is lost. A last line that a kill cut goes, too."""
+    kept, rest = b"", b""
+    for line in _lines(path):
+        record = _record(line) if line.strip() else {"iteration": -1}
+        if rest or record is None or record["iteration"] > iteration:
+            rest += line + b"\n"
+        elif line.strip():
+            kept += line + b"\n"
+    if rest.strip():
+        _set_aside(path, rest.rstrip(b"\n") + b"\n")
+        _replace(path, kept)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Not splitlines: it also splits at U+2028 and similar characters, which models do write."""
+    try:
+        return path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):  # damaged text, or damaged JSON
+        return None
+    has_iteration = isinstance(record, dict) and type(record.get("iteration")) is int
+    return record if has_iteration else None
+
+
+def _set_aside(path: Path, lines: bytes) -> None:
+    with path.with_name(path.name + ASIDE).open("ab") as file:
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".writing-{path.name}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
