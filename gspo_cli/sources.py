@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from gspo_cli.adapters import CONFIG, AdapterSettings, read_adapter
 from gspo_cli.config.compose import literal, load_saved
 from gspo_cli.errors import UserError
+from gspo_cli.manifest import damage
 
 EMBEDDED = "embedded"
 # as the hub has them: neither `--` nor `..`
@@ -116,6 +117,11 @@ def run_checkpoint(
     if not chosen.exists():
         found = ["initial", *sorted(path.name for path in folder.glob("[!.]*"))]
         raise UserError(f"--checkpoint {checkpoint}: does not exist; choose one of {', '.join(found)}")
+    if (what := damage(chosen.resolve())) is not None:
+        raise UserError(
+            f"{chosen}: is damaged ({what}); choose another one with --checkpoint, or go on from the newest whole "
+            f"one with gspo-train resume={run}"
+        )
     return _of_checkpoint(chosen.resolve(), run, name, base)
 
 

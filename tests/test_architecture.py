@@ -27,7 +27,7 @@ LAYERS = [
         "user_cache",
         "tasks.tools",
     ],  # rewards know what a call is
-    ["config", "concurrency", "chat_endpoint", "adapters"],
+    ["config", "concurrency", "chat_endpoint", "adapters", "manifest"],
     ["sources"],
     ["algorithm", "rewards"],
     ["tasks"],

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from gspo_cli.diagnosis.examination import examine
 from gspo_cli.errors import UserError
+from gspo_cli.manifest import damage
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import prepare
 from gspo_cli.run.summary import known_summary, read_summary
 from gspo_cli.types import RewardResult, as_number, as_truth
 from gspo_cli.user_cache import cache_folder
-from tests.support.command_line import environment, gspo_train
+from tests.support.command_line import call, environment, gspo_train
 from tests.support.whole_runs import SMALL, assert_same_run, dotted, run
 
 QUICK = [*SMALL, "training.num_outer_iterations=2"]
@@ -260,3 +262,62 @@ def test_numbers_and_truths_of_other_libraries_are_taken():
     for wrong in (1, "yes", None, 0.0, [True]):
         with pytest.raises(TypeError):
             as_truth(wrong)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+DAMAGES = {
+    "a bit of the weights": lambda folder: flip(folder / "model.safetensors"),
+    "a bit of the optimizer": lambda folder: flip(folder / "trainer.pt"),
+    "a cut optimizer": lambda folder: cut(folder / "trainer.pt"),
+    "an empty file": lambda folder: (folder / "tokenizer.json").write_bytes(b""),
+    "a missing file": lambda folder: (folder / "config.json").unlink(),
+    "a manifest of garbage": lambda folder: (folder / "manifest.json").write_text("garbage"),
+    "a cut file without a manifest": lambda folder: (
+        (folder / "manifest.json").unlink(), cut(folder / "model.safetensors")
+    ),
+    "a cut optimizer without a manifest": lambda folder: (
+        (folder / "manifest.json").unlink(), cut(folder / "trainer.pt")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_reported_and_the_whole_one_before_it_taken(whole, tmp_path, name):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    checkpoints = folder / "checkpoints"
+    (checkpoints / "iteration-backup").mkdir()  # not ours
+    DAMAGES[name](checkpoints / "iteration-000004")
+    assert "checkpoint iteration-000004 is damaged (" in examine(folder).unread
+    evaluated = call("gspo-eval", str(folder), "--checkpoint", "last")
+    assert (evaluated.returncode, "is damaged (" in evaluated.stderr) == (2, True)
+    done = gspo_train(f"resume={folder}")
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout + done.stderr
+    assert "iteration-000004: is damaged (" in shown
+    assert "iteration-backup is no checkpoint of this run; ignored" in shown
+    assert (checkpoints / "damaged-iteration-000004").is_dir()
+    assert damage(checkpoints / "iteration-000004") is None
+    shutil.rmtree(checkpoints / "damaged-iteration-000004")
+    shutil.rmtree(checkpoints / "iteration-backup")
+    assert_same_run(folder, whole)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_again_and_keeps_its_logs(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    for checkpoint in (folder / "checkpoints").glob("iteration-*"):
+        flip(checkpoint / "trainer.pt")
+    done = gspo_train(f"resume={folder}")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(folder, whole)
+    assert len((folder / "metrics.jsonl.rewound").read_text().splitlines()) == 4

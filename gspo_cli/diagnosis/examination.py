@@ -21,6 +21,7 @@ from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.guide import Answer, guide
 from gspo_cli.diagnosis.history import Finding, History, Record, Severity
 from gspo_cli.errors import UserError
+from gspo_cli.manifest import damage
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import RESUMABLE, WRITTEN, leaves, matches
 from gspo_cli.run.logs import read_log
@@ -28,7 +29,7 @@ from gspo_cli.run.logs import read_log
 
 @dataclass(frozen=True)
 class Report:
-    """What gspo-doctor reports on a run. `unread` names the part of its logs that could not be read;
+    """What gspo-doctor reports on a run. `unread` names what of its logs and checkpoints could not be read;
     `commands` are (command, why)."""
 
     run: str
@@ -53,18 +54,25 @@ def examine(path: Path) -> Report:
         raise UserError(f"{path}: has no iterations yet; try again after the first one")
     findings = diagnose(config, metrics, evals)
     history = History(config, metrics, evals)
-    unread = ""
+    unread = damaged_checkpoints(folder.checkpoints)
     if damaged:
         last = metrics[-1]["iteration"]
-        unread = f"metrics.jsonl cannot be read from line {damaged} on; this report ends at iteration {last}"
+        end = f"metrics.jsonl cannot be read from line {damaged} on; this report ends at iteration {last}"
+        unread = [end, *unread]
     return Report(
         str(path),
         verdict(config, history, findings),
-        unread,
+        "; ".join(unread),
         findings,
         guide(history, findings, folder.read_card()),
         commands(path, config, metrics, findings),
     )
+
+
+def damaged_checkpoints(folder: Path) -> list[str]:
+    """What is wrong with the checkpoints in a folder, in words; every file is read."""
+    found = ((path.name, damage(path)) for path in sorted(folder.glob("iteration-*")))
+    return [f"checkpoint {name} is damaged ({what})" for name, what in found if what is not None]
 
 
 def read_numbers(path: Path) -> tuple[list[Record], int | None]:

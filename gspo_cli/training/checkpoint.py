@@ -1,5 +1,5 @@
 """Checkpoints, which are either complete or absent. `last` and `best` are links; the newest few and the best
-are kept.
+are kept. One that was damaged later is found by its manifest and set aside.
 
 A checkpoint holds the model (loadable with `from_pretrained`) and trainer.pt: optimizer and counters. There
 is no random state to save: all randomness derives from the seed and the iteration."""
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 
 from gspo_cli.config.schema import CheckpointConfig
 from gspo_cli.errors import UserError
+from gspo_cli.manifest import NAME, damage, write_manifest
 from gspo_cli.run.files import folder_written_whole, point
 from gspo_cli.training.update import Updater
 
@@ -49,19 +51,44 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The newest checkpoint."""
         found = self.all
         return found[-1] if found else None
 
     @property
     def all(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(self.folder.glob("iteration-*"))
+        """Checkpoints, oldest first. Other names are not ours."""
+        found = (path for path in self.folder.glob("iteration-*") if NAME.fullmatch(path.name))
+        return sorted(found, key=self.iteration)
 
     @staticmethod
     def iteration(checkpoint: Path) -> int:
         """After which iteration a checkpoint was written."""
         return int(checkpoint.name.rpartition("-")[2])
+
+    def set_damaged_aside(self) -> list[str]:
+        """Before a run goes on: rename those newest checkpoints that are damaged, up to one that is whole, and
+        leave links to whole ones only. Returns what was found, in sentences."""
+        notes = []
+        for checkpoint in reversed(self.all):
+            what = damage(checkpoint)
+            if what is None:
+                break
+            aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            notes.append(
+                f"{checkpoint}: is damaged ({what}) and was renamed to {aside.name}; the run goes on from the "
+                "newest whole checkpoint"
+            )
+        best = self.folder / "best"
+        if best.is_symlink() and (not best.exists() or damage(best.resolve()) is not None):
+            best.unlink()
+            notes.append(f"{best}: is damaged; the best checkpoint from now on takes its place")
+        strange = [p.name for p in self.folder.glob("iteration-*") if not NAME.fullmatch(p.name)]
+        if strange:
+            notes.append(f"{self.folder}: {', '.join(sorted(strange))} is no checkpoint of this run; ignored")
+        return notes
 
     def save(self, updater: Updater, state: TrainerState) -> None:
         """Write a checkpoint, move the links, and remove checkpoints that rotation no longer keeps. All ranks
@@ -82,6 +109,7 @@ class Checkpoints:
                 optimizer = updater.strategy.save(temporary)
                 saved = {"state": asdict(state), "optimizer": optimizer, "steps": updater.steps}
                 torch.save(saved, temporary / "trainer.pt")
+                write_manifest(temporary)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{target}: cannot be saved ({' '.join(str(error).split())}); earlier checkpoints are "
@@ -92,10 +120,9 @@ class Checkpoints:
 
     def restore(self, checkpoint: Path, updater: Updater) -> TrainerState:
         """Load optimizer and counters; the policy was loaded from the same folder."""
-        saved = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
+        saved, state = _read(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
         updater.steps = saved["steps"]
-        state = TrainerState(**saved["state"])
         _return_clip_range(state, updater)
         configured = updater.config.hardware.tokens_per_microbatch
         if state.budget is not None and state.budget[0] == configured:  # else it was changed for this resume
@@ -108,10 +135,10 @@ class Checkpoints:
     def roll_back(self, iteration: int, updater: Updater) -> None:
         """Restore weights, optimizer and clip band of an earlier checkpoint; counters stay."""
         checkpoint = self.folder / f"iteration-{iteration:06d}"
-        saved = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
+        saved, state = _read(checkpoint)
         updater.strategy.restore_weights(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
-        _return_clip_range(TrainerState(**saved["state"]), updater)
+        _return_clip_range(state, updater)
 
     def _link(self, checkpoint: Path, state: TrainerState) -> None:
         point(self.folder / "last", checkpoint)
@@ -121,12 +148,28 @@ class Checkpoints:
     def _rotate(self) -> None:
         best = self.folder / "best"
         kept = {best.resolve()} if best.exists() else set()
-        kept |= {path.resolve() for path in sorted(self.folder.glob("iteration-*"))[-self.config.keep :]}
-        for path in self.folder.glob("iteration-*"):
+        kept |= {path.resolve() for path in self.all[-self.config.keep :]}
+        for path in self.all:
             if path.resolve() not in kept:
                 shutil.rmtree(path)
         for leftover in self.folder.glob(".writing-iteration-*"):  # left by a killed process
             shutil.rmtree(leftover)
+
+
+def _read(checkpoint: Path) -> tuple[dict[str, Any], TrainerState]:
+    """trainer.pt of a checkpoint, and the counters in it. Raises UserError if they are not there."""
+    try:
+        saved = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
+        state = TrainerState(**saved["state"])
+        if not isinstance(saved["steps"], int) or not isinstance(saved["optimizer"], dict):
+            raise TypeError("steps or optimizer is of another type")
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{checkpoint}: trainer.pt cannot be read ({reason}); move this folder away, and the run goes on "
+            "from the checkpoint before it"
+        ) from error
+    return saved, state
 
 
 def _return_clip_range(state: TrainerState, updater: Updater) -> None:

@@ -218,7 +218,12 @@ def load_for_training(
     """The policy at `source`, or of the run's last checkpoint, with its reference; and what trains it.
 
     Where the source has an adapter, `note` gets a sentence that says what becomes of it."""
-    last = ranks.agreed(Checkpoints(folder.checkpoints, config.checkpoint).last)
+    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
+    if folder.writes:
+        for found in checkpoints.set_damaged_aside():
+            note(found)
+    ranks.wait()
+    last = ranks.agreed(checkpoints.last)
     model, hardware = config.model, config.hardware
     start = source
     if last is not None:
