@@ -120,7 +120,7 @@ def compare_settings(overrides: Sequence[str]) -> CompareConfig:
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join(overrides)}: cannot be read; write compare.name=value") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"compare.{explain(error)}") from error
+        raise UserError(explain(error, CompareConfig, "compare.")) from error
 
 
 def check_known(key: str) -> None:

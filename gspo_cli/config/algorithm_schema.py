@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gspo_cli.config.checks import require, require_not_negative, require_positive
+from gspo_cli.config.checks import require, require_at_most, require_not_negative, require_positive
 from gspo_cli.config.choices import (
     AdvantageBaseline,
     AdvantageScale,
@@ -88,6 +88,7 @@ class AlgorithmConfig:
                 f"algorithm.{name}={value}: is a width around 1 and must be above 0; use null for no bound",
             )
         require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
+        require_at_most("algorithm", self, learning_rate=1.0, beta=1e3)
         require(
             self.engine_correction_max is None or self.engine_correction_max > 1,
             f"algorithm.engine_correction_max={self.engine_correction_max}: is an upper bound of a "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 from gspo_cli.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+LARGEST = 1e9  # no setting has a use above it
 
 
 def require(condition: bool, message: str) -> None:
@@ -33,8 +33,8 @@ def require_positive(group: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(
-            math.isfinite(value) and value > 0,
-            f"{group}.{name}={value}: must be above 0; give a positive number",
+            0 < value <= LARGEST,
+            f"{group}.{name}={value}: must be above 0 and at most {LARGEST:g}; give {_like(config, name)}",
         )
 
 
@@ -43,13 +43,28 @@ def require_not_negative(group: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(
-            math.isfinite(value) and value >= 0,
-            f"{group}.{name}={value}: must not be negative; give 0 or more",
+            0 <= value <= LARGEST,
+            f"{group}.{name}={value}: must be 0 or more and at most {LARGEST:g}; give {_like(config, name)}",
         )
+
+
+def require_at_most(group: str, config: Any, **limits: float) -> None:
+    """Each named field is at most its limit, above which it has no use."""
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        fix = f"give at most {limit:g}, such as {_like(config, name)}"
+        require(value <= limit, f"{group}.{name}={value}: is far too large; {fix}")
 
 
 def require_fraction(group: str, config: Any, *names: str) -> None:
     """Each named field lies in [0, 1]."""
     for name in names:
         value = getattr(config, name)
-        require(0 <= value <= 1, f"{group}.{name}={value}: must be between 0 and 1")
+        require(0 <= value <= 1, f"{group}.{name}={value}: must be between 0 and 1; give such a number")
+
+
+def _like(config: Any, name: str) -> str:
+    """The default of a field as an example, or a word for it."""
+    default = getattr(type(config), name, None)
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    return f"{default:g}" if is_number else "such a number"

@@ -28,6 +28,7 @@ from gspo_cli.config import dependent, schema
 from gspo_cli.config.auto_hardware import auto_value
 from gspo_cli.config.checks import folder_name, require_name
 from gspo_cli.config.extras import install
+from gspo_cli.config.hints import expected, meant
 from gspo_cli.config.paths import CONF_DIR as CONF_DIR  # imported from here by others
 from gspo_cli.config.paths import PACKAGE as PACKAGE
 from gspo_cli.errors import FOREIGN, UserError, as_exception
@@ -139,7 +140,7 @@ def build_task(node: DictConfig) -> Any:
     try:
         task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), held))
     except OmegaConfBaseException as error:
-        raise UserError(f"task.{explain(error)}") from error
+        raise UserError(explain(error, cls, "task.")) from error
     for name in marks:
         setattr(task, name, MISSING)
     return task
@@ -220,8 +221,9 @@ def load_saved(path: Path) -> DictConfig:
     return node
 
 
-def explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's errors as one sentence that names the key and the fix."""
+def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") -> str:
+    """Hydra's and OmegaConf's errors as one sentence that names the key, the value and what to type. The keys
+    are those of the dataclass `root`, and shown after `prefix`."""
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: is not an override; write key=value, and quote values with special characters"
@@ -234,12 +236,25 @@ def explain(error: Exception) -> str:
     key = found.group(1) if found else ""
     reason = text.splitlines()[0]
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
-        return f"{key}: is not a known setting{_suggestion(key.rpartition('.')[2], _group_of(key))}"
+        hint = meant(key, root) or "`gspo-train --cfg job` shows them all"
+        return f"{prefix}{key}: is not a known setting; {hint}"
+    group, _, name = key.rpartition(".")
+    to_type = expected(_group_of(key, root), name)
     if "Missing mandatory value" in reason or "Unexpected value '???'" in reason:
-        return f"{key or reason}: has no value; set it with {key or 'key'}=..."
+        return f"{prefix}{key or reason}: has no value; {to_type or f'set it with {key or "key"}=...'}"
+    if key and to_type:
+        return f"{prefix}{key}{_refused(reason)}: {to_type.replace('<section>', f'{prefix}{key}')}"
     if key:
-        return f"{key}: {reason[0].lower()}{reason[1:]}"
+        return f"{prefix}{key}: {reason[0].lower()}{reason[1:]}"
     return " ".join(str(error).split())
+
+
+def _refused(reason: str) -> str:
+    """`=<value>` as OmegaConf names it in `reason`; empty where it does not."""
+    if "is not Optional" in reason:
+        return "=null"
+    found = re.search(r"[Vv]alue '(.*)'(?: of type|, expected| is)", reason)
+    return f"={found.group(1)}"[:80] if found else ""
 
 
 def _explain_missing(error: MissingConfigException) -> str:
@@ -254,14 +269,14 @@ def _explain_missing(error: MissingConfigException) -> str:
     return " ".join(str(error).split("\n")[0].split())
 
 
-def _group_of(key: str) -> Any:
-    """The dataclass that holds `key`; None if the schema knows none, as for a task's settings."""
-    here: Any = schema.RunConfig
+def _group_of(key: str, root: Any) -> Any:
+    """The dataclass under `root` that holds `key`; None if there is none, as for a task's settings."""
+    here: Any = root
     for part in key.split(".")[:-1]:
         here = get_type_hints(here).get(part) if is_dataclass(here) else None
     return here if is_dataclass(here) else None
 
 
-def _suggestion(name: str, cls: Any = schema.RunConfig) -> str:
-    close = difflib.get_close_matches(name, [f.name for f in fields(cls)] if cls else [], n=1)
-    return f"; did you mean {close[0]}?" if close else "; `gspo-train --cfg job` shows them all"
+def _suggestion(name: str, cls: Any) -> str:
+    close = difflib.get_close_matches(name, [f.name for f in fields(cls)], n=1)
+    return f"; did you mean task.{close[0]}?" if close else "; `gspo-train --cfg job` shows them all"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 
-from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
+from gspo_cli.config.checks import require, require_at_most, require_fraction, require_not_negative, require_positive
 from gspo_cli.config.choices import Attention, ExpertsImplementation, QuantType
 from gspo_cli.config.missing import MISSING
 
@@ -114,6 +115,7 @@ class ColdStart:
     def __post_init__(self) -> None:
         require_not_negative("model.cold_start", self, "steps", "seed")
         require_positive("model.cold_start", self, "batch_tokens", "learning_rate")
+        require_at_most("model.cold_start", self, learning_rate=1.0)
         if self.stop_score is not None:
             require_fraction("model.cold_start", self, "stop_score")
 
@@ -190,6 +192,10 @@ class ModelConfig:
             "model.freeze_router=false (with model.use_lora=false), or model.router_aux_loss=0",
         )
         self._check_quantization()
+        require(self.name != "", "model.name: is empty; give a hub id, a model folder or a run folder")
+        for target in self.lora_target_modules or []:
+            named = re.fullmatch(r"[A-Za-z_][\w.-]*", target) is not None
+            require(named, f"model.lora_target_modules: {target} is no module's name; give some as in [q_proj,v_proj]")
         require(0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must be between 0 and 2**63")
 
     def _check_quantization(self) -> None:

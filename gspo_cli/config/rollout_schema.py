@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gspo_cli.config.checks import require, require_fraction, require_not_negative, require_positive
+from gspo_cli.config.checks import require, require_at_most, require_fraction, require_not_negative, require_positive
 from gspo_cli.config.choices import Engine, OldLogprobs
 
 
@@ -56,6 +56,7 @@ class RolloutConfig:
         require_positive(
             "rollout", self, "temperature", "top_p", "max_prompt_length", "max_completion_length"
         )
+        require_at_most("rollout", self, temperature=100.0)
         require_positive("rollout", self, "max_turns", "batch_size")
         if self.cache_gb is not None:
             require_positive("rollout", self, "cache_gb")

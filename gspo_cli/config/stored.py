@@ -47,7 +47,7 @@ def stored_config(values: Mapping[str, Any], source: str) -> StoredConfig:
         try:
             found[name], plain[name] = _group(kind, values[name])
         except OmegaConfBaseException as error:
-            raise UserError(f"{source}: {name}: {explain(error)}") from error
+            raise UserError(f"{source}: {explain(error, kind, f'{name}.')}") from error
     return StoredConfig(**found, plain=plain)
 
 
