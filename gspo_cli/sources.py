@@ -119,8 +119,8 @@ def run_checkpoint(
         raise UserError(f"--checkpoint {checkpoint}: does not exist; choose one of {', '.join(found)}")
     if (what := damage(chosen.resolve())) is not None:
         raise UserError(
-            f"{chosen}: is damaged ({what}); choose another one with --checkpoint, or go on from the newest whole "
-            f"one with gspo-train resume={run}"
+            f"{chosen}: is damaged ({what}); choose another one with --checkpoint, or go on from the newest "
+            f"whole one with gspo-train resume={run}"
         )
     return _of_checkpoint(chosen.resolve(), run, name, base)
 

@@ -99,8 +99,10 @@ def test_a_repair_moves_only_what_cannot_be_read(stopped, whole):
     assert gspo_train(f"resume={stopped}", "training.num_outer_iterations=5").returncode == 0
 
 
-DAMAGED = ["", "{}", "[]", "null", "garbage", '{"status": "completed"}', '{"status": "done", "iterations": 4}',
-           '{"status": "completed", "iterations": "4", "total_iterations": 4}']  # fmt: skip
+DAMAGED = [
+    *("", "{}", "[]", "null", "garbage", '{"status": "completed"}', '{"status": "done", "iterations": 4}'),
+    '{"status": "completed", "iterations": "4", "total_iterations": 4}',
+]
 
 
 @pytest.mark.parametrize("text", DAMAGED)
@@ -186,7 +188,7 @@ def test_a_run_folder_that_is_removed_ends_the_run_with_a_sentence(tmp_path):
             write()
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden", "x\ny"])
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden"])
 @pytest.mark.parametrize("key", ["task.name", "model.label", "algorithm.name"])
 def test_a_name_is_no_path(tmp_path, key, name):
     home = tmp_path / "home"
@@ -295,6 +297,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_whole_one_before_it_tak
     folder = tmp_path / "run"
     shutil.copytree(whole, folder, symlinks=True)
     checkpoints = folder / "checkpoints"
+    (folder / "summary.json").unlink()  # it was killed
     (checkpoints / "iteration-backup").mkdir()  # not ours
     DAMAGES[name](checkpoints / "iteration-000004")
     assert "checkpoint iteration-000004 is damaged (" in examine(folder).unread
@@ -315,6 +318,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_whole_one_before_it_tak
 def test_a_run_whose_checkpoints_are_all_damaged_begins_again_and_keeps_its_logs(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder, symlinks=True)
+    (folder / "summary.json").unlink()
     for checkpoint in (folder / "checkpoints").glob("iteration-*"):
         flip(checkpoint / "trainer.pt")
     done = gspo_train(f"resume={folder}")

@@ -152,7 +152,7 @@ def test_a_demonstration_trains_the_last_answer_and_not_the_examples(chat, tmp_p
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("arithmetic", {"examples": -1}, r"task\.examples=-1: must not be negative"),
+        ("arithmetic", {"examples": -1}, r"task\.examples=-1: must be 0 or more"),
         ("gsm8k", {"examples": 50}, r"task\.examples=50: takes all 15 training problems; use fewer"),
         ("jsonl", {"examples": 1, "verifier": "regex"}, r"task\.examples=1: .*set task\.examples=0"),
     ],

@@ -246,7 +246,7 @@ def test_a_floor_where_nothing_divides_is_refused():
         UserError, match=r"algorithm\.advantage_std_floor=0\.05: only applies where something divides"
     ):
         settings("algorithm=dr_grpo", "algorithm.advantage_std_floor=0.05")
-    with pytest.raises(UserError, match="must not be negative"):
+    with pytest.raises(UserError, match="must be 0 or more"):
         settings("algorithm.advantage_std_floor=-1")
 
 

@@ -238,10 +238,10 @@ def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") ->
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
         hint = meant(key, root) or "`gspo-train --cfg job` shows them all"
         return f"{prefix}{key}: is not a known setting; {hint}"
-    group, _, name = key.rpartition(".")
+    name = key.rpartition(".")[2]
     to_type = expected(_group_of(key, root), name)
     if "Missing mandatory value" in reason or "Unexpected value '???'" in reason:
-        return f"{prefix}{key or reason}: has no value; {to_type or f'set it with {key or "key"}=...'}"
+        return f"{prefix}{key or reason}: has no value; {to_type or f'set it with {key}=...'}"
     if key and to_type:
         return f"{prefix}{key}{_refused(reason)}: {to_type.replace('<section>', f'{prefix}{key}')}"
     if key:
@@ -253,7 +253,7 @@ def _refused(reason: str) -> str:
     """`=<value>` as OmegaConf names it in `reason`; empty where it does not."""
     if "is not Optional" in reason:
         return "=null"
-    found = re.search(r"[Vv]alue '(.*)'(?: of type|, expected| is)", reason)
+    found = re.search(r"[Vv]alue '?(.*?)'?(?: of type|, expected| \(\w+\) is not)", reason)
     return f"={found.group(1)}"[:80] if found else ""
 
 

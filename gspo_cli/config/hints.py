@@ -123,9 +123,10 @@ def meant(key: str, root: Any) -> str:
     in another group, one that is called otherwise elsewhere, one that is spelled alike. Empty if none is
     near."""
     name, known = key.rpartition(".")[2], list(leaves(root))
-    same = [path for path in known if path.rpartition(".")[2] == name and not path.startswith("model.presets")]
+    same = [path for path in known if path.rpartition(".")[2] == name]
     if same:
-        return f"did you mean {' or '.join(same[:3])}?"
+        depth = min(path.count(".") for path in same)
+        return f"did you mean {' or '.join(path for path in same if path.count('.') == depth)}?"
     if name in ELSEWHERE:
         return f"{ELSEWHERE[name]} sets that here"
     group = key.rpartition(".")[0]

@@ -6,7 +6,13 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 
-from gspo_cli.config.checks import require, require_at_most, require_fraction, require_not_negative, require_positive
+from gspo_cli.config.checks import (
+    require,
+    require_at_most,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+)
 from gspo_cli.config.choices import Attention, ExpertsImplementation, QuantType
 from gspo_cli.config.missing import MISSING
 
@@ -195,7 +201,10 @@ class ModelConfig:
         require(self.name != "", "model.name: is empty; give a hub id, a model folder or a run folder")
         for target in self.lora_target_modules or []:
             named = re.fullmatch(r"[A-Za-z_][\w.-]*", target) is not None
-            require(named, f"model.lora_target_modules: {target} is no module's name; give some as in [q_proj,v_proj]")
+            require(
+                named,
+                f"model.lora_target_modules: {target} is no module's name; give some as in [q_proj,v_proj]",
+            )
         require(0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must be between 0 and 2**63")
 
     def _check_quantization(self) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gspo_cli.config.checks import require, require_at_most, require_fraction, require_not_negative, require_positive
+from gspo_cli.config.checks import (
+    require,
+    require_at_most,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+)
 from gspo_cli.config.choices import Engine, OldLogprobs
 
 

@@ -67,8 +67,8 @@ class Checkpoints:
         return int(checkpoint.name.rpartition("-")[2])
 
     def set_damaged_aside(self) -> list[str]:
-        """Before a run goes on: rename those newest checkpoints that are damaged, up to one that is whole, and
-        leave links to whole ones only. Returns what was found, in sentences."""
+        """Before a run goes on: rename those newest checkpoints that are damaged, up to one that is whole,
+        and leave links to whole ones only. Returns what was found, in sentences."""
         notes = []
         for checkpoint in reversed(self.all):
             what = damage(checkpoint)
@@ -78,8 +78,8 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
             notes.append(
-                f"{checkpoint}: is damaged ({what}) and was renamed to {aside.name}; the run goes on from the "
-                "newest whole checkpoint"
+                f"{checkpoint}: is damaged ({what}) and was renamed to {aside.name}; the run goes on from "
+                "the newest whole checkpoint"
             )
         best = self.folder / "best"
         if best.is_symlink() and (not best.exists() or damage(best.resolve()) is not None):
