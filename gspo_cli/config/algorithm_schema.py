@@ -21,6 +21,7 @@ from gspo_cli.config.choices import (
 )
 from gspo_cli.config.missing import MISSING
 
+WIDEST = 1e3  # of a clip band, and of a ratio's bound
 CLIP_FRACTION = 0.15  # share of tokens: what GSPO clips with the paper's band (Fig. 2)
 
 
@@ -84,15 +85,16 @@ class AlgorithmConfig:
         for name in ("clip_range_left", "clip_range_right"):
             value = getattr(self, name)
             require(
-                value is None or (math.isfinite(value) and value > 0),
-                f"algorithm.{name}={value}: is a width around 1 and must be above 0; use null for no bound",
+                value is None or 0 < value <= WIDEST,
+                f"algorithm.{name}={value}: is a width around 1 and must be above 0 and at most {WIDEST:g}; "
+                "use null for no bound",
             )
         require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
         require_at_most("algorithm", self, learning_rate=1.0, beta=1e3)
         require(
-            self.engine_correction_max is None or self.engine_correction_max > 1,
+            self.engine_correction_max is None or 1 < self.engine_correction_max <= WIDEST,
             f"algorithm.engine_correction_max={self.engine_correction_max}: is an upper bound of a "
-            "ratio and must be above 1; use null for the default",
+            "ratio and must be above 1 and at most 1000; use null for the default",
         )
         require_not_negative("algorithm", self, "beta", "truncation_penalty", "advantage_std_floor")
         require(
@@ -102,7 +104,7 @@ class AlgorithmConfig:
         )
         require(
             0 < self.discount <= 1,
-            f"algorithm.discount={self.discount}: must be above 0 and at most 1; 1 means no discount",
+            f"algorithm.discount={self.discount}: must be above 0 and at most 1; give 1 for no discount",
         )
         whole = self.ratio_level is RatioLevel.sequence
         require(

@@ -197,7 +197,13 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
             f"{sections[0]}: a section cannot be replaced as a whole; give single settings, as in "
             "evaluation.problems=500"
         )
-    merged = OmegaConf.merge(saved, changes)
+    try:
+        merged = OmegaConf.merge(saved, changes)
+    except OmegaConfBaseException as error:
+        if error.full_key or len(overrides) > 1:
+            raise
+        # a mapping in place of a list: the error does not say where
+        raise UserError(f"{overrides[0]}: cannot be merged; give a list, as in [a,b]") from error
     assert isinstance(merged, DictConfig)
     followed = OmegaConf.select(merged, "rollout.default_lengths")
     if followed:  # what is given now is no longer a default
@@ -235,6 +241,9 @@ def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") ->
     found = re.search(r"full_key: (\S+)", text)
     key = found.group(1) if found else ""
     reason = text.splitlines()[0]
+    merged = re.search(r"override \+*([\w.]+)=", str(error))  # Hydra names it where OmegaConf does not
+    if not key and "Cannot merge" in reason and merged:
+        key = merged.group(1)
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
         hint = meant(key, root) or "`gspo-train --cfg job` shows them all"
         return f"{prefix}{key}: is not a known setting; {hint}"

@@ -16,6 +16,8 @@ from gspo_cli.config.checks import (
 from gspo_cli.config.choices import Attention, ExpertsImplementation, QuantType
 from gspo_cli.config.missing import MISSING
 
+WIDEST = 1e3  # of a preset
+
 
 @dataclass
 class LevelPreset:
@@ -27,6 +29,12 @@ class LevelPreset:
     """Default of `algorithm.clip_range_right` for algorithms with this ratio level."""
     learning_rate: float = MISSING
     """Default of `algorithm.learning_rate` for algorithms with this ratio level."""
+
+    def __post_init__(self) -> None:
+        names = ("clip_range_left", "clip_range_right", "learning_rate")
+        given = [name for name in names if getattr(self, name) != MISSING]
+        require_positive("model.presets", self, *given)
+        require_at_most("model.presets", self, **dict.fromkeys(given, WIDEST))
 
 
 @dataclass
@@ -184,7 +192,7 @@ class ModelConfig:
         require_positive("model", self, "lora_r", "lora_alpha", "turn_length")
         require(
             self.lora_target_modules != [],
-            "model.lora_target_modules: is empty; name layers, or null for all linear ones",
+            "model.lora_target_modules: is empty; give some layers' names, or null for all linear ones",
         )
         require(
             self.freeze_router or not self.use_lora,
@@ -205,7 +213,10 @@ class ModelConfig:
                 named,
                 f"model.lora_target_modules: {target} is no module's name; give some as in [q_proj,v_proj]",
             )
-        require(0 <= self.init_seed < 2**63, f"model.init_seed={self.init_seed}: must be between 0 and 2**63")
+        require(
+            0 <= self.init_seed < 2**63,
+            f"model.init_seed={self.init_seed}: must be between 0 and 2**63; give 0",
+        )
 
     def _check_quantization(self) -> None:
         require(

@@ -66,12 +66,14 @@ class RolloutConfig:
         require_positive("rollout", self, "max_turns", "batch_size")
         if self.cache_gb is not None:
             require_positive("rollout", self, "cache_gb")
+        if self.old_logprobs_band is not None:
+            require_positive("rollout", self, "old_logprobs_band")
         require_positive("rollout", self, "environment_concurrency", "environment_timeout")
         require_fraction("rollout", self, "top_p")
         require_not_negative("rollout", self, "top_k")
         require(
             0 < self.vllm_memory < 1,
-            f"rollout.vllm_memory={self.vllm_memory}: is a share of the memory; must be between 0 and 1",
+            f"rollout.vllm_memory={self.vllm_memory}: is a share of the memory between 0 and 1; give 0.4",
         )
 
     @property

@@ -61,11 +61,12 @@ class HardwareConfig:
     def __post_init__(self) -> None:
         require_positive("hardware", self, "tokens_per_microbatch", "nodes")
         require(
-            self.zero_stage in (0, 1, 2, 3), f"hardware.zero_stage={self.zero_stage}: must be 0, 1, 2 or 3"
+            self.zero_stage in (0, 1, 2, 3),
+            f"hardware.zero_stage={self.zero_stage}: must be 0, 1, 2 or 3; give 0 for a single process",
         )
         require(
             self.processes is None or self.processes > 0,
-            f"hardware.processes={self.processes}: must be above 0, or null for one per visible GPU",
+            f"hardware.processes={self.processes}: must be above 0; give null for one per visible GPU",
         )
         many = self.nodes > 1 or (self.processes or 1) > 1
         group = "multi_node" if self.nodes > 1 else "zero2"
@@ -82,7 +83,7 @@ class HardwareConfig:
         )
         require(
             self.threads is None or 0 < self.threads <= 4096,
-            f"hardware.threads={self.threads}: must be between 1 and 4096, or be null for torch's default",
+            f"hardware.threads={self.threads}: must be between 1 and 4096; give null for torch's default",
         )
 
     def to_one_process(self) -> str:
@@ -163,7 +164,7 @@ class RunConfig(RunSettings):
     `task._target_` names, built and checked."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed={self.seed}: must be 0 or more")
+        require(self.seed >= 0, f"seed={self.seed}: must be 0 or more; give 0")
         require(
             self.reward_settings is None or isinstance(self.reward_settings, dict),
             f"reward_settings={self.reward_settings}: must be a mapping of arguments; write {{name: value}}",

@@ -80,11 +80,11 @@ class TrainingConfig:
         require(
             0 < self.rollback_learning_rate <= 1,
             f"training.rollback_learning_rate={self.rollback_learning_rate}: multiplies the learning rate "
-            "after a rollback; must be above 0 and at most 1",
+            "after a rollback and must be above 0 and at most 1; give 0.5",
         )
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
-            require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1")
+            require(0 <= value < 1, f"training.{name}={value}: must be 0 or more, and below 1; give 0.9")
         require(
             self.minibatch_by is MinibatchBy.answer
             or self.prompts_per_iteration % self.updates_per_rollout == 0,
@@ -100,7 +100,7 @@ class TrainingConfig:
         )
         require(
             self.length_curriculum_start is None or self.length_curriculum_start > 0,
-            "training.length_curriculum_start: must be above 0, or null for no curriculum",
+            "training.length_curriculum_start: must be above 0; give null for no curriculum",
         )
 
     @property

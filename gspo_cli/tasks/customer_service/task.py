@@ -43,7 +43,9 @@ class CustomerService(ScriptedTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.difficulty <= 4, f"task.difficulty={self.difficulty}: must be between 1 and 4")
+        require(
+            1 <= self.difficulty <= 4, f"task.difficulty={self.difficulty}: must be between 1 and 4; give 2"
+        )
         require_positive("task", self, "problems")
         require_fraction("task", self, "careless")
         for name in ("problems", "heldout"):

@@ -1,0 +1,101 @@
+"""Bad values for every key: each is refused in one sentence that names the key and says what to type."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import get_type_hints
+
+import pytest
+from omegaconf.errors import OmegaConfBaseException
+
+from gspo_cli.config.compose import build_config, composed, explain, with_overrides
+from gspo_cli.config.hints import ELSEWHERE, leaves
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.errors import UserError
+from gspo_cli.tasks.customer_service import CustomerService
+
+BAD = [
+    *("abc", "-1", "1e30", "nan", "inf", "-0.5", "true", "[1,2]", "{a: 1}", "null", "''", "0.5", "???", "[]"),
+    "99999999999999999999",
+]
+WORDS = "give|use|choose|set|type|write|leave|lower|raise|add|needs?|such|did|sets"
+FIX = re.compile(rf"\b({WORDS})\b")
+ANY_TEXT = [
+    *("model.name", "model.base", "model.label", "model.cold_start.demonstrations", "algorithm.name"),
+    *("task.name", "task.system_prompt", "task.license", "task.source", "reward", "logging.run_name"),
+    *("logging.wandb_project", "logging.wandb_tags", "hardware.chosen", "hardware.resized"),
+    *("rollout.old_logprobs_chosen", "rollout.default_lengths"),
+]
+FOLLOWED = {  # what is checked under the name of a setting that follows it
+    "task.answer_length": "rollout.max_completion_length",
+    "task.prompt_length": "rollout.max_prompt_length",
+    "model.presets.generations_per_iteration": "training.generations_per_iteration",
+}
+
+
+def kind_of(key: str):
+    here = RunConfig
+    if key.startswith("task."):
+        return get_type_hints(CustomerService)[key.removeprefix("task.")]
+    for part in key.split("."):
+        here = get_type_hints(here)[part]
+    return here
+
+
+KEYS = [
+    *(key for key in leaves(RunConfig) if key not in ("task", "resume", "reward_settings", "notes")),
+    *(f"task.{field.name}" for field in fields(CustomerService)),
+]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return composed(["hardware=cpu"])
+
+
+def said(base, key: str, value: str) -> str | None:
+    """What is printed for `key=value`; None if it is accepted."""
+    try:
+        build_config(with_overrides(base.copy(), [f"{key}={value}"]))
+    except UserError as error:
+        return str(error)
+    except OmegaConfBaseException as error:
+        return explain(error)
+    return None
+
+
+def test_bad_values_are_refused_with_what_to_type(base):
+    refused, unhelpful = 0, []
+    for key in KEYS:
+        for value in BAD:
+            sentence = said(base, key, value)
+            if sentence is None:
+                continue
+            refused += 1
+            named = key.rpartition(".")[2] in sentence or FOLLOWED.get(key, key) in sentence
+            if not FIX.search(sentence) or not named or "\n" in sentence:
+                unhelpful.append(sentence)
+    assert refused > 900
+    assert len(unhelpful) <= 0.01 * refused, "\n".join(unhelpful)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_setting_takes_what_is_absurd(base, key):
+    kind = kind_of(key)
+    texts = [] if key in ANY_TEXT else ["abc"]
+    enumerated = isinstance(kind, type) and issubclass(kind, Enum)
+    for value in [*texts, "1e30", "nan", "{a: 1}"] if not is_dataclass(kind) else []:
+        if (key in ANY_TEXT and value != "{a: 1}") or (kind is bool and not enumerated and value == "1e30"):
+            continue
+        assert said(base, key, value) is not None, f"{key}={value} is accepted"
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+def test_a_name_of_another_trainer_is_answered_with_ours(base, name):
+    ours = ELSEWHERE[name]
+    assert ours in (*leaves(RunConfig), "hydra.run.dir", "task.path")
+    for group in ("", "training.", "algorithm."):
+        sentence = said(base, f"{group}{name}", "1")
+        assert sentence is None or ours in sentence or f".{name}" in sentence
