@@ -14,7 +14,9 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.adapters import CONFIG, AdapterSettings, read_adapter
-from gspo_cli.config.compose import literal, load_saved
+from gspo_cli.config.compose import literal, load_saved, plain_values
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.trust import require_trust
 from gspo_cli.errors import UserError
 from gspo_cli.manifest import damage
 
@@ -93,6 +95,7 @@ def run_start(run: Path, name: str | None = None, base: str | None = None) -> Mo
         return ModelSource(str(built.absolute()))
     if name is None:
         saved = load_saved(run / "config.yaml")
+        require_trust(plain_values(saved), RunConfig, run, only="model.")
         name, base = OmegaConf.select(saved, "model.name"), OmegaConf.select(saved, "model.base")
     if not isinstance(name, str) or name == EMBEDDED:
         raise UserError(f"{run}: has no model (neither initial_model nor a model.name); give a complete run")

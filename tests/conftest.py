@@ -35,6 +35,7 @@ def surroundings(tmp_path_factory):
     register()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")  # hardware=auto would choose a GPU where there is one
         yield
 

@@ -12,7 +12,9 @@ from gspo_cli.api.config import KEYS, GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import OBJECT, build_config, composed, resolved_yaml
+from gspo_cli.config.compose import OBJECT, build_config, composed, plain_values, resolved_yaml
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.trust import trust_own
 from gspo_cli.console.reporting import Reporter
 from gspo_cli.launching.start import require_device
 from gspo_cli.rewards.base import RewardFunction
@@ -74,6 +76,7 @@ def _train(
     else:
         config = build_config(node)
     require_device(config.hardware, gpu_count)
+    trust_own(plain_values(node), RunConfig)
     folder.create(resolved_yaml(node))
     environment.write(folder.path)
     agent.policy = None  # do not keep a second copy of the model in memory while it trains

@@ -21,6 +21,7 @@ from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare, train
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
 from gspo_cli.config.compose import explain
+from gspo_cli.config.trust import FLAG
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
 from gspo_cli.launching.queue import QueuedJob, Status
@@ -104,6 +105,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "-cd", "--config-dir", type=Path, action="append", default=[], help="folder with custom options"
     )
+    parser.add_argument(FLAG, action="store_true", help="honor what stored runs name outside their folders")
     return parser.parse_intermixed_args()
 
 

@@ -7,12 +7,13 @@ import argparse
 import os
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.config import trust
 from gspo_cli.config.compose import PACKAGE, explain
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
@@ -21,12 +22,11 @@ Command = Callable[[], int | None]
 TRAINING_STOPPED = "stopped; progress since the last checkpoint is lost"
 
 
-def run_command(name: str, command: Command, stopped: str = "stopped") -> None:
+def run_command(name: str, command: Command, stopped: str = "stopped", arguments: Sequence[str] = ()) -> None:
     """Run the body of the command `name` and end the process where its exit code is not 0. `stopped` is what
-    Ctrl-C prints."""
-    folder = os.getcwd()
-    if sys.path[:1] != [folder]:  # tasks and rewards by dotted path from the user's folder
-        sys.path.insert(0, folder)
+    Ctrl-C prints; `arguments` are those of the command line, sys.argv's if there are none."""
+    trust.given.clear()
+    trust.given.update(text for text in arguments or sys.argv[1:] if text == trust.FLAG)
     code, _ = guarded(name, command, stopped)
     if code:
         sys.exit(code)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from gspo_cli.commands.entry import command_parser, run_command
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import build_config, load_saved
+from gspo_cli.config.compose import build_config, load_saved, plain_values
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.trust import FLAG, require_trust
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.sources import ModelSource, find_source, is_quantized, is_run, run_of
@@ -112,6 +113,7 @@ def parser() -> ArgumentParser:
     found.add_argument(
         "--trust-remote-code", action="store_true", help="let a hub model run its own code while it loads"
     )
+    found.add_argument(FLAG, action="store_true", help="honor what a run folder names outside of it")
     return found
 
 
@@ -124,6 +126,7 @@ def prepare(name: str, folder: Path | None, checkpoint: str, adapter: bool, base
     if is_trained:
         node = load_saved(run.config)
         node.reward = node.reward_settings = None  # not needed, and perhaps not importable here
+        require_trust(plain_values(node), RunConfig, run.path)
         config = build_config(node)
     if config is not None and is_run(place):
         given = config.model if base is None else replace(config.model, base=base)

@@ -9,13 +9,11 @@ from pathlib import Path
 from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.entry import command_parser
 from gspo_cli.config.auto_hardware import use_hardware_here
-from gspo_cli.config.checks import require
-from gspo_cli.config.compose import build_config, composed, literal, load_saved, with_overrides
+from gspo_cli.config.compose import build_config, composed, literal, load_saved, plain_values, with_overrides
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.trust import FLAG, require_trust
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.sources import find_source, is_run, run_of, settled
-
-TRUST = "model.trust_remote_code"
 
 
 def model_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -34,6 +32,9 @@ def model_parser(name: str, description: str, examples: str) -> argparse.Argumen
         default="best",
         help="of a run folder: best (default), last, initial, an iteration, or a checkpoint's name",
     )
+    parser.add_argument(
+        FLAG, action="store_true", help="honor code, addresses, files that a run folder names"
+    )
     return parser
 
 
@@ -49,12 +50,8 @@ def resolve(name: str, checkpoint: str, overrides: list[str]) -> tuple[RunConfig
     saved = load_saved(run / "config.yaml")
     if note := use_hardware_here(saved):
         print(f"note: {note}", file=sys.stderr)
+    require_trust(plain_values(saved), RunConfig, run, overrides)
     config = build_config(with_overrides(saved, overrides))
-    require(
-        not config.model.trust_remote_code or any(text.lstrip("+").startswith(TRUST) for text in overrides),
-        f"{run}: its settings let the model run its own code, which is not done unasked; type {TRUST}=true "
-        f"to allow it, or {TRUST}=false",
-    )
     named = checkpoint if is_run(folder) else folder.resolve().name
     return config, *RunFolder(run).checkpoint_model(named, config.model)
 

@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.commands.entry import TRAINING_STOPPED, guarded, run_command, version
+from gspo_cli.config import trust
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import CONF_DIR, build_config, register, resolved_yaml
+from gspo_cli.config.compose import CONF_DIR, build_config, plain_values, register, resolved_yaml
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import FOREIGN, UserError, as_exception
 from gspo_cli.launching.queue_launcher import offer_queue
@@ -45,15 +46,17 @@ def main() -> None:
         print(version())
         sys.exit()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_command instead of Hydra's own printer
-    FLAGS.update(text for text in sys.argv[1:] if text == REPAIR)
-    sys.argv[1:] = resumed_sweep([text for text in sys.argv[1:] if text != REPAIR])
-    register()
-    offer_queue()
-    run_command("gspo-train", composed_job, TRAINING_STOPPED)
+    given = sys.argv[1:]
+    FLAGS.clear()
+    FLAGS.update(text for text in given if text in (REPAIR, trust.FLAG))
+    run_command("gspo-train", composed_job, TRAINING_STOPPED, given)
 
 
 def composed_job() -> int:
     """`job`, with what Hydra raises bare on bad input as UserError. Returns the exit code of a sweep."""
+    sys.argv[1:] = resumed_sweep([text for text in sys.argv[1:] if text not in FLAGS])
+    register()
+    offer_queue()
     try:
         job()
     except (HydraException, OmegaConfBaseException):  # some are OSErrors or ValueErrors too
@@ -113,6 +116,7 @@ def train(node: DictConfig) -> int:
     run = RunFolder(folder)
     make_folder(folder, "hydra.run.dir")
     with run.locked():  # before anything is written
+        trust.trust_own(plain_values(node), RunConfig)
         return start(node, config, run, processes)
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from gspo_cli.commands.entry import TRAINING_STOPPED, command_parser, run_command
-from gspo_cli.config.compose import build_config, load_saved
+from gspo_cli.config.compose import build_config, load_saved, plain_values
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.trust import FLAG, require_trust
 from gspo_cli.errors import FOREIGN, UserError
 from gspo_cli.launching.processes import log_file
 from gspo_cli.run.folder import RunFolder
@@ -24,6 +26,7 @@ def main() -> None:
     """Entry point of `python -m gspo_cli.commands.worker`."""
     parser = command_parser("python -m gspo_cli.commands.worker", str(__doc__))
     parser.add_argument("folder", type=Path, help="run folder made by gspo-train")
+    parser.add_argument(FLAG, action="store_true", help="honor code, addresses, files that the folder names")
     folder, code = parser.parse_args().folder, 0
     rank = int(os.environ["RANK"])
     if rank > 0 and "GSPO_LAUNCHER" not in os.environ:  # torchrun shows what all ranks print
@@ -58,6 +61,7 @@ def guarded_work(folder: Path, rank: int) -> int:
 def work(folder: Path) -> NoReturn:
     """Train in `folder` as the rank that the environment names, and end this process."""
     node = load_saved(folder / "config.yaml")
+    require_trust(plain_values(node), RunConfig, folder)
     config = build_config(node)
 
     from gspo_cli.training.job import exit_code, train_here

@@ -21,9 +21,10 @@ from gspo_cli.compare.runs import StoredRun
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
-from gspo_cli.config.compose import build_config, composed, resolved_yaml
+from gspo_cli.config.compose import build_config, composed, plain_values, resolved_yaml
 from gspo_cli.config.old_logprobs import shared_by_runs
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.trust import trust_own
 from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
 from gspo_cli.launching.queue import QueuedJob, Status, make_slots, run_queue, training_job
@@ -219,6 +220,7 @@ def train_missing(runs: Sequence[ComparisonRun], settings: CompareConfig) -> lis
     KeyboardInterrupt after Ctrl-C, once the active runs have saved a checkpoint."""
     jobs = []
     for run in runs:
+        trust_own(plain_values(run.node), RunConfig)
         if prepare(run.folder, resolved_yaml(run.node)) is not State.complete:
             log = run.folder.with_name(f"{run.folder.name}.log")
             iterations = run.config.training.num_outer_iterations

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gspo_cli.config.checks import require, require_at_most, require_not_negative, require_positive
 from gspo_cli.config.choices import (
@@ -19,6 +20,7 @@ from gspo_cli.config.choices import (
     RatioLevel,
     Truncated,
 )
+from gspo_cli.config.marks import PLAIN, Marks
 from gspo_cli.config.missing import MISSING
 
 WIDEST = 1e3  # of a clip band, and of a ratio's bound
@@ -28,6 +30,8 @@ CLIP_FRACTION = 0.15  # share of tokens: what GSPO clips with the paper's band (
 @dataclass
 class AlgorithmConfig:
     """The objective, composed of advantage, ratio level, clip and aggregation."""
+
+    TRUST: ClassVar[Marks] = {"name": PLAIN}
 
     name: str = MISSING
     """Name of the objective, in run folders and reports."""

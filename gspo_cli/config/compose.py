@@ -10,8 +10,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -88,6 +90,8 @@ def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> Dict
 def locate(path: str, key: str) -> Any:
     """The object a dotted path names, also by a former name. Raises UserError naming `key`."""
     module_name, _, name = MOVED.get(path, path).rpartition(".")
+    if not path.startswith("gspo_cli.") and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file of the folder never takes the place of a library
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -224,7 +228,23 @@ def load_saved(path: Path) -> DictConfig:
         raise UserError(f"{path}: cannot be read as YAML ({error}); restore the file") from error
     if not isinstance(node, DictConfig):
         raise UserError(f"{path}: has no run settings; give a run folder of gspo-train")
+    for key, text in _references(OmegaConf.to_container(node, resolve=False)):
+        raise UserError(
+            f"{path}: {key} is the reference {text}, which a stored file cannot have; write its value in its "
+            "place"
+        )
     return node
+
+
+def _references(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Texts in a stored file that OmegaConf would resolve, with their keys: they could read the environment.
+    `literal` writes one of them, which stands for three question marks."""
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, inner in items:
+            yield from _references(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str) and value != literal(MISSING) and re.search(r"(?<!\\)(\\\\)*\$\{", value):
+        yield key, value
 
 
 def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") -> str:

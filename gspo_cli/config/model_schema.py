@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from gspo_cli.config.checks import (
     require,
@@ -14,6 +15,7 @@ from gspo_cli.config.checks import (
     require_positive,
 )
 from gspo_cli.config.choices import Attention, ExpertsImplementation, QuantType
+from gspo_cli.config.marks import MODEL, PATH, PLAIN, REMOTE, Marks
 from gspo_cli.config.missing import MISSING
 
 WIDEST = 1e3  # of a preset
@@ -108,6 +110,8 @@ class ColdStart:
     """Supervised fine-tuning on demonstrations before reinforcement learning (GSPO paper, section 5.1), which
     can only amplify what the model already samples."""
 
+    TRUST: ClassVar[Marks] = {"demonstrations": PATH}
+
     steps: int = 0
     """Maximum steps of supervised fine-tuning on demonstrations before reinforcement learning; 0 skips it; 0
     or more."""
@@ -137,6 +141,14 @@ class ColdStart:
 @dataclass
 class ModelConfig:
     """Which model is trained and how."""
+
+    TRUST: ClassVar[Marks] = {
+        "label": PLAIN,
+        "name": MODEL,
+        "base": MODEL,
+        "lora_target_modules": PLAIN,
+        "trust_remote_code": REMOTE,
+    }
 
     label: str = MISSING
     """Short name of the option, in run folders and reports."""

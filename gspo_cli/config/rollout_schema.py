@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from gspo_cli.config.checks import (
     require,
@@ -12,11 +13,14 @@ from gspo_cli.config.checks import (
     require_positive,
 )
 from gspo_cli.config.choices import Engine, OldLogprobs
+from gspo_cli.config.marks import PLAIN, Marks
 
 
 @dataclass
 class RolloutConfig:
     """How answers are sampled. Log-probabilities are those of the distribution at `temperature`."""
+
+    TRUST: ClassVar[Marks] = {"old_logprobs_chosen": PLAIN, "default_lengths": PLAIN}
 
     engine: Engine = Engine.transformers
     """What generates answers."""

@@ -8,7 +8,7 @@ key and says what to do. Keys without a default are filled by the YAML of the ch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from gspo_cli.config.algorithm_schema import AlgorithmConfig
 from gspo_cli.config.checks import require, require_not_negative, require_positive
@@ -23,6 +23,7 @@ from gspo_cli.config.choices import (
     Tracker,
     WandbMode,
 )
+from gspo_cli.config.marks import CODE, PATH, PLAIN, SETTINGS, Marks
 from gspo_cli.config.missing import MISSING
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.rollout_schema import RolloutConfig
@@ -33,6 +34,8 @@ from gspo_cli.config.training_schema import CheckpointConfig, EvaluationConfig, 
 @dataclass
 class HardwareConfig:
     """Where the run executes and how much fits in memory at once."""
+
+    TRUST: ClassVar[Marks] = {"chosen": PLAIN, "resized": PLAIN}
 
     chosen: str = ""
     """What `hardware=auto` chose and why, for the objective card; written by the program."""
@@ -102,6 +105,8 @@ class HardwareConfig:
 class LoggingConfig:
     """Where metrics are mirrored and what the terminal shows."""
 
+    TRUST: ClassVar[Marks] = {"run_name": PLAIN, "wandb_project": PLAIN, "wandb_tags": PLAIN}
+
     report_to: Tracker = Tracker.none
     """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
     run_name: str | None = None
@@ -124,6 +129,8 @@ class RunSettings:
     """The settings of a run by group, each group checked on its own. `notes` come first, and so do
     `hardware.chosen` and `rollout.default_lengths`: where a configuration is resolved in place, they are
     resolved before the settings that they are about."""
+
+    TRUST: ClassVar[Marks] = {"notes": PLAIN, "reward": CODE, "reward_settings": SETTINGS, "resume": PATH}
 
     notes: list[str] = field(default_factory=list)
     """Which defaults were adjusted to fit the other settings, in sentences for the objective card; written by

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from gspo_cli.config.extras import install
+from gspo_cli.config.paths import PACKAGE
 from gspo_cli.errors import UserError
 
 POLL = 0.1  # seconds
@@ -33,6 +34,13 @@ class LaunchResult:
 
     code: int
     message: str | None = None
+
+
+def importable() -> dict[str, str]:
+    """What the environment of a child needs to find this package: it is started with -P, so that no file of
+    the folder that it starts in takes the place of a library."""
+    known = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *([known] if known else [])])}
 
 
 def require_deepspeed() -> None:
@@ -58,7 +66,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, lock: Lock = ({},
     except OSError as error:
         raise UserError(f"{logs}: cannot be written ({error.strerror}); free space") from error
     variables, descriptors = lock
-    shared = {**os.environ, **shared_environment(processes), **variables}
+    shared = {**os.environ, **importable(), **shared_environment(processes), **variables}
     workers = [
         subprocess.Popen(
             command,

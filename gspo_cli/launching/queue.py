@@ -25,7 +25,13 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
 from gspo_cli.console.words import clean, override
 from gspo_cli.errors import UserError
-from gspo_cli.launching.processes import INTERRUPTED, POLL, how_it_ended, signals_handled_by
+from gspo_cli.launching.processes import (
+    INTERRUPTED,
+    POLL,
+    how_it_ended,
+    importable,
+    signals_handled_by,
+)
 from gspo_cli.launching.start import require_gpus
 
 LAST = 1 << 16  # bytes at the end of a log in which its last line is looked for
@@ -47,7 +53,9 @@ class Job:
 def training_job(name: str, folder: Path, log: Path, iterations: int) -> Job:
     """The job that starts or continues the run of a prepared folder."""
     resume = shlex.split(override("resume", str(folder)))
-    return Job(name, [sys.executable, "-m", "gspo_cli.commands.train", *resume], log, folder, iterations)
+    return Job(
+        name, [sys.executable, "-P", "-m", "gspo_cli.commands.train", *resume], log, folder, iterations
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class QueuedJob:
         with log:
             self.process = subprocess.Popen(
                 self.job.command,
-                env=os.environ | slot.environment,
+                env=os.environ | importable() | slot.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

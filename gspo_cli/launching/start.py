@@ -15,6 +15,7 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import load_saved, plain_values, with_overrides
 from gspo_cli.config.schema import HardwareConfig, RunConfig
+from gspo_cli.config.trust import require_trust
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import require_deepspeed
 from gspo_cli.run.identity import RESUMABLE, matches
@@ -28,6 +29,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
 
     Raises UserError if the folder is not a run, the run is complete, or another setting is overridden."""
     saved = load_saved(folder / "config.yaml")
+    require_trust(plain_values(saved), RunConfig, folder, overrides)
     changes = [text.lstrip("+") for text in overrides if not text.lstrip("+").startswith("resume=")]
     allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in RESUMABLE)
     for text in changes:

@@ -18,12 +18,15 @@ from typing import Any, ClassVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from gspo_cli.config.compose import register
+from gspo_cli.config.compose import plain_values, register
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.trust import require_command_trust, trust_command, trust_own
 from gspo_cli.console.words import fixed, override
+from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
-from gspo_cli.run.files import write_json
+from gspo_cli.run.files import read_json, write_json
 from gspo_cli.run.identity import State, prepare
 from gspo_cli.run.summary import RunStatus, read_summary
 
@@ -83,6 +86,7 @@ def resume_command(folder: Path) -> str:
 def save_command(folder: Path) -> None:
     """Save what this sweep was started with."""
     write_json(folder / COMMAND, {"arguments": sys.argv[1:]})
+    trust_command(sys.argv[1:])
 
 
 def resumed_sweep(arguments: list[str]) -> list[str]:
@@ -92,9 +96,15 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
     if not given or not {"-m", "--multirun"} & set(arguments):
         return arguments
     folder = Path(given[-1].removeprefix("resume=").strip("'\""))
-    if not (folder / COMMAND).exists():
+    saved = read_json(folder / COMMAND)
+    if saved is None:
         return arguments
-    began = json.loads((folder / COMMAND).read_text(encoding="utf-8"))["arguments"]
+    began = saved.get("arguments")
+    if not isinstance(began, list) or not all(isinstance(text, str) for text in began):
+        raise UserError(
+            f"{folder / COMMAND}: is not the command of a sweep; restore it, or start the sweep again"
+        )
+    require_command_trust(began, folder)
     began = [text for text in began if not text.startswith("hydra.sweep.dir=")]
     added = [text for text in arguments if text not in (*given, "-m", "--multirun")]
     return [*began, *added, *shlex.split(override("hydra.sweep.dir", str(folder)))]
@@ -107,6 +117,9 @@ def in_sweep() -> bool:
 
 def prepare_job(folder: Path, config_yaml: str) -> State:
     """`prepare` the folder of a sweep's job, and print where it is not new."""
+    node = OmegaConf.create(config_yaml)
+    assert isinstance(node, DictConfig)
+    trust_own(plain_values(node), RunConfig)
     state = prepare(folder, config_yaml)
     if SweepStart.folder is not None:
         save_command(SweepStart.folder)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
+from gspo_cli.config.marks import PLAIN, Marks
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Demonstration, Message, Outcome, Problem
@@ -99,6 +100,8 @@ class Task:
     """Base of all tasks. `train_problems` and `heldout_problems` never overlap and do not depend on the run's
     seed. `prompt_length` and `answer_length`, in tokens, are the defaults of `rollout.max_prompt_length` and
     `rollout.max_completion_length` (of one turn)."""
+
+    TRUST: ClassVar[Marks] = {"name": PLAIN, "license": PLAIN, "source": PLAIN, "system_prompt": PLAIN}
 
     name: str
     """Name of the task, in run folders and reports."""

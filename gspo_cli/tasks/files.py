@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require, require_positive
+from gspo_cli.config.marks import PATH, Marks
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.questions import QuestionTask
 from gspo_cli.tasks.splits import Split, split
@@ -91,6 +92,8 @@ def read_demonstrations(path: str) -> list[Demonstration]:
 class FileTask(QuestionTask):
     """Base of tasks over a JSON lines file; without `heldout_path`, `heldout` problems of `path` are held
     out."""
+
+    TRUST: ClassVar[Marks] = {"path": PATH, "heldout_path": PATH}
 
     path: str | None = None
     """JSON lines file of training problems; required."""

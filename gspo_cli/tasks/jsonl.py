@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require
+from gspo_cli.config.marks import CODE, Marks
 from gspo_cli.rewards.verifiers import VerifierReward, check_gold, resolve_verifier
 from gspo_cli.tasks.files import FileTask, prompt_messages
 from gspo_cli.types import Problem
@@ -22,6 +23,8 @@ FORMS = {  # by verifier: `regex` and functions of users accept what only the pr
 @dataclass
 class JsonlTask(FileTask):
     """Lines `{"prompt": text, "answer": text or number}`, or "messages" for "prompt"; "id" is optional."""
+
+    TRUST: ClassVar[Marks] = {"verifier": CODE}
 
     verifier: str = "exact"
     """How an answer is scored: exact, numeric, regex, choice, maths (extra `math`), or

@@ -57,7 +57,7 @@ def exit_code(summary: Mapping[str, Any]) -> int:
 def train_on_ranks(config: RunConfig, run: RunFolder, processes: int) -> int:
     """Train in `processes` worker processes, which load the saved configuration; returns the exit code."""
     started = time.time()
-    worker = [sys.executable, "-m", "gspo_cli.commands.worker", str(run.path)]
+    worker = [sys.executable, "-P", "-m", "gspo_cli.commands.worker", str(run.path)]
     result = launch(worker, processes, run.logs, run.lock)
     summary = run.path / "summary.json"
     if result.code != 0 and not (summary.exists() and summary.stat().st_mtime >= started):

@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require
+from gspo_cli.config.marks import PATH, Marks
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.files import Split, split
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
@@ -47,6 +48,8 @@ def replay(problem: Problem, scenario: Scenario) -> Transcript:
 class Scenarios(ScriptedTask):
     """Scenarios of `path`; `heldout` of them, or those of `heldout_path`, are held out. Demonstrations are
     the examples that scenarios carry."""
+
+    TRUST: ClassVar[Marks] = {"path": PATH, "heldout_path": PATH}
 
     path: str | None = None
     """JSON file with a list of scenarios; required."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require, require_positive
+from gspo_cli.config.marks import PATH, PLAIN, Marks
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.conversation import conversation_reward
 from gspo_cli.tasks.base import Environment, SystemPrompt, Task
@@ -64,6 +65,8 @@ class Tau2(Task):
 
     Left out and counted: tasks that need an LLM judge, where doing nothing wins, or whose gold actions
     fail."""
+
+    TRUST: ClassVar[Marks] = {"path": PATH, "split": PLAIN, "heldout_split": PLAIN}
 
     path: str | None = None
     """Folder `domains` of tau2-bench, under data/tau2; required."""

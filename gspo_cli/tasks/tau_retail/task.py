@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from gspo_cli.chat_endpoint import ChatEndpoint
 from gspo_cli.config.checks import require, require_positive
+from gspo_cli.config.marks import ADDRESS, PATH, PLAIN, Marks
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.conversation import conversation_reward
 from gspo_cli.tasks.base import SystemPrompt, Task
@@ -62,6 +64,10 @@ class TauRetail(Task):
 
     Left out and counted: tasks where doing nothing wins, whose gold actions fail, and, with a scripted user,
     in free text. Without `heldout_tasks`, the tasks of some users, about `heldout`, are held out."""
+
+    TRUST: ClassVar[Marks] = {
+        **{"path": PATH, "tasks": PLAIN, "heldout_tasks": PLAIN, "user_url": ADDRESS, "user_model": PLAIN}
+    }
 
     path: str | None = None
     """Folder with orders.json, users.json, products.json, wiki.md and the task files; required."""

@@ -1,0 +1,14 @@
+"""Marks of text fields, by which a stored file is read (see `gspo_cli.config.trust`): what it would do where
+the file comes from a stranger."""
+
+from __future__ import annotations
+
+PLAIN = "plain"  # only shown, or one of a few words
+CODE = "code"  # the dotted name of something to import
+SETTINGS = "settings"  # arguments of such code: addresses, names of variables, files
+ADDRESS = "address"  # of a server that is asked
+PATH = "path"  # a file that is read
+MODEL = "model"  # a hub id, or a folder of weights
+REMOTE = "remote"  # true lets code of a model run
+
+Marks = dict[str, str]  # by name of a field

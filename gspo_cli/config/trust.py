@@ -1,0 +1,253 @@
+"""The rule of trust: what a stored file may not decide by itself. See docs/security.md.
+
+A folder of a run may come from a stranger. Its settings are data, but some name code to import, an address to
+send to, a variable that holds a key, or a file outside of the folder. Each text field of the schema carries
+a mark in its dataclass's TRUST. A marked value of a stored file counts only if it names a part of gspo-cli,
+is typed on the command line, `--trust` is given, or a command line that started a run had the same values.
+Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from gspo_cli.config.marks import ADDRESS, CODE, MODEL, PATH, PLAIN, REMOTE, SETTINGS
+from gspo_cli.errors import UserError
+from gspo_cli.user_cache import cache_folder
+
+FLAG = "--trust"
+OURS = "gspo_cli."
+EMBEDDED = "embedded"
+OBJECT = "python object"  # a reward that a script gave, which no command builds
+GROUPS = {  # of options and settings
+    *("model", "task", "algorithm", "hardware", "rollout", "logging", "training", "evaluation", "checkpoint"),
+    *("experiment", "sweep", "seed"),
+}
+OUTSIDE = {"model.name", "model.base", "model.cold_start.demonstrations", "model.trust_remote_code"}
+SWEEPS = ("hydra.sweeper.", "hydra.launcher.parallel")  # how many trials, how many at once
+SAYS = {
+    CODE: "names code that would be imported",
+    SETTINGS: "is passed to code",
+    ADDRESS: "is an address that would be asked",
+    PATH: "is a file outside of the folder",
+    MODEL: "names a model outside of the folder",
+    REMOTE: "lets a model run its own code",
+}
+given: set[str] = set()  # FLAG, where this command line has it
+INHERITED = "GSPO_TRUSTED"  # in the environment of processes that this one starts: digests that it trusts
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A value of a stored file that is not honored unasked: its dotted key, and its kind."""
+
+    key: str
+    value: Any
+    kind: str
+
+    @property
+    def typed(self) -> str:
+        """How it is typed."""
+        text = "null" if self.value is None else str(self.value)
+        return f"{self.key}={text}"
+
+
+def marked(values: Mapping[str, Any], schema: Any) -> list[Marked]:
+    """What the settings `values` of a stored run have that needs trust, by `schema`, the dataclass of all."""
+    found = [item for item in _marked_in(values, schema, "") if not _is_ours(item)]
+    task = values.get("task")
+    return [*found, *_marked_in_task(task)] if isinstance(task, Mapping) else found
+
+
+def require_trust(
+    values: Mapping[str, Any], schema: Any, source: Path, overrides: Collection[str] = (), only: str = ""
+) -> None:
+    """Raise UserError if the stored settings `values` of `source` have a marked value (under the section
+    `only`, where it is given) that neither `overrides` type nor --trust covers, nor an earlier command line
+    had. What --trust covers is remembered."""
+    typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    items = marked(values, schema)
+    open_items = [item for item in items if item.key.startswith(only) and not _covered(item.key, typed)]
+    remote = [item for item in open_items if item.kind == REMOTE]
+    if remote:
+        raise UserError(
+            f"{source}: its settings let the model run its own code, which is not done unasked; type "
+            f"{remote[0].key}=true to allow it, or {remote[0].key}=false"
+        )
+    if not open_items:
+        return
+    digest = digest_of(items)
+    if FLAG in given:
+        remember(digest)
+    elif digest not in _trusted():
+        item, more = open_items[0], len(open_items) - 1
+        others = f" (and {more} more)" if more else ""
+        raise UserError(
+            f"{source}: its {item.key}={item.value} {SAYS[item.kind]}{others}; if you know where the folder "
+            f"comes from, add {FLAG}, or type {item.typed}"
+        )
+
+
+def trust_own(values: Mapping[str, Any], schema: Any) -> None:
+    """Remember the marked values of a run that a command line starts: it resumes without a question."""
+    items = marked(values, schema)
+    if items:
+        remember(digest_of(items))
+
+
+def trust_command(arguments: Sequence[str]) -> None:
+    """Remember the command line of a sweep, which is replayed when the sweep is resumed."""
+    remember(_digest(list(arguments)))
+
+
+def require_command_trust(arguments: Sequence[str], source: Path) -> None:
+    """Raise UserError if the stored command line of a sweep does more than choose options and plain settings,
+    and this user never typed it."""
+    suspect = [text for text in arguments if not _is_plain(text)]
+    digest = _digest(list(arguments))
+    if suspect and FLAG in given:
+        remember(digest)
+    elif suspect and digest not in _trusted():
+        raise UserError(
+            f"{source}: its command has {suspect[0]}, which is more than an option or a plain setting; if "
+            f"you know where the folder comes from, add {FLAG}"
+        )
+
+
+def _is_plain(argument: str) -> bool:
+    """Whether an argument is -m, `group=option`, or sets something without a mark."""
+    if argument in ("-m", "--multirun"):
+        return True
+    key = argument.lstrip("+~").partition("=")[0]
+    group, _, name = key.partition(".")
+    if group not in GROUPS or key in OUTSIDE:
+        return key.startswith(SWEEPS)
+    return group != "task" or not name  # a task's settings may be files and addresses
+
+
+def digest_of(items: Collection[Marked]) -> str:
+    """A hash of marked values; code is hashed with the file that its name means here. Never of what is typed
+    each time."""
+    parts = [
+        [item.key, item.value, str(_file_of(str(item.value))) if item.kind == CODE else None]
+        for item in sorted(items, key=lambda item: item.key)
+        if item.kind != REMOTE
+    ]
+    return _digest(parts)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def remember(digest: str) -> None:
+    """Trust what has this digest from now on, in this process and those that it starts, too, where the file
+    cannot be written."""
+    inherited = os.environ.get(INHERITED, "").split()
+    if digest not in inherited:
+        os.environ[INHERITED] = " ".join([*inherited, digest])
+    path = _state_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = path.read_text(encoding="utf-8").split() if path.exists() else []
+        if digest not in known:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{digest}\n")
+            path.chmod(0o600)
+    except OSError:
+        return  # a home that cannot be written: this process still knows
+
+
+def _trusted() -> set[str]:
+    inherited = set(os.environ.get(INHERITED, "").split())
+    try:
+        return inherited | set(_state_file().read_text(encoding="utf-8").split())
+    except (OSError, ValueError):
+        return inherited
+
+
+def _state_file() -> Path:
+    root = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(root) / "gspo-cli" / "trusted"
+
+
+def _covered(key: str, typed: Collection[str]) -> bool:
+    """Whether a key, a section that it is in, or a part of it was typed."""
+    return any(key == each or key.startswith(f"{each}.") or each.startswith(f"{key}.") for each in typed)
+
+
+def _marked_in(values: Mapping[str, Any], cls: Any, prefix: str) -> Iterator[Marked]:
+    marks, hints = marks_of(cls), get_type_hints(cls)
+    for field in fields(cls):
+        value = values.get(field.name)
+        if is_dataclass(hints[field.name]):
+            if isinstance(value, Mapping):
+                yield from _marked_in(value, hints[field.name], f"{prefix}{field.name}.")
+            continue
+        kind = marks.get(field.name, PLAIN)
+        default = None if field.default is NO_DEFAULT else field.default
+        if kind != PLAIN and value not in (None, "", default) and value != {}:
+            yield Marked(f"{prefix}{field.name}", value, kind)
+
+
+def _marked_in_task(task: Mapping[str, Any]) -> Iterator[Marked]:
+    target = str(task.get("_target_"))
+    if not target.startswith(OURS):
+        yield Marked("task._target_", target, CODE)
+        rest = {key: value for key, value in task.items() if key != "_target_" and _has_text(value)}
+        yield from (Marked(f"task.{key}", value, SETTINGS) for key, value in rest.items())
+        return
+    from gspo_cli.config.compose import locate  # our own code; compose imports this module's marks
+
+    cls = locate(target, "task._target_")
+    if is_dataclass(cls):
+        yield from (item for item in _marked_in(task, cls, "task.") if not _is_ours(item))
+
+
+def marks_of(cls: Any) -> dict[str, str]:
+    """The marks of a dataclass's fields, with those of its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        found |= vars(base).get("TRUST", {})
+    return found
+
+
+def _is_ours(item: Marked) -> bool:
+    if item.kind == REMOTE:
+        return item.value is not True
+    text = str(item.value)
+    if item.kind == CODE:
+        return text.startswith((OURS, OBJECT)) or (
+            "." not in text and ":" not in text
+        )  # the name of a part of ours
+    fetched = str(cache_folder("models"))
+    return item.kind == MODEL and (text == EMBEDDED or text.startswith(f"{fetched}{os.sep}"))
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_text, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_text, value))
+    return isinstance(value, str) and value != ""
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of the module that a dotted name would import, without importing anything."""
+    module = name.rpartition(":")[2].rpartition(".")[0]
+    places: list[str] | None = [*sys.path, os.getcwd()]
+    spec = None
+    for part in module.split("."):
+        spec = PathFinder.find_spec(part, places) if part else None
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations or [])
+    return None if spec is None or spec.origin is None else Path(spec.origin).resolve()

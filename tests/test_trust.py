@@ -1,0 +1,248 @@
+"""A run folder may come from a stranger: its settings are data until its user says otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from omegaconf import OmegaConf
+
+from gspo_cli.config import trust
+from gspo_cli.config.compose import CONF_DIR, locate
+from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.trust import Marked, marked, marks_of
+from gspo_cli.errors import UserError
+from gspo_cli.sources import find_source
+from tests.support.command_line import call, environment, gspo_train, script
+from tests.support.whole_runs import SMALL
+
+PLAIN = [text for text in SMALL if not text.startswith("reward=")]
+EVIL = "from pathlib import Path\nPath(__file__).with_name('pwned').write_text('')\n"
+REWARD = """
+from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.types import RewardResult
+class X(RewardFunction):
+    def __init__(self, **settings): pass
+    def compute_reward(self, trajectory, turn, context):
+        return RewardResult(1.0)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = gspo_train(*PLAIN, "training.num_outer_iterations=2", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A folder to stand in, with code that a stranger's settings may name, of a user who trusts nothing."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv(trust.INHERITED, raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "evilmod.py").write_text(EVIL + REWARD)
+    return home
+
+
+@pytest.fixture
+def stranger(whole, home):
+    """`stranger(reward=..., model__name=...)`: a copy of a run whose settings a stranger has changed."""
+
+    def made(**changes: Any) -> Path:
+        folder = home / "theirs"
+        shutil.copytree(whole, folder, symlinks=True)
+        node = OmegaConf.load(folder / "config.yaml")
+        for key, value in changes.items():
+            OmegaConf.update(node, key.replace("__", "."), value, force_add=True)
+        OmegaConf.save(node, folder / "config.yaml")
+        return folder
+
+    return made
+
+
+def texts_of(cls: Any) -> list[str]:
+    """Fields that hold text, or anything."""
+    hints = get_type_hints(cls)
+
+    def has_text(kind: Any) -> bool:
+        return kind in (str, Any) or any(has_text(inner) for inner in get_args(kind))
+
+    return [f.name for f in fields(cls) if not is_dataclass(hints[f.name]) and has_text(hints[f.name])]
+
+
+def dataclasses_in(cls: Any) -> list[Any]:
+    inner = [kind for kind in get_type_hints(cls).values() if is_dataclass(kind)]
+    return [cls, *(found for kind in inner for found in dataclasses_in(kind))]
+
+
+TASKS = [OmegaConf.load(path)["_target_"] for path in sorted((CONF_DIR / "task").glob("*.yaml"))]
+SCHEMAS = [*dataclasses_in(RunConfig), *(locate(target, "task._target_") for target in TASKS)]
+
+
+@pytest.mark.parametrize("cls", SCHEMAS, ids=lambda cls: cls.__name__)
+def test_every_text_field_has_a_mark(cls):
+    unmarked = [name for name in texts_of(cls) if name not in marks_of(cls) and name != "task"]
+    assert unmarked == []
+    assert set(marks_of(cls)) <= {f.name for f in fields(cls)}
+
+
+STRANGE = {
+    "reward": {"reward": "evilmod.X"},
+    "reward_settings": {"reward": "gspo_cli.rewards.judge.JudgeReward", "reward_settings": {"url": "http://x"}},
+    "task._target_": {"task___target_": "evilmod.T"},
+    "model.name": {"model__name": "/etc"},
+    "model.cold_start.demonstrations": {"model__cold_start__demonstrations": "/etc/passwd"},
+    "task.verifier": {"task": {"_target_": "gspo_cli.tasks.jsonl.JsonlTask", "name": "j", "license": "",
+                               "source": "", "path": "x.jsonl", "verifier": "python:evilmod.f"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", STRANGE)
+@pytest.mark.parametrize("command", ["gspo-eval", "gspo-chat", "gspo-train"])
+def test_what_a_strangers_settings_name_is_not_honored_unasked(stranger, home, key, command):
+    folder = stranger(**STRANGE[key])
+    arguments = {
+        "gspo-eval": [str(folder)],
+        "gspo-chat": [str(folder), "--watch", "1"],
+        "gspo-train": [f"resume={folder}", "training.num_outer_iterations=3"],
+    }[command]
+    before = sorted(path for path in folder.rglob("*"))
+    done = call(command, *arguments, cwd=home)
+    assert done.returncode == 2
+    assert f"its {key}=" in done.stderr or "its task.path=" in done.stderr
+    assert "add --trust, or type" in done.stderr
+    assert not (home / "pwned").exists()
+    assert sorted(path for path in folder.rglob("*")) == before
+
+
+def test_code_of_a_model_is_typed_each_time(stranger, home):
+    folder = stranger(model__trust_remote_code=True)
+    for more in ([], ["--trust"], ["--trust"]):
+        done = call("gspo-eval", str(folder), *more, cwd=home)
+        assert (done.returncode, "type model.trust_remote_code=true" in done.stderr) == (2, True)
+    assert call("gspo-eval", str(folder), "model.trust_remote_code=false", cwd=home).returncode == 0
+
+
+def test_what_is_typed_or_trusted_once_is_honored_from_then_on(stranger, home):
+    folder = stranger(reward="evilmod.X")
+    assert call("gspo-eval", str(folder), cwd=home).returncode == 2
+    assert call("gspo-eval", str(folder), "reward=null", cwd=home).returncode == 0
+    assert not (home / "pwned").exists()
+    done = call("gspo-eval", str(folder), "--trust", cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert (home / "pwned").exists()
+    os.environ.pop(trust.INHERITED, None)
+    assert call("gspo-eval", str(folder), cwd=home).returncode == 0, "it was remembered"
+    other = home / "elsewhere"
+    other.mkdir()
+    (other / "evilmod.py").write_text(EVIL + REWARD)
+    assert call("gspo-eval", str(folder), cwd=other).returncode == 2, "the name means another file there"
+    assert not (other / "pwned").exists()
+
+
+def test_own_runs_resume_and_are_evaluated_without_a_question(home):
+    folder = home / "mine"
+    own = [*PLAIN, "reward=evilmod.X", f"hydra.run.dir={folder}", "training.num_outer_iterations=1"]
+    assert gspo_train(*own, cwd=home).returncode == 0
+    os.environ.pop(trust.INHERITED, None)
+    assert gspo_train(f"resume={folder}", "training.num_outer_iterations=2", cwd=home).returncode == 0
+    assert call("gspo-eval", str(folder), cwd=home).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["wandb", "deepspeed", "torch", "rich", "evaluate"])
+def test_a_file_of_the_folder_never_takes_the_place_of_a_library(stranger, home, name):
+    folder = stranger()
+    (home / f"{name}.py").write_text(EVIL)
+    command = script("gspo-train", f"resume={folder}", "training.num_outer_iterations=3")
+    command.insert(1, "-P")  # as an installed command starts
+    done = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (home / "pwned").exists()
+    if name == "deepspeed":
+        again = [
+            *command[:-1],
+            "training.num_outer_iterations=4",
+            "hardware.zero_stage=1",
+            "hardware.processes=2",
+        ]
+        subprocess.run(again, cwd=home, env=environment(), capture_output=True, text=True)
+        assert not (home / "pwned").exists()
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${seed}", "a${oc.env:AWS_SECRET_ACCESS_KEY}b"])
+def test_a_stored_file_has_no_references(stranger, home, text):
+    folder = stranger(task__system_prompt=text)
+    for command in (
+        ["gspo-eval", str(folder)],
+        ["gspo-train", f"resume={folder}"],
+        ["gspo-doctor", str(folder)],
+    ):
+        done = call(*command, cwd=home)
+        assert done.returncode == 2
+        assert f"task.system_prompt is the reference {text}" in done.stderr
+        assert os.environ["HOME"] not in done.stderr.replace(str(folder), "")
+
+
+def test_reading_logs_imports_nothing_and_needs_no_trust(stranger, home):
+    folder = stranger(reward="evilmod.X", task___target_="evilmod.T")
+    done = call("gspo-doctor", str(folder), cwd=home)
+    assert done.returncode == 0, done.stderr
+    call("gspo-compare", str(folder), cwd=home)
+    assert not (home / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "hydra.callbacks.x._target_=evilmod.X",
+        "reward=evilmod.X",
+        "+reward_settings={url: http://127.0.0.1:9}",
+        "task.path=/etc/passwd",
+        "model.name=/etc",
+        "-cd=/tmp",
+        "hydra.searchpath=[file:///tmp]",
+        "hydra/launcher=joblib",
+    ],
+)
+def test_a_strangers_sweep_replays_options_and_plain_settings_only(home, argument):
+    sweep = home / "sweep"
+    sweep.mkdir()
+    (sweep / "sweep.json").write_text(json.dumps({"arguments": ["-m", "seed=0,1", argument]}))
+    done = gspo_train("-m", f"resume={sweep}", cwd=home)
+    assert done.returncode == 2
+    assert f"its command has {argument}, which is more than an option or a plain setting" in done.stderr
+    assert not (home / "pwned").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"arguments": "x"}', '{"arguments": [1]}'])
+def test_a_damaged_sweep_is_one_sentence(home, text):
+    sweep = home / "sweep"
+    sweep.mkdir()
+    (sweep / "sweep.json").write_text(text)
+    done = gspo_train("-m", f"resume={sweep}", cwd=home)
+    assert (done.returncode, done.stderr.count("\n"), "sweep.json: " in done.stderr) == (2, 1, True)
+
+
+def test_a_second_stage_does_not_follow_a_strangers_model_name(stranger, home):
+    folder = stranger(model__name="/etc")
+    shutil.rmtree(folder / "initial_model")
+    with pytest.raises(UserError, match=r"its model\.name=/etc names a model outside of the folder"):
+        find_source(str(folder), checkpoint="initial")
+
+
+def test_the_fetched_model_and_parts_of_ours_need_no_trust(home, monkeypatch):
+    ours = {"name": str(Path(trust.cache_folder("models")) / "x"), "base": None}
+    assert marked({"model": ours, "reward": "gspo_cli.rewards.judge.JudgeReward"}, RunConfig) == []
+    found = marked({"model": {"name": "hub/id"}, "reward": "mine.X"}, RunConfig)
+    assert found == [Marked("model.name", "hub/id", "model"), Marked("reward", "mine.X", "code")]
+    assert sys.path.count(str(home)) <= 1
