@@ -103,7 +103,7 @@ class QueuedJob:
         with log:
             self.process = subprocess.Popen(
                 self.job.command,
-                env=os.environ | importable() | slot.environment,
+                env={**os.environ, **importable(), **slot.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
