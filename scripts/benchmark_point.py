@@ -98,8 +98,8 @@ def one_group(updater: Any, samples: Sequence[Any], around: Around) -> int:
         minibatch = updater.collator.minibatch(samples)
     with around("score"), torch.no_grad():
         for micro in minibatch.micro_batches:
-            scored = (micro.token_ids, micro.action_mask, temperature, False, False, micro.rows)
-            micro.old_logprobs = updater.strategy.forward(*scored)[0]
+            scored = (micro.token_ids, micro.action_mask, temperature)
+            micro.old_logprobs = updater.strategy.forward(*scored, rows=micro.rows)[0]
     with around("update"), updater.policy.updating():
         for micro in minibatch.micro_batches:
             loss, *_ = updater.loss(micro, minibatch.denominator, median=minibatch.median)

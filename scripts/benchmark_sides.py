@@ -206,7 +206,7 @@ def updater_of(config: Any, policy: Any, engine: Any, problems: Sequence[Any], p
     strategy = OneProcess(policy, config)
     updater = Updater(policy, config, strategy, sharing(config, policy, strategy))
     if config.rollout.old_logprobs is OldLogprobs.auto:
-        floor = noise_floor(config, policy, strategy, problems, prompts, updater.sharing)
+        floor = noise_floor(config, policy, strategy, problems, prompts, updater.collator.sharing)
         taken, _ = choose(config, policy, engine, floor, problems, prompts)
         config.rollout = replace(config.rollout, old_logprobs=taken)
     return updater

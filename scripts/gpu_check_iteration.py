@@ -367,7 +367,7 @@ def scored(policy: Policy, updater: Updater, given: list[Sample]) -> tuple[list[
     in fp32. Raises RuntimeError if rows are to be shared and none is."""
     found: dict[int, Tensor] = {}
     micros = updater.collator.minibatch(given).micro_batches
-    if updater.sharing.on and all(micro.rows is None for micro in micros):
+    if updater.collator.sharing.on and all(micro.rows is None for micro in micros):
         raise RuntimeError("no row shares a beginning")
     with policy.updating():
         for micro in micros:

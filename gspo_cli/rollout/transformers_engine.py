@@ -68,6 +68,10 @@ class _Flight:
         """Places of the rows that have not ended."""
         return [place for place, row in enumerate(self.rows) if row.width is None]
 
+    def needed(self) -> bool:
+        """Whether a row has not ended, or its cache is to be kept."""
+        return any(row.keep or row.width is None for row in self.rows)
+
     def select(self, places: list[int]) -> _Flight:
         """The rows at `places`."""
         index = torch.tensor(places, device=self.going.device)
@@ -120,7 +124,7 @@ class TransformersEngine:
         self._joins = is_plain(cache)  # otherwise rows cannot be put beside others, nor kept
         self._forward = CachedForward(policy)
         self._kept = KeptRows(cache_bytes)
-        self._waiting: list[_Row] = []
+        self._waiting: dict[int, _Row] = {}  # by conversation, in the order of their requests
         self._flight: _Flight | None = None
         self._sampling: Sampling | None = None
 
@@ -131,7 +135,9 @@ class TransformersEngine:
 
     def conversations_at_once(self, tokens: int) -> int:
         """As many as fit into `cache_bytes`, at least one."""
-        return self._fitting(tokens)
+        if self.cache_bytes is None:
+            return sys.maxsize
+        return max(1, self.cache_bytes // (tokens * self._forward.position_bytes))
 
     def refresh(self) -> dict[str, float]:
         """Does nothing: the engine uses the policy's own weights."""
@@ -148,31 +154,31 @@ class TransformersEngine:
         finally:
             if casts and torch.autocast_decrement_nesting() == 0:
                 torch.clear_autocast_cache()
-            self._waiting, self._flight, self._sampling = [], None, None
+            self._waiting, self._flight, self._sampling = {}, None, None
             self._kept.clear()
 
     def submit(self, request: Request, sampling: Sampling, keep_cache: bool) -> None:
         """See `RolloutEngine`. Raises ValueError also where requests in flight are sampled otherwise."""
-        going = [*self._waiting, *([] if self._flight is None else self._flight.rows)]
-        asked = [row.request.conversation for row in going if row.width is None]
-        if request.conversation in asked:
+        rows = [] if self._flight is None else self._flight.rows
+        asked = {row.request.conversation for row in rows if row.width is None}
+        if request.conversation in asked or request.conversation in self._waiting:
             raise ValueError(f"a request of conversation {request.conversation} is in flight")
-        if asked and sampling != self._sampling:
+        if (asked or self._waiting) and sampling != self._sampling:
             raise ValueError("requests in flight are sampled otherwise")
         self._sampling = sampling
-        self._waiting.append(_Row(request, keep_cache and self._joins))
+        self._waiting[request.conversation] = _Row(request, keep_cache and self._joins)
 
     def cancel(self, conversation: int) -> None:
         """See `RolloutEngine`."""
         self._kept.drop(conversation)
-        self._waiting = [row for row in self._waiting if row.request.conversation != conversation]
+        self._waiting.pop(conversation, None)
         if self._flight is None:
             return
         for place, row in enumerate(self._flight.rows):
             if row.request.conversation == conversation:
                 row.keep, row.width = False, self._flight.batch.width
                 self._flight.going[place] = False
-        if not any(row.keep or row.width is None for row in self._flight.rows):
+        if not self._flight.needed():
             self._flight = None
 
     @torch.no_grad()
@@ -201,7 +207,7 @@ class TransformersEngine:
                 return {}
             self.sampled += len(flight.live())
             found = flight.record(self._draw(flight, sampling), sampling.stop_ids)
-        if not any(row.keep or row.width is None for row in flight.rows):
+        if not flight.needed():
             self._flight = None  # its memory is free before anything else happens
         return found
 
@@ -235,29 +241,25 @@ class TransformersEngine:
         """Those waiting rows that fit beside `live` ones, kept caches first, then by length."""
         if not self._waiting or (live and not self._joins):
             return []
-        order = sorted(self._waiting, key=lambda row: (not self._covers(row), len(row.request.prompt_ids)))
+        waiting = self._waiting.values()
+        order = sorted(waiting, key=lambda row: (not self._covers(row), len(row.request.prompt_ids)))
         going = [] if self._flight is None else [row for row in self._flight.rows if row.width is None]
         longest = max((len(row.request.prompt_ids) for row in going), default=0)
         found: list[_Row] = []
         for row in order[: max(0, self.batch_size - live)]:
             longest = max(longest, len(row.request.prompt_ids))
-            if live + len(found) >= self._fitting(int(SPARE * (longest + new_tokens))):
+            if live + len(found) >= self.conversations_at_once(int(SPARE * (longest + new_tokens))):
                 break
             found.append(row)
         return found
-
-    def _fitting(self, tokens: int) -> int:
-        """How many rows of so many tokens fit into `cache_bytes`, at least one."""
-        if self.cache_bytes is None:
-            return sys.maxsize
-        return max(1, self.cache_bytes // (tokens * self._forward.position_bytes))
 
     def _covers(self, row: _Row) -> bool:
         return self._kept.covers(row.request.conversation, row.request.prompt_ids)
 
     def _admit(self, rows: list[_Row], limit: int) -> None:
         """Put rows in flight, after what their kept caches hold, where there are any."""
-        self._waiting = [row for row in self._waiting if row not in rows]
+        for row in rows:
+            del self._waiting[row.request.conversation]
         resumed = [row for row in rows if self._covers(row)]
         begun = [row for row in rows if row not in resumed]
         for row in begun:

@@ -18,30 +18,28 @@ VERSIONS = (
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device; on a CPU within the limit of a container, too."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    free = int(psutil.virtual_memory().available)
-    limit, used = _container()
-    return free if limit is None else min(free, max(0, limit - used))
-
-
-def total_bytes(device: torch.device) -> int:
-    """Bytes of a device's memory; on a CPU the limit of a container, where that is less."""
-    if device.type == "cuda":
-        _, total = torch.cuda.mem_get_info(device)
-        return int(total)
-    total = int(psutil.virtual_memory().total)
-    limit, _ = _container()
-    return total if limit is None else min(total, limit)
+    return _free_and_total(device)[0]
 
 
 def default_cache_gb(device: torch.device, processes: int) -> float:
     """`rollout.cache_gb` where it is not given, for each of `processes` on a device of its own, or on the
     CPU that they share."""
     shared = processes if device.type == "cpu" else 1
-    room = min(CACHE_SHARE * total_bytes(device), SCARCE_SHARE * free_bytes(device)) / shared
+    free, total = _free_and_total(device)
+    room = min(CACHE_SHARE * total, SCARCE_SHARE * free) / shared
     return max(0.1, round(room / 2**30, 1))
+
+
+def _free_and_total(device: torch.device) -> tuple[int, int]:
+    """Bytes that a device has free and in all; on a CPU within the limit of a container."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    memory = psutil.virtual_memory()
+    limit, used = _container()
+    if limit is None:
+        return int(memory.available), int(memory.total)
+    return min(int(memory.available), max(0, limit - used)), min(int(memory.total), limit)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
