@@ -1,15 +1,29 @@
-"""The one error whose message is written for users."""
+"""The one error whose message is written for users, and errors of code that is not ours."""
+
+from gspo_cli.signals import can_be_ctrl_c
 
 
 class UserError(Exception):
     """Bad input: one sentence that names the key or file and the fix. Commands print it and exit with 2."""
 
 
-FOREIGN = (Exception, SystemExit)  # what code that is not ours may raise; Ctrl-C is the user's
+# what code that is not ours may raise; where it is caught, `as_exception` lets the user's Ctrl-C through
+FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
 
 
 def as_exception(error: BaseException) -> Exception:
-    """What such code raised, as an error like any other: it never ends the program."""
+    """What such code raised, as an error like any other: it never ends the program. Raises `error` where it is
+    the user's Ctrl-C."""
     if isinstance(error, Exception):
         return error
+    if isinstance(error, KeyboardInterrupt):
+        if can_be_ctrl_c(error):
+            raise error
+        return RuntimeError("raised KeyboardInterrupt")
     return RuntimeError(f"called sys.exit({getattr(error, 'code', '')!r})")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the CPU."""
+    of_gpu = type(error).__name__ == "OutOfMemoryError"  # by name: this module is free of torch
+    return of_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)

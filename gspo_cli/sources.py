@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from gspo_cli.adapters import CONFIG, AdapterSettings, read_adapter
 from gspo_cli.config.compose import literal, load_saved, plain_values
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.config.trust import require_trust
+from gspo_cli.config.trust import require_base_trust, require_trust
 from gspo_cli.errors import UserError
 from gspo_cli.manifest import damage
 
@@ -59,6 +59,11 @@ def find_source(name: str, base: str | None = None, checkpoint: str = "best") ->
         return _of_folder(path.absolute(), base, checkpoint)
     if not path.is_file() and not HUB_ID.fullmatch(name):
         raise UserError(f"model.name={name}: no such file or folder is here; {KINDS}")
+    if not path.is_file() and "/" in name and Path(name.partition("/")[0]).is_dir():
+        # asking the hub for a mistyped folder would take a while and say less
+        raise UserError(
+            f"model.name={name}: no such folder is here, but {name.partition('/')[0]} is; {KINDS}"
+        )
     if base is not None:
         raise UserError(f"model.base={base}: model.name={name} is no adapter; set model.base=null")
     # whether a file is a GGUF file is seen when it is read
@@ -222,6 +227,8 @@ def _of_adapter(folder: Path, base: str | None) -> ModelSource:
         )
     name = base or read_adapter(folder).base
     fix = "give the base with model.base=<hub id or model folder>"
+    if name and base is None:
+        require_base_trust(name, folder)
     if not name:
         raise UserError(f"model.name={folder}: {CONFIG} names no base; {fix}")
     try:

@@ -172,12 +172,12 @@ def test_a_run_of_a_gpu_resumes_without_one_by_the_settings_that_are_named(gpus,
     gpus(2)
     RunFolder(tmp_path / "run").create(resolved_yaml(composed([f"hardware={name}"])))
     gpus(0)
-    config = build_config(resumed(tmp_path / "run", []))
+    config = build_config(resumed(tmp_path / "run", [])[0])
     with pytest.raises(UserError, match=r"^hardware.device=cuda: no GPU is visible; use ") as error:
         process_count(config, lambda: 0, resumes=True)
     named = str(error.value).partition("; use ")[2].partition(", or ")[0].split()
     assert {"hardware.device=cpu", "hardware.precision=fp32"} <= set(named)
-    config = build_config(resumed(tmp_path / "run", named))
+    config = build_config(resumed(tmp_path / "run", named)[0])
     assert config.hardware == option("cpu")
     assert process_count(config, lambda: 0, resumes=True) == 1
     with pytest.raises(UserError, match=r"^hardware=cpu: is given as single settings when a run is resumed"):
@@ -186,14 +186,14 @@ def test_a_run_of_a_gpu_resumes_without_one_by_the_settings_that_are_named(gpus,
 
 def test_a_run_of_a_cpu_resumes_on_it_and_names_the_settings_of_the_gpu(gpus, tmp_path):
     RunFolder(tmp_path / "run").create(resolved_yaml(composed(["hardware=cpu"])))
-    config = build_config(resumed(tmp_path / "run", []))
+    config = build_config(resumed(tmp_path / "run", [])[0])
     gpus(0)
     assert idle_gpu_note(config) == ""
     gpus(1)
     note = idle_gpu_note(config)
     named = note.partition(", add ")[2].split()
-    assert build_config(resumed(tmp_path / "run", named)).hardware == option("single_gpu")
-    assert idle_gpu_note(build_config(resumed(tmp_path / "run", named))) == ""
+    assert build_config(resumed(tmp_path / "run", named)[0]).hardware == option("single_gpu")
+    assert idle_gpu_note(build_config(resumed(tmp_path / "run", named)[0])) == ""
 
 
 def test_settings_for_an_option_are_those_that_differ():

@@ -1,5 +1,5 @@
 """How every command starts and ends: the user's modules can be imported, bad input is one sentence, and the
-exit code is 0, 1 (a failure), 2 (bad input) or 130 (stopped by Ctrl-C)."""
+exit code is 0, 1 (a failure), 2 (bad input) or 130 (stopped by a signal)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gspo_cli.config import trust
 from gspo_cli.config.compose import PACKAGE, explain
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
+from gspo_cli.signals import signals_handled_by, stop
 
 Command = Callable[[], int | None]
 TRAINING_STOPPED = "stopped; progress since the last checkpoint is lost"
@@ -24,10 +25,11 @@ TRAINING_STOPPED = "stopped; progress since the last checkpoint is lost"
 
 def run_command(name: str, command: Command, stopped: str = "stopped", arguments: Sequence[str] = ()) -> None:
     """Run the body of the command `name` and end the process where its exit code is not 0. `stopped` is what
-    Ctrl-C prints; `arguments` are those of the command line, sys.argv's if there are none."""
+    a signal prints; `arguments` are those of the command line, sys.argv's if there are none."""
     trust.given.clear()
     trust.given.update(text for text in arguments or sys.argv[1:] if text == trust.FLAG)
-    code, _ = guarded(name, command, stopped)
+    with signals_handled_by(stop):
+        code, _ = guarded(name, command, stopped)
     if code:
         sys.exit(code)
 
@@ -40,8 +42,8 @@ def guarded(name: str, command: Command, stopped: str = "stopped") -> tuple[int,
         sys.stdout.flush()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         code, why = 2, str(error) if isinstance(error, UserError) else explain(error)
-    except KeyboardInterrupt:
-        code, why = INTERRUPTED, stopped
+    except KeyboardInterrupt as error:
+        code, why = INTERRUPTED, str(error) or stopped
     except BrokenPipeError:  # the reader has closed the pipe: discard what is still buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from gspo_cli.commands.entry import command_parser, run_command
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import build_config, load_saved, plain_values
+from gspo_cli.config.compose import build_config
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.config.trust import FLAG, require_trust
+from gspo_cli.config.trust import FLAG
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.opening import open_run
 from gspo_cli.sources import ModelSource, find_source, is_quantized, is_run, run_of
 
 DESCRIPTION = (
@@ -124,9 +125,11 @@ def prepare(name: str, folder: Path | None, checkpoint: str, adapter: bool, base
     is_trained = is_run(run.path)
     config = None
     if is_trained:
-        node = load_saved(run.config)
-        node.reward = node.reward_settings = None  # not needed, and perhaps not importable here
-        require_trust(plain_values(node), RunConfig, run.path)
+        # the reward is not needed, and perhaps not importable here
+        node, notes = open_run(run.path, ("reward", "reward_settings"))
+        node.reward = node.reward_settings = None
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         config = build_config(node)
     if config is not None and is_run(place):
         given = config.model if base is None else replace(config.model, base=base)

@@ -9,10 +9,11 @@ from pathlib import Path
 from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.entry import command_parser
 from gspo_cli.config.auto_hardware import use_hardware_here
-from gspo_cli.config.compose import build_config, composed, literal, load_saved, plain_values, with_overrides
+from gspo_cli.config.compose import build_config, composed, literal, with_overrides
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.config.trust import FLAG, require_trust
+from gspo_cli.config.trust import FLAG
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.opening import open_run
 from gspo_cli.sources import find_source, is_run, run_of, settled
 
 
@@ -47,10 +48,11 @@ def resolve(name: str, checkpoint: str, overrides: list[str]) -> tuple[RunConfig
     if run is None:
         config = _of_model(name, overrides)
         return config, *find_source(config.model.name, config.model.base)
-    saved = load_saved(run / "config.yaml")
+    saved, notes = open_run(run, overrides)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if note := use_hardware_here(saved):
         print(f"note: {note}", file=sys.stderr)
-    require_trust(plain_values(saved), RunConfig, run, overrides)
     config = build_config(with_overrides(saved, overrides))
     named = checkpoint if is_run(folder) else folder.resolve().name
     return config, *RunFolder(run).checkpoint_model(named, config.model)

@@ -19,7 +19,7 @@ from gspo_cli.config import trust
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import CONF_DIR, build_config, plain_values, register, resolved_yaml
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.errors import FOREIGN, UserError, as_exception
+from gspo_cli.errors import UserError, as_exception
 from gspo_cli.launching.queue_launcher import offer_queue
 from gspo_cli.launching.start import idle_gpu_note, process_count, resumed, torchrun_command
 from gspo_cli.launching.sweep import (
@@ -30,9 +30,10 @@ from gspo_cli.launching.sweep import (
     report_sweep,
     resumed_sweep,
 )
-from gspo_cli.run.files import make_folder, write_atomically
+from gspo_cli.run.files import make_folder
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State
+from gspo_cli.signals import Stopped
 from gspo_cli.sources import settled
 
 REPAIR = "--repair"  # a flag of ours: Hydra takes its own only
@@ -79,7 +80,10 @@ def job(node: DictConfig) -> float | None:
     """One run, alone or in a sweep; returns the final held-out score, which sweepers use."""
     try:
         code, why = guarded("gspo-train", lambda: train(node), TRAINING_STOPPED)
-    except FOREIGN as error:  # a bug in this program or in the user's code: print the full traceback
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a bug in this program or in the user's code: print the full traceback
         traceback.print_exc()
         code, why = 1, f"{type(error).__name__}: {as_exception(error)}"
     finally:
@@ -108,7 +112,9 @@ def train(node: DictConfig) -> int:
     require(node.resume != "", "resume: is empty; give a run folder with resume=<folder>")
     if node.resume is not None:
         folder = Path(node.resume)
-        node = resumed(folder, list(settings.overrides.task))
+        node, notes = resumed(folder, list(settings.overrides.task))
+        for note in notes:
+            print(f"note: {note}", flush=True)
     else:
         settled(node, list(settings.overrides.task))
     config = build_config(node)
@@ -126,7 +132,7 @@ def start(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -
     if node.resume is not None:
         for note in run.check_logs(REPAIR in FLAGS):
             print(f"note: {note}", flush=True)
-        write_atomically(run.config, resolved_yaml(node))
+        run.write_config(resolved_yaml(node))
         if run.checkpoints.exists() and (note := idle_gpu_note(config)):
             print(f"note: {note}", flush=True)
     elif in_sweep():
@@ -147,7 +153,15 @@ def start(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -
 
 
 def work(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -> int:
-    """Train in a prepared folder; returns the exit code."""
+    """Train in a prepared folder; returns the exit code. A signal is raised as Stopped that says how to go
+    on."""
+    try:
+        return _work(node, config, run, processes)
+    except Stopped as error:
+        raise Stopped(f"{TRAINING_STOPPED}; go on with gspo-train resume={run.path}") from error
+
+
+def _work(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -> int:
     if config.hardware.nodes > 1:
         command = torchrun_command(config, run.path)
         print(f"{run.path}: is ready; on each of the {config.hardware.nodes} nodes, run\n\n  {command}")

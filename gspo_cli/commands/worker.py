@@ -17,7 +17,7 @@ from gspo_cli.commands.entry import TRAINING_STOPPED, command_parser, run_comman
 from gspo_cli.config.compose import build_config, load_saved, plain_values
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import FLAG, require_trust
-from gspo_cli.errors import FOREIGN, UserError
+from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import log_file
 from gspo_cli.run.folder import RunFolder
 
@@ -49,7 +49,7 @@ def guarded_work(folder: Path, rank: int) -> int:
         work(folder)
     except UserError:
         raise
-    except FOREIGN:
+    except (Exception, SystemExit):
         if rank == 0 and "GSPO_LAUNCHER" in os.environ:
             # the terminal shows only what a user can act on
             log_file(RunFolder(folder).logs, 0).write_text(traceback.format_exc(), encoding="utf-8")

@@ -219,7 +219,10 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
 def load_saved(path: Path) -> DictConfig:
     """The node of a saved config.yaml. Raises UserError if there is none, or it cannot be read."""
     try:
+        _refuse_aliases(path)
         node = OmegaConf.load(path)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent}: is not a run folder (no {path.name}); give the folder of a run"
@@ -234,6 +237,17 @@ def load_saved(path: Path) -> DictConfig:
             "place"
         )
     return node
+
+
+def _refuse_aliases(path: Path) -> None:
+    """Raise UserError for YAML that repeats parts of itself: a few lines of it can fill the memory."""
+    with path.open(encoding="utf-8") as file:
+        for token in yaml.scan(file):
+            if isinstance(token, yaml.AliasToken):
+                raise UserError(
+                    f"{path}: refers to a part of itself (*{token.value}), which a stored file cannot do; "
+                    "write the part in its place"
+                )
 
 
 def _references(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -73,6 +73,7 @@ def require_trust(
     """Raise UserError if the stored settings `values` of `source` have a marked value (under the section
     `only`, where it is given) that neither `overrides` type nor --trust covers, nor an earlier command line
     had. What --trust covers is remembered."""
+    _require_inside(source)
     typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
     items = marked(values, schema)
     open_items = [item for item in items if item.key.startswith(only) and not _covered(item.key, typed)]
@@ -96,6 +97,46 @@ def require_trust(
         )
 
 
+def require_base_trust(base: str, adapter: Path) -> None:
+    """Raise UserError if a stored adapter names its base by a path that leads out of its folder, and neither
+    --trust covers it nor a run of this user was over that base."""
+    item = Marked("model.base", base, MODEL)
+    place = Path(base).expanduser()
+    if _is_ours(item) or not place.exists() or place.resolve().is_relative_to(adapter.resolve()):
+        return
+    digest = digest_of([item])
+    if FLAG in given:
+        remember(digest)
+    elif digest not in _trusted():
+        raise UserError(
+            f"{adapter}: its base_model_name_or_path={base} {SAYS[MODEL]}; if you know where the folder comes "
+            f"from, add {FLAG}, or type {item.typed}"
+        )
+
+
+def trust_base(base: str) -> None:
+    """Remember the base of adapters that a run of this user trains."""
+    remember(digest_of([Marked("model.base", base, MODEL)]))
+
+
+def _require_inside(folder: Path) -> None:
+    """Raise UserError if a link in the folder of a run or a sweep leads out of it: what is written there
+    would be written elsewhere. --trust and earlier trust cover it, as they do settings."""
+    root = folder.resolve()
+    for place, folders, files in os.walk(root):
+        for path in (Path(place) / name for name in (*folders, *files)):
+            if not path.is_symlink() or path.resolve().is_relative_to(root):
+                continue
+            digest = _digest(["link", str(path), str(path.resolve())])
+            if FLAG in given:
+                remember(digest)
+            elif digest not in _trusted():
+                raise UserError(
+                    f"{path}: is a link that leads out of the folder, to {path.resolve()}; put what it leads to "
+                    f"in its place, or add {FLAG} if you know where the folder comes from"
+                )
+
+
 def trust_own(values: Mapping[str, Any], schema: Any) -> None:
     """Remember the marked values of a run that a command line starts: it resumes without a question."""
     items = marked(values, schema)
@@ -111,6 +152,7 @@ def trust_command(arguments: Sequence[str]) -> None:
 def require_command_trust(arguments: Sequence[str], source: Path) -> None:
     """Raise UserError if the stored command line of a sweep does more than choose options and plain settings,
     and this user never typed it."""
+    _require_inside(source)
     suspect = [text for text in arguments if not _is_plain(text)]
     digest = _digest(list(arguments))
     if suspect and FLAG in given:

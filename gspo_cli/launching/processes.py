@@ -12,15 +12,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from gspo_cli.config.extras import install
 from gspo_cli.config.paths import PACKAGE
 from gspo_cli.errors import UserError
+from gspo_cli.signals import signals_handled_by
 
 POLL = 0.1  # seconds
 GRACE = 3.0  # seconds that the first rank has to record the failure of another rank
@@ -156,7 +156,7 @@ def log_file(logs: Path, rank: int) -> Path:
 
 @contextmanager
 def signals_passed_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A block in which Ctrl-C and SIGTERM are sent on to `worker`, and this process waits."""
+    """A block in which signals that end a command are sent on to `worker`, and this process waits."""
 
     def forward(number: int) -> None:
         if worker.poll() is None:
@@ -164,18 +164,3 @@ def signals_passed_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
 
     with signals_handled_by(forward):
         yield
-
-
-@contextmanager
-def signals_handled_by(handler: Callable[[int], None]) -> Iterator[None]:
-    """A block in which Ctrl-C and SIGTERM call `handler`, and nothing else."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        handler(number)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)

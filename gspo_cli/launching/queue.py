@@ -30,9 +30,9 @@ from gspo_cli.launching.processes import (
     POLL,
     how_it_ended,
     importable,
-    signals_handled_by,
 )
 from gspo_cli.launching.start import require_gpus
+from gspo_cli.signals import signals_handled_by
 
 LAST = 1 << 16  # bytes at the end of a log in which its last line is looked for
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -150,7 +150,7 @@ class QueueTable(Protocol):
 def run_queue(jobs: Sequence[Job], slots: Sequence[Slot], table: QueueTable) -> list[QueuedJob]:
     """Run `jobs` in their order, at most one per slot. Returns how they ended, in the same order.
 
-    The first Ctrl-C or SIGTERM is sent to all running jobs (gspo-train then finishes its iteration with a
+    The first signal that ends a command (Ctrl-C, SIGTERM, SIGHUP) is sent to all running jobs (gspo-train then finishes its iteration with a
     checkpoint) and no further job starts; the second kills them."""
     if not jobs:
         return []
@@ -179,7 +179,7 @@ def run_queue(jobs: Sequence[Job], slots: Sequence[Slot], table: QueueTable) -> 
 
 @contextmanager
 def signals_to(queue: Sequence[QueuedJob]) -> Iterator[list[int]]:
-    """A block in which Ctrl-C and SIGTERM are sent on to running jobs. Yields a list of those received."""
+    """A block in which signals that end a command are sent on to running jobs. Yields a list of those received."""
     received: list[int] = []
 
     def forward(number: int) -> None:

@@ -13,23 +13,23 @@ from omegaconf import DictConfig, OmegaConf
 from gspo_cli.config.auto_hardware import option_values, visible_gpus
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
-from gspo_cli.config.compose import load_saved, plain_values, with_overrides
+from gspo_cli.config.compose import plain_values, with_overrides
 from gspo_cli.config.schema import HardwareConfig, RunConfig
-from gspo_cli.config.trust import require_trust
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import require_deepspeed
 from gspo_cli.run.identity import RESUMABLE, matches
+from gspo_cli.run.opening import open_run
 from gspo_cli.run.summary import RunStatus, known_summary
 
 NO_GPU = "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
 
 
-def resumed(folder: Path, overrides: list[str]) -> DictConfig:
-    """The saved configuration of a run, with the few settings that may change when it is resumed.
+def resumed(folder: Path, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """The saved configuration of a run, with the few settings that may change when it is resumed; and what
+    was edited by hand (see `open_run`).
 
     Raises UserError if the folder is not a run, the run is complete, or another setting is overridden."""
-    saved = load_saved(folder / "config.yaml")
-    require_trust(plain_values(saved), RunConfig, folder, overrides)
+    saved, notes = open_run(folder, overrides)
     changes = [text.lstrip("+") for text in overrides if not text.lstrip("+").startswith("resume=")]
     allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in RESUMABLE)
     for text in changes:
@@ -55,7 +55,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
             f"training.num_outer_iterations={2 * done}",
         )
     node.resume = str(folder)
-    return node
+    return node, notes
 
 
 def require_device(hardware: HardwareConfig, count_gpus: Callable[[], int], resumes: bool = False) -> int:

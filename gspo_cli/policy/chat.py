@@ -9,11 +9,12 @@ end its message and pretend to be another speaker."""
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from functools import cached_property, lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gspo_cli.errors import UserError
@@ -36,17 +37,26 @@ PROBE = Tool("tool_probe", "Whether a template announces tools and passes on wha
 TOOL_SAYS = "Tool result:\n"
 
 
+class Rejected(Exception):
+    """A chat template could not render a conversation."""
+
+
 class ChatFormat:
     """Encodes messages for one tokenizer. `stop_ids` end an answer; `end_id` is the one used in
-    demonstrations.
+    demonstrations. `rows` is the number of tokens that the model has embeddings for.
 
-    Raises UserError if the tokenizer has no end token, or its template rejects or drops messages."""
+    Raises UserError if the tokenizer has no end token or tokens that the model does not have, or its template
+    rejects or drops messages."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_stop_ids: list[int]) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, generation_stop_ids: list[int], rows: int = sys.maxsize
+    ) -> None:
+        self.tokenizer, self.rows = tokenizer, rows
         if not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
-        self._controls = _control_tokens(tokenizer)
+            tokenizer.chat_template = _plain_template(tokenizer)
+        self._controls = re.compile(r"(?!)")  # of none: what is rendered here is ours
+        spoken = [Message("user", "Hi"), Message("assistant", "Hello")]
+        self._controls = _control_tokens(tokenizer, self._render(spoken, generate=False))
         stop_ids = {*generation_stop_ids, tokenizer.eos_token_id} - {None}
         if PROBE.name not in self._after_assistant([Message("user", PROBE.name)], generate=True):
             raise UserError("model.name: its chat template drops later user turns; choose another model")
@@ -56,6 +66,7 @@ class ChatFormat:
         if not stop_ids and not ends:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
         self.end_id: int = after[0] if ends else (tokenizer.eos_token_id or min(stop_ids))
+        self._require_embeddings([self.end_id])
         self.stop_ids = frozenset(stop_ids | {self.end_id})
         # cached, because it is called once per answer of a group
         self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)
@@ -89,7 +100,7 @@ class ChatFormat:
     def pad_id(self) -> int:
         """Id that pads batches; always masked."""
         pad = self.tokenizer.pad_token_id
-        return self.end_id if pad is None else pad
+        return self.end_id if pad is None or pad >= self.rows else pad
 
     @cached_property
     def announces_tools(self) -> bool:
@@ -121,7 +132,7 @@ class ChatFormat:
             messages = [Message("user", TOOL_SAYS + m.content) if m.role == "tool" else m for m in messages]
         try:
             return self._template(messages, generate, tools)
-        except TemplateError as error:
+        except Rejected as error:
             roles = ", ".join(dict.fromkeys(m.role for m in messages))
             raise UserError(
                 f"model.name: its chat template rejects a conversation of {roles} ({error}); leave out "
@@ -132,34 +143,56 @@ class ChatFormat:
         """The conversation as the template renders it; None if the template rejects it."""
         try:
             return self._template(messages, True, tools)
-        except TemplateError:
+        except Rejected:
             return None
 
     def _template(self, messages: list[Message], generate: bool, tools: tuple[Tool, ...]) -> str:
         safe = [{"role": m.role, "content": self._as_data(m)} for m in messages]
         schemas: list[Any] | None = [tool.schema() for tool in tools] or None
         render = self.tokenizer.apply_chat_template
-        return str(render(safe, tools=schemas, tokenize=False, add_generation_prompt=generate))
+        try:
+            return str(render(safe, tools=schemas, tokenize=False, add_generation_prompt=generate))
+        except Exception as error:  # a template is a program: it may divide by zero
+            raise Rejected(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
     def _as_data(self, message: Message) -> str:
         """The content; control tokens are removed if it comes from a user or a tool."""
         if message.role not in ("user", "tool"):
             return message.content
         content = self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)
-        if self.tokenizer.chat_template == PLAIN_TEMPLATE:
+        if str(self.tokenizer.chat_template).endswith(PLAIN_TEMPLATE):
             content = PLAIN_SPEAKER.sub(" ", content)
         return content
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        self._require_embeddings(ids)
+        return ids
+
+    def _require_embeddings(self, ids: list[int]) -> None:
+        largest = max(ids, default=0)
+        if largest >= self.rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise UserError(
+                f"model.name: its tokenizer gives {token!r} the id {largest}, but the model has embeddings for "
+                f"{self.rows} tokens only; put the tokenizer into its folder that belongs to it, or resize its "
+                "embeddings"
+            )
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """PLAIN_TEMPLATE, after what the tokenizer itself puts before a text (a beginning token)."""
+    plain = tokenizer.encode("Hi", add_special_tokens=False)
+    whole = tokenizer.encode("Hi", add_special_tokens=True)
+    places = (at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+    before = "".join(tokenizer.convert_ids_to_tokens(whole[: next(places, 0)]))
+    return f"{{{{ {json.dumps(before)} }}}}{PLAIN_TEMPLATE}" if before else PLAIN_TEMPLATE
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, rendered: str) -> re.Pattern[str]:
     """Matches what controls a conversation, longest first: the tokenizer's control tokens, and marks that its
-    template writes as plain text. White-space tokens are harmless."""
+    template writes as plain text, in itself or in `rendered`. White-space tokens are harmless."""
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    spoken = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    rendered = str(tokenizer.apply_chat_template(spoken, tokenize=False, add_generation_prompt=False))
     tokens |= set(MARKS.findall(rendered)) | set(MARKS.findall(str(tokenizer.chat_template)))
     longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

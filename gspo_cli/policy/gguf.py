@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import struct
 from contextlib import redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ from transformers import (
 )
 
 from gspo_cli.config.extras import install
-from gspo_cli.errors import UserError
+from gspo_cli.errors import FOREIGN, UserError, as_exception, is_out_of_memory
 
 MAGIC = b"GGUF"
 
@@ -41,7 +40,9 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
             where = {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf"}
             read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, struct.error) as error:
+    except FOREIGN as error:  # the library's reader trusts what a file says
+        if is_out_of_memory(as_exception(error)):
+            raise
         raise UserError(
             f"model.name={path}: cannot be dequantized ({' '.join(str(error).split())[:300]}); use a "
             "GGUF file of an architecture that transformers supports, or the model's own Hugging Face folder"

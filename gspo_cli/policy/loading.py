@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +27,12 @@ from gspo_cli.policy.quantization import (
     require_as_configured,
     score_as_trained,
 )
+from gspo_cli.policy.soundness import require_finite
 from gspo_cli.policy.tree_attention import use_tree_attention
 from gspo_cli.policy.weights import full_shape, merged
 
 transformers_logging.disable_progress_bar()
+enable_progress_bars()  # of downloads, which the line above also switches off
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; we report the final error
 
 
@@ -84,6 +87,7 @@ def as_policy(
         newer = "activation_checkpointing_enable"
         enable = getattr(causal, newer if hasattr(causal, newer) else "gradient_checkpointing_enable")
         enable({"use_reentrant": False})
+    require_finite(wrapped, str(adapter or causal.name_or_path))
     autocasts = hardware.precision is Precision.bf16 and not model.use_lora
     return Policy(wrapped, tokenizer, torch.bfloat16 if autocasts else None)
 
@@ -108,7 +112,7 @@ def empty_model(base: str, model: ModelConfig, precision: Precision) -> PreTrain
     with torch.device("meta"):
         try:
             causal = AutoModelForCausalLM.from_config(shape, dtype=dtype)
-        except ValueError:
+        except Exception:  # which load_policy will report
             return None
         if not hasattr(shape.get_text_config(), "num_attention_heads"):
             return None

@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gspo_cli.adapters import read_adapter
 from gspo_cli.config.model_schema import ModelConfig
-from gspo_cli.errors import UserError
+from gspo_cli.errors import UserError, is_out_of_memory
 
 ROUTERS = {"gate", "router"}
 TRAINED, REFERENCE = "default", "ref"  # names of adapters in a PeftModel
@@ -49,7 +48,9 @@ def continue_lora(causal: PreTrainedModel, adapter: Path, model: ModelConfig) ->
     try:
         wrapped = _wrapped(causal, config, model)
         _fill(wrapped, weights, TRAINED)
-    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+    except Exception as error:  # peft checks little itself
+        if is_out_of_memory(error):
+            raise
         raise UserError(_misfit(adapter, causal, " ".join(str(error).split())[:300])) from error
     _check_layers(wrapped, adapter)
     return wrapped
@@ -138,7 +139,7 @@ def _weights(adapter: Path) -> dict[str, Tensor]:
     """The tensors of a stored adapter, on the CPU."""
     try:
         weights = load_peft_weights(str(adapter), device="cpu")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # files that are damaged, or hold more than tensors
         raise UserError(
             f"model.name={adapter}: its weights cannot be read ({' '.join(str(error).split())[:200]}); "
             "restore the file"

@@ -14,14 +14,14 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.logprobs import Head, LinearLogprobs, linear_logits
 from gspo_cli.policy.lora import REFERENCE, TRAINED, add_reference, as_reference, has_reference
 from gspo_cli.policy.packed import PackedRows
 from gspo_cli.policy.routing import Routing, predicting
+from gspo_cli.policy.soundness import require_linear_logits
 from gspo_cli.policy.tree_attention import block_mask, has_tree_attention
-from gspo_cli.policy.weights import gathered, parameter_count
+from gspo_cli.policy.weights import full_shape, gathered, parameter_count
 
 
 class Policy(nn.Module):
@@ -37,12 +37,13 @@ class Policy(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.autocast = autocast
-        self.chat = ChatFormat(tokenizer, _generation_stop_ids(self.causal_model))
+        rows = full_shape(next(self.causal_model.get_input_embeddings().parameters()))[0]
+        self.chat = ChatFormat(tokenizer, _generation_stop_ids(self.causal_model), rows)
         self._frozen_reference: PreTrainedModel | None = None
         self._heads: dict[int, Head] = {}
         self.model.eval()
         with gathered(self.causal_model.parameters()):
-            self._check_head()
+            require_linear_logits(self.causal_model)
             self.routing = Routing(self.causal_model)
 
     @property
@@ -211,28 +212,6 @@ class Policy(nn.Module):
             else rows.attention_bias(self.autocast or causal.dtype),
             use_cache=False,
         ).last_hidden_state.flatten(end_dim=1)
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Raise UserError for models whose logits are not a linear map of the last hidden state (soft caps,
-        scales)."""
-        causal = self.causal_model
-        head = causal.get_output_embeddings()
-        if type(head) is not nn.Linear:
-            raise UserError(
-                f"model.name: its output layer is a {type(head).__name__}, not a plain linear one; "
-                "leave it out of model.lora_target_modules"
-            )
-        ids = torch.arange(4, device=self.device)[None] % head.weight.shape[0]
-        logits = causal(input_ids=ids, use_cache=False).logits
-        ours = linear_logits(
-            causal.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias, 1.0
-        )
-        if not torch.allclose(logits.to(ours.dtype), ours, rtol=2e-2, atol=2e-2 * logits.abs().max().item()):
-            raise UserError(
-                f"model.name: {type(causal).__name__} transforms its logits after the output layer "
-                "(soft cap or scale), which is not supported; choose another model"
-            )
 
 
 def max_positions(causal: PreTrainedModel) -> int:

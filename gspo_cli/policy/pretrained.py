@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from functools import lru_cache
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from safetensors import SafetensorError
+from huggingface_hub.constants import ENDPOINT
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,11 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gspo_cli.errors import UserError
+from gspo_cli.errors import FOREIGN, UserError, as_exception, is_out_of_memory
 from gspo_cli.policy.gguf import load_gguf
+from gspo_cli.policy.soundness import require_complete
 from gspo_cli.user_cache import fetched_model
 
-HUB_SECONDS = 10
+HUB_SECONDS, QUIET_SECONDS = 10, 1
 SCRIPTED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "make smollm2"}  # by hub id, what fetches a copy
 
 
@@ -45,10 +50,13 @@ def load_pretrained(
             with warnings.catch_warnings():
                 # weights stored quantized are loaded as they are, which require_as_configured checks
                 warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-                causal = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **common, **options)
+                causal, report = AutoModelForCausalLM.from_pretrained(
+                    base, dtype=dtype, output_loading_info=True, **common, **options
+                )
             tokenizer = AutoTokenizer.from_pretrained(base, **common)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise unusable(base, " ".join(str(error).split())[:300]) from error
+        except FOREIGN as error:  # the files of a model may hold anything
+            raise _unreadable(base, error) from error
+        require_complete(base, report)
     if getattr(causal, "_hf_peft_config_loaded", False):
         raise UserError(
             f"model.name={base}: is a LoRA adapter on the hub; download it (hf download {base} --local-dir "
@@ -64,9 +72,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except FOREIGN as error:
         raise UserError(
-            f"model.name={folder}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:200]}); "
+            f"model.name={folder}: its tokenizer cannot be loaded ({' '.join(str(as_exception(error)).split())[:200]}); "
             "restore its files, or remove them to use the base's"
         ) from error
 
@@ -77,8 +85,8 @@ def load_config(base: str, trust_remote_code: bool) -> PreTrainedConfig:
     hub = {} if Path(base).is_dir() else _hub_options(base)
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **hub)
-    except (OSError, ValueError) as error:
-        raise unusable(base, " ".join(str(error).split())[:300]) from error
+    except FOREIGN as error:
+        raise _unreadable(base, error) from error
 
 
 def stored_dtype(base: str, trust_remote_code: bool) -> torch.dtype:
@@ -92,19 +100,52 @@ def stored_dtype(base: str, trust_remote_code: bool) -> torch.dtype:
     return found if found in known else torch.float32
 
 
+@lru_cache
 def _hub_options(name: str) -> dict[str, bool]:
     """Options of `from_pretrained` for a hub id. Without the hub only cached files are used, at once: the
     library itself would ask again for most of a minute. Raises UserError if there is no such model."""
     cached = False
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-        HfApi().model_info(name, timeout=HUB_SECONDS)
+        _ask_hub(name)
     except Exception as error:  # the client's own errors, and those of two HTTP libraries
         if cached:
             return {"local_files_only": True}
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise unusable(name, f"no such folder is here, and the hub does not serve it: {reason}") from error
     return {}
+
+
+def _ask_hub(name: str) -> None:
+    """Raise the client's error unless the hub has the model `name`, TimeoutError after HUB_SECONDS. What is
+    asked is printed where the answer takes a while: a name server alone can take a minute."""
+    answers: Queue[Exception | None] = Queue()
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+            answers.put(None)
+        except Exception as error:  # raised below, in the thread that waits
+            answers.put(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=QUIET_SECONDS)
+    except Empty:
+        print(f"asking {ENDPOINT} for {name} (at most {HUB_SECONDS} s)", file=sys.stderr, flush=True)
+        try:
+            answer = answers.get(timeout=HUB_SECONDS - QUIET_SECONDS)
+        except Empty:
+            raise TimeoutError(f"no answer from {ENDPOINT} in {HUB_SECONDS} s") from None
+    if answer is not None:
+        raise answer
+
+
+def _unreadable(base: str, error: BaseException) -> Exception:
+    """What to raise where a library could not load the model at `base`."""
+    found = as_exception(error)
+    reason = " ".join(str(found).split())[:300] or type(found).__name__
+    return found if is_out_of_memory(found) else unusable(base, reason)
 
 
 def unusable(base: str, reason: str) -> UserError:

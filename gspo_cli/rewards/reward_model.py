@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_cli.adapters import CONFIG as ADAPTER_CONFIG
 from gspo_cli.config.checks import require
-from gspo_cli.errors import UserError
+from gspo_cli.errors import FOREIGN, UserError, as_exception, is_out_of_memory
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.types import Message, RewardResult, Trajectory
 
@@ -109,8 +109,11 @@ def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBa
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name_or_folder, dtype=precision, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except FOREIGN as error:  # the files of a model may hold anything
+        found = as_exception(error)
+        if is_out_of_memory(found):
+            raise
+        reason = " ".join(str(found).split())[:300]
         raise UserError(f"name_or_folder={name_or_folder}: cannot be loaded ({reason})") from error
     outputs = model.config.num_labels
     require(

@@ -29,7 +29,8 @@ from gspo_cli.sources import ModelSource, run_checkpoint
 
 LOCK = "GSPO_LOCKED"  # in the environment of a process whose parent holds the lock for it: the folder
 _HELD: dict[Path, tuple[int, int]] = {}  # locks of this process: their descriptors and threads
-OWN = ("config.yaml", "card.txt", "card.json", "summary.json", "wandb_id", *LOGS)  # files of a run
+WRITTEN = ".config.yaml"
+OWN = ("config.yaml", WRITTEN, "card.txt", "card.json", "summary.json", "wandb_id", *LOGS)  # files of a run
 PROGRESS = ("checkpoints", "initial_model")  # what took time to make
 
 
@@ -44,6 +45,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved configuration, which is what ran."""
         return self.path / "config.yaml"
+
+    @property
+    def written_config(self) -> Path:
+        """A copy of config.yaml as the program wrote it, by which edits are noticed."""
+        return self.path / WRITTEN
 
     @property
     def checkpoints(self) -> Path:
@@ -111,6 +117,11 @@ class RunFolder:
                 "another hydra.run.dir"
             )
         make_folder(self.path, "hydra.run.dir")
+        self.write_config(config_yaml)
+
+    def write_config(self, config_yaml: str) -> None:
+        """Save the resolved configuration, and the copy by which edits are noticed."""
+        write_atomically(self.written_config, config_yaml)
         write_atomically(self.config, config_yaml)
 
     def discard(self) -> None:

@@ -15,7 +15,7 @@ from gspo_cli.config.choices import OldLogprobs, OnCollapse
 from gspo_cli.config.compose import literal, load_saved, plain_values
 from gspo_cli.config.stored import read_stored
 from gspo_cli.errors import UserError
-from gspo_cli.run.files import make_folder, write_atomically
+from gspo_cli.run.files import make_folder
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus, known_summary
 
@@ -194,5 +194,5 @@ def _prepared(run: RunFolder, config_yaml: str) -> State:
             f"another folder{fix}"
         )
     if state is State.started:
-        write_atomically(run.config, _as_begun(wanted, saved, config_yaml))
+        run.write_config(_as_begun(wanted, saved, config_yaml))
     return state

@@ -42,11 +42,6 @@ def _free_and_total(device: torch.device) -> tuple[int, int]:
     return min(int(memory.available), max(0, limit - used)), min(int(memory.total), limit)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _container() -> tuple[int | None, int]:
     """Limit (None without one) and use of this process's container in bytes. Files that the kernel keeps in
     memory and can drop are not in use."""

@@ -14,7 +14,6 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.sizes import LENGTHS, fitted_lengths
 from gspo_cli.errors import UserError
 from gspo_cli.rollout.prompts import Prompts
-from gspo_cli.run.files import write_atomically
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.types import Problem
 
@@ -79,7 +78,7 @@ def change_settings(
     values = {**{f"{group}.{name}": value for name, value in changed.items()}, "notes": config.notes}
     for key, value in values.items():
         OmegaConf.update(node, key, literal(value), merge=False)
-    write_atomically(folder.config, resolved_yaml(node))
+    folder.write_config(resolved_yaml(node))
 
 
 def fitting(

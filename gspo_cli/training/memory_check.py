@@ -10,9 +10,8 @@ from pathlib import Path
 
 from gspo_cli.config.choices import Device, Engine
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.errors import UserError
+from gspo_cli.errors import UserError, is_out_of_memory
 from gspo_cli.policy.dimensions import Dimensions
-from gspo_cli.training.free_memory import is_out_of_memory
 from gspo_cli.training.memory_plan import longest_conversation, memory_plan
 from gspo_cli.training.memory_text import size_text
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import platform
-import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Engine, OldLogprobs, Precision
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.stored import read_stored
+from gspo_cli.config.trust import trust_base
 from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.diagnosis.examination import own_overrides
 from gspo_cli.errors import UserError
@@ -34,6 +32,7 @@ from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import MEASURED, RESUMABLE, matches
 from gspo_cli.run.summary import RunStatus
+from gspo_cli.signals import Stopped, signals_handled_by
 from gspo_cli.sources import ModelSource
 from gspo_cli.tasks.base import Task
 from gspo_cli.training.card import Card, card_text, objective_card
@@ -232,6 +231,8 @@ def load_for_training(
         what = f"rank {model.lora_r}, alpha {model.lora_alpha}" if model.use_lora else "merged"
         continued = "training continues the adapter" if model.use_lora else "all weights are trained, with"
         note(f"model.name: {continued} {source.adapter} ({what}) over {source.base}")
+    if model.use_lora and folder.writes:
+        trust_base(source.base)  # its adapters will name it
     with sharded_loading(config):
         policy = load_policy(start.base, model, hardware, start.adapter)
         if config.keeps_reference:
@@ -304,26 +305,19 @@ def build_reward(config: RunConfig) -> RewardFunction:
 
 @contextmanager
 def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the run after the current iteration, with a checkpoint; the second
-    ends it at once. Signals reach the main thread only; in another thread this does nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """The first Ctrl-C (SIGTERM, SIGHUP) ends the run after the current iteration, with a checkpoint; the
+    second ends it at once."""
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def request(number: int) -> None:
         if trainer.stop_requested:
-            raise KeyboardInterrupt
+            raise Stopped
         trainer.stop_requested = True
         reporter.warn(
             "stopping after this iteration with a checkpoint; press Ctrl-C again to stop at once without one"
         )
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled_by(request):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def summarize(

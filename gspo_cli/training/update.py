@@ -23,12 +23,11 @@ from gspo_cli.algorithm.counterfactual import (
 from gspo_cli.algorithm.objective import policy_loss, reward_kl, sequence_log_ratio
 from gspo_cli.config.choices import OldLogprobs, Schedule
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.errors import UserError
+from gspo_cli.errors import UserError, is_out_of_memory
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.routing import RouterPass, RoutingStats, require_routing
 from gspo_cli.training.batch import MicroBatch, MiniBatch, Sample
 from gspo_cli.training.collator import Collator
-from gspo_cli.training.free_memory import is_out_of_memory
 from gspo_cli.training.metrics import Clock, Sums, UpdateReport
 from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import OneProcess, Strategy
