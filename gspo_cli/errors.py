@@ -12,8 +12,8 @@ FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
 
 
 def as_exception(error: BaseException) -> Exception:
-    """What such code raised, as an error like any other: it never ends the program. Raises `error` where it is
-    the user's Ctrl-C."""
+    """What such code raised, as an error like any other: it never ends the program. Raises `error` where it
+    is the user's Ctrl-C."""
     if isinstance(error, Exception):
         return error
     if isinstance(error, KeyboardInterrupt):

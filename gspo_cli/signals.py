@@ -19,8 +19,8 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def signals_handled_by(handler: Callable[[int], None]) -> Iterator[None]:
-    """A block in which the signals of ENDING call `handler`, and nothing else; SIGHUP not where it is ignored,
-    as under nohup. Signals reach the main thread only: in another thread this does nothing."""
+    """A block in which the signals of ENDING call `handler`, and nothing else; SIGHUP not where it is
+    ignored, as under nohup. Signals reach the main thread only: in another thread this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

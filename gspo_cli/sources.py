@@ -59,11 +59,6 @@ def find_source(name: str, base: str | None = None, checkpoint: str = "best") ->
         return _of_folder(path.absolute(), base, checkpoint)
     if not path.is_file() and not HUB_ID.fullmatch(name):
         raise UserError(f"model.name={name}: no such file or folder is here; {KINDS}")
-    if not path.is_file() and "/" in name and Path(name.partition("/")[0]).is_dir():
-        # asking the hub for a mistyped folder would take a while and say less
-        raise UserError(
-            f"model.name={name}: no such folder is here, but {name.partition('/')[0]} is; {KINDS}"
-        )
     if base is not None:
         raise UserError(f"model.base={base}: model.name={name} is no adapter; set model.base=null")
     # whether a file is a GGUF file is seen when it is read

@@ -10,6 +10,7 @@ from torch import Tensor
 from gspo_cli.config.choices import AdvantageBaseline, AdvantageScale
 
 ZERO_RANGE = 1e-6  # rewards of a group closer than this, relative to their size, are treated as equal
+OUTLIER_SHARE = 0.05  # of a group's deviation
 SMALL_SPREAD = 0.02  # standard deviation below which rewards in [0, 1] hardly differ
 
 
@@ -51,6 +52,15 @@ def deviations(rewards: Tensor, valid: Tensor) -> Tensor:
     """Sample standard deviation (n - 1) of the valid rewards of each group; 0 for fewer than two.
     rewards, valid (P, G) -> (P,) in float64."""
     return _deviations(_centered(rewards, valid), valid)
+
+
+def flattened_by_one(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Whether one reward of a group is so far away that the differences between the others, which are there,
+    vanish beside it: without it the deviation is below `OUTLIER_SHARE` of the whole. (P, G) -> (P,)"""
+    away = _centered(rewards, valid).abs()
+    others = valid & (torch.arange(rewards.shape[1]) != away.argmax(dim=1, keepdim=True))
+    vanish = deviations(rewards, others) < OUTLIER_SHARE * deviations(rewards, valid)
+    return vanish & has_spread(rewards, others)
 
 
 def _deviations(centered: Tensor, valid: Tensor) -> Tensor:

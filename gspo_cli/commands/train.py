@@ -80,10 +80,7 @@ def job(node: DictConfig) -> float | None:
     """One run, alone or in a sweep; returns the final held-out score, which sweepers use."""
     try:
         code, why = guarded("gspo-train", lambda: train(node), TRAINING_STOPPED)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a bug in this program or in the user's code: print the full traceback
+    except (Exception, SystemExit) as error:  # a bug, here or in the user's code: print all of it
         traceback.print_exc()
         code, why = 1, f"{type(error).__name__}: {as_exception(error)}"
     finally:

@@ -63,7 +63,9 @@ class TrainingConfig:
     reward_concurrency: int = 16
     """Maximum number of asynchronous rewards at once; above 0."""
     reward_timeout: float = 60.0
-    """Time limit of an asynchronous reward, in seconds; above 0."""
+    """Time limit of an asynchronous or isolated reward, in seconds for each conversation; above 0."""
+    isolate_reward: bool = False
+    """Whether the reward runs in a process of its own, which is ended where it takes too long or dies."""
     on_collapse: OnCollapse = OnCollapse.warn
     """What to do when the monitor finds that the policy is collapsing."""
     rollback_learning_rate: float = 0.5

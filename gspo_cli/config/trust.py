@@ -109,8 +109,8 @@ def require_base_trust(base: str, adapter: Path) -> None:
         remember(digest)
     elif digest not in _trusted():
         raise UserError(
-            f"{adapter}: its base_model_name_or_path={base} {SAYS[MODEL]}; if you know where the folder comes "
-            f"from, add {FLAG}, or type {item.typed}"
+            f"{adapter}: its base_model_name_or_path={base} {SAYS[MODEL]}; if you know where the folder "
+            f"comes from, add {FLAG}, or type {item.typed}"
         )
 
 
@@ -132,8 +132,8 @@ def _require_inside(folder: Path) -> None:
                 remember(digest)
             elif digest not in _trusted():
                 raise UserError(
-                    f"{path}: is a link that leads out of the folder, to {path.resolve()}; put what it leads to "
-                    f"in its place, or add {FLAG} if you know where the folder comes from"
+                    f"{path}: is a link that leads out of the folder, to {path.resolve()}; put what it "
+                    f"leads to in its place, or add {FLAG} if you know where the folder comes from"
                 )
 
 

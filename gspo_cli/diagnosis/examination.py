@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import OBJECT, composed, literal, plain_values
 from gspo_cli.config.stored import StoredConfig, read_stored
 from gspo_cli.console.words import clean, number, override
+from gspo_cli.diagnosis.columns import rows_of
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.guide import Answer, guide
 from gspo_cli.diagnosis.history import Finding, History, Record, Severity
@@ -24,7 +25,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.manifest import damage
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import RESUMABLE, WRITTEN, leaves, matches
-from gspo_cli.run.logs import read_log
+from gspo_cli.run.logs import each_record
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,18 @@ def damaged_checkpoints(folder: Path) -> list[str]:
     return [f"checkpoint {name} is damaged ({what})" for name, what in found if what is not None]
 
 
-def read_numbers(path: Path) -> tuple[list[Record], int | None]:
+def read_numbers(path: Path) -> tuple[Sequence[Record], int | None]:
     """`read_log`; only values that are numbers are kept."""
-    records, damaged = read_log(path)
-    numbers = (int, float)
-    return [{name: v for name, v in record.items() if isinstance(v, numbers)} for record in records], damaged
+    damaged: list[int] = []
+
+    def readable() -> Iterator[dict[str, Any]]:
+        for record in each_record(path):
+            if isinstance(record, int):
+                damaged.append(record)
+            else:
+                yield record
+
+    return rows_of(readable()), damaged[0] if damaged else None
 
 
 def verdict(config: StoredConfig, history: History, findings: Sequence[Finding]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from gspo_cli.config.choices import Device, Optimizer
+from gspo_cli.config.choices import ClipMode, Device, Optimizer
 from gspo_cli.config.schema import RunSettings
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import Finding, History, Severity, number_of, preset_rate, slower
@@ -19,7 +19,7 @@ NO_SIGNAL = {  # rules that say why a reward does not rise
 }  # fmt: skip
 UNSTABLE = {
     "reward_fell", "entropy_gone", "length_runaway", "repetition", "kl_far", "not_finite", "gradient_spike",
-    "rolled_back", "held_out_fell", "reward_scale",
+    "rolled_back", "held_out_fell", "reward_scale", "reward_outliers", "outlier_groups",
 }  # fmt: skip
 WORTH = 0.05  # share of the estimate; smaller savings are not worth a change
 
@@ -66,8 +66,35 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     other = slower(run)
     if run.config.algorithm.learning_rate <= preset_rate(run):
         other = f"algorithm.learning_rate={3 * run.config.algorithm.learning_rate:.3g}"
-    fix = f"no rule explains it: use {longer}, or {other}"
+    also = ", ".join(sharper(run.config))
+    fix = f"no rule explains it: use {longer}, or {other}; what sharpens the signal: {also}"
     return Answer("loss not decreasing", False, what, fix, (longer,))
+
+
+def sharper(config: RunSettings) -> list[str]:
+    """Settings by which more of each group is learned."""
+    answers = f"training.num_generations={2 * config.training.num_generations}"
+    return [answers, *(f"{text} (wider)" for text in _band(config, 3.0))]
+
+
+def steadier(config: RunSettings) -> list[str]:
+    """Settings that make steps smaller or less noisy, of those that are not in use."""
+    training, cap = config.training, config.rollout.max_completion_length
+    found = [f"training.num_generations={2 * training.num_generations}"]
+    found += [f"{text} (narrower)" for text in _band(config, 1 / 3)]
+    found += [f"rollout.max_completion_length={max(1, cap // 2)}"]
+    if training.length_curriculum_start is None:
+        found.append(f"training.length_curriculum_start={max(1, cap // 4)}")
+    return found if config.algorithm.beta else [*found, "algorithm.beta=0.01"]
+
+
+def _band(config: RunSettings, factor: float) -> list[str]:
+    """The clip band `factor` times as wide, as one override; none where nothing clips."""
+    sides = config.algorithm.clip_range
+    if config.algorithm.clip_mode is ClipMode.none or None in sides:
+        return []
+    left, right = (f"{factor * side:.3g}" for side in sides)
+    return [f"algorithm.clip_range=[{left},{right}]"]
 
 
 def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
@@ -153,7 +180,11 @@ def instability(run: History, findings: Sequence[Finding]) -> Answer:
         return Answer("instability", True, f"stable: {', '.join(facts)}", "")
     named = ", ".join(finding.rule for finding in found)
     settings = tuple(dict.fromkeys([slower(run), *found[0].settings]))
-    fix = f"use {settings[0]}, and training.on_collapse=rollback to recover automatically"
+    others = ", ".join(steadier(run.config))
+    fix = (
+        f"use {settings[0]}, and training.on_collapse=rollback to recover automatically; what else steadies "
+        f"a run: {others}"
+    )
     return Answer(
         "instability",
         False,

@@ -136,8 +136,8 @@ def lineage(metrics: Sequence[Record]) -> list[Record]:
     for record in metrics:
         kept.append(record)
         back = number_of(record, "rolled_back_to")
-        if back is not None:
-            kept = [earlier for earlier in kept if earlier["iteration"] <= back]
+        while back is not None and kept and kept[-1]["iteration"] > back:
+            kept.pop()  # iterations rise within what is kept
     return kept
 
 

@@ -5,6 +5,7 @@ its finding or None. `signal_rules` has those about what carries the advantages 
 from __future__ import annotations
 
 import math
+from bisect import insort
 from statistics import median
 
 from gspo_cli.config.choices import AdvantageScale, OldLogprobs, RatioLevel
@@ -31,7 +32,9 @@ SPIKE = 10.0  # times the median gradient norm before
 FALL = 0.5  # of the best running mean of the reward
 FALL_ERRORS = 4.0  # standard errors: the best of many means is partly luck
 MANY_DROPPED = 4  # updates in a row: more than one bad batch
-LARGE_REWARD = 100.0  # if nothing divides by the spread, gradients are just as large
+LARGE_REWARD = 100.0  # thresholds, penalties and learning rates are made for rewards around 1
+OUTLYING = 20.0  # times the upper quartile
+BOUND = "reward=<module.Name> that clamps, or takes a logarithm"
 
 
 def learning_rate_zero(run: History) -> Finding | None:
@@ -79,20 +82,49 @@ def constant_reward(run: History) -> Finding | None:
 
 
 def reward_scale(run: History) -> Finding | None:
-    """Rewards in the hundreds, not divided by their spread."""
-    if run.config.algorithm.advantage_scale is not AdvantageScale.none:
+    """Mean rewards in the hundreds, always or now and then."""
+    sizes = [(record, abs(value)) for record in run.records if (value := number_of(record, "reward"))]
+    large = [(record, size) for record, size in sizes if size > LARGE_REWARD]
+    if not large:
         return None
-    since = run.since(lambda record: abs(number_of(record, "reward") or 0.0) > LARGE_REWARD)
-    if since is None:
-        return None
+    undivided = run.config.algorithm.advantage_scale is AdvantageScale.none
+    effect = "advantages are just as large" if undivided else "penalties and what counts as solved are not"
+    often = len(large) > len(sizes) / 2
+    what = (
+        f"the mean reward is {number(number_of(large[-1][0], 'reward'))}"
+        if often
+        else f"the mean reward was over {LARGE_REWARD:.0f} in {len(large)} of {len(sizes)} iterations, at "
+        f"most {number(max(size for _, size in large))}, and usually {number(median(s for _, s in sizes))}"
+    )
+    setting = ("algorithm.advantage_scale=group_std",) if undivided else ()
     return Finding(
         "reward_scale",
         Severity.warning,
-        f"the mean reward is {number(run.last('reward'))} and algorithm.advantage_scale=none: "
-        "advantages are just as large",
-        "use algorithm.advantage_scale=group_std, or bring the reward to [0, 1]",
-        since,
-        ("algorithm.advantage_scale=group_std",),
+        f"{what}: {effect}",
+        f"{f'use {setting[0]}, or ' if undivided else ''}bring the reward to [0, 1] ({BOUND})",
+        large[0][0]["iteration"],
+        setting,
+    )
+
+
+def reward_outliers(run: History) -> Finding | None:
+    """Iterations whose rewards are far larger than in nearly all others."""
+    if len(run.records) < 2 * WINDOW or reward_scale(run):
+        return None
+    sizes = [
+        (r, max(abs(number_of(r, name) or 0.0) for name in ("reward", "reward_std"))) for r in run.records
+    ]
+    usual = sorted(size for _, size in sizes)[len(sizes) * 3 // 4]
+    far = [(record, size) for record, size in sizes if usual > 0 and size > OUTLYING * usual]
+    if not far:
+        return None
+    return Finding(
+        "reward_outliers",
+        Severity.warning,
+        f"rewards of {len(far)} of {len(sizes)} iterations are extreme: {number(max(s for _, s in far))}, "
+        f"where three quarters of the iterations are at most {number(usual)}",
+        f"bound the reward ({BOUND})",
+        far[0][0]["iteration"],
     )
 
 
@@ -238,8 +270,10 @@ def not_finite(run: History) -> Finding | None:
 def gradient_spike(run: History) -> Finding | None:
     """A gradient norm far above its earlier values, for several iterations."""
     norms = [(r["iteration"], n) for r in run.records if (n := number_of(r, "grad_norm")) is not None]
+    before = sorted(norm for _, norm in norms[: WINDOW - 1])
     for place in range(WINDOW, len(norms) - LASTING + 1):
-        usual = median(norm for _, norm in norms[:place])
+        insort(before, norms[place - 1][1])
+        usual = (before[place // 2] + before[(place - 1) // 2]) / 2  # the median, kept sorted: runs are long
         row = [norm for _, norm in norms[place : place + LASTING]]
         if 0 < SPIKE * usual < min(row):
             return Finding(

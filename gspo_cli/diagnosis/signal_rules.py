@@ -18,7 +18,7 @@ from gspo_cli.diagnosis.history import (
     number_of,
     widths,
 )
-from gspo_cli.diagnosis.rules import EQUAL_GROUPS, SOLVED
+from gspo_cli.diagnosis.rules import BOUND, EQUAL_GROUPS, SOLVED
 
 STILL = 0.01  # deviation of a token's log ratio; runs that learn have 0.02 and more
 STILL_KL = 0.01  # nats per token from the model before training; runs that learn soon have more
@@ -157,6 +157,24 @@ def small_spread(run: History) -> Finding | None:
         f"use {setting}, or a reward without small differences",
         found[0]["iteration"],
         (setting,),
+    )
+
+
+def outlier_groups(run: History) -> Finding | None:
+    """Groups in which one extreme reward leaves nearly equal advantages to all other answers."""
+    found = [r for r in run.records if (number_of(r, "frac_reward_outlier") or 0.0) >= SMALL_SHARE]
+    if not found:
+        return None
+    newest = found[-1]
+    return Finding(
+        "outlier_groups",
+        Severity.warning,
+        f"in {number_of(newest, 'frac_reward_outlier') or 0.0:.0%} of the groups of iteration "
+        f"{newest['iteration']} one reward is so extreme that the others, which differ, get nearly equal "
+        "advantages",
+        f"bound the reward ({BOUND}), or use algorithm.advantage_scale=batch_std",
+        found[0]["iteration"],
+        ("algorithm.advantage_scale=batch_std",),
     )
 
 

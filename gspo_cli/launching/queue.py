@@ -150,8 +150,8 @@ class QueueTable(Protocol):
 def run_queue(jobs: Sequence[Job], slots: Sequence[Slot], table: QueueTable) -> list[QueuedJob]:
     """Run `jobs` in their order, at most one per slot. Returns how they ended, in the same order.
 
-    The first signal that ends a command (Ctrl-C, SIGTERM, SIGHUP) is sent to all running jobs (gspo-train then finishes its iteration with a
-    checkpoint) and no further job starts; the second kills them."""
+    The first signal that ends a command (Ctrl-C, SIGTERM, SIGHUP) is sent to all running jobs (gspo-train
+    then finishes its iteration with a checkpoint) and no further job starts; the second kills them."""
     if not jobs:
         return []
     queue = [QueuedJob(job) for job in jobs]
@@ -179,7 +179,8 @@ def run_queue(jobs: Sequence[Job], slots: Sequence[Slot], table: QueueTable) -> 
 
 @contextmanager
 def signals_to(queue: Sequence[QueuedJob]) -> Iterator[list[int]]:
-    """A block in which signals that end a command are sent on to running jobs. Yields a list of those received."""
+    """A block in which signals that end a command are sent on to running jobs. Yields a list of those
+    received."""
     received: list[int] = []
 
     def forward(number: int) -> None:

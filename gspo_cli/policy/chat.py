@@ -174,9 +174,9 @@ class ChatFormat:
         if largest >= self.rows:
             token = self.tokenizer.convert_ids_to_tokens(largest)
             raise UserError(
-                f"model.name: its tokenizer gives {token!r} the id {largest}, but the model has embeddings for "
-                f"{self.rows} tokens only; put the tokenizer into its folder that belongs to it, or resize its "
-                "embeddings"
+                f"model.name: its tokenizer gives {token!r} the id {largest}, but the model has embeddings "
+                f"for {self.rows} tokens only; put the tokenizer that belongs to it into its folder, or "
+                "resize its embeddings"
             )
 
 

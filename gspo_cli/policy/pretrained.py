@@ -73,8 +73,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except FOREIGN as error:
+        reason = " ".join(str(as_exception(error)).split())[:200]
         raise UserError(
-            f"model.name={folder}: its tokenizer cannot be loaded ({' '.join(str(as_exception(error)).split())[:200]}); "
+            f"model.name={folder}: its tokenizer cannot be loaded ({reason}); "
             "restore its files, or remove them to use the base's"
         ) from error
 

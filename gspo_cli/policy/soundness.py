@@ -43,8 +43,8 @@ def require_finite(model: nn.Module, base: str) -> None:
         if stored.is_floating_point() and stored.itemsize > 1 and not torch.isfinite(stored).all():
             count = int((~torch.isfinite(stored)).sum())
             raise UserError(
-                f"model.name={base}: {count:,} of {stored.numel():,} values of the weight {name} are infinite "
-                "or not a number; its files are damaged: get them anew, or give another checkpoint"
+                f"model.name={base}: {count:,} of {stored.numel():,} values of the weight {name} are "
+                "infinite or not a number; its files are damaged: get them anew, or give another checkpoint"
             )
 
 

@@ -3,6 +3,7 @@ library's own time limits work in a main thread only."""
 
 from __future__ import annotations
 
+import signal
 from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -47,6 +48,7 @@ def _worker() -> tuple[BaseProcess, Connection]:
 def _serve(pipe: Connection) -> None:
     import math_verify
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's, which finishes its iteration
     pipe.send("ready")
     while True:
         try:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
 from gspo_cli.concurrency import TookTooLong, gather
@@ -47,9 +50,33 @@ def score(
 
     Plain rewards run here, one by one. Coroutines run `limit` at a time, each for at most `timeout` seconds.
     """
-    scores = call(function, trajectories)
+    with _named_while_it_hangs(function, timeout):
+        scores = call(function, trajectories)
     awaited = iter(gather([value for value in scores if inspect.isawaitable(value)], limit, timeout))
     return [next(awaited) if inspect.isawaitable(value) else value for value in scores]
+
+
+@contextmanager
+def _named_while_it_hangs(function: RewardFunction, seconds: float) -> Iterator[None]:
+    """A block that prints the reward's name each `seconds` until it ends: nothing here can end the reward."""
+    ended = Event()
+
+    def watch() -> None:
+        waited = 0.0
+        while not ended.wait(seconds):
+            waited += seconds
+            print(
+                f"warning: reward {type(function).__name__} has not returned for {waited:g} s; Ctrl-C twice "
+                "stops the run, and training.isolate_reward=true ends such a reward by itself",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def call(function: RewardFunction, trajectories: Sequence[Trajectory]) -> list[Score]:

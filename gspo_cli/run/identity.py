@@ -22,6 +22,7 @@ from gspo_cli.run.summary import RunStatus, known_summary
 RESUMABLE = (  # settings that may change when a run is resumed: those that do not affect the results
     "training.num_outer_iterations",
     "training.on_collapse",
+    "training.isolate_reward",
     "evaluation.",
     "checkpoint.",
     "logging.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,30 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
     """The records of a log up to the first line that is not a JSON object with an iteration, and the number
     of that line: None if all lines are valid. A missing log has no records."""
     found: list[dict[str, Any]] = []
+    for record in each_record(path):
+        if isinstance(record, int):
+            return found, record
+        found.append(record)
+    return found, None
+
+
+def each_record(path: Path) -> Iterator[dict[str, Any] | int]:
+    """The records of a log one by one, and at the end, where one cannot be read, the number of its line."""
     for place, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         record = _record(line)
         if record is None:
-            return found, place
-        found.append(record)
-    return found, None
+            yield place
+            return
+        yield record
 
 
 def check_log(path: Path, resume: str) -> None:
     """Raise UserError, with the command `resume` that repairs it, if a line before the last cannot be read: a
     kill can cut the last one only."""
-    lines = _lines(path)
-    for place, line in enumerate(lines[:-1], start=1):
-        if line.strip() and _record(line) is None:
+    for place, line in enumerate(_lines(path), start=1):
+        if line.endswith(b"\n") and line.strip() and _record(line) is None:
             raise UserError(
                 f"{path}: line {place} cannot be read; restore the file, or move what cannot be read to "
                 f"{path.name}{ASIDE} with: {resume} --repair"
@@ -41,35 +50,40 @@ def check_log(path: Path, resume: str) -> None:
 
 def repair_log(path: Path) -> int:
     """Move the lines that cannot be read to the file beside; returns their number."""
-    lines = [line for line in _lines(path) if line.strip()]
-    broken = [line for line in lines if _record(line) is None]
+    kept, broken = [], []
+    for line in _lines(path):
+        if line.strip():
+            (broken if _record(line) is None else kept).append(line.rstrip(b"\n") + b"\n")
     if broken:
-        _set_aside(path, b"".join(line + b"\n" for line in broken))
-        _replace(path, b"".join(line + b"\n" for line in lines if line not in broken))
+        _set_aside(path, broken)
+        _replace(path, kept)
     return len(broken)
 
 
 def cut_log(path: Path, iteration: int) -> None:
     """Cut a log at the first line after `iteration`, so that a resumed run neither repeats lines nor leaves
     gaps. The rest is moved to the file beside: nothing is lost. A last line that a kill cut goes, too."""
-    kept, rest = b"", b""
+    kept: list[bytes] = []
+    rest: list[bytes] = []
     for line in _lines(path):
-        record = _record(line) if line.strip() else {"iteration": -1}
-        if rest or record is None or record["iteration"] > iteration:
-            rest += line + b"\n"
-        elif line.strip():
-            kept += line + b"\n"
-    if rest.strip():
-        _set_aside(path, rest.rstrip(b"\n") + b"\n")
+        if not line.strip():
+            continue
+        record = _record(line)
+        later = bool(rest) or record is None or record["iteration"] > iteration
+        (rest if later else kept).append(line.rstrip(b"\n") + b"\n")
+    if rest:
+        _set_aside(path, rest)
         _replace(path, kept)
 
 
-def _lines(path: Path) -> list[bytes]:
-    """Not splitlines: it also splits at U+2028 and similar characters, which models do write."""
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file, read one by one. Not splitlines: it also splits at U+2028 and similar characters,
+    which models do write."""
     try:
-        return path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            yield from file
     except FileNotFoundError:
-        return []
+        return
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -81,17 +95,17 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if has_iteration else None
 
 
-def _set_aside(path: Path, lines: bytes) -> None:
+def _set_aside(path: Path, lines: list[bytes]) -> None:
     with path.with_name(path.name + ASIDE).open("ab") as file:
-        file.write(lines)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, lines: list[bytes]) -> None:
     temporary = path.with_name(f".writing-{path.name}")
     with temporary.open("wb") as file:
-        file.write(content)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -16,7 +16,7 @@ from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import RolloutEngine, Sampling
 from gspo_cli.rollout.progress import RolloutProgress
 from gspo_cli.rollout.prompts import Prompts
-from gspo_cli.training.credit import hardly_differ, informative
+from gspo_cli.training.credit import hardly_differ, informative, outlier_groups
 from gspo_cli.training.metrics import Clock
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.types import Problem, Trajectory
@@ -148,6 +148,7 @@ class Collector:
         metrics = {
             "frac_reward_zero_std": len(flat) / len(everything),
             "frac_reward_small_std": sum(hardly_differ(everything, algorithm)) / len(everything),
+            "frac_reward_outlier": sum(outlier_groups(everything, algorithm)) / len(everything),
             "sampling/rounds": len(masses),
             "sampling/truncated_mass": sum(masses) / len(masses),
         }

@@ -13,6 +13,7 @@ from torch import Tensor
 from gspo_cli.algorithm.advantages import (
     SMALL_SPREAD,
     deviations,
+    flattened_by_one,
     group_advantages,
     has_spread,
     rewards_to_go,
@@ -88,6 +89,11 @@ def hardly_differ(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[b
             spread = torch.maximum(spread, deviations(to_go[:, :, turn], taken[:, :, turn] & valid))
     small = (spread < SMALL_SPREAD).tolist()
     return [a and b for a, b in zip(small, informative(groups, algorithm), strict=True)]
+
+
+def outlier_groups(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[bool]:
+    """Which groups have one reward beside which the differences between the others vanish."""
+    return flattened_by_one(*_rewards(groups, algorithm)).tolist()
 
 
 def _rewards(groups: Sequence[Group], algorithm: AlgorithmConfig) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,14 @@ from gspo_cli.policy.dimensions import dimensions
 from gspo_cli.policy.loading import empty_model, load_policy, torch_device
 from gspo_cli.policy.policy import Policy
 from gspo_cli.rewards.base import RewardFunction, build
+from gspo_cli.rewards.isolated import IsolatedReward
 from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import MEASURED, RESUMABLE, matches
+from gspo_cli.run.provenance import git_commit, versions
 from gspo_cli.run.summary import RunStatus
 from gspo_cli.signals import Stopped, signals_handled_by
 from gspo_cli.sources import ModelSource
@@ -53,7 +53,6 @@ from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.training.zero import ZeroStrategy, sharded_loading
 
 ASKED = 256  # problems of each split whose prompts are measured for the card
-PACKAGES = ("gspo-cli", "torch", "transformers", "peft", "hydra-core")
 
 
 def run_training(
@@ -144,7 +143,7 @@ def build_parts(
     task: Task = config.task
     if config.rollout.engine is Engine.vllm:
         require_vllm()  # checked before a cold start, which takes minutes
-    reward = build_reward(config) if reward is None else reward
+    reward = run_reward(config) if reward is None else reward
     train, heldout = task.train_problems(), task.heldout_problems()
     for note in task.notes():
         reporter.warn(note)
@@ -268,7 +267,7 @@ def evaluate_only(
     answers."""
     task: Task = config.task
     set_threads(config)
-    reward, heldout = build_reward(config), task.heldout_problems()
+    reward, heldout = run_reward(config), task.heldout_problems()
     policy = load_trained(config, source, adapter)
     fit_lengths(config, policy.max_positions, None, warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
@@ -301,6 +300,15 @@ def build_reward(config: RunConfig) -> RewardFunction:
     if config.reward is None:
         return config.task.reward()
     return build(config.reward, config.reward_settings or {})
+
+
+def run_reward(config: RunConfig) -> RewardFunction:
+    """`build_reward`, in a process of its own where training.isolate_reward says so."""
+    training, settings = config.training, config.reward_settings or {}
+    if not training.isolate_reward:
+        return build_reward(config)
+    make = config.task.reward if config.reward is None else partial(build, config.reward, settings)
+    return IsolatedReward(make, training.reward_concurrency, training.reward_timeout)
 
 
 @contextmanager
@@ -345,7 +353,7 @@ def summarize(
         "wall_seconds": trainer.wall_seconds if trainer else 0.0,
         "run_folder": str(folder.path),
         "overrides": comparable_overrides(folder),
-        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
+        "versions": versions(),
         "git_commit": git_commit(),
     }
 
@@ -359,25 +367,3 @@ def comparable_overrides(folder: RunFolder) -> list[str] | None:
         return None
     ignored = ("seed", "logging", *(key for key in RESUMABLE if key not in MEASURED))
     return own and [text for text in own if not matches(text.split("=")[0].strip("'"), ignored)]
-
-
-def installed(package: str) -> str | None:
-    """Version of a package; None if it runs from a folder without being installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, `-dirty` with local changes; None in an installed
-    copy."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
