@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +31,7 @@ KINDS = (
     "give a hub id, a model folder (config.json), a GGUF file, an adapter folder (adapter_config.json) or a "
     "run folder (config.yaml)"
 )
+FOLLOWED: ContextVar[tuple[Path, ...]] = ContextVar("followed", default=())  # folders on the way to a base
 # the settings of a run that an adapter decides
 OF_ADAPTER = ("lora_r", "lora_alpha", "lora_target_modules", "lora_experts")
 
@@ -99,10 +103,8 @@ def run_start(run: Path, name: str | None = None, base: str | None = None) -> Mo
         name, base = OmegaConf.select(saved, "model.name"), OmegaConf.select(saved, "model.base")
     if not isinstance(name, str) or name == EMBEDDED:
         raise UserError(f"{run}: has no model (neither initial_model nor a model.name); give a complete run")
-    place = Path(name).expanduser()
-    if place.is_dir() and run.resolve() in (place.resolve(), run_of(place)):
-        raise UserError(f"{run}: its model.name leads back to itself; give another run")
-    return find_source(name, base)
+    with _followed(run):
+        return find_source(name, base)
 
 
 def run_checkpoint(
@@ -181,6 +183,20 @@ def _plain(value: object) -> object:
     return sorted(plain) if isinstance(plain, list) else plain
 
 
+@contextmanager
+def _followed(folder: Path) -> Iterator[None]:
+    """A block that finds what a run or an adapter started from. Raises UserError where that leads back to
+    it."""
+    before = FOLLOWED.get()
+    if folder.resolve() in before:
+        raise UserError(f"{folder}: what it started from leads back to itself; give another model.name")
+    token = FOLLOWED.set((*before, folder.resolve()))
+    try:
+        yield
+    finally:
+        FOLLOWED.reset(token)
+
+
 def _of_folder(folder: Path, base: str | None, checkpoint: str) -> ModelSource:
     run = run_of(folder)
     if base is not None and not (folder / CONFIG).is_file():
@@ -227,7 +243,8 @@ def _of_adapter(folder: Path, base: str | None) -> ModelSource:
     if not name:
         raise UserError(f"model.name={folder}: {CONFIG} names no base; {fix}")
     try:
-        found = find_source(name)
+        with _followed(folder):
+            found = find_source(name)
     except UserError as error:
         raise UserError(f"model.name={folder}: its base {name} is not on this machine; {fix}") from error
     if found.adapter is not None:

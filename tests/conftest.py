@@ -44,6 +44,7 @@ def surroundings(tmp_path_factory):
 def folders(tmp_path_factory) -> dict[str, Path]:
     """Local model folders: qwen3, qwen3_moe (with templates) and gpt2 (no template, dropout 0.1)."""
     from gspo_cli.config.model_schema import Shape
+    from gspo_cli.config.trust import trust_base
     from gspo_cli.policy.embedded import write_embedded
     from tests.support.models import SMALL, TEXTS, write_gpt2
 
@@ -51,13 +52,19 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     write_embedded(root / "qwen3", Shape(**SMALL), 0, TEXTS)
     write_embedded(root / "qwen3_moe", Shape(**SMALL, experts=4, experts_per_token=2), 0, TEXTS)
     write_gpt2(root / "gpt2")
+    for path in root.iterdir():
+        trust_base(str(path))  # adapters of the tests are over models of ours
     return {path.name: path for path in root.iterdir()}
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct, a real pretrained chat model."""
-    return real_model.fetched()
+    from gspo_cli.config.trust import trust_base
+
+    folder = real_model.fetched()
+    trust_base(str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

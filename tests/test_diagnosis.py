@@ -43,6 +43,8 @@ FAULTS = {
     "zero_reward": ("warning", 1, {"reward": 0.0, "reward_std": 0.0, "solved": 0.0}, [], "12 iterations"),
     "constant_reward": ("warning", 1, {"reward": 3.0, "reward_std": 0.0}, [], "reward 3"),
     "reward_scale": ("warning", 1, {"reward": 412.0}, ["algorithm.advantage_scale=none"], "412"),
+    "reward_outliers": ("warning", 12, {"reward": 50.0}, [], "rewards of 1 of 12 iterations are extreme: 50"),
+    "outlier_groups": ("warning", 8, {"frac_reward_outlier": 0.4}, [], "40%"),
     "equal_groups": ("warning", 8, {**EQUAL, "solved": 0.0}, [], "95%"),
     "reward_fell": ("collapse", 8, LOST, [], "to 0.02"),
     "entropy_gone": ("collapse", 9, {"entropy": 0.01}, [], "from 0.48 to 0.01"),

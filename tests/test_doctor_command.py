@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from gspo_cli.commands.doctor import lines, show
+from gspo_cli.config.choices import AdvantageScale
 from gspo_cli.diagnosis.diagnosis import diagnose
-from gspo_cli.diagnosis.examination import commands, examine, own_overrides
+from gspo_cli.diagnosis.examination import commands, examine, own_overrides, read_numbers
 from gspo_cli.diagnosis.guide import estimated_parts, guide
 from gspo_cli.diagnosis.history import History
 from gspo_cli.errors import UserError
@@ -253,7 +254,9 @@ def test_a_loss_that_does_not_decrease_names_the_cause_or_says_that_there_is_non
         in still.fix
     )
     fast = answers(run_of(12, 1, reward=0.2), None, "algorithm.learning_rate=0.001")["loss not decreasing"]
-    assert fast.fix.endswith("or algorithm.learning_rate=0.0001")
+    assert (
+        "or algorithm.learning_rate=0.0001; what sharpens the signal: training.num_generations=8" in fast.fix
+    )
 
 
 SMALL = ["model=small", "model.name=x", "hardware.tokens_per_microbatch=8192"]
@@ -292,3 +295,62 @@ def test_instability_gathers_what_is_unstable():
     assert not found.ok
     assert "see reward_fell" in found.what
     assert "training.on_collapse=rollback" in found.settings
+    others = found.fix.partition("what else steadies a run: ")[2].split(", ")
+    assert others == [
+        "training.num_generations=8",
+        "algorithm.clip_range=[0.0001,0.000133] (narrower)",
+        "rollout.max_completion_length=128",
+        "training.length_curriculum_start=64",
+        "algorithm.beta=0.01",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (lambda i: 3e6, "the mean reward is 3e+06: penalties and what counts as solved are not"),
+        (
+            lambda i: 1e6 if i % 5 == 0 else 0.2,
+            "was over 100 in 8 of 40 iterations, at most 1e+06, and usually 0.2",
+        ),
+        (lambda i: -1e4 if i == 33 else 0.2, "was over 100 in 1 of 40 iterations, at most 1e+04"),
+        (
+            lambda i: 30.0 if i % 9 == 0 else 0.2,
+            "rewards of 4 of 40 iterations are extreme: 30, where three quarters",
+        ),
+    ],
+)
+def test_extreme_rewards_are_found_whatever_divides_them(reward, said):
+    lines = run_of(40, 1, reward=reward)
+    assert settings().algorithm.advantage_scale is AdvantageScale.group_std
+    [found] = [f for f in diagnose(settings(), lines) if f.rule in ("reward_scale", "reward_outliers")]
+    assert said in found.what
+    assert "clamps, or takes a logarithm" in found.fix
+    answered = answers(lines)["instability"]
+    assert not answered.ok
+    assert f"see {found.rule}" in answered.what
+
+
+def test_a_reward_that_grows_tenfold_is_no_outlier():
+    lines = run_of(60, 1, reward=lambda i: 0.05 if i < 40 else 0.95)
+    assert not [f for f in diagnose(settings(), lines) if f.rule == "reward_outliers"]
+
+
+def test_rows_read_like_the_records_that_they_hold(tmp_path):
+    records = [
+        *run_of(50),
+        {"iteration": 51, "grad_norm": None, "late/name": 3, "reward": 1e300, "text": "x"},
+    ]
+    make_run(tmp_path, records)
+    rows, damaged = read_numbers(tmp_path / "metrics.jsonl")
+    assert damaged is None
+    for row, record in zip(rows, records, strict=True):
+        kept = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        assert dict(row) == kept
+        assert len(row) == len(kept)
+        assert row["iteration"] == record["iteration"]
+        assert isinstance(row["iteration"], int)
+        assert [row.get(name) for name in kept] == list(kept.values())
+        assert row.get("no such name", 7) == 7
+        assert "no such name" not in row
+    assert diagnose(settings(), rows) == diagnose(settings(), records)

@@ -8,7 +8,7 @@ from gspo_cli.config.choices import Credit
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.history import Severity
 from gspo_cli.errors import UserError
-from gspo_cli.training.credit import hardly_differ, trainable, with_advantages
+from gspo_cli.training.credit import hardly_differ, outlier_groups, trainable, with_advantages
 from gspo_cli.training.metrics import rollout_metrics, spread_metrics
 from gspo_cli.training.monitor import Monitor
 from gspo_cli.types import FinishReason, Problem, Trajectory
@@ -221,6 +221,19 @@ def test_groups_hardly_differ_below_a_deviation_of_2_percent():
     groups = [answers(0.073, 0.080), answers(0.5, 0.5), answers(0.49, 0.51), answers(0.0, 1.0)]
     assert hardly_differ(groups, algorithm) == [True, False, True, False]
     assert hardly_differ([answers(0.48, 0.52)], algorithm) == [False]  # 0.028
+
+
+def test_one_reward_can_flatten_the_rest_of_its_group():
+    algorithm = settings().algorithm
+    groups = [
+        answers(0.1, 0.5, 0.9, 1e6),  # the others differ, and get advantages of -0.5 each
+        answers(0.1, 0.5, 0.9, -1e6),
+        answers(0.0, 0.0, 0.0, 1.0),  # one of four solved: the others are equal
+        answers(0.1, 0.5, 0.9, 1.0),
+        answers(0.1, 0.1, 0.1, 0.1),
+    ]
+    assert outlier_groups(groups, algorithm) == [True, True, False, False, False]
+    assert outlier_groups([answers(0.1, 1e6)], algorithm) == [False]
 
 
 def test_with_credit_by_turn_a_group_hardly_differs_if_it_does_at_no_turn():

@@ -64,7 +64,8 @@ def stranger(whole, home):
         node = OmegaConf.load(folder / "config.yaml")
         for key, value in changes.items():
             OmegaConf.update(node, key.replace("__", "."), value, force_add=True)
-        OmegaConf.save(node, folder / "config.yaml")
+        for name in ("config.yaml", ".config.yaml"):
+            OmegaConf.save(node, folder / name)
         return folder
 
     return made
@@ -238,6 +239,132 @@ def test_a_second_stage_does_not_follow_a_strangers_model_name(stranger, home):
     shutil.rmtree(folder / "initial_model")
     with pytest.raises(UserError, match=r"its model\.name=/etc names a model outside of the folder"):
         find_source(str(folder), checkpoint="initial")
+
+
+@pytest.mark.parametrize("name", [".config.yaml", "config.yaml"])
+def test_both_copies_of_the_settings_are_under_the_rule(stranger, home, name):
+    folder = stranger()
+    node = OmegaConf.load(folder / name)
+    node.reward = "evilmod.X"
+    OmegaConf.save(node, folder / name)
+    done = call("gspo-eval", str(folder), cwd=home)
+    assert (done.returncode, "its reward=evilmod.X" in done.stderr) == (2, True)
+    assert not (home / "pwned").exists()
+
+
+LINKS = {
+    "a log": ("metrics.jsonl", "victim"),
+    "the summary": ("summary.json", "victim"),
+    "a checkpoint": ("checkpoints/last", "elsewhere"),
+    "a file of a checkpoint": ("initial_model/config.json", "victim"),
+    "all checkpoints": ("checkpoints", "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("command", ["gspo-train", "gspo-eval", "gspo-export"])
+def test_a_link_that_leads_out_of_a_run_is_not_followed_unasked(stranger, home, name, command):
+    folder = stranger()
+    (home / "elsewhere").mkdir()
+    (home / "victim").write_text("precious")
+    place, target = LINKS[name]
+    path = folder / place
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    path.symlink_to(home / target)
+    arguments = {
+        "gspo-train": [f"resume={folder}", "training.num_outer_iterations=3"],
+        "gspo-eval": [str(folder)],
+        "gspo-export": [str(folder), str(home / "out")],
+    }[command]
+    done = call(command, *arguments, cwd=home)
+    assert done.returncode == 2
+    assert f"{path}: is a link that leads out of the folder, to {home / target}" in done.stderr
+    assert "add --trust" in done.stderr
+    assert (home / "victim").read_text() == "precious"
+    assert list((home / "elsewhere").iterdir()) == []
+
+
+def test_a_link_that_was_trusted_once_is_followed_from_then_on(stranger, home):
+    folder = stranger()
+    shutil.move(folder / "checkpoints", home / "large_disk")
+    (folder / "checkpoints").symlink_to(home / "large_disk")
+    assert call("gspo-eval", str(folder), cwd=home).returncode == 2
+    assert call("gspo-eval", str(folder), "--trust", cwd=home).returncode == 0
+    assert call("gspo-eval", str(folder), cwd=home).returncode == 0
+
+
+def test_yaml_that_unfolds_without_end_is_refused(stranger, home):
+    folder = stranger()
+    text = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    (folder / "config.yaml").write_text(text)
+    done = call("gspo-doctor", str(folder), cwd=home)
+    assert (done.returncode, "refers to a part of itself (*a0)" in done.stderr) == (2, True)
+
+
+@pytest.fixture
+def adapter(load, folders, home):
+    """An adapter folder that a stranger sent, over a model that is on this machine."""
+    load("qwen3", use_lora=True).save(home / "adapter")
+    return home / "adapter"
+
+
+def test_the_base_of_a_strangers_adapter_is_not_opened_unasked(adapter, folders, home):
+    base = str(folders["qwen3"])
+    given = ["task=arithmetic", "evaluation.problems=2", "evaluation.samples=1"]
+    done = call("gspo-eval", str(adapter), *given, cwd=home)
+    assert done.returncode == 2
+    assert f"its base_model_name_or_path={base} names a model outside of the folder" in done.stderr
+    assert f"add --trust, or type model.base={base}" in done.stderr
+    for more in ([f"model.base={base}"], ["--trust"], []):  # the last one was trusted before
+        done = call("gspo-eval", str(adapter), *given, *more, cwd=home)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_adapter_of_an_own_run_is_opened_without_a_question(folders, home, tmp_path):
+    trust.trust_base(str(folders["qwen3"]))
+    model = ["model=small", f"model.name={folders['qwen3']}", "hardware.threads=1"]
+    quick = [text for text in PLAIN if not text.startswith("model.")]
+    done = gspo_train(*quick, *model, "training.num_outer_iterations=1", "hydra.run.dir=run", cwd=home)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree((home / "run" / "checkpoints" / "last").resolve(), home / "mine")
+    shutil.rmtree(home / "run")
+    given = ["task=arithmetic", "evaluation.problems=2", "evaluation.samples=1"]
+    done = call("gspo-eval", "mine", *given, cwd=home)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_edit_by_hand_is_named_and_counts_only_when_it_is_typed(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    node = OmegaConf.load(folder / "config.yaml")
+    node.evaluation.problems, node.algorithm.learning_rate = 2, 0.5
+    OmegaConf.save(node, folder / "config.yaml")
+    done = gspo_train(f"resume={folder}", "training.num_outer_iterations=3")
+    assert done.returncode == 0, done.stderr
+    said = f"note: {folder}/config.yaml: evaluation.problems was edited from 4 to 2, which does not count; "
+    assert said + "type evaluation.problems=2 to change it\n" in done.stdout
+    assert "algorithm.learning_rate was edited from " in done.stdout
+    kept = OmegaConf.load(folder / "config.yaml")
+    assert (kept.evaluation.problems, kept.training.num_outer_iterations) == (4, 3)
+    assert kept.algorithm.learning_rate != 0.5
+    node = OmegaConf.merge(kept, {"evaluation": {"problems": 2}})
+    OmegaConf.save(node, folder / "config.yaml")
+    done = call("gspo-eval", str(folder), "evaluation.problems=2")
+    assert (done.returncode, "was edited" in done.stderr) == (0, False)
+
+
+def test_runs_that_lead_back_to_one_another_are_refused(whole, home):
+    one, other = home / "one", home / "other"
+    for folder, next_one in ((one, other), (other, one)):
+        shutil.copytree(whole, folder, symlinks=True)
+        shutil.rmtree(folder / "initial_model")
+        for name in ("config.yaml", ".config.yaml"):
+            node = OmegaConf.load(folder / name)
+            node.model.name = str(next_one)
+            OmegaConf.save(node, folder / name)
+            trust.trust_own(OmegaConf.to_container(node), RunConfig)
+    with pytest.raises(UserError, match="what it started from leads back to itself"):
+        find_source(str(one), checkpoint="initial")
 
 
 def test_the_fetched_model_and_parts_of_ours_need_no_trust(home, monkeypatch):
