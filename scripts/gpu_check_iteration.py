@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import benchmark_operations
 import numpy as np
 import torch
 from torch import Tensor
@@ -331,20 +332,13 @@ class Iteration:
             "peak_gb": self._peak_gb(),
         }
 
-    def operations(self, work: Work, backward: bool) -> float:
+    def operations(self, work: Work, backward: bool) -> int:
         """Useful operations of a forward pass, and of the backward pass after it."""
-        shape = self.job.shape
-        width, queries = shape.hidden_size, shape.heads * shape.head_dim
-        keys = shape.key_value_heads * shape.head_dim
-        frozen = shape.layers * width * (2 * queries + 2 * keys + 3 * shape.intermediate_size)
-        adapters = sum(p.numel() for p in self.policy.trainable())
-        attention = 4 * shape.layers * queries * work.pairs
-        head = 2 * width * self.job.vocabulary * work.targets
-        forward = 2 * (frozen + adapters) * work.unique + attention + head
-        if not backward:
-            return forward
-        # of frozen weights only the gradient of their inputs is computed
-        return forward + 2 * (frozen + 2 * adapters) * work.unique + 2 * attention + head
+        needed = benchmark_operations.Work(work.unique, work.pairs, work.targets)
+        count = (
+            benchmark_operations.update_operations if backward else benchmark_operations.forward_operations
+        )
+        return count(dimensions(self.policy.model), needed)
 
     def _note_cut(self, what: str, done: int, of: int) -> None:
         if done < of:

@@ -83,15 +83,15 @@ class _Flight:
         pairs = zip(self.tensors(), other.tensors(), strict=True)
         return _Flight([*self.rows, *other.rows], batch, *map(torch.cat, pairs))
 
-    def record(self, drawn: tuple[Tensor, Tensor, Tensor], stop_ids: frozenset[int]) -> dict[int, Completion]:
-        """Append a token to every row; `drawn` are tokens, logprobs and truncated mass (R,). Returns what
-        ended, by conversation."""
+    def record(self, drawn: tuple[Tensor, Tensor, Tensor], stop_ids: Tensor) -> dict[int, Completion]:
+        """Append a token to every row; `drawn` are tokens, logprobs and truncated mass (R,), `stop_ids` (S,)
+        end a row. Returns what ended, by conversation."""
         new, logprobs, truncated = drawn
         limit = self.tokens.shape[1]
         each, at = torch.arange(len(self.rows), device=new.device), self.counts.clamp(max=limit - 1)
         self.tokens[each, at], self.logprobs[each, at], self.truncated[each, at] = new, logprobs, truncated
         self.counts = self.counts + self.going
-        stopped = torch.isin(new, torch.tensor(sorted(stop_ids), device=new.device))
+        stopped = torch.isin(new, stop_ids)
         ended = self.going & (stopped | (self.counts == limit))
         self.going = self.going & ~ended
         places = ended.nonzero().squeeze(dim=1)
@@ -127,6 +127,7 @@ class TransformersEngine:
         self._waiting: dict[int, _Row] = {}  # by conversation, in the order of their requests
         self._flight: _Flight | None = None
         self._sampling: Sampling | None = None
+        self._stop_ids = torch.tensor([])
 
     @property
     def max_positions(self) -> int:
@@ -165,7 +166,9 @@ class TransformersEngine:
             raise ValueError(f"a request of conversation {request.conversation} is in flight")
         if (asked or self._waiting) and sampling != self._sampling:
             raise ValueError("requests in flight are sampled otherwise")
-        self._sampling = sampling
+        if sampling != self._sampling:
+            self._sampling = sampling
+            self._stop_ids = torch.tensor(sorted(sampling.stop_ids), device=self.policy.device)
         self._waiting[request.conversation] = _Row(request, keep_cache and self._joins)
 
     def cancel(self, conversation: int) -> None:
@@ -206,7 +209,7 @@ class TransformersEngine:
             if flight is None:
                 return {}
             self.sampled += len(flight.live())
-            found = flight.record(self._draw(flight, sampling), sampling.stop_ids)
+            found = flight.record(self._draw(flight, sampling), self._stop_ids)
         if not flight.needed():
             self._flight = None  # its memory is free before anything else happens
         return found

@@ -41,6 +41,8 @@ from gspo_cli.user_cache import cache_folder, one_at_a_time
 Progress = Callable[[str, int, int, str], None]
 MAX_GRAD_NORM = 1.0
 BETAS = (0.9, 0.95)  # of AdamW: with 0.999, copying, which conversations need often, is learned far later
+# settings of the rollout that decide what competence is measured, and with it when a cold start ends
+OF_ROLLOUT = ("temperature", "top_p", "top_k", "max_prompt_length", "max_completion_length", "max_turns")
 # Competence is measured on this many training problems, at most once in this many steps, and only after
 # training on this many times the tokens of the last measurement, because a model that rambles makes it slow.
 SCORE_PROBLEMS, SCORE_EVERY, TRAINED_PER_SCORED = 100, 10, 3
@@ -226,7 +228,7 @@ def _content_key(
         "freeze_router": model.freeze_router,
         "precision": config.hardware.precision.value,
         "task": asdict(config.task),
-        "rollout": asdict(config.rollout),
+        "rollout": {name: getattr(config.rollout, name) for name in OF_ROLLOUT},
         "versions": [torch.__version__, version("transformers")],
         "demonstrations": [asdict(demonstration) for demonstration in demonstrations],
         "problems": [(problem.answer, [asdict(m) for m in problem.messages]) for problem in problems],
