@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-MANIFEST = "manifest.json"
+MANIFEST, TRAINER = "manifest.json", "trainer.pt"  # the latter has optimizer and counters
 NAME = re.compile(r"iteration-(\d{6,})")  # of a checkpoint's folder
 BLOCK = 2**22  # bytes read at once
 
@@ -27,12 +27,13 @@ def write_manifest(folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, resumes: bool = True) -> str | None:
     """What is wrong with a checkpoint, in words; None if every file is as it was written. One from before
-    there were manifests is looked at for files that were cut."""
+    there were manifests is looked at for files that were cut. Unless training `resumes` from it, the
+    optimizer's file does not matter."""
     path = folder / MANIFEST
     if not path.exists():
-        return _cut(folder)
+        return _cut(folder, resumes)
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))["crc32"]
         expected = {name: (int(size), int(value)) for name, (size, value) in recorded.items()}
@@ -40,6 +41,8 @@ def damage(folder: Path) -> str | None:
         return f"{MANIFEST} cannot be read"
     found = dict(_files(folder))
     for name, (size, value) in expected.items():
+        if name == TRAINER and not resumes:
+            continue
         if name not in found:
             return f"{name} is missing"
         held = found[name].stat().st_size
@@ -65,10 +68,11 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).as_posix(), path
 
 
-def _cut(folder: Path) -> str | None:
-    trainer = folder / "trainer.pt"
-    if not trainer.is_file() or not zipfile.is_zipfile(trainer):  # what torch.save writes, its index last
-        return "trainer.pt is missing or cut"
+def _cut(folder: Path, resumes: bool) -> str | None:
+    trainer = folder / TRAINER
+    whole = trainer.is_file() and zipfile.is_zipfile(trainer)  # what torch.save writes, its index last
+    if resumes and not whole:
+        return f"{TRAINER} is missing or cut"
     for path in folder.glob("*.safetensors"):
         if not _is_whole(path):
             return f"{path.name} is cut"

@@ -122,7 +122,7 @@ def run_checkpoint(
     if not chosen.exists():
         found = ["initial", *sorted(path.name for path in folder.glob("[!.]*"))]
         raise UserError(f"--checkpoint {checkpoint}: does not exist; choose one of {', '.join(found)}")
-    if (what := damage(chosen.resolve())) is not None:
+    if (what := damage(chosen.resolve(), resumes=False)) is not None:
         raise UserError(
             f"{chosen}: is damaged ({what}); choose another one with --checkpoint, or go on from the newest "
             f"whole one with gspo-train resume={run}"

@@ -18,6 +18,7 @@ from gspo_cli.compare.missing_runs import SharedSettings
 from gspo_cli.config.compose import composed
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
+from gspo_cli.config.trust import trust_base
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.pretrained import unusable
@@ -219,6 +220,7 @@ def test_a_folder_with_two_models_is_refused(adapter, folders):
 def test_an_adapter_over_an_adapter_is_refused(adapter, tmp_path):
     shutil.copytree(adapter, tmp_path / "second")
     edited(tmp_path / "second", base_model_name_or_path=str(adapter))
+    trust_base(str(adapter))
     with pytest.raises(UserError, match="is an adapter itself; merge that one first"):
         find_source(str(tmp_path / "second"))
 

@@ -192,7 +192,7 @@ def test_a_plain_prompt_begins_as_the_tokenizer_begins(load):
     ids = chat.prompt_ids((Message("user", "Hi"),))
     assert ids == tokenizer.encode(text)  # what the tokenizer itself makes of the text
     assert ids[0] == tokenizer.bos_token_id
-    assert chat.suffix_ids((Message("user", "Hi"),), 5)[:1] != [0]  # only the beginning has one
+    assert chat.suffix_ids((Message("user", "Hi"),), chat.end_id)[:1] != [0]  # only the beginning has one
     assert tokenizer.chat_template.endswith(PLAIN_TEMPLATE)
 
 
@@ -224,8 +224,7 @@ def test_logits_that_the_model_changes_are_refused_at_any_size(folders, tmp_path
 def test_without_a_cap_the_same_model_is_taken(folders, tmp_path):
     scaled(tmp_path, final_logit_softcapping=None)
     AutoTokenizer.from_pretrained(folders["qwen3"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="embeddings for 64 tokens only"):  # but not with that tokenizer
-        load_folder(tmp_path)
+    assert load_folder(tmp_path).max_positions > 0
 
 
 class Whole(GPT2LMHeadModel):
@@ -243,7 +242,7 @@ def test_a_model_whose_base_is_not_separable_is_refused(load):
 
 
 def test_an_adapted_output_layer_is_named(load):
-    with pytest.raises(UserError, match=r"model\.lora_target_modules: the output layer cannot be adapted"):
+    with pytest.raises(UserError, match=r"model\.lora_target_modules: names the output layer \(lm_head\)"):
         load("qwen3", use_lora=True, lora_target_modules=["lm_head", "q_proj"])
 
 

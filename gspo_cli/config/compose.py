@@ -289,7 +289,8 @@ def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") ->
         return f"{prefix}{key}{_refused(reason)}: {to_type.replace('<section>', f'{prefix}{key}')}"
     if key:
         return f"{prefix}{key}: {reason[0].lower()}{reason[1:]}"
-    return " ".join(str(error).split())
+    where = f"{prefix.rstrip('.')}: " if prefix else ""
+    return where + " ".join(str(error).split())
 
 
 def _refused(reason: str) -> str:

@@ -101,6 +101,13 @@ def _new_config(causal: PreTrainedModel, model: ModelConfig, experts: Sequence[s
             "model.lora_target_modules: names a router, which LoRA does not adapt; leave out gate and "
             "router, or use null for all other linear layers"
         )
+    head = causal.get_output_embeddings()
+    [output] = [path for path, module in causal.named_modules() if module is head] or [""]
+    if named and any(output == name or output.endswith(f".{name}") for name in named):
+        raise UserError(
+            f"model.lora_target_modules: names the output layer ({output}), which LoRA does not adapt; "
+            "leave it out"
+        )
     # without the layer number: one name for all layers
     matrices = sorted({".".join(path.split(".")[-3:]) for path in experts})
     return LoraConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from functools import lru_cache
@@ -27,6 +28,9 @@ from gspo_cli.policy.gguf import load_gguf
 from gspo_cli.policy.soundness import require_complete
 from gspo_cli.user_cache import fetched_model
 
+# its report on weights goes to require_complete
+logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+
 HUB_SECONDS, QUIET_SECONDS = 10, 1
 SCRIPTED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "make smollm2"}  # by hub id, what fetches a copy
 
@@ -51,7 +55,12 @@ def load_pretrained(
                 # weights stored quantized are loaded as they are, which require_as_configured checks
                 warnings.filterwarnings("ignore", message="You passed `quantization_config`")
                 causal, report = AutoModelForCausalLM.from_pretrained(
-                    base, dtype=dtype, output_loading_info=True, **common, **options
+                    base,
+                    dtype=dtype,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **common,
+                    **options,
                 )
             tokenizer = AutoTokenizer.from_pretrained(base, **common)
         except FOREIGN as error:  # the files of a model may hold anything

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -55,17 +54,12 @@ def require_linear_logits(causal: PreTrainedModel) -> None:
     Scoring and sampling compute them so; a soft cap hardly moves small logits, hence the probe makes them
     large."""
     name, head = type(causal).__name__, causal.get_output_embeddings()
-    if isinstance(head, LoraLayer):
-        raise UserError(
-            "model.lora_target_modules: the output layer cannot be adapted; leave it out of "
-            "model.lora_target_modules"
-        )
+    if causal.base_model is causal:
+        raise UserError(f"model.name: {name} has no part without the output layer; {FIX}")
     if type(head) is not nn.Linear:
         raise UserError(
             f"model.name: the output layer of {name} is no linear one ({type(head).__name__}); {FIX}"
         )
-    if causal.base_model is causal:
-        raise UserError(f"model.name: {name} has no part without the output layer; {FIX}")
     ids = torch.arange(PROBE_IDS, device=causal.device)[None] % head.weight.shape[0]
     try:
         hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -1,8 +1,8 @@
 """A Python that has imported torch already, for tests that start several runs in processes of their own.
 
 `python -m tests.support.warm_python SOCKET` imports once what a run needs. The script that `write_client`
-writes is called as Python is (`SCRIPT -m MODULE ARGUMENTS`): it has the server fork, with its own folder,
-environment and files. The fork runs the module. It dies with its caller, which ends as the fork does."""
+writes is called as Python is (`SCRIPT [-P] -m MODULE ARGUMENTS`): it has the server fork, with its own
+folder, environment and files. The fork runs the module. It dies with its caller, which ends as the fork does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ server.connect({path!r})
 asked = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [asked], [0, 1, 2])
 process = int(server.recv(64))
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, frame: os.kill(process, number))
 code = int(server.recv(64) or 1)
 if code < 0:
@@ -94,8 +94,11 @@ def run(arguments: list[str], folder: str, variables: dict[str, str]) -> int:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
-    sys.executable, _, module, *sys.argv[1:] = arguments  # what it starts itself starts as fast
-    sys.path[:0] = [folder]
+    place = arguments.index("-m")
+    sys.executable, module = arguments[0], arguments[place + 1]  # what it starts itself starts as fast
+    sys.argv[1:] = arguments[place + 2 :]
+    if "-P" not in arguments[:place]:
+        sys.path[:0] = [folder]
     code = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
