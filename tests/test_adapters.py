@@ -17,8 +17,8 @@ from gspo_cli.api.training import run_node
 from gspo_cli.compare.missing_runs import SharedSettings
 from gspo_cli.config.compose import composed
 from gspo_cli.config.model_schema import ModelConfig
-from gspo_cli.config.schema import HardwareConfig
-from gspo_cli.config.trust import trust_base
+from gspo_cli.config.schema import HardwareConfig, RunConfig
+from gspo_cli.config.trust import trust_base, trust_own
 from gspo_cli.errors import UserError
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.pretrained import unusable
@@ -287,6 +287,7 @@ def test_a_run_whose_first_stage_is_gone_keeps_its_adapter_and_base(adapter, fol
 
 def test_a_run_that_names_itself_as_its_model_is_refused(adapter, tmp_path):
     run = second_stage(tmp_path / "own", adapter, name=str(tmp_path / "own"))
+    trust_own({"model": {"name": str(tmp_path / "own")}}, RunConfig)
     with pytest.raises(UserError, match="leads back to itself"):
         find_source(str(run))
 

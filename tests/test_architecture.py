@@ -22,6 +22,7 @@ SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "s
 LAYERS = [
     [
         "errors",
+        "signals",
         "types",
         "randomness",
         "user_cache",

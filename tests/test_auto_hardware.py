@@ -241,7 +241,7 @@ def test_gspo_eval_evaluates_a_run_of_a_gpu_on_the_cpu(tmp_path):
     quick = ["training.num_outer_iterations=1", "evaluation.samples=0"]
     assert gspo_train(*SMALL, *quick, f"hydra.run.dir={folder}").returncode == 0
     text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text.replace("device: cpu", "device: cuda"))
+    RunFolder(folder).write_config(text.replace("device: cpu", "device: cuda"))
     done = call("gspo-eval", str(folder), "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("note: the run was trained on a GPU and none is visible here")

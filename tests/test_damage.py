@@ -302,7 +302,9 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_whole_one_before_it_tak
     DAMAGES[name](checkpoints / "iteration-000004")
     assert "checkpoint iteration-000004 is damaged (" in examine(folder).unread
     evaluated = call("gspo-eval", str(folder), "--checkpoint", "last")
-    assert (evaluated.returncode, "is damaged (" in evaluated.stderr) == (2, True)
+    trains_only = "optimizer" in name  # an evaluation does not need it
+    assert evaluated.returncode == (0 if trains_only else 2), evaluated.stderr
+    assert trains_only or "is damaged (" in evaluated.stderr
     done = gspo_train(f"resume={folder}")
     assert done.returncode == 0, done.stderr
     shown = done.stdout + done.stderr

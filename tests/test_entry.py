@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from gspo_cli.commands import entry
+from gspo_cli.config.compose import locate
 from gspo_cli.errors import UserError
 from gspo_cli.launching.sweep import SweepStart
 
@@ -58,12 +59,14 @@ def test_a_command_ends_with_an_exit_code_and_at_most_one_sentence(command, code
     assert capsys.readouterr().err == printed
 
 
-def test_modules_of_the_users_folder_are_found_once_and_first(tmp_path, monkeypatch):
+def test_modules_of_the_users_folder_are_found_once_and_last(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("Polite = 1")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", ["/usr/bin"])
+    before = list(sys.path)
     for _ in range(2):
-        entry.run_command("gspo-x", lambda: 0)
-    assert sys.path == [str(tmp_path), "/usr/bin"]
+        assert locate("my_rewards.Polite", "reward") == 1
+    assert sys.path == [*before, str(tmp_path)]
+    monkeypatch.setattr(sys, "path", before)
 
 
 def test_a_reader_that_is_gone_is_no_traceback(tmp_path):

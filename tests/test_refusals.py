@@ -15,6 +15,7 @@ from gspo_cli.config.hints import ELSEWHERE, leaves
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.customer_service import CustomerService
+from tests.support.command_line import gspo_train
 
 BAD = [
     *("abc", "-1", "1e30", "nan", "inf", "-0.5", "true", "[1,2]", "{a: 1}", "null", "''", "0.5", "???", "[]"),
@@ -99,3 +100,31 @@ def test_a_name_of_another_trainer_is_answered_with_ours(base, name):
     for group in ("", "training.", "algorithm."):
         sentence = said(base, f"{group}{name}", "1")
         assert sentence is None or ours in sentence or f".{name}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["seed=-1"], "seed=-1: must be 0 or more"),
+        (["training.num_generation=4"], "training.num_generation: is not a known setting"),
+        (["model=huge"], "model=huge: is not an option"),
+        (["algorithm=null"], "Config group override must be"),
+        (["=1"], "Config group override must be"),
+        (["é=ü"], "é=ü: is not an override"),
+        ([""], ": is not an override"),
+        (["hardware=zero2", "hardware.device=cpu"], "hardware.processes: has no value; set how many"),
+        (["hardware=zero2"], "hardware.device=cuda: no GPU is visible; use hardware=cpu"),
+        (["seed=-1", "hydra.run.dir=mine"], "seed=-1: must be 0 or more"),
+        (["hydra.run.dir=/dev/null/run"], "/dev/null/run: cannot be used as a run folder"),
+        (["resume=nowhere"], "nowhere: is not a run folder"),
+        (["resume="], "resume: is empty"),
+        (["reward=nope.Reward"], "reward=nope.Reward: cannot be imported"),
+    ],
+)
+def test_the_command_says_it_in_one_line_exits_with_2_and_leaves_no_file(arguments, start, tmp_path):
+    done = gspo_train(*arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"gspo-train: {start}")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

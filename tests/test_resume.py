@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -185,7 +186,9 @@ def test_two_processes_never_train_in_one_folder(configure, tmp_path, reporter):
     config, yaml = configure()
     folder = RunFolder(tmp_path / "run")
     folder.create(yaml)
-    with folder.locked(), pytest.raises(UserError, match="another process trains in this folder"):
-        run_training(config, RunFolder(tmp_path / "run"), reporter)
-    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
+    with folder.locked(), ThreadPoolExecutor() as elsewhere:
+        other = elsewhere.submit(run_training, config, RunFolder(tmp_path / "run"), reporter)
+        with pytest.raises(UserError, match="another process trains in this folder"):
+            other.result()
+    assert sorted(path.name for path in folder.path.iterdir()) == [".config.yaml", "config.yaml"]
     assert run_training(config, folder, reporter)["status"] == "completed"

@@ -261,7 +261,7 @@ def test_a_reward_is_built_from_its_path_and_settings():
             r"reward_settings\.stregth: is not a setting of .*; its settings are strength, softness",
         ),
         ("Tuned", {}, r"reward_settings\.strength: has no value, but .*Tuned requires it"),
-        ("Tuned", {"strength": 10}, r"rejects its reward_settings \(strength is over 9\)"),
+        ("Tuned", {"strength": 10}, r"rejects its reward_settings \(ValueError: strength is over 9\)"),
         ("Tuned", {"strength": "x"}, "rejects its reward_settings"),
         ("Slow", {"seconds": 1, "limit": 3}, r"reward_settings\.limit: .*its settings are seconds"),
         ("conversation", {}, "must be a subclass"),

@@ -202,5 +202,5 @@ def test_a_full_disk_ends_tensorboard_with_one_warning_and_not_the_run(tmp_path)
 def test_an_absent_package_is_named_with_the_command_that_installs_it(package, tmp_path, monkeypatch):
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)  # importing it now fails as if it were not there
-    with pytest.raises(UserError, match=rf"{package} is not installed; pip install 'gspo-cli\[{package}\]'"):
+    with pytest.raises(UserError, match=rf"{package} is not installed; pip install '{package}>="):
         make_tracker(logging(Tracker[package]), tmp_path, {}, unexpected)

@@ -171,7 +171,8 @@ def test_any_text_survives_in_the_logs(tmp_path):
 
 
 def test_a_cold_start_that_diverges_saves_and_caches_nothing(configure, tmp_path, reporter):
-    configured = configure("model.cold_start.learning_rate=1e12", "model.cold_start.steps=20")
+    configured = configure("model.cold_start.steps=20")
+    configured[0].model.cold_start.learning_rate = 1e12  # no configuration allows it
     with pytest.raises(UserError, match=r"model\.cold_start\.learning_rate=1e\+12"):
         run(configured, tmp_path, reporter)
     assert not (tmp_path / "run" / "initial_model").exists()

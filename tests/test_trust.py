@@ -364,7 +364,7 @@ def test_runs_that_lead_back_to_one_another_are_refused(whole, home):
             OmegaConf.save(node, folder / name)
             trust.trust_own(OmegaConf.to_container(node), RunConfig)
     with pytest.raises(UserError, match="what it started from leads back to itself"):
-        find_source(str(one), checkpoint="initial")
+        find_source(str(one))
 
 
 def test_the_fetched_model_and_parts_of_ours_need_no_trust(home, monkeypatch):

@@ -190,7 +190,7 @@ def test_a_function_of_the_user_is_found_by_its_path_and_goes_by_its_name(tmp_pa
 
 def test_maths_without_its_library_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(UserError, match=r"pip install 'gspo-cli\[math\]'"):
+    with pytest.raises(UserError, match=r"pip install 'math-verify>=0\.9'"):
         resolve_verifier("maths")
 
 

@@ -283,7 +283,7 @@ def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") ->
         return f"{prefix}{key}: is not a known setting; {hint}"
     name = key.rpartition(".")[2]
     to_type = expected(_group_of(key, root), name)
-    if "Missing mandatory value" in reason or "Unexpected value '???'" in reason:
+    if "missing mandatory value" in reason.lower() or "Unexpected value '???'" in reason:
         return f"{prefix}{key or reason}: has no value; {to_type or f'set it with {key}=...'}"
     if key and to_type:
         return f"{prefix}{key}{_refused(reason)}: {to_type.replace('<section>', f'{prefix}{key}')}"

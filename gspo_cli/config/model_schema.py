@@ -26,11 +26,11 @@ class LevelPreset:
     """Starting points that depend on model size and ratio level together; `algorithm` reads its own row."""
 
     clip_range_left: float = MISSING
-    """Default of `algorithm.clip_range_left` for algorithms with this ratio level."""
+    """Default of `algorithm.clip_range_left` for algorithms with this ratio level; above 0."""
     clip_range_right: float = MISSING
-    """Default of `algorithm.clip_range_right` for algorithms with this ratio level."""
+    """Default of `algorithm.clip_range_right` for algorithms with this ratio level; above 0."""
     learning_rate: float = MISSING
-    """Default of `algorithm.learning_rate` for algorithms with this ratio level."""
+    """Default of `algorithm.learning_rate` for algorithms with this ratio level; above 0."""
 
     def __post_init__(self) -> None:
         names = ("clip_range_left", "clip_range_right", "learning_rate")

@@ -30,7 +30,7 @@ class RolloutConfig:
     """Why `auto` came to that; written by the program."""
     old_logprobs_band: float | None = None
     """The clip width that the engine's noise is held against; null takes the algorithm's own, gspo-compare
-    gives the narrowest of its runs."""
+    gives the narrowest of its runs; above 0."""
     temperature: float = 1.0
     """Sampling temperature; scoring divides logits by it too; above 0."""
     top_p: float = 1.0

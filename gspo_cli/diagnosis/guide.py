@@ -89,12 +89,12 @@ def steadier(config: RunSettings) -> list[str]:
 
 
 def _band(config: RunSettings, factor: float) -> list[str]:
-    """The clip band `factor` times as wide, as one override; none where nothing clips."""
-    sides = config.algorithm.clip_range
-    if config.algorithm.clip_mode is ClipMode.none or None in sides:
+    """The clip band `factor` times as wide, as overrides in one text; none where nothing clips."""
+    if config.algorithm.clip_mode is ClipMode.none:
         return []
-    left, right = (f"{factor * side:.3g}" for side in sides)
-    return [f"algorithm.clip_range=[{left},{right}]"]
+    sides = zip(("left", "right"), config.algorithm.clip_range, strict=True)
+    wide = [f"algorithm.clip_range_{name}={factor * side:.3g}" for name, side in sides if side is not None]
+    return [" ".join(wide)] if wide else []
 
 
 def memory(run: History, card: Mapping[str, Any] | None) -> Answer:

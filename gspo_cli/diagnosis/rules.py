@@ -96,14 +96,14 @@ def reward_scale(run: History) -> Finding | None:
         else f"the mean reward was over {LARGE_REWARD:.0f} in {len(large)} of {len(sizes)} iterations, at "
         f"most {number(max(size for _, size in large))}, and usually {number(median(s for _, s in sizes))}"
     )
-    setting = ("algorithm.advantage_scale=group_std",) if undivided else ()
+    divide = "algorithm.advantage_scale=group_std"
     return Finding(
         "reward_scale",
         Severity.warning,
         f"{what}: {effect}",
-        f"{f'use {setting[0]}, or ' if undivided else ''}bring the reward to [0, 1] ({BOUND})",
+        f"{f'use {divide}, or ' if undivided else ''}bring the reward to [0, 1] ({BOUND})",
         large[0][0]["iteration"],
-        setting,
+        (divide,) if undivided else (),
     )
 
 

@@ -66,7 +66,6 @@ class ChatFormat:
         if not stop_ids and not ends:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
         self.end_id: int = after[0] if ends else (tokenizer.eos_token_id or min(stop_ids))
-        self._require_embeddings([self.end_id])
         self.stop_ids = frozenset(stop_ids | {self.end_id})
         # cached, because it is called once per answer of a group
         self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)
@@ -78,7 +77,9 @@ class ChatFormat:
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an agent turn given as text, with the end token."""
-        return [*self._encode(text), self.end_id]
+        ids = [*self._encode(text), self.end_id]
+        self._require_embeddings(ids)
+        return ids
 
     def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
         """Ids of what follows an agent turn that ended with `last_id`, up to where its next turn begins."""

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -28,9 +28,12 @@ from gspo_cli.policy.gguf import load_gguf
 from gspo_cli.policy.soundness import require_complete
 from gspo_cli.user_cache import fetched_model
 
-# its report on weights goes to require_complete
-logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+# what it prints about weights is what require_complete reads
+logging.getLogger("transformers.modeling_utils").addFilter(
+    lambda record: "LOAD REPORT" not in record.getMessage()
+)
 
+REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 HUB_SECONDS, QUIET_SECONDS = 10, 1
 SCRIPTED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "make smollm2"}  # by hub id, what fetches a copy
 
@@ -54,13 +57,10 @@ def load_pretrained(
             with warnings.catch_warnings():
                 # weights stored quantized are loaded as they are, which require_as_configured checks
                 warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-                causal, report = AutoModelForCausalLM.from_pretrained(
-                    base,
-                    dtype=dtype,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                    **common,
-                    **options,
+                # what is missing, or of another size, is reported, and refused below
+                causal, report = cast(
+                    "tuple[PreTrainedModel, dict[str, Any]]",
+                    AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **REPORTED, **common, **options),
                 )
             tokenizer = AutoTokenizer.from_pretrained(base, **common)
         except FOREIGN as error:  # the files of a model may hold anything

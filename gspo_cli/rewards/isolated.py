@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from typing import Any
 
 from gspo_cli.errors import FOREIGN, UserError, as_exception
 from gspo_cli.rewards.base import RewardError, RewardFunction, Score
@@ -47,13 +48,14 @@ class IsolatedReward(RewardFunction):
         self._process.start()
         there.close()
         atexit.register(self._process.kill)  # a hanging one would keep the interpreter from ending
-        ready = self._answer(STARTS, "did not start")
+        ready: Any = self._answer(STARTS, "did not start")
         if isinstance(ready, UserError):
             self.close()
             raise ready
         if isinstance(ready, RewardError):
             raise UserError(f"reward: {ready}; try it with training.isolate_reward=false")
-        self.name, self._scores_batches = ready
+        self.name: str = ready[0]
+        self._scores_batches: bool = ready[1]
 
     def _ask(self, trajectories: list[Trajectory]) -> list[Score]:
         if not self._process.is_alive():
@@ -63,7 +65,7 @@ class IsolatedReward(RewardFunction):
         answer = self._answer(limit, f"{self.name} took longer than {limit:g} s and was stopped")
         return [answer] * len(trajectories) if isinstance(answer, RewardError) else answer
 
-    def _answer(self, seconds: float, late: str) -> object:
+    def _answer(self, seconds: float, late: str) -> Any:
         """What the process sends, or a RewardError: `late`, or that it died."""
         try:
             if self._pipe.poll(seconds):

@@ -50,7 +50,8 @@ def check_log(path: Path, resume: str) -> None:
 
 def repair_log(path: Path) -> int:
     """Move the lines that cannot be read to the file beside; returns their number."""
-    kept, broken = [], []
+    kept: list[bytes] = []
+    broken: list[bytes] = []
     for line in _lines(path):
         if line.strip():
             (broken if _record(line) is None else kept).append(line.rstrip(b"\n") + b"\n")

@@ -2,7 +2,7 @@
 
 `python -m tests.support.warm_python SOCKET` imports once what a run needs. The script that `write_client`
 writes is called as Python is (`SCRIPT [-P] -m MODULE ARGUMENTS`): it has the server fork, with its own
-folder, environment and files. The fork runs the module. It dies with its caller, which ends as the fork does."""
+folder, environment and files. The fork runs the module. It dies with its caller, which ends as it does."""
 
 from __future__ import annotations
 
