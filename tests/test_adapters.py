@@ -292,6 +292,15 @@ def test_a_run_that_names_itself_as_its_model_is_refused(adapter, tmp_path):
         find_source(str(run))
 
 
+def test_runs_that_lead_back_to_one_another_are_refused(adapter, tmp_path):
+    names = [str(tmp_path / name) for name in ("one", "other", "third")]
+    for place, name in enumerate(names):
+        second_stage(Path(name), adapter, name=names[(place + 1) % 3])
+        trust_own({"model": {"name": name}}, RunConfig)
+    with pytest.raises(UserError, match="what it started from leads back to itself"):
+        find_source(names[0])
+
+
 def test_what_an_adapter_changes_in_a_preset_is_noted(adapter):
     node = composed([f"model.name={adapter}", "model=small", "model.cold_start.steps=5"])
     settled(node, [])

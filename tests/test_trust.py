@@ -353,20 +353,6 @@ def test_an_edit_by_hand_is_named_and_counts_only_when_it_is_typed(whole, tmp_pa
     assert (done.returncode, "was edited" in done.stderr) == (0, False)
 
 
-def test_runs_that_lead_back_to_one_another_are_refused(whole, home):
-    one, other = home / "one", home / "other"
-    for folder, next_one in ((one, other), (other, one)):
-        shutil.copytree(whole, folder, symlinks=True)
-        shutil.rmtree(folder / "initial_model")
-        for name in ("config.yaml", ".config.yaml"):
-            node = OmegaConf.load(folder / name)
-            node.model.name = str(next_one)
-            OmegaConf.save(node, folder / name)
-            trust.trust_own(OmegaConf.to_container(node), RunConfig)
-    with pytest.raises(UserError, match="what it started from leads back to itself"):
-        find_source(str(one))
-
-
 def test_the_fetched_model_and_parts_of_ours_need_no_trust(home, monkeypatch):
     ours = {"name": str(Path(trust.cache_folder("models")) / "x"), "base": None}
     assert marked({"model": ours, "reward": "gspo_cli.rewards.judge.JudgeReward"}, RunConfig) == []

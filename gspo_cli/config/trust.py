@@ -32,7 +32,8 @@ GROUPS = {  # of options and settings
     *("experiment", "sweep", "seed"),
 }
 OUTSIDE = {"model.name", "model.base", "model.cold_start.demonstrations", "model.trust_remote_code"}
-SWEEPS = ("hydra.sweeper.", "hydra.launcher.parallel")  # how many trials, how many at once
+# how many trials, how many at once; the folder is not replayed
+SWEEPS = ("hydra.sweeper.", "hydra.launcher.parallel", "hydra.sweep.dir")
 SAYS = {
     CODE: "names code that would be imported",
     SETTINGS: "is passed to code",

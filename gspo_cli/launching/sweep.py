@@ -104,8 +104,8 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
         raise UserError(
             f"{folder / COMMAND}: is not the command of a sweep; restore it, or start the sweep again"
         )
-    began = [text for text in began if not text.startswith("hydra.sweep.dir=")]
     require_command_trust(began, folder)
+    began = [text for text in began if not text.startswith("hydra.sweep.dir=")]
     added = [text for text in arguments if text not in (*given, "-m", "--multirun")]
     return [*began, *added, *shlex.split(override("hydra.sweep.dir", str(folder)))]
 
