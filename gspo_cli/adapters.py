@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.errors import UserError
+from gspo_cli.plain_files import require_plain
 
 CONFIG = "adapter_config.json"
+LONGEST_PATH = 4096
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # fields of peft's LoraConfig that scoring, merging and export reproduce exactly
 EXACT = (
@@ -68,16 +70,22 @@ def read_adapter(folder: Path) -> AdapterSettings:
     """The settings of the adapter in `folder`. Raises UserError if they cannot be read, or are not those of a
     plain LoRA adapter of a causal language model."""
     path = folder / CONFIG
+    require_plain(path, links=True)  # a cache of the hub consists of links
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); restore the file") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: is not a JSON object; restore the file")
     _check_kind(path, values)
     if not any((folder / name).is_file() for name in FILES):
         raise UserError(f"model.name={folder}: has no weights ({FILES[0]}); give a complete adapter folder")
-    base = values.get("base_model_name_or_path")
+    base, targets = values.get("base_model_name_or_path"), values.get("target_modules")
+    if base is not None and not (isinstance(base, str) and len(base) < LONGEST_PATH):
+        raise UserError(f"{path}: base_model_name_or_path is not the name of a model; restore the file")
+    each = targets if isinstance(targets, list) else [targets]
+    if targets is not None and not all(isinstance(target, str) for target in each):
+        raise UserError(f"{path}: target_modules={targets} are not names of modules; restore the file")
     lora = {name: values[name] for name in EXACT if values.get(name) is not None}
     return AdapterSettings({"r": 8, "lora_alpha": 8, "target_modules": None} | lora, base or None)
 

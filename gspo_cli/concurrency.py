@@ -80,7 +80,7 @@ async def _outcome(job: Awaitable[Any], timeout: float | None) -> Any:
             return await job
     except TimeoutError as error:  # this limit, or a time limit inside the job
         return TookTooLong(f"took longer than {timeout:g} s") if clock.expired() else error
-    except (KeyboardInterrupt, SystemExit) as error:  # these would end the shared loop
+    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:  # these would end the shared loop
         return RuntimeError(f"raised {type(error).__name__}")
     except Exception as error:  # the caller handles it
         return error

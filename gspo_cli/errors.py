@@ -7,8 +7,7 @@ class UserError(Exception):
     """Bad input: one sentence that names the key or file and the fix. Commands print it and exit with 2."""
 
 
-# what code that is not ours may raise; where it is caught, `as_exception` lets the user's Ctrl-C through
-FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
+FOREIGN = BaseException  # what code that is not ours may raise; `as_exception` lets the user's Ctrl-C through
 
 
 def as_exception(error: BaseException) -> Exception:
@@ -16,11 +15,11 @@ def as_exception(error: BaseException) -> Exception:
     is the user's Ctrl-C."""
     if isinstance(error, Exception):
         return error
-    if isinstance(error, KeyboardInterrupt):
-        if can_be_ctrl_c(error):
-            raise error
-        return RuntimeError("raised KeyboardInterrupt")
-    return RuntimeError(f"called sys.exit({getattr(error, 'code', '')!r})")
+    if isinstance(error, KeyboardInterrupt) and can_be_ctrl_c(error):
+        raise error
+    if isinstance(error, SystemExit):
+        return RuntimeError(f"called sys.exit({error.code!r})")
+    return RuntimeError(f"raised {type(error).__name__}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

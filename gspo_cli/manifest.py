@@ -12,6 +12,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from gspo_cli.errors import UserError
+from gspo_cli.plain_files import require_plain
+
 MANIFEST, TRAINER = "manifest.json", "trainer.pt"  # the latter has optimizer and counters
 NAME = re.compile(r"iteration-(\d{6,})")  # of a checkpoint's folder
 BLOCK = 2**22  # bytes read at once
@@ -32,8 +35,16 @@ def damage(folder: Path, resumes: bool = True) -> str | None:
     there were manifests is looked at for files that were cut. Unless training `resumes` from it, the
     optimizer's file does not matter."""
     path = folder / MANIFEST
-    if not path.exists():
-        return _cut(folder, resumes)
+    try:
+        require_plain(path)
+        return _damage(folder, path, resumes) if path.exists() else _cut(folder, resumes)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read ({error.strerror})"
+
+
+def _damage(folder: Path, path: Path, resumes: bool) -> str | None:
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))["crc32"]
         expected = {name: (int(size), int(value)) for name, (size, value) in recorded.items()}

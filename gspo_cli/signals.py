@@ -19,8 +19,8 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def signals_handled_by(handler: Callable[[int], None]) -> Iterator[None]:
-    """A block in which the signals of ENDING call `handler`, and nothing else; SIGHUP not where it is
-    ignored, as under nohup. Signals reach the main thread only: in another thread this does nothing."""
+    """A block in which the signals of ENDING call `handler`, and nothing else; not those that are ignored, as
+    SIGHUP is under nohup. Signals reach the main thread only: in another thread this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -30,8 +30,7 @@ def signals_handled_by(handler: Callable[[int], None]) -> Iterator[None]:
             _leave_terminal()
         handler(number)
 
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    numbers = [number for number in ENDING if number != signal.SIGHUP or not ignored]
+    numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield

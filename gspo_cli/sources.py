@@ -17,11 +17,11 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.adapters import CONFIG, AdapterSettings, read_adapter
-from gspo_cli.config.compose import literal, load_saved, plain_values
+from gspo_cli.config.compose import literal, load_saved, plain_values, written_settings
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import require_base_trust, require_trust
 from gspo_cli.errors import UserError
-from gspo_cli.manifest import damage
+from gspo_cli.manifest import NAME, damage
 
 EMBEDDED = "embedded"
 # as the hub has them: neither `--` nor `..`
@@ -96,15 +96,30 @@ def run_start(run: Path, name: str | None = None, base: str | None = None) -> Mo
     names, which `name` and `base` replace. Raises UserError if that is gone."""
     built = run / "initial_model"
     if built.exists():
+        require_whole_start(built)
         return ModelSource(str(built.absolute()))
     if name is None:
-        saved = load_saved(run / "config.yaml")
-        require_trust(plain_values(saved), RunConfig, run, only="model.")
+        saved = _opened(run)
         name, base = OmegaConf.select(saved, "model.name"), OmegaConf.select(saved, "model.base")
     if not isinstance(name, str) or name == EMBEDDED:
         raise UserError(f"{run}: has no model (neither initial_model nor a model.name); give a complete run")
     with _followed(run):
         return find_source(name, base)
+
+
+def require_whole_start(built: Path) -> None:
+    """Raise UserError if the model that a run built or cold-started is damaged."""
+    if (what := damage(built, resumes=False)) is not None:
+        raise UserError(
+            f"{built}: is damaged ({what}); remove this folder: gspo-train resume={built.parent} builds it anew"
+        )
+
+
+def _opened(run: Path) -> DictConfig:
+    """The settings of a run, whose part about the model is under the rule of trust."""
+    saved = load_saved(written_settings(run))
+    require_trust(plain_values(saved), RunConfig, run, only="model.")
+    return saved
 
 
 def run_checkpoint(
@@ -115,12 +130,21 @@ def run_checkpoint(
     if there is no such checkpoint."""
     if checkpoint == "initial":
         return run_start(run, name, base)
+    if name is None:
+        _opened(run)
     folder = run / "checkpoints"
+    known = [
+        "last",
+        "best",
+        *sorted(path.name for path in folder.glob("iteration-*") if NAME.fullmatch(path.name)),
+    ]
     chosen = folder / (f"iteration-{int(checkpoint):06d}" if checkpoint.isdecimal() else checkpoint)
     if checkpoint == "best" and not chosen.exists():
         chosen = folder / "last"
-    if not chosen.exists():
-        found = ["initial", *sorted(path.name for path in folder.glob("[!.]*"))]
+    if checkpoint in ("best", "last") and not chosen.exists():
+        chosen = folder / known[-1]  # links were lost
+    if chosen.name not in known or not chosen.exists():
+        found = ["initial", *(name for name in known if (folder / name).exists())]
         raise UserError(f"--checkpoint {checkpoint}: does not exist; choose one of {', '.join(found)}")
     if (what := damage(chosen.resolve(), resumes=False)) is not None:
         raise UserError(
@@ -204,7 +228,7 @@ def _of_folder(folder: Path, base: str | None, checkpoint: str) -> ModelSource:
     if run is not None and base is None:
         return _of_checkpoint(folder.resolve(), run)
     if is_run(folder):
-        if not (folder / "checkpoints" / "last").exists():
+        if not any((folder / "checkpoints").glob("iteration-*")):
             raise UserError(f"model.name={folder}: has no checkpoint yet; give a run that has one")
         return run_checkpoint(folder, checkpoint)
     if (folder / CONFIG).is_file():
@@ -223,10 +247,11 @@ def _of_checkpoint(folder: Path, run: Path, name: str | None = None, base: str |
     if not (folder / CONFIG).is_file():
         return ModelSource(str(folder))
     if base is None and name is None:
-        base = OmegaConf.select(load_saved(run / "config.yaml"), "model.base")
+        base = OmegaConf.select(_opened(run), "model.base")
     if base is not None and not (run / "initial_model").exists():
         # the adapter that the run continued may be gone; the base is known without it
-        return ModelSource(find_source(base).base, folder)
+        with _followed(run):
+            return ModelSource(find_source(base).base, folder)
     return ModelSource(run_start(run, name, base).base, folder)
 
 

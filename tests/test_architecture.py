@@ -23,6 +23,7 @@ LAYERS = [
     [
         "errors",
         "signals",
+        "plain_files",
         "types",
         "randomness",
         "user_cache",

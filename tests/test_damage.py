@@ -3,6 +3,7 @@ lost, nothing is left behind, and each is one sentence."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -188,6 +189,54 @@ def test_a_run_folder_that_is_removed_ends_the_run_with_a_sentence(tmp_path):
             write()
 
 
+def test_a_last_line_without_its_end_is_kept_whole(stopped, whole):
+    for log in ("metrics.jsonl", "evals.jsonl"):
+        lines = (stopped / log).read_bytes().splitlines()
+        (stopped / log).write_bytes(b"\n".join(lines[:2]))  # no later line, and no end
+    done = gspo_train(f"resume={stopped}")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(stopped, whole)
+
+
+def test_a_damaged_initial_model_is_named_and_built_anew(stopped, whole):
+    flip(stopped / "initial_model" / "model.safetensors")
+    done = gspo_train(f"resume={stopped}")
+    assert done.returncode == 2
+    assert "initial_model: is damaged (model.safetensors is not what was written); remove this" in done.stderr
+    shutil.rmtree(stopped / "initial_model")
+    done = gspo_train(f"resume={stopped}")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(stopped, whole)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", ".config.yaml"])
+@pytest.mark.parametrize("content", ["", "model: [", None])
+def test_one_damaged_copy_of_the_settings_is_replaced_by_the_other(stopped, whole, name, content):
+    (stopped / name).unlink() if content is None else (stopped / name).write_text(content)
+    done = gspo_train(f"resume={stopped}")
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("was edited") <= 5
+    assert_same_run(stopped, whole)
+
+
+def test_lost_links_cost_nothing(stopped):
+    for link in ("last", "best"):
+        (stopped / "checkpoints" / link).unlink()
+    assert call("gspo-eval", str(stopped)).returncode == 0
+
+
+@pytest.mark.parametrize("checkpoint", ["../../run", "", "iteration-000009", "x"])
+def test_a_checkpoint_is_one_of_the_run(stopped, checkpoint):
+    done = call("gspo-eval", str(stopped), "--checkpoint", checkpoint)
+    assert done.returncode == 2
+    assert f"--checkpoint {checkpoint}: does not exist; choose one of initial, last, best" in done.stderr
+
+
+def test_a_sweep_without_jobs_is_no_success(tmp_path):
+    done = gspo_train("-m", *QUICK, "seed=range(0,0)", cwd=tmp_path)
+    assert (done.returncode, "the sweep has no jobs" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden"])
 @pytest.mark.parametrize("key", ["task.name", "model.label", "algorithm.name"])
 def test_a_name_is_no_path(tmp_path, key, name):
@@ -224,6 +273,35 @@ class Huge(RewardFunction):
         return RewardResult(10**400)
 
 
+class Cancels(RewardFunction):
+    def compute_reward(self, trajectory, turn, context):
+        raise asyncio.CancelledError
+
+
+class Divides(RewardFunction):
+    def compute_reward(self, trajectory, turn, context):
+        class Odd:
+            def __float__(self):
+                return 1 / 0
+
+        return RewardResult(Odd())
+
+
+class Nameless(RewardFunction):
+    def compute_reward(self, trajectory, turn, context):
+        return RewardResult(1.0, {None: 1.0, "a": 1.0})
+
+
+class Surrogate(RewardFunction):
+    def compute_reward(self, trajectory, turn, context):
+        return RewardResult(1.0, {"\ud800": 1.0})
+
+
+class Paints(RewardFunction):
+    def compute_reward(self, trajectory, turn, context):
+        raise ValueError("one\ntwo \x1b[31mred")
+
+
 class Text(RewardFunction):
     def compute_reward(self, trajectory, turn, context):
         return RewardResult("0.5")
@@ -237,6 +315,11 @@ class Text(RewardFunction):
         (Deep, "Deep raised RecursionError"),
         (Says, "Says returned a solved that is neither true nor false: 'no'"),
         (Huge, "Huge returned a reward that is not a number: it is too large"),
+        (Cancels, "Cancels raised RuntimeError: raised CancelledError"),
+        (Divides, "Divides returned a reward that is not a number: "),
+        (Nameless, "Nameless returned a component called None; give it a printable name"),
+        (Surrogate, "Surrogate returned a component called "),
+        (Paints, "Paints raised ValueError: one two \N{REPLACEMENT CHARACTER}[31mred"),
         (Text, "Text returned a reward that is not a number: '0.5' is text"),
     ],
 )

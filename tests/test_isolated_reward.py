@@ -45,9 +45,18 @@ class Acts(RewardFunction):
                 raise SystemExit(0)
             case "interrupt":
                 raise KeyboardInterrupt
+            case "unreadable":
+                return RewardResult(1.0, metadata={"error": Unreadable("a", "b")})
             case "odd":
                 return RewardResult(1.0, metadata={"lock": threading.Lock()})
         return RewardResult(1.0)
+
+
+class Unreadable(Exception):
+    """Its arguments are not those that it is made anew with."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
 
 
 class Batches(RewardFunction):
@@ -102,6 +111,7 @@ def test_the_results_are_those_of_the_reward_itself(isolated, cls):
         ("exit", "Acts raised RuntimeError: called sys.exit(0)"),
         ("interrupt", "Acts raised RuntimeError: raised KeyboardInterrupt"),
         ("odd", "its result cannot be sent to the run"),
+        ("unreadable", "its result cannot be read by the run (TypeError"),
     ],
 )
 def test_what_goes_wrong_costs_only_its_own_conversation(isolated, text, said):

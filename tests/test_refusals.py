@@ -103,6 +103,19 @@ def test_a_name_of_another_trainer_is_answered_with_ours(base, name):
 
 
 @pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("actor_rollout_ref.actor.clip_ratio=0.2", "algorithm.clip_range_left"),
+        ("actor_rollout_ref.rollout.n=8", "training.num_generations"),
+        ("trainer.learning_rate=1e-6", "algorithm.learning_rate"),
+    ],
+)
+def test_nested_names_of_others_are_answered_with_ours(override, hint, tmp_path):
+    done = gspo_train(override, cwd=tmp_path)
+    assert (done.returncode, hint in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "start"),
     [
         (["seed=-1"], "seed=-1: must be 0 or more"),

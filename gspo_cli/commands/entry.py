@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -48,8 +49,14 @@ def guarded(name: str, command: Command, stopped: str = "stopped") -> tuple[int,
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     if why:
-        print(f"{name}: {why}", file=sys.stderr)
+        print(f"{name}: {one_line(why)}", file=sys.stderr)
     return code, why
+
+
+def one_line(text: str) -> str:
+    """A sentence that may quote others' errors: without line breaks, and nothing that a terminal reads."""
+    joined = re.sub(r"\s*\n\s*", " ", text)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in joined)
 
 
 def command_parser(name: str, description: str, examples: str | None = None) -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,7 +54,14 @@ def main() -> None:
 def export_command() -> int:
     """Export, and print how close the export is and how to serve it."""
     arguments = parser().parse_args()
-    job = prepare(arguments.model, arguments.folder, arguments.checkpoint, arguments.adapter, arguments.base)
+    job = prepare(
+        arguments.model,
+        arguments.folder,
+        arguments.checkpoint,
+        arguments.adapter,
+        arguments.base,
+        ("model.trust_remote_code",) if arguments.trust_remote_code else (),
+    )
 
     from gspo_cli.training.export import KL_LIMIT, export_adapter, export_model
     from gspo_cli.training.model_card import model_card
@@ -118,15 +126,23 @@ def parser() -> ArgumentParser:
     return found
 
 
-def prepare(name: str, folder: Path | None, checkpoint: str, adapter: bool, base: str | None) -> Job:
-    """Find what to export, before anything is loaded. Raises UserError where that cannot work."""
+def prepare(
+    name: str,
+    folder: Path | None,
+    checkpoint: str,
+    adapter: bool,
+    base: str | None,
+    allowed: Sequence[str] = (),
+) -> Job:
+    """Find what to export, before anything is loaded. `allowed` are settings of a run that this command line
+    allows. Raises UserError where that cannot work."""
     place = Path(name).expanduser()
     run = RunFolder(place if is_run(place) else run_of(place) or place)
     is_trained = is_run(run.path)
     config = None
     if is_trained:
         # the reward is not needed, and perhaps not importable here
-        node, notes = open_run(run.path, ("reward", "reward_settings"))
+        node, notes = open_run(run.path, ("reward", "reward_settings", *allowed))
         node.reward = node.reward_settings = None
         for note in notes:
             print(f"note: {note}", file=sys.stderr)

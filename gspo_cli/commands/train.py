@@ -23,6 +23,7 @@ from gspo_cli.errors import UserError, as_exception
 from gspo_cli.launching.queue_launcher import offer_queue
 from gspo_cli.launching.start import idle_gpu_note, process_count, resumed, torchrun_command
 from gspo_cli.launching.sweep import (
+    SweepStart,
     in_sweep,
     job_results,
     prepare_job,
@@ -72,6 +73,8 @@ def composed_job() -> int:
             raise UserError(f"{' '.join(str(error).split())}; write group=option and key=value") from error
     finally:
         code = report_sweep()
+    ran = SweepStart.folder is None or bool(job_results())
+    require(ran, "the sweep has no jobs; give at least one value for each setting, as in seed=0,1")
     return code
 
 

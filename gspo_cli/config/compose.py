@@ -34,6 +34,7 @@ from gspo_cli.config.hints import expected, meant
 from gspo_cli.config.paths import CONF_DIR as CONF_DIR  # imported from here by others
 from gspo_cli.config.paths import PACKAGE as PACKAGE
 from gspo_cli.errors import FOREIGN, UserError, as_exception
+from gspo_cli.plain_files import require_plain
 from gspo_cli.user_cache import fetched_or_hub
 
 OBJECT = "python object"  # prefix of `reward` in a saved configuration where a script gave the reward
@@ -47,6 +48,7 @@ MOVED = {  # dotted names that stored runs have, and their current names; task t
     "gspo_cli.rewards.conversation.StandingReward": "gspo_cli.rewards.conversation.ProgressReward",
 }
 MISSING = "???"  # OmegaConf's marker of a missing value
+WRITTEN = ".config.yaml"  # a copy of config.yaml as the program wrote it, by which edits are noticed
 RESOLVERS: dict[str, Callable[..., Any]] = {  # what references in conf/ may call
     "fetched_or_hub": fetched_or_hub,
     "resumed_or": lambda resume, new: resume or new,
@@ -218,6 +220,7 @@ def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
 
 def load_saved(path: Path) -> DictConfig:
     """The node of a saved config.yaml. Raises UserError if there is none, or it cannot be read."""
+    require_plain(path)
     try:
         _refuse_aliases(path)
         node = OmegaConf.load(path)
@@ -228,7 +231,8 @@ def load_saved(path: Path) -> DictConfig:
             f"{path.parent}: is not a run folder (no {path.name}); give the folder of a run"
         ) from error
     except Exception as error:  # a YAML parser raises many errors; they all mean the same to the user
-        raise UserError(f"{path}: cannot be read as YAML ({error}); restore the file") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as YAML ({reason}); restore the file") from error
     if not isinstance(node, DictConfig):
         raise UserError(f"{path}: has no run settings; give a run folder of gspo-train")
     for key, text in _references(OmegaConf.to_container(node, resolve=False)):
@@ -237,6 +241,12 @@ def load_saved(path: Path) -> DictConfig:
             "place"
         )
     return node
+
+
+def written_settings(run: Path) -> Path:
+    """Where the settings of a run are as the program wrote them last; config.yaml in older runs."""
+    written = run / WRITTEN
+    return written if written.exists() else run / "config.yaml"
 
 
 def _refuse_aliases(path: Path) -> None:
@@ -279,7 +289,8 @@ def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") ->
     if not key and "Cannot merge" in reason and merged:
         key = merged.group(1)
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
-        hint = meant(key, root) or "`gspo-train --cfg job` shows them all"
+        whole = merged.group(1) if merged and merged.group(1).startswith(f"{key}.") else key
+        hint = meant(whole, root) or "`gspo-train --cfg job` shows them all"
         return f"{prefix}{key}: is not a known setting; {hint}"
     name = key.rpartition(".")[2]
     to_type = expected(_group_of(key, root), name)

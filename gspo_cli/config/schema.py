@@ -171,7 +171,7 @@ class RunConfig(RunSettings):
     `task._target_` names, built and checked."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed={self.seed}: must be 0 or more; give 0")
+        require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63; give 0")
         require(
             self.reward_settings is None or isinstance(self.reward_settings, dict),
             f"reward_settings={self.reward_settings}: must be a mapping of arguments; write {{name: value}}",

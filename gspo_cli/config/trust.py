@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
@@ -42,6 +43,7 @@ SAYS = {
     MODEL: "names a model outside of the folder",
     REMOTE: "lets a model run its own code",
 }
+TRACKERS = ("wandb", "tensorboard")  # their folders in a run's
 given: set[str] = set()  # FLAG, where this command line has it
 INHERITED = "GSPO_TRUSTED"  # in the environment of processes that this one starts: digests that it trusts
 
@@ -55,10 +57,11 @@ class Marked:
     kind: str
 
     @property
-    def typed(self) -> str:
-        """How it is typed."""
-        text = "null" if self.value is None else str(self.value)
-        return f"{self.key}={text}"
+    def fix(self) -> str:
+        """How it is allowed, as the end of a sentence."""
+        if isinstance(self.value, Mapping | list | tuple):
+            return f"add {FLAG}"
+        return f"add {FLAG}, or type {shlex.quote(f'{self.key}={self.value}')}"
 
 
 def marked(values: Mapping[str, Any], schema: Any) -> list[Marked]:
@@ -74,18 +77,26 @@ def require_trust(
     """Raise UserError if the stored settings `values` of `source` have a marked value (under the section
     `only`, where it is given) that neither `overrides` type nor --trust covers, nor an earlier command line
     had. What --trust covers is remembered."""
-    _require_inside(source)
+    require_inside(source)
     typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
     items = marked(values, schema)
     open_items = [item for item in items if item.key.startswith(only) and not _covered(item.key, typed)]
-    remote = [item for item in open_items if item.kind == REMOTE]
+    inherited = os.environ.get(INHERITED, "").split()
+    remote = [item for item in open_items if item.kind == REMOTE and _digest(item.key) not in inherited]
     if remote:
         raise UserError(
             f"{source}: its settings let the model run its own code, which is not done unasked; type "
             f"{remote[0].key}=true to allow it, or {remote[0].key}=false"
         )
+    open_items = [item for item in open_items if item.kind != REMOTE]
     if not open_items:
         return
+    for item in open_items:
+        if item.kind == CODE and _file_of(str(item.value)) is None:
+            raise UserError(
+                f"{source}: its {item.key}={item.value} is not found from here; go to the folder that has "
+                "it, and type the command there"
+            )
     digest = digest_of(items)
     if FLAG in given:
         remember(digest)
@@ -94,7 +105,7 @@ def require_trust(
         others = f" (and {more} more)" if more else ""
         raise UserError(
             f"{source}: its {item.key}={item.value} {SAYS[item.kind]}{others}; if you know where the folder "
-            f"comes from, add {FLAG}, or type {item.typed}"
+            f"comes from, {item.fix}"
         )
 
 
@@ -102,8 +113,12 @@ def require_base_trust(base: str, adapter: Path) -> None:
     """Raise UserError if a stored adapter names its base by a path that leads out of its folder, and neither
     --trust covers it nor a run of this user was over that base."""
     item = Marked("model.base", base, MODEL)
-    place = Path(base).expanduser()
-    if _is_ours(item) or not place.exists() or place.resolve().is_relative_to(adapter.resolve()):
+    try:
+        place = Path(base).expanduser()
+        inside = not place.exists() or place.resolve().is_relative_to(adapter.resolve())
+    except (OSError, RuntimeError, ValueError):  # no such user, or a name that no file can have
+        return
+    if inside or _is_ours(item):
         return
     digest = digest_of([item])
     if FLAG in given:
@@ -111,7 +126,7 @@ def require_base_trust(base: str, adapter: Path) -> None:
     elif digest not in _trusted():
         raise UserError(
             f"{adapter}: its base_model_name_or_path={base} {SAYS[MODEL]}; if you know where the folder "
-            f"comes from, add {FLAG}, or type {item.typed}"
+            f"comes from, {item.fix}"
         )
 
 
@@ -120,11 +135,13 @@ def trust_base(base: str) -> None:
     remember(digest_of([Marked("model.base", base, MODEL)]))
 
 
-def _require_inside(folder: Path) -> None:
+def require_inside(folder: Path) -> None:
     """Raise UserError if a link in the folder of a run or a sweep leads out of it: what is written there
-    would be written elsewhere. --trust and earlier trust cover it, as they do settings."""
+    would be written elsewhere. --trust and earlier trust cover it, as they do settings. What a tracker keeps
+    in a folder of its own is not ours."""
     root = folder.resolve()
     for place, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in TRACKERS or (Path(place) / name).is_symlink()]
         for path in (Path(place) / name for name in (*folders, *files)):
             if not path.is_symlink() or path.resolve().is_relative_to(root):
                 continue
@@ -139,10 +156,14 @@ def _require_inside(folder: Path) -> None:
 
 
 def trust_own(values: Mapping[str, Any], schema: Any) -> None:
-    """Remember the marked values of a run that a command line starts: it resumes without a question."""
+    """Remember the marked values of a run that a command line starts: it resumes without a question. That a
+    model's own code may run is known to the processes that this one starts, and to no later command."""
     items = marked(values, schema)
     if items:
         remember(digest_of(items))
+    for item in items:
+        if item.kind == REMOTE:
+            _hand_down(_digest(item.key))
 
 
 def trust_command(arguments: Sequence[str]) -> None:
@@ -153,7 +174,7 @@ def trust_command(arguments: Sequence[str]) -> None:
 def require_command_trust(arguments: Sequence[str], source: Path) -> None:
     """Raise UserError if the stored command line of a sweep does more than choose options and plain settings,
     and this user never typed it."""
-    _require_inside(source)
+    require_inside(source)
     suspect = [text for text in arguments if not _is_plain(text)]
     digest = _digest(list(arguments))
     if suspect and FLAG in given:
@@ -188,15 +209,20 @@ def digest_of(items: Collection[Marked]) -> str:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_ordered(value), default=str).encode()).hexdigest()
+
+
+def _ordered(value: Any) -> Any:
+    """`value` with its mappings as sorted pairs, whatever their keys are."""
+    if isinstance(value, Mapping):
+        return sorted(([str(key), _ordered(inner)] for key, inner in value.items()), key=lambda pair: pair[0])
+    return [_ordered(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def remember(digest: str) -> None:
     """Trust what has this digest from now on, in this process and those that it starts, too, where the file
     cannot be written."""
-    inherited = os.environ.get(INHERITED, "").split()
-    if digest not in inherited:
-        os.environ[INHERITED] = " ".join([*inherited, digest])
+    _hand_down(digest)
     path = _state_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,6 +233,12 @@ def remember(digest: str) -> None:
             path.chmod(0o600)
     except OSError:
         return  # a home that cannot be written: this process still knows
+
+
+def _hand_down(digest: str) -> None:
+    inherited = os.environ.get(INHERITED, "").split()
+    if digest not in inherited:
+        os.environ[INHERITED] = " ".join([*inherited, digest])
 
 
 def _trusted() -> set[str]:
@@ -223,8 +255,8 @@ def _state_file() -> Path:
 
 
 def _covered(key: str, typed: Collection[str]) -> bool:
-    """Whether a key, a section that it is in, or a part of it was typed."""
-    return any(key == each or key.startswith(f"{each}.") or each.startswith(f"{key}.") for each in typed)
+    """Whether a key or a section that it is in was typed. A part of it is not enough: the rest is theirs."""
+    return any(key == each or key.startswith(f"{each}.") for each in typed)
 
 
 def _marked_in(values: Mapping[str, Any], cls: Any, prefix: str) -> Iterator[Marked]:

@@ -48,7 +48,7 @@ def examine(path: Path) -> Report:
     folder = RunFolder(path)
     config = read_stored(folder.config)
     metrics, damaged = read_numbers(path / "metrics.jsonl")
-    evals, _ = read_numbers(path / "evals.jsonl")
+    evals, broken = read_numbers(path / "evals.jsonl")
     if not metrics and damaged:
         raise UserError(f"{path / 'metrics.jsonl'}: cannot be read from line 1 on; restore the file")
     if not metrics:
@@ -60,6 +60,8 @@ def examine(path: Path) -> Report:
         last = metrics[-1]["iteration"]
         end = f"metrics.jsonl cannot be read from line {damaged} on; this report ends at iteration {last}"
         unread = [end, *unread]
+    if broken:
+        unread.append(f"evals.jsonl cannot be read from line {broken} on")
     return Report(
         str(path),
         verdict(config, history, findings),

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config.auto_hardware import option_values, visible_gpus
 from gspo_cli.config.checks import require
@@ -40,7 +42,7 @@ def resumed(folder: Path, overrides: list[str]) -> tuple[DictConfig, list[str]]:
             "hardware.precision=fp32",
         )
         require(
-            matches(key, RESUMABLE),
+            matches(key, RESUMABLE) or _is_stored(saved, text, key),
             f"{key}: cannot change when a run is resumed (only {allowed} can); start a new run to change it",
         )
     node = with_overrides(saved, changes)
@@ -56,6 +58,14 @@ def resumed(folder: Path, overrides: list[str]) -> tuple[DictConfig, list[str]]:
         )
     node.resume = str(folder)
     return node, notes
+
+
+def _is_stored(saved: DictConfig, text: str, key: str) -> bool:
+    """Whether an override gives a setting the value that it has."""
+    try:
+        return bool(OmegaConf.select(with_overrides(saved, [text]), key) == OmegaConf.select(saved, key))
+    except (UserError, OmegaConfBaseException, HydraException):
+        return False
 
 
 def require_device(hardware: HardwareConfig, count_gpus: Callable[[], int], resumes: bool = False) -> int:

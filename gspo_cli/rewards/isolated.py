@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -60,7 +61,8 @@ class IsolatedReward(RewardFunction):
     def _ask(self, trajectories: list[Trajectory]) -> list[Score]:
         if not self._process.is_alive():
             self._start()
-        self._pipe.send(trajectories)
+        with suppress(OSError):  # it has died just now: the answer says how
+            self._pipe.send(trajectories)
         limit = self._timeout * len(trajectories)
         answer = self._answer(limit, f"{self.name} took longer than {limit:g} s and was stopped")
         return [answer] * len(trajectories) if isinstance(answer, RewardError) else answer
@@ -74,6 +76,8 @@ class IsolatedReward(RewardFunction):
         except (EOFError, OSError):
             self._process.join()
             why = f"its process ended with exit code {self._process.exitcode}"
+        except Exception as error:  # objects of its own that cannot be made anew here
+            why = f"its result cannot be read by the run ({type(error).__name__}: {error})"
         self.close()
         return RewardError(why)
 

@@ -107,8 +107,12 @@ def validate(function: RewardFunction, trajectory: Trajectory, value: Any) -> Re
         total = as_number(value.total_reward)
         components = {part: as_number(number) for part, number in value.component_rewards.items()}
         turns = [as_number(number) for number in value.turn_rewards]
-    except (TypeError, ValueError, AttributeError) as error:
-        raise RewardError(f"{name} returned a reward that is not a number: {error}") from error
+    except FOREIGN as error:  # a number of somebody's own class
+        reason = as_exception(error)
+        raise RewardError(f"{name} returned a reward that is not a number: {reason}") from error
+    for part in components:
+        if not isinstance(part, str) or not part.isprintable():
+            raise RewardError(f"{name} returned a component called {part!r}; give it a printable name")
     numbered = {f"turn_rewards[{place}]": number for place, number in enumerate(turns)}
     for part, number in {"total_reward": total, **components, **numbered}.items():
         if not math.isfinite(number):

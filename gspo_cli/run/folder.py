@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gspo_cli.config.compose import WRITTEN
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import (
@@ -29,7 +30,6 @@ from gspo_cli.sources import ModelSource, run_checkpoint
 
 LOCK = "GSPO_LOCKED"  # in the environment of a process whose parent holds the lock for it: the folder
 _HELD: dict[Path, tuple[int, int]] = {}  # locks of this process: their descriptors and threads
-WRITTEN = ".config.yaml"
 OWN = ("config.yaml", WRITTEN, "card.txt", "card.json", "summary.json", "wandb_id", *LOGS)  # files of a run
 PROGRESS = ("checkpoints", "initial_model")  # what took time to make
 
@@ -167,6 +167,8 @@ class RunFolder:
             if repair and (count := repair_log(path)):
                 notes.append(f"{path}: {count} lines that cannot be read were moved to {log}{ASIDE}")
             check_log(path, f"gspo-train resume={self.path}")
+        if any(self.checkpoints.glob("iteration-*[1-9]*")) and not (self.path / LOGS[0]).exists():
+            notes.append(f"{self.path / LOGS[0]}: is gone; it goes on without the earlier iterations")
         return notes
 
     def rewind(self, iteration: int) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.errors import UserError
+from gspo_cli.plain_files import require_plain
 
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
+LONGEST = 1 << 28  # bytes of a line
 ASIDE = ".rewound"  # ends the name of the file that holds what was cut off a log
 
 
@@ -66,6 +68,7 @@ def cut_log(path: Path, iteration: int) -> None:
     gaps. The rest is moved to the file beside: nothing is lost. A last line that a kill cut goes, too."""
     kept: list[bytes] = []
     rest: list[bytes] = []
+    line = b"\n"
     for line in _lines(path):
         if not line.strip():
             continue
@@ -74,17 +77,24 @@ def cut_log(path: Path, iteration: int) -> None:
         (rest if later else kept).append(line.rstrip(b"\n") + b"\n")
     if rest:
         _set_aside(path, rest)
+    if rest or not line.endswith(b"\n"):  # what is appended starts a line of its own
         _replace(path, kept)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Lines of a file, read one by one. Not splitlines: it also splits at U+2028 and similar characters,
-    which models do write."""
+    which models do write. Raises UserError if it is no plain file, or a line is longer than any of ours."""
+    require_plain(path)
     try:
         with path.open("rb") as file:
-            yield from file
+            while line := file.readline(LONGEST):
+                if len(line) == LONGEST:
+                    raise UserError(f"{path}: has a line of more than {LONGEST:,} bytes; restore the file")
+                yield line
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

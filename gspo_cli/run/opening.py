@@ -11,9 +11,12 @@ from omegaconf import DictConfig
 
 from gspo_cli.config.compose import load_saved, plain_values
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.config.trust import require_trust
+from gspo_cli.config.trust import require_inside, require_trust
+from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import leaves
+
+SHOWN = 5  # edits that are named one by one
 
 
 def open_run(folder: Path, typed: Collection[str] = ()) -> tuple[DictConfig, list[str]]:
@@ -21,20 +24,39 @@ def open_run(folder: Path, typed: Collection[str] = ()) -> tuple[DictConfig, lis
     config.yaml has otherwise: such an edit counts only where it is in `typed`, the overrides of this command
     line. Raises UserError where there is no run, or its settings need trust that they do not have."""
     run = RunFolder(folder)
-    shown = load_saved(run.config)
-    require_trust(plain_values(shown), RunConfig, folder, typed)
-    if not run.written_config.is_file():  # of an earlier version
+    if folder.is_dir():
+        require_inside(folder)
+    if not run.written_config.exists():  # of an earlier version
+        shown = load_saved(run.config)
+        require_trust(plain_values(shown), RunConfig, folder, typed)
         return shown, []
-    written = load_saved(run.written_config)
-    require_trust(plain_values(written), RunConfig, folder, typed)
+    try:
+        shown = load_saved(run.config)
+        written = load_saved(run.written_config)
+    except UserError as error:
+        return _one_of_both(run, typed, str(error))
+    for each in (shown, written):
+        require_trust(plain_values(each), RunConfig, folder, typed)
     keys = {text.lstrip("+~").partition("=")[0] for text in typed}
     edits = _edits(plain_values(written), plain_values(shown))
-    return written, [
+    notes = [
         f"{run.config}: {key} was edited from {_text(before)} to {_text(now)}, which does not count; type "
         f"{key}={_text(now)} to change it"
         for key, (before, now) in edits.items()
         if key not in keys
     ]
+    more = [f"{run.config}: has {len(notes) - SHOWN} more such edits"] if len(notes) > SHOWN else []
+    return written, [*notes[:SHOWN], *more]
+
+
+def _one_of_both(run: RunFolder, typed: Collection[str], reason: str) -> tuple[DictConfig, list[str]]:
+    """The settings where config.yaml or its copy cannot be read, for a `reason`: those of the other."""
+    try:
+        path, node = run.written_config, load_saved(run.written_config)
+    except UserError:
+        path, node = run.config, load_saved(run.config)
+    require_trust(plain_values(node), RunConfig, run.path, typed)
+    return node, [f"{reason.partition('; ')[0]}; {path} was taken in its place"]
 
 
 def _edits(written: dict[str, Any], shown: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

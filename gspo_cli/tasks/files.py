@@ -35,7 +35,7 @@ def read_jsonl(path: str, key: str) -> list[tuple[int, dict[str, Any]]]:
 def _object(where: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: is not JSON ({error}); correct the line") from error
     require(isinstance(row, dict), f"{where}: is not a JSON object; write {{...}} on each line")
     return row

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -74,13 +75,13 @@ class Checkpoints:
             what = damage(checkpoint)
             if what is None:
                 break
-            aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            names = (f"damaged-{checkpoint.name}{'' if n == 1 else f'-{n}'}" for n in count(1))
+            aside = next(path for name in names if not (path := checkpoint.with_name(name)).exists())
             checkpoint.rename(aside)
-            notes.append(
-                f"{checkpoint}: is damaged ({what}) and was renamed to {aside.name}; the run goes on from "
-                "the newest whole checkpoint"
-            )
+            notes.append(f"{checkpoint}: is damaged ({what}) and was renamed to {aside.name}")
+        if notes:
+            start = "the beginning" if self.last is None else f"the newest whole checkpoint, {self.last.name}"
+            notes[-1] += f"; the run goes on from {start}"
         best = self.folder / "best"
         if best.is_symlink() and (not best.exists() or damage(best.resolve()) is not None):
             best.unlink()
@@ -161,6 +162,8 @@ def _read(checkpoint: Path) -> tuple[dict[str, Any], TrainerState]:
     try:
         saved = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
         state = TrainerState(**saved["state"])
+        if not isinstance(state.iteration, int) or not isinstance(state.cursor, int):
+            raise TypeError("its counters are not whole numbers")
         if not isinstance(saved["steps"], int) or not isinstance(saved["optimizer"], dict):
             raise TypeError("steps or optimizer is of another type")
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:

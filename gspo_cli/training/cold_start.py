@@ -21,6 +21,7 @@ import torch
 from gspo_cli.config.model_schema import ColdStart
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
+from gspo_cli.manifest import write_manifest
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
@@ -29,7 +30,7 @@ from gspo_cli.randomness import generator
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.files import folder_written_whole, remove_leftovers
-from gspo_cli.sources import ModelSource, find_source
+from gspo_cli.sources import ModelSource, find_source, require_whole_start
 from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
@@ -57,6 +58,7 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     model = config.model
     built = ModelSource(str(initial_model.absolute()))
     if initial_model.exists():
+        require_whole_start(initial_model)
         return built
     source = built if model.is_embedded else find_source(model.name, model.base)
     if not model.is_embedded and model.cold_start.steps == 0:
@@ -74,11 +76,13 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
         if caches and cached.exists():
             progress("cold start", steps, steps, "cached")
             shutil.copytree(cached, folder, dirs_exist_ok=True)
+            write_manifest(folder)
             return built
         if model.is_embedded:
             write_embedded(folder, model.shape, model.init_seed, texts)
         if steps:
             _cold_start(config, task, folder, demonstrations, progress)
+        write_manifest(folder)
         if caches:
             _store(folder, cached, progress)
     return built
