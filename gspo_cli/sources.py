@@ -111,7 +111,7 @@ def require_whole_start(built: Path) -> None:
     """Raise UserError if the model that a run built or cold-started is damaged."""
     if (what := damage(built, resumes=False)) is not None:
         raise UserError(
-            f"{built}: is damaged ({what}); remove this folder: gspo-train resume={built.parent} builds it anew"
+            f"{built}: is damaged ({what}); remove it, and gspo-train resume={built.parent} builds it anew"
         )
 
 

@@ -202,7 +202,7 @@ def test_a_damaged_initial_model_is_named_and_built_anew(stopped, whole):
     flip(stopped / "initial_model" / "model.safetensors")
     done = gspo_train(f"resume={stopped}")
     assert done.returncode == 2
-    assert "initial_model: is damaged (model.safetensors is not what was written); remove this" in done.stderr
+    assert "initial_model: is damaged (model.safetensors is not what was written); remove it, " in done.stderr
     shutil.rmtree(stopped / "initial_model")
     done = gspo_train(f"resume={stopped}")
     assert done.returncode == 0, done.stderr
