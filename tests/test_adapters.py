@@ -280,6 +280,7 @@ def second_stage(folder: Path, adapter: Path, **model) -> Path:
 def test_a_run_whose_first_stage_is_gone_keeps_its_adapter_and_base(adapter, folders, tmp_path):
     gone, base = str(tmp_path / "gone" / "iteration-000010"), str(folders["qwen3"])
     run = second_stage(tmp_path / "second", adapter, name=gone, base=base)
+    trust_own({"model": {"name": gone, "base": base}}, RunConfig)
     assert find_source(str(run)) == ModelSource(base, (run / "checkpoints" / "iteration-000002").resolve())
     with pytest.raises(UserError, match=r"model\.name=.*iteration-000010: no such file or folder is here"):
         find_source(gone, base)

@@ -121,7 +121,7 @@ def test_what_a_strangers_settings_name_is_not_honored_unasked(stranger, home, k
     done = call(command, *arguments, cwd=home)
     assert done.returncode == 2
     assert f"its {key}=" in done.stderr or "its task.path=" in done.stderr
-    assert "add --trust, or type" in done.stderr
+    assert "; if you know where the folder comes from, add --trust" in done.stderr
     assert not (home / "pwned").exists()
     assert sorted(path for path in folder.rglob("*")) == before
 

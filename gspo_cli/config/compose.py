@@ -289,7 +289,8 @@ def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") ->
     if not key and "Cannot merge" in reason and merged:
         key = merged.group(1)
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
-        whole = merged.group(1) if merged and merged.group(1).startswith(f"{key}.") else key
+        typed = re.search(r"Could not override '([\w.]+)'", str(error))
+        whole = typed.group(1) if typed else key
         hint = meant(whole, root) or "`gspo-train --cfg job` shows them all"
         return f"{prefix}{key}: is not a known setting; {hint}"
     name = key.rpartition(".")[2]

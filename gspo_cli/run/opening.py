@@ -31,8 +31,7 @@ def open_run(folder: Path, typed: Collection[str] = ()) -> tuple[DictConfig, lis
         require_trust(plain_values(shown), RunConfig, folder, typed)
         return shown, []
     try:
-        shown = load_saved(run.config)
-        written = load_saved(run.written_config)
+        shown, written = _whole(run.config), _whole(run.written_config)
     except UserError as error:
         return _one_of_both(run, typed, str(error))
     for each in (shown, written):
@@ -49,10 +48,17 @@ def open_run(folder: Path, typed: Collection[str] = ()) -> tuple[DictConfig, lis
     return written, [*notes[:SHOWN], *more]
 
 
+def _whole(path: Path) -> DictConfig:
+    node = load_saved(path)
+    if "model" not in node:
+        raise UserError(f"{path}: has no model settings; restore the file")
+    return node
+
+
 def _one_of_both(run: RunFolder, typed: Collection[str], reason: str) -> tuple[DictConfig, list[str]]:
     """The settings where config.yaml or its copy cannot be read, for a `reason`: those of the other."""
     try:
-        path, node = run.written_config, load_saved(run.written_config)
+        path, node = run.written_config, _whole(run.written_config)
     except UserError:
         path, node = run.config, load_saved(run.config)
     require_trust(plain_values(node), RunConfig, run.path, typed)
