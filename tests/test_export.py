@@ -177,7 +177,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_nothing_is_written(run, exp
         ([run], "already exists; give another folder"),
         (
             [run, tmp_path / "x", "--checkpoint", "99"],
-            "--checkpoint 99: does not exist; choose one of initial, best",
+            "--checkpoint 99: does not exist; choose one of initial, last, best",
         ),
         ([run / "initial_model", tmp_path / "x"], "is a plain model already"),
         ([run, tmp_path / "x", "--adapter", "--checkpoint", "initial"], "has no LoRA adapter"),

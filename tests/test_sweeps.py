@@ -223,7 +223,7 @@ def test_joblib_trains_in_processes_of_its_own(sweep, tmp_path):
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr == "gspo-train: seed=-1: must be 0 or more; give 0\n"
+    assert done.stderr == "gspo-train: seed=-1: must be 0 or more, and below 2**63; give 0\n"
     good, bad = jobs_of(tmp_path / "s")
     assert (good["code"], good["score"], bad["code"]) == (0, 0.0, 2)
     assert sweep("seed=0", "hydra.run.dir=alone") == 0
