@@ -97,10 +97,7 @@ def require_trust(
                 f"{source}: its {item.key}={item.value} is not found from here; go to the folder that has "
                 "it, and type the command there"
             )
-    digest = digest_of(items)
-    if FLAG in given:
-        remember(digest)
-    elif digest not in _trusted():
+    if not _allowed(digest_of(items)):
         item, more = open_items[0], len(open_items) - 1
         others = f" (and {more} more)" if more else ""
         raise UserError(
@@ -120,10 +117,7 @@ def require_base_trust(base: str, adapter: Path) -> None:
         return
     if inside or _is_ours(item):
         return
-    digest = digest_of([item])
-    if FLAG in given:
-        remember(digest)
-    elif digest not in _trusted():
+    if not _allowed(digest_of([item])):
         raise UserError(
             f"{adapter}: its base_model_name_or_path={base} {SAYS[MODEL]}; if you know where the folder "
             f"comes from, {item.fix}"
@@ -145,10 +139,7 @@ def require_inside(folder: Path) -> None:
         for path in (Path(place) / name for name in (*folders, *files)):
             if not path.is_symlink() or path.resolve().is_relative_to(root):
                 continue
-            digest = _digest(["link", str(path), str(path.resolve())])
-            if FLAG in given:
-                remember(digest)
-            elif digest not in _trusted():
+            if not _allowed(_digest(["link", str(path), str(path.resolve())])):
                 raise UserError(
                     f"{path}: is a link that leads out of the folder, to {path.resolve()}; put what it "
                     f"leads to in its place, or add {FLAG} if you know where the folder comes from"
@@ -176,10 +167,7 @@ def require_command_trust(arguments: Sequence[str], source: Path) -> None:
     and this user never typed it."""
     require_inside(source)
     suspect = [text for text in arguments if not _is_plain(text)]
-    digest = _digest(list(arguments))
-    if suspect and FLAG in given:
-        remember(digest)
-    elif suspect and digest not in _trusted():
+    if suspect and not _allowed(_digest(list(arguments))):
         raise UserError(
             f"{source}: its command has {suspect[0]}, which is more than an option or a plain setting; if "
             f"you know where the folder comes from, add {FLAG}"
@@ -239,6 +227,13 @@ def _hand_down(digest: str) -> None:
     inherited = os.environ.get(INHERITED, "").split()
     if digest not in inherited:
         os.environ[INHERITED] = " ".join([*inherited, digest])
+
+
+def _allowed(digest: str) -> bool:
+    """Whether this is trusted; --trust says so and is remembered."""
+    if FLAG in given:
+        remember(digest)
+    return FLAG in given or digest in _trusted()
 
 
 def _trusted() -> set[str]:

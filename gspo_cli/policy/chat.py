@@ -77,9 +77,8 @@ class ChatFormat:
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an agent turn given as text, with the end token."""
-        ids = [*self._encode(text), self.end_id]
-        self._require_embeddings(ids)
-        return ids
+        self._require_embeddings([self.end_id])
+        return [*self._encode(text), self.end_id]
 
     def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
         """Ids of what follows an agent turn that ended with `last_id`, up to where its next turn begins."""
