@@ -17,6 +17,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.adapters import CONFIG, AdapterSettings, read_adapter
+from gspo_cli.config.checks import override_key
 from gspo_cli.config.compose import literal, load_saved, plain_values, written_settings
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import require_base_trust, require_trust
@@ -166,7 +167,7 @@ def settled(node: DictConfig, given: list[str]) -> None:
         return
     source = find_source(str(model.name), model.base)
     model.name = literal(source.place)
-    typed = {text.lstrip("+").partition("=")[0] for text in given}
+    typed = set(map(override_key, given))
     trained = source.adapter is not None or run_of(Path(source.base)) is not None
     if trained and "model.cold_start.steps" not in typed and model.cold_start.steps:
         before = f"in place of {model.cold_start.steps}, which is for a model before its training"

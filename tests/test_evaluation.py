@@ -15,6 +15,7 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.session import run_training
 from gspo_cli.types import RewardResult
+from tests.support.command_line import call
 
 
 class EvenReward(RewardFunction):
@@ -124,3 +125,9 @@ def test_an_evaluation_without_samples_says_so(configure, tmp_path, reporter):
     folder = run(configure("evaluation.samples=0"), tmp_path / "run", reporter)
     assert [line["sampled"] for line in folder.read("heldout.jsonl")] == [None, None]
     assert [line["kl"] for line in folder.read("evals.jsonl")] == [None, None]
+
+
+def test_a_negative_number_of_shown_answers_is_refused():
+    done = call("gspo-eval", "tiny", "--samples", "-1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gspo-eval: --samples -1: give 0 or more, such as --samples 3\n"

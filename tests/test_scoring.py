@@ -50,6 +50,25 @@ class Slow(RewardFunction):
         return RewardResult(1.0)
 
 
+class Clears(RewardFunction):
+    """Empties every list of the conversation that it is given."""
+
+    def compute_reward(self, trajectory, turn, context):
+        for value in vars(trajectory).values():
+            if isinstance(value, list):
+                value.clear()
+        return RewardResult(1.0)
+
+
+def test_a_reward_that_changes_the_conversation_changes_nothing_that_is_trained():
+    scored = conversation(turns=2)
+    scored.token_ids, scored.action_mask = [1, 2, 3], [False, True, True]
+    score_all(Clears(), [scored], RewardErrors.stop)
+    assert (scored.token_ids, scored.action_mask) == ([1, 2, 3], [False, True, True])
+    assert len(scored.messages) == 4
+    assert scored.turn_rewards == [0.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("environment", "turn_rewards", "total", "expected"),
     [

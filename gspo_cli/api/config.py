@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.config.checks import require
+from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.compose import composed, literal
 from gspo_cli.errors import UserError
 from gspo_cli.sources import find_source
@@ -105,7 +105,7 @@ class GSPOConfig:
         self._made = {name: getattr(self, name) for name in DEFAULTS}
         for text in self.overrides:
             require(
-                text.lstrip("+~").partition("=")[0] not in CHOSEN,
+                override_key(text) not in CHOSEN,
                 f"GSPOConfig.overrides: {text} is not a single setting; give single settings such as "
                 "rollout.temperature=0.7; agent, environment and function choose the groups",
             )
@@ -136,7 +136,7 @@ class GSPOConfig:
         overridden values.
 
         Raises UserError on a value of the wrong kind."""
-        named = {text.lstrip("+").partition("=")[0] for text in self.overrides}
+        named = set(map(override_key, self.overrides))
         for name, key in KEYS.items():
             value = getattr(self, name)
             left_to_task = name in OF_TASK and value is None

@@ -7,6 +7,7 @@ import sys
 
 from gspo_cli.commands.entry import run_command
 from gspo_cli.commands.model_source import model_parser, resolve
+from gspo_cli.config.checks import require
 
 DESCRIPTION = "Evaluate a run or a model on held-out problems: greedy score and pass@k."
 EXAMPLES = """examples:
@@ -30,6 +31,7 @@ def evaluate_command() -> int:
     parser.add_argument("--samples", type=int, default=3, help="how many answers to show (default 3)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
     arguments = parser.parse_intermixed_args()  # overrides may stand after flags
+    require(arguments.samples >= 0, f"--samples {arguments.samples}: give 0 or more, such as --samples 3")
     config, source, adapter = resolve(arguments.model, arguments.checkpoint, arguments.overrides)
 
     from rich.console import Console

@@ -9,6 +9,7 @@ from pathlib import Path
 from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.entry import command_parser
 from gspo_cli.config.auto_hardware import use_hardware_here
+from gspo_cli.config.checks import override_key
 from gspo_cli.config.compose import build_config, composed, literal, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import FLAG
@@ -43,7 +44,7 @@ def resolve(name: str, checkpoint: str, overrides: list[str]) -> tuple[RunConfig
     """Configuration, where the model is, and its LoRA adapter if it has one. The folder of a run's checkpoint
     has the configuration of its run, unless another task or model preset is chosen. Raises UserError."""
     folder = Path(name).expanduser()
-    chosen = {text.lstrip("+").partition("=")[0] for text in overrides} & {"task", "model"}
+    chosen = {"task", "model"} & set(map(override_key, overrides))
     run = folder if is_run(folder) else run_of(folder) if folder.is_dir() and not chosen else None
     if run is None:
         config = _of_model(name, overrides)

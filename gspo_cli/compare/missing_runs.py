@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from gspo_cli.compare.arms import arms_of, baseline_of, resolved_settings
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.config.auto_hardware import use_one_process
-from gspo_cli.config.checks import require
+from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
 from gspo_cli.config.compose import build_config, composed, plain_values, resolved_yaml
 from gspo_cli.config.old_logprobs import shared_by_runs
@@ -66,7 +66,7 @@ class SharedSettings:
                 directory.is_dir(), f"-cd {directory}: is not a folder; give a folder with custom options"
             )
         for text in self.overrides:
-            key = text.lstrip("+~").partition("=")[0]
+            key = override_key(text)
             group = key.partition("/")[0].partition(".")[0]
             require(
                 key != "algorithm" and (group not in RESERVED or key.startswith("algorithm.")),

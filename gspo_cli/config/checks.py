@@ -17,6 +17,11 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def override_key(text: str) -> str:
+    """The key that an override sets, adds or deletes."""
+    return text.lstrip("+~").partition("=")[0]
+
+
 def require_name(key: str, value: Any) -> None:
     """Raise UserError unless `value` can be the name of a folder: names become parts of paths."""
     found = isinstance(value, str) and NAME.fullmatch(value) is not None

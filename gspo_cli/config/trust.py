@@ -20,6 +20,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from gspo_cli.config.checks import override_key
 from gspo_cli.config.marks import ADDRESS, CODE, MODEL, PATH, PLAIN, REMOTE, SETTINGS
 from gspo_cli.errors import UserError
 from gspo_cli.user_cache import cache_folder
@@ -78,7 +79,7 @@ def require_trust(
     `only`, where it is given) that neither `overrides` type nor --trust covers, nor an earlier command line
     had. What --trust covers is remembered."""
     require_inside(source)
-    typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    typed = set(map(override_key, overrides))
     items = marked(values, schema)
     open_items = [item for item in items if item.key.startswith(only) and not _covered(item.key, typed)]
     inherited = os.environ.get(INHERITED, "").split()
@@ -178,7 +179,7 @@ def _is_plain(argument: str) -> bool:
     """Whether an argument is -m, `group=option`, or sets something without a mark."""
     if argument in ("-m", "--multirun"):
         return True
-    key = argument.lstrip("+~").partition("=")[0]
+    key = override_key(argument)
     group, _, name = key.partition(".")
     if group not in GROUPS or key in OUTSIDE:
         return key.startswith(SWEEPS)

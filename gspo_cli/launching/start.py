@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config.auto_hardware import option_values, visible_gpus
-from gspo_cli.config.checks import require
+from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import plain_values, with_overrides
 from gspo_cli.config.schema import HardwareConfig, RunConfig
@@ -32,10 +32,10 @@ def resumed(folder: Path, overrides: list[str]) -> tuple[DictConfig, list[str]]:
 
     Raises UserError if the folder is not a run, the run is complete, or another setting is overridden."""
     saved, notes = open_run(folder, overrides)
-    changes = [text.lstrip("+") for text in overrides if not text.lstrip("+").startswith("resume=")]
+    changes = [text.lstrip("+") for text in overrides if override_key(text) != "resume"]
     allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in RESUMABLE)
     for text in changes:
-        key = text.lstrip("~").split("=")[0]
+        key = override_key(text)
         require(
             key != "hardware",
             f"{text}: is given as single settings when a run is resumed, such as hardware.device=cpu "

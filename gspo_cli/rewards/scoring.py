@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from threading import Event, Thread
 from typing import Any
 
@@ -31,7 +32,8 @@ def score_all(
     The environment's own turn rewards are added to the total. A reward that fails raises UserError or
     excludes the trajectory, depending on `on_error`; it never becomes a 0."""
     scored = [t for t in trajectories if t.excluded is None]
-    for trajectory, value in zip(scored, score(function, scored, limit, timeout), strict=True):
+    lent = [_with_own_lists(trajectory) for trajectory in scored]
+    for trajectory, value in zip(scored, score(function, lent, limit, timeout), strict=True):
         try:
             write_result(trajectory, validate(function, trajectory, value))
         except RewardError as error:
@@ -41,6 +43,12 @@ def score_all(
                     "with training.reward_errors=exclude"
                 ) from error
             trajectory.excluded = str(error)
+
+
+def _with_own_lists(trajectory: Trajectory) -> Trajectory:
+    """A copy for somebody's code: what it appends or clears is not what is trained."""
+    values = {field.name: getattr(trajectory, field.name) for field in fields(trajectory)}
+    return replace(trajectory, **{name: [*value] for name, value in values.items() if type(value) is list})
 
 
 def score(

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from gspo_cli.config.checks import override_key
 from gspo_cli.config.compose import load_saved, plain_values
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import require_inside, require_trust
@@ -36,7 +37,7 @@ def open_run(folder: Path, typed: Collection[str] = ()) -> tuple[DictConfig, lis
         return _one_of_both(run, typed, str(error))
     for each in [written] if written == shown else [shown, written]:  # it walks through the folder
         require_trust(plain_values(each), RunConfig, folder, typed)
-    keys = {text.lstrip("+~").partition("=")[0] for text in typed}
+    keys = set(map(override_key, typed))
     edits = _edits(plain_values(written), plain_values(shown))
     notes = [
         f"{run.config}: {key} was edited from {_text(before)} to {_text(now)}, which does not count; type "
