@@ -48,7 +48,8 @@ def score_all(
 def _with_own_lists(trajectory: Trajectory) -> Trajectory:
     """A copy for somebody's code: what it appends or clears is not what is trained."""
     values = {field.name: getattr(trajectory, field.name) for field in fields(trajectory)}
-    return replace(trajectory, **{name: [*value] for name, value in values.items() if type(value) is list})
+    lists: dict[str, Any] = {name: [*value] for name, value in values.items() if type(value) is list}
+    return replace(trajectory, **lists)
 
 
 def score(
