@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import get_type_hints
 
 import pytest
@@ -51,15 +52,16 @@ KEYS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@cache
 def base():
     return composed(["hardware=cpu"])
 
 
-def said(base, key: str, value: str) -> str | None:
+@cache
+def said(key: str, value: str) -> str | None:
     """What is printed for `key=value`; None if it is accepted."""
     try:
-        build_config(with_overrides(base.copy(), [f"{key}={value}"]))
+        build_config(with_overrides(base(), [f"{key}={value}"]))
     except UserError as error:
         return str(error)
     except OmegaConfBaseException as error:
@@ -67,11 +69,11 @@ def said(base, key: str, value: str) -> str | None:
     return None
 
 
-def test_bad_values_are_refused_with_what_to_type(base):
+def test_bad_values_are_refused_with_what_to_type():
     refused, unhelpful = 0, []
     for key in KEYS:
         for value in BAD:
-            sentence = said(base, key, value)
+            sentence = said(key, value)
             if sentence is None:
                 continue
             refused += 1
@@ -83,22 +85,22 @@ def test_bad_values_are_refused_with_what_to_type(base):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_no_setting_takes_what_is_absurd(base, key):
+def test_no_setting_takes_what_is_absurd(key):
     kind = kind_of(key)
     texts = [] if key in ANY_TEXT else ["abc"]
     enumerated = isinstance(kind, type) and issubclass(kind, Enum)
     for value in [*texts, "1e30", "nan", "{a: 1}"] if not is_dataclass(kind) else []:
         if (key in ANY_TEXT and value != "{a: 1}") or (kind is bool and not enumerated and value == "1e30"):
             continue
-        assert said(base, key, value) is not None, f"{key}={value} is accepted"
+        assert said(key, value) is not None, f"{key}={value} is accepted"
 
 
 @pytest.mark.parametrize("name", sorted(ELSEWHERE))
-def test_a_name_of_another_trainer_is_answered_with_ours(base, name):
+def test_a_name_of_another_trainer_is_answered_with_ours(name):
     ours = ELSEWHERE[name]
     assert ours in (*leaves(RunConfig), "hydra.run.dir", "task.path")
     for group in ("", "training.", "algorithm."):
-        sentence = said(base, f"{group}{name}", "1")
+        sentence = said(f"{group}{name}", "1")
         assert sentence is None or ours in sentence or f".{name}" in sentence
 
 

@@ -53,7 +53,8 @@ def test_the_yaml_lists_every_setting_of_its_task(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_reward_accepts_gold_and_refuses_nonsense_and_doing_nothing(name, tmp_path):
     task = built(name, tmp_path)
-    for problem in [*task.train_problems(), *task.heldout_problems()]:
+    problems = [*task.train_problems(), *task.heldout_problems()]
+    for problem in problems[:: len(problems) // 1000 + 1]:
         assert score(task, problem, problem.answer).total_reward == 1
         for nonsense in (None, "", " ", "nonsense", problem.answer + "1", problem.messages[-1].content):
             assert score(task, problem, nonsense).total_reward == 0, (problem, nonsense)
@@ -86,7 +87,7 @@ def test_demonstrations_solve_training_problems_and_no_others(name, tmp_path):
     by_messages = {problem.messages: problem for problem in task.train_problems()}
     demonstrations = task.demonstrations()
     assert len(demonstrations) == len(by_messages)
-    for demonstration in demonstrations:
+    for demonstration in demonstrations[:: len(demonstrations) // 1000 + 1]:
         *opening, answer = demonstration.messages
         assert answer.role == "assistant"
         assert score(task, by_messages[tuple(opening)], answer.content).total_reward == 1

@@ -160,23 +160,18 @@ def test_own_runs_resume_and_are_evaluated_without_a_question(home):
     assert call("gspo-eval", str(folder), cwd=home).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["wandb", "deepspeed", "torch", "rich", "evaluate"])
-def test_a_file_of_the_folder_never_takes_the_place_of_a_library(stranger, home, name):
+def test_a_file_of_the_folder_never_takes_the_place_of_a_library(stranger, home):
     folder = stranger()
-    (home / f"{name}.py").write_text(EVIL)
-    command = script("gspo-train", f"resume={folder}", "training.num_outer_iterations=3")
-    command.insert(1, "-P")  # as an installed command starts
-    done = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert not (home / "pwned").exists()
-    if name == "deepspeed":
-        again = [
-            *command[:-1],
-            "training.num_outer_iterations=4",
-            "hardware.zero_stage=1",
-            "hardware.processes=2",
-        ]
-        subprocess.run(again, cwd=home, env=environment(), capture_output=True, text=True)
+    for name in ("wandb", "deepspeed", "torch", "rich", "evaluate"):
+        (home / f"{name}.py").write_text(EVIL)
+    for settings in (
+        ["training.num_outer_iterations=3"],
+        ["training.num_outer_iterations=4", "hardware.zero_stage=1", "hardware.processes=2"],
+    ):
+        command = script("gspo-train", f"resume={folder}", *settings)
+        command.insert(1, "-P")  # as an installed command starts
+        done = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         assert not (home / "pwned").exists()
 
 
