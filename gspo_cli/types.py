@@ -13,6 +13,7 @@ trained).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,11 +21,52 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class RequestedCall:
+    """A tool call as a model has written it: neither the name nor the arguments are checked."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True)
 class Message:
-    """One message of a conversation; `role` is system, user, assistant or tool."""
+    """One message of a conversation; `role` is system, user, assistant or tool.
+
+    An assistant's may have `tool_calls`, and `reasoning`, which no user reads and no reward of manner scores.
+    A tool's may have the `name` of the tool that answers."""
 
     role: str
     content: str
+    tool_calls: tuple[RequestedCall, ...] = ()
+    reasoning: str = ""
+    name: str = ""
+
+
+class AgentTurn(str):
+    """An agent's turn for an environment: a text, and what its model's own format says of it.
+
+    `words` are for the user. `calls` are its tool calls, and `error` says why they cannot be read, as an
+    observation. `reasoning` is for nobody. As a text, calls are written in one form whatever the model:
+    `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
+
+    words: str
+    reasoning: str
+    calls: tuple[RequestedCall, ...]
+    error: str
+
+    def __new__(
+        cls, written: str, words: str, reasoning: str, calls: tuple[RequestedCall, ...], error: str = ""
+    ) -> AgentTurn:
+        """`written` is the whole turn as sampled, the text of one that cannot be read."""
+        turn = super().__new__(cls, written if error else _as_text(words, calls))
+        turn.words, turn.reasoning, turn.calls, turn.error = words, reasoning, calls, error
+        return turn
+
+
+def _as_text(words: str, calls: Sequence[RequestedCall]) -> str:
+    objects = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
+    written = [f"<tool_call>{json.dumps(each, ensure_ascii=False)}</tool_call>" for each in objects]
+    return "\n".join([*([words] if words or not calls else []), *written])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""A model's own format of tool calls: chosen by a round trip through its chat template, and read from what it
+samples."""
+
+from gspo_cli.policy.tool_formats.choosing import ToolFormat, choose
+from gspo_cli.policy.tool_formats.reading import Form, read
+
+__all__ = ["Form", "ToolFormat", "choose", "read"]

@@ -1,0 +1,302 @@
+"""How families of models write reasoning and tool calls, as response templates of transformers.
+
+A family is what its chat templates render and its models sample. Most are read by transformers' own parser
+(`transformers.utils.chat_parsing`); calls that look like Python are read here, from their syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gspo_cli.types import RequestedCall
+
+CALL = {"function": {"name": "{name}", "arguments": "{content}"}}  # what a field with a captured name becomes
+WORDS = {"content": {"repeats": True, "join": "\n"}}
+THOUGHTS = {"reasoning_content": {"open": "<think>", "close": "</think>"}}
+SPOKEN = {**WORDS, **THOUGHTS}
+ENDS = r"\Z"  # a call that ends with the turn
+
+
+class UnreadableError(ValueError):
+    """Calls that are not written as their family writes them; the text is the observation."""
+
+
+def from_json(found: Any) -> Iterator[RequestedCall]:
+    """Calls of objects with a name and arguments, in lists of any depth.
+
+    Raises UnreadableError on anything else."""
+    if isinstance(found, list):
+        for each in found:
+            yield from from_json(each)
+        return
+    call = found.get("function", found) if isinstance(found, Mapping) else {}
+    call = call if isinstance(call, Mapping) else {}
+    name = call.get("name", call.get("tool_name"))
+    arguments = call.get("arguments", call.get("parameters", {}))
+    if isinstance(arguments, str):  # some models write the object as a text
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError("the arguments are not JSON") from error
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise UnreadableError("a tool call needs a name and an object of arguments")
+    yield RequestedCall(name.strip(), dict(arguments))
+
+
+def from_python(found: Any) -> Iterator[RequestedCall]:
+    """Calls such as `[get_order(order_id="482"), find(n=2)]`, also one to a line. Nothing is executed.
+
+    Raises UnreadableError on anything but calls with named literal values."""
+    for text in found if isinstance(found, list) else [found]:
+        try:
+            body = ast.parse(str(text).strip(), mode="exec").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise UnreadableError("the tool call cannot be read as name(argument=value)") from error
+        for statement in body:
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            for node in value.elts if isinstance(value, ast.List | ast.Tuple) else [value]:
+                yield _python_call(node)
+
+
+def _python_call(node: Any) -> RequestedCall:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
+        raise UnreadableError("write the tool call as name(argument=value)")
+    try:
+        arguments = {str(each.arg): _literal(each.value) for each in node.keywords if each.arg}
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError("the arguments of the tool call are not plain values") from error
+    if len(arguments) != len(node.keywords):
+        raise UnreadableError("write the tool call as name(argument=value)")
+    return RequestedCall(node.func.id, arguments)
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal, also with the names that JSON has for some."""
+    names = {"true": True, "false": False, "null": None}
+
+    class Named(ast.NodeTransformer):
+        def visit_Name(self, name: ast.Name) -> ast.AST:
+            return ast.Constant(names[name.id]) if name.id in names else name
+
+    return ast.literal_eval(Named().visit(node))
+
+
+@dataclass(frozen=True)
+class Family:
+    """A way of writing turns. `fields` are those of a response template, `calls` makes calls of what its field
+    `tool_calls` holds, and `dropped` are marks around the calls that mean nothing alone.
+
+    `closes` ends a call that is not cut, "" where the end of the turn does."""
+
+    name: str
+    fields: Mapping[str, Mapping[str, Any]]
+    closes: str = ""
+    calls: Callable[[Any], Iterator[RequestedCall]] = from_json
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def response_template(self) -> dict[str, Any]:
+        """As transformers' parser takes it."""
+        return {"start_anchor_pattern": r"\A", "fields": {name: dict(at) for name, at in self.fields.items()}}
+
+
+def tagged(opens: str, closes: str) -> dict[str, Any]:
+    """Objects of JSON between two marks."""
+    return {"open": opens, "close": closes, "content": "json", "repeats": True}
+
+
+def named(opens: str, closes: str, **more: Any) -> dict[str, Any]:
+    """Arguments between two patterns, the first of which has the name of the tool."""
+    content = {"content": "json"} | more
+    return {"open_pattern": opens, "close_pattern": closes, "repeats": True, "transform": CALL} | content
+
+
+def elements(pattern: str) -> dict[str, Any]:
+    """Arguments as elements with a `key` and a `value`."""
+    return {"content": "xml-inline", "content_args": {"tag_pattern": pattern}}
+
+
+FAMILIES = (
+    # Qwen2.5, Qwen3, Hermes, Granite 4 and many that were trained after them
+    Family("Hermes JSON", {**SPOKEN, "tool_calls": tagged("<tool_call>", "</tool_call>")}, "</tool_call>"),
+    # Qwen3-Coder, Qwen3.5
+    Family(
+        "Qwen XML",
+        {
+            **SPOKEN,
+            "tool_calls": named(
+                r"<tool_call>\s*<function=(?P<name>[^>\n]{1,200})>",
+                r"</function>\s*</tool_call>",
+                **elements(r"<parameter=(?P<key>[^>\n]{1,200})>\n?(?P<value>.*?)\n?</parameter>"),
+            ),
+        },
+        "</tool_call>",
+    ),
+    # GLM-4.5 and later
+    Family(
+        "GLM XML",
+        {
+            **SPOKEN,
+            "tool_calls": named(
+                r"<tool_call>\s*(?P<name>[^\s<{]{1,200})\s*",
+                r"</tool_call>",
+                **elements(
+                    r"<arg_key>(?P<key>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"
+                ),
+            ),
+        },
+        "</tool_call>",
+    ),
+    # Llama 3.1, 3.2 and 3.3: the turn is one object
+    Family(
+        "Llama JSON",
+        {
+            **WORDS,
+            "tool_calls": {
+                "open_pattern": r"\A\s*(?:<\|python_tag\|>)?\s*(?=\{)",
+                "close_pattern": ENDS,
+                "content": "json",
+            },
+        },
+    ),
+    # Llama 3.2 and 4: the turn is a list of calls
+    Family(
+        "Llama Python",
+        {
+            **WORDS,
+            "tool_calls": {
+                "open_pattern": r"\A\s*(?:<\|python_start\|>)?(?=\s*\[\s*[A-Za-z_]\w*\()",
+                "close_pattern": r"<\|python_end\|>|\Z",
+                "repeats": True,
+            },
+        },
+        calls=from_python,
+    ),
+    # Mistral up to v7
+    Family(
+        "Mistral JSON",
+        {**WORDS, "tool_calls": {"open": "[TOOL_CALLS]", "close_pattern": ENDS, "content": "json"}},
+    ),
+    # Mistral from v11 on, Magistral
+    Family(
+        "Mistral arguments",
+        {
+            **WORDS,
+            "reasoning_content": {"open": "[THINK]", "close": "[/THINK]"},
+            "tool_calls": named(
+                r"\[TOOL_CALLS\]\s*(?P<name>[\w.-]{1,200})(?:\[CALL_ID\]\w*)?\[ARGS\]",
+                r"(?=\[TOOL_CALLS\])|\Z",
+            ),
+        },
+    ),
+    # DeepSeek V3 and R1
+    Family(
+        "DeepSeek blocks",
+        {
+            **SPOKEN,
+            "tool_calls": named(
+                r"<｜tool▁call▁begin｜>function<｜tool▁sep｜>(?P<name>[^\n<]{1,200})\n```json\n",
+                r"\n```<｜tool▁call▁end｜>",
+            ),
+        },
+        "<｜tool▁call▁end｜>",
+        dropped=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    ),
+    # DeepSeek V3.1 and later
+    Family(
+        "DeepSeek JSON",
+        {
+            **SPOKEN,
+            "tool_calls": named(
+                r"<｜tool▁call▁begin｜>(?P<name>[^\n<]{1,200})<｜tool▁sep｜>", r"<｜tool▁call▁end｜>"
+            ),
+        },
+        "<｜tool▁call▁end｜>",
+        dropped=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    ),
+    # gpt-oss: every part of a turn is in a channel, and a call is addressed to its tool
+    Family(
+        "gpt-oss channels",
+        {
+            "reasoning_content": {
+                "open_pattern": r"<\|channel\|>analysis<\|message\|>",
+                "close_pattern": r"<\|end\|>|\Z",
+                "repeats": True,
+                "join": "\n",
+            },
+            "content": {
+                "open_pattern": r"<\|channel\|>(?:final|commentary)<\|message\|>",
+                "close_pattern": r"<\|end\|>|<\|return\|>|\Z",
+                "repeats": True,
+                "join": "\n",
+            },
+            "tool_calls": named(
+                r"(?:<\|channel\|>commentary)?\s*to=functions\.(?P<name>[\w.-]{1,200})"
+                r"(?:<\|channel\|>commentary)?\s*(?:<\|constrain\|>)?(?:json)?<\|message\|>",
+                r"<\|call\|>|\Z",
+            ),
+        },
+    ),
+    # FunctionGemma
+    Family(
+        "Gemma calls",
+        {
+            **WORDS,
+            "tool_calls": named(
+                r"<start_function_call>call:(?P<name>[\w.-]{1,200})(?=\{)",
+                r"<end_function_call>",
+                content_args={"unquoted_keys": True, "string_delims": [["<escape>", "<escape>"]]},
+            ),
+        },
+        "<end_function_call>",
+    ),
+    # OLMo-3: one call to a line
+    Family(
+        "OLMo Python",
+        {
+            **SPOKEN,
+            "tool_calls": {"open": "<function_calls>", "close": "</function_calls>", "repeats": True},
+        },
+        "</function_calls>",
+        calls=from_python,
+    ),
+    # Phi-4-mini
+    Family(
+        "Phi JSON",
+        {**SPOKEN, "tool_calls": tagged("<|tool_call|>", "<|/tool_call|>")},
+        "<|/tool_call|>",
+    ),
+    # Granite 3
+    Family(
+        "Granite JSON",
+        {**SPOKEN, "tool_calls": {"open": "<|tool_call|>", "close_pattern": ENDS, "content": "json"}},
+    ),
+    # Command R7B and A
+    Family(
+        "Command actions",
+        {
+            **WORDS,
+            "reasoning_content": {"open": "<|START_THINKING|>", "close": "<|END_THINKING|>"},
+            "content": {"open": "<|START_RESPONSE|>", "close": "<|END_RESPONSE|>"},
+            "tool_calls": tagged("<|START_ACTION|>", "<|END_ACTION|>"),
+        },
+        "<|END_ACTION|>",
+    ),
+    # Kimi K2
+    Family(
+        "Kimi sections",
+        {
+            **SPOKEN,
+            "tool_calls": named(
+                r"<\|tool_call_begin\|>\s*(?:functions\.)?(?P<name>[\w-]{1,200})(?::\d+)?\s*"
+                r"<\|tool_call_argument_begin\|>",
+                r"<\|tool_call_end\|>",
+            ),
+        },
+        "<|tool_call_end|>",
+        dropped=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+    ),
+)

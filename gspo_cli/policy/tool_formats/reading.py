@@ -1,0 +1,109 @@
+"""From the text of an agent's turn, special tokens included, to its words, reasoning and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import regex
+from transformers.utils.chat_parsing import parse_response
+from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
+
+from gspo_cli.policy.tool_formats.families import FAMILIES, Family, UnreadableError, from_json
+from gspo_cli.types import AgentTurn, RequestedCall
+
+LONGEST_TURN = 50_000  # characters that are read
+MOST_CALLS = 32  # of one turn
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"))
+# what begins or ends a call in some family; in words it is a call in a format that is not the model's
+MARKS = (
+    *("<tool_call>", "</tool_call>", "<function=", "<arg_key>", "<|python_tag|>", "<|python_start|>"),
+    *("[TOOL_CALLS]", "[ARGS]", "<｜tool▁call▁begin｜>", "<|tool_call|>", "<start_function_call>"),
+    *("<function_calls>", "<|START_ACTION|>", "<|tool_call_begin|>", "to=functions."),
+)
+CUT = "the tool call is cut off; write it to its end"
+OTHER = "the turn has a tool call in a form that is not the one of the prompt; write calls in that form only"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A response template of transformers, and how calls are made of what its field `tool_calls` holds."""
+
+    name: str
+    spec: Mapping[str, Any]
+    closes: str = ""
+    calls: Callable[[Any], Iterator[RequestedCall]] = from_json
+    dropped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, family: Family) -> Form:
+        """The form of a family."""
+        return cls(family.name, family.response_template, family.closes, family.calls, family.dropped)
+
+    @cached_property
+    def template(self) -> ResponseTemplate:
+        """The template, compiled. Raises ValueError where the specification is not valid."""
+        return load_response_template(dict(self.spec))
+
+    @cached_property
+    def opens(self) -> Any:
+        """The pattern that a call begins with."""
+        return self.template.fields["tool_calls"].open_re
+
+
+FORMS = tuple(map(Form.of, FAMILIES))
+
+
+def read(form: Form, text: str, schemas: Sequence[Mapping[str, Any]] = (), opened: str = "") -> AgentTurn:
+    """The turn `text`, without its end token. `opened` is what the prompt has begun of the turn, and `schemas`
+    are those of the tools, by which untyped values are read.
+
+    Never raises: calls that cannot be read are the turn's `error`."""
+    text = _thoughts_opened(opened + text[:LONGEST_TURN])
+    for mark in form.dropped:
+        text = text.replace(mark, "")
+    try:
+        message = parse_response(text, form.template, prefix="", tools=list(schemas) or None)
+        found = message.get("tool_calls", [])
+        calls = tuple(form.calls(found)) if found else ()
+        error = _wrong(form, text, len(calls))
+    except UnreadableError as problem:
+        message, calls, error = {}, (), str(problem)
+    except Exception:  # what a model writes may break any parser
+        message, calls, error = {}, (), "the tool call cannot be read; write it as the prompt shows"
+    words, reasoning = (_text(message.get(key)) for key in ("content", "reasoning_content"))
+    if not error and any(mark in words for mark in MARKS):
+        error = OTHER
+    return AgentTurn(text, words, reasoning, () if error else calls, error)
+
+
+def _wrong(form: Form, text: str, calls: int) -> str:
+    """Why a turn whose calls were read is not to be carried out; "" where nothing is wrong."""
+    if form.closes and form.opens.search(_after_thoughts(text).rpartition(form.closes)[2]):
+        return CUT
+    if calls > MOST_CALLS:
+        return f"the turn has {calls} tool calls; make {MOST_CALLS} at most"
+    return ""
+
+
+def _thoughts_opened(text: str) -> str:
+    """The text with the mark that begins its reasoning, where only the one that ends it is there."""
+    for opens, closes in THINKING:
+        before, found, _ = text.partition(closes)
+        if found and opens not in before:
+            return opens + text
+    return text
+
+
+def _after_thoughts(text: str) -> str:
+    """What follows reasoning; nothing where it is not ended."""
+    for opens, closes in THINKING:
+        if opens in text:
+            text = regex.sub(f"{regex.escape(opens)}.*?(?:{regex.escape(closes)}|\\Z)", "", text, flags=regex.S)
+    return text
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
