@@ -30,24 +30,19 @@ class RequestedCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; `role` is system, user, assistant or tool.
-
-    An assistant's may have `tool_calls`, and `reasoning`, which no user reads and no reward of manner scores.
-    A tool's may have the `name` of the tool that answers."""
+    """One message of a conversation; `role` is system, user, assistant or tool. The content of an assistant's
+    may be an `AgentTurn`."""
 
     role: str
     content: str
-    tool_calls: tuple[RequestedCall, ...] = ()
-    reasoning: str = ""
-    name: str = ""
 
 
 class AgentTurn(str):
-    """An agent's turn for an environment: a text, and what its model's own format says of it.
+    """An agent's turn as a text, and what its model's own format says of it.
 
-    `words` are for the user. `calls` are its tool calls, and `error` says why they cannot be read, as an
-    observation. `reasoning` is for nobody. As a text, calls are written in one form whatever the model:
-    `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
+    `words` are for the user, `calls` for the environment, and `reasoning` for nobody. `error` says why calls
+    cannot be read; the text is then the turn as sampled. Otherwise it has words and calls, each call written
+    in one form whatever the model: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
 
     words: str
     reasoning: str
@@ -57,10 +52,14 @@ class AgentTurn(str):
     def __new__(
         cls, written: str, words: str, reasoning: str, calls: tuple[RequestedCall, ...], error: str = ""
     ) -> AgentTurn:
-        """`written` is the whole turn as sampled, the text of one that cannot be read."""
+        """`written` is the turn as sampled."""
         turn = super().__new__(cls, written if error else _as_text(words, calls))
         turn.words, turn.reasoning, turn.calls, turn.error = words, reasoning, calls, error
         return turn
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]  # of str: its text alone
+        """How it is copied, also to another process."""
+        return str(self), self.words, self.reasoning, self.calls, self.error
 
 
 def _as_text(words: str, calls: Sequence[RequestedCall]) -> str:

@@ -106,13 +106,19 @@ class MultiTurnAgent:
     def _prompt(self, chat: ChatFormat, messages: tuple[Message, ...]) -> list[int]:
         """Token ids up to the agent's turn, assembled as in training."""
         ids: list[int] = []
-        start = 0
-        messages = Prompts(chat, self.system).messages(messages)
+        start, said = 0, ""
+        prompts = Prompts(chat, self.system)
+        messages = prompts.messages(messages)
         for end in [i for i, message in enumerate(messages) if message.role == "assistant"] + [len(messages)]:
             read = messages[start:end]
-            ids += chat.suffix_ids(read, ids[-1]) if ids else chat.prompt_ids(read, self.system.tools)
+            ids += (
+                prompts.turns.after(said, read, ids[-1])
+                if ids
+                else prompts.turns.prompt_ids(read, self.system.announced)
+            )
             if end < len(messages):
-                ids += chat.answer_ids(messages[end].content)
+                said = messages[end].content
+                ids += prompts.turns.ids(said)
             start = end + 1
         return ids
 

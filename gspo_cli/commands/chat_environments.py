@@ -71,11 +71,13 @@ class HumanUser:
         """A tool's answer, or the person's."""
         self.show("assistant", text)
         if self.environment is not None:
-            observation = self.environment.observe(text)
-            if observation is not None:
-                self.show("tool", observation)
+            found = self.environment.observe(text)
+            if found is not None:
+                observations = [found] if isinstance(found, str) else found
+                for text in observations:
+                    self.show("tool", text)
                 self._changes = show_changes(self.environment, self._changes, self.show)
-                return Step((Message("tool", observation),))
+                return Step(tuple(Message("tool", text) for text in observations))
         reply = self.next_message()
         return Step(done=True) if reply is None else Step((Message("user", reply),))
 

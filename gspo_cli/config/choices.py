@@ -247,6 +247,17 @@ class EngineCorrection(Enum):
     """weight 0 for answers whose ratio is outside [1/bound, bound]"""
 
 
+class ToolForm(Enum):
+    """How an agent writes its tool calls."""
+
+    auto = "auto"
+    """as its chat template writes them where that can be read back, else as lines"""
+    template = "template"
+    """as its chat template writes them"""
+    line = "line"
+    """as lines: `/get_order 482`"""
+
+
 class Tracker(Enum):
     """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.tools import Tool, line_guide
+from gspo_cli.policy.tool_formats import ToolFormat, choose, closing_of, opened
+from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Message
 
 # for tokenizers without a template, e.g. gpt2's: a line with the speaker, then the text
@@ -71,30 +73,75 @@ class ChatFormat:
         self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)
 
     def prompt_ids(self, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
-        """Ids of a conversation's first messages, up to where the agent's turn begins. Tools are announced by
-        the template, or in the system message where the template does not support tools."""
+        """Ids of a conversation's first messages, up to where the agent's turn begins. The template announces
+        the tools."""
         return list(self._prompt_ids(messages, tools))
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an agent turn given as text, with the end token."""
-        self._require_embeddings([self.end_id])
-        return [*self._encode(text), self.end_id]
+        begun = closing_of(self.opened)
+        return self.turn_ids(begun + text, self.end_id)
+
+    def turn_ids(self, text: str, end_id: int) -> list[int]:
+        """Ids of an agent turn as the template writes it, with the end token `end_id`."""
+        self._require_embeddings([end_id])
+        return [*self._encode(text), end_id]
 
     def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
         """Ids of what follows an agent turn that ended with `last_id`, up to where its next turn begins."""
-        ids = self._encode(self._after_assistant(list(messages), generate=True))
+        return self.after_turn(self._after_assistant(list(messages), generate=True), last_id)
+
+    def after_turn(self, tail: str, last_id: int) -> list[int]:
+        """Ids of `tail`, which the template writes behind an agent turn that ended with `last_id`."""
+        ids = self._encode(tail)
         # an end token that the policy sampled is not repeated; a truncated answer is closed by the
         # template's end token, which is not trained. Some templates write white space before it.
-        if self.end_id in ids[:3] and last_id in self.stop_ids:
-            place = ids.index(self.end_id)
-            if not str(self.tokenizer.decode(ids[:place])).strip():
-                return ids[place + 1 :]
-        return ids
+        place = next((at for at, token in enumerate(ids[:3]) if token in self.stop_ids), None)
+        if place is None or last_id not in self.stop_ids:
+            return ids
+        return ids if str(self.tokenizer.decode(ids[:place])).strip() else ids[place + 1 :]
 
-    def text(self, ids: list[int]) -> str:
-        """The text of an agent turn, without special tokens."""
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def text(self, ids: list[int], special: bool = False) -> str:
+        """The text of an agent turn, without its end token; with its other special tokens where `special`."""
+        if special:
+            ids = ids[: len(ids) - (ids[-1:] != [] and ids[-1] in self.stop_ids)]
+        text = self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
         return str(text).strip()
+
+    def without_special(self, text: str) -> str:
+        """A text without the special tokens that are spelled out in it."""
+        return self._special.sub("", text).strip()
+
+    @cached_property
+    def opened(self) -> str:
+        """The mark of reasoning that the template begins each turn with; "" where it begins none."""
+        return opened(self.rendered)
+
+    @cached_property
+    def model_format(self) -> ToolFormat:
+        """How the model's template writes tool calls."""
+        if not self.announces_tools:
+            return ToolFormat("its chat template announces no tools")
+        own = getattr(self.tokenizer, "response_template", None)
+        return choose(self.rendered, self.ends, own if isinstance(own, Mapping) else None)
+
+    @cached_property
+    def ends(self) -> list[str]:
+        """The tokens that end a turn, as text."""
+        return [self.token(token) for token in sorted(self.stop_ids)]
+
+    def token(self, number: int) -> str:
+        """A token as text."""
+        return str(self.tokenizer.convert_ids_to_tokens(number))
+
+    def rendered(
+        self, messages: list[dict[str, Any]], generate: bool, tools: list[dict[str, Any]]
+    ) -> str | None:
+        """A conversation as the template writes it; None if the template rejects it."""
+        try:
+            return self._template(messages, generate, tools)
+        except Rejected:
+            return None
 
     @cached_property
     def pad_id(self) -> int:
@@ -104,18 +151,22 @@ class ChatFormat:
 
     @cached_property
     def announces_tools(self) -> bool:
-        """Whether the template lists the tools and therefore has a format for calling them."""
-        return PROBE.name in (self._try([Message("user", "Hi")], (PROBE,)) or "")
+        """Whether the template lists the tools."""
+        opening = self.as_data(Message("user", "Hi"))
+        return PROBE.name in (self.rendered([opening], True, [PROBE.schema()]) or "")
 
     @cached_property
     def has_tool_role(self) -> bool:
-        """Whether the template renders messages of the role `tool`."""
-        before = [Message("user", "Hi"), Message("assistant", "Hello")]
-        return PROBE.name in (self._try([*before, Message("tool", PROBE.name)], ()) or "")
+        """Whether the template renders messages of the role `tool` after an answer without calls."""
+        said = [Message("user", "Hi"), Message("assistant", "Hello"), Message("tool", PROBE.name)]
+        return PROBE.name in (self.rendered([self.as_data(m) for m in said], True, []) or "")
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        tokens = sorted(map(str, self.tokenizer.all_special_tokens), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, filter(None, tokens))) or r"(?!)")
 
     def _encode_prompt(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> list[int]:
-        if tools and not self.announces_tools:
-            messages, tools = _with_guide(messages, tools), ()
         return self._encode(self._render(list(messages), generate=True, tools=tools))
 
     def _after_assistant(self, messages: list[Message], generate: bool) -> str:
@@ -131,7 +182,7 @@ class ChatFormat:
         if any(m.role == "tool" for m in messages) and not self.has_tool_role:
             messages = [Message("user", TOOL_SAYS + m.content) if m.role == "tool" else m for m in messages]
         try:
-            return self._template(messages, generate, tools)
+            return self._template([self.as_data(m) for m in messages], generate, [t.schema() for t in tools])
         except Rejected as error:
             roles = ", ".join(dict.fromkeys(m.role for m in messages))
             raise UserError(
@@ -139,30 +190,21 @@ class ChatFormat:
                 "task.system_prompt or choose another model"
             ) from error
 
-    def _try(self, messages: list[Message], tools: tuple[Tool, ...]) -> str | None:
-        """The conversation as the template renders it; None if the template rejects it."""
+    def _template(self, messages: list[dict[str, Any]], generate: bool, tools: list[dict[str, Any]]) -> str:
+        render, schemas = self.tokenizer.apply_chat_template, list[Any](tools) or None
         try:
-            return self._template(messages, True, tools)
-        except Rejected:
-            return None
-
-    def _template(self, messages: list[Message], generate: bool, tools: tuple[Tool, ...]) -> str:
-        safe = [{"role": m.role, "content": self._as_data(m)} for m in messages]
-        schemas: list[Any] | None = [tool.schema() for tool in tools] or None
-        render = self.tokenizer.apply_chat_template
-        try:
-            return str(render(safe, tools=schemas, tokenize=False, add_generation_prompt=generate))
+            return str(render(messages, tools=schemas, tokenize=False, add_generation_prompt=generate))
         except Exception as error:  # a template is a program: it may divide by zero
             raise Rejected(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
-    def _as_data(self, message: Message) -> str:
-        """The content; control tokens are removed if it comes from a user or a tool."""
+    def as_data(self, message: Message) -> dict[str, Any]:
+        """A message as the template takes it; control tokens are broken up if it is from a user or a tool."""
         if message.role not in ("user", "tool"):
-            return message.content
+            return {"role": message.role, "content": str(message.content)}
         content = self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)
         if str(self.tokenizer.chat_template).endswith(PLAIN_TEMPLATE):
             content = PLAIN_SPEAKER.sub(" ", content)
-        return content
+        return {"role": message.role, "content": content}
 
     def _encode(self, text: str) -> list[int]:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
@@ -196,9 +238,3 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, rendered: str) -> re.Pat
     tokens |= set(MARKS.findall(rendered)) | set(MARKS.findall(str(tokenizer.chat_template)))
     longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def _with_guide(messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> tuple[Message, ...]:
-    """The messages, with a guide to calling the tools at the end of the system message."""
-    system, rest = (messages[0].content, messages[1:]) if messages[0].role == "system" else ("", messages)
-    return (Message("system", f"{system}\n\n{line_guide(tools)}".strip()), *rest)

@@ -228,7 +228,7 @@ def _act(conversation: _Conversation, completion: Completion, prompts: Prompts) 
     trajectory = conversation.trajectory
     _record(trajectory, completion.token_ids, completion.logprobs, trajectory.num_turns)
     conversation.truncated_mass.append(completion.truncated_mass)
-    text = prompts.chat.text(completion.token_ids)
+    text = prompts.turns.read(completion.token_ids)
     trajectory.messages.append(Message("assistant", text))
     trajectory.finish_reason = completion.finish_reason
     return text
@@ -250,7 +250,8 @@ def _observe(
     if step.done:
         conversation.done = True
         return
-    ids = prompts.chat.suffix_ids(step.messages, trajectory.token_ids[-1])
+    said = next(m.content for m in reversed(trajectory.messages) if m.role == "assistant")
+    ids = prompts.turns.after(said, step.messages, trajectory.token_ids[-1])
     if trajectory.num_turns >= limits.max_turns:
         trajectory.finish_reason = FinishReason.turns
     elif len(trajectory.token_ids) + len(ids) + sampling.max_new_tokens > limits.max_positions:

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 
 from gspo_cli.policy.chat import ChatFormat
+from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.tasks.base import NO_SYSTEM_PROMPT, SystemPrompt
 from gspo_cli.types import Message
 
@@ -13,10 +14,13 @@ KEPT_TOKENS = 8_000_000  # tokens of prompts that stay in memory, 4 bytes each: 
 
 
 class Prompts:
-    """A task's system prompt and tools in front of a conversation's opening, by the model's chat template."""
+    """A task's system prompt and tools in front of a conversation's opening, by the model's chat template.
+
+    Raises UserError where the task asks for a format of tool calls that the model does not have."""
 
     def __init__(self, chat: ChatFormat, system: SystemPrompt = NO_SYSTEM_PROMPT) -> None:
         self.chat, self.system = chat, system
+        self.turns = TurnFormat(chat, system)
         self._ids: dict[tuple[Message, ...], array[int]] = {}  # the one used last comes last
         self._tokens = 0
 
@@ -31,7 +35,7 @@ class Prompts:
         rejects them."""
         found = self._ids.pop(opening, None)
         if found is None:
-            found = array("i", self.chat.prompt_ids(self.messages(opening), self.system.tools))
+            found = array("i", self.turns.prompt_ids(self.messages(opening), self.system.announced))
             self._tokens += len(found)
         self._ids[opening] = found
         while self._tokens > KEPT_TOKENS and len(self._ids) > 1:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
+from gspo_cli.config.choices import ToolForm
 from gspo_cli.config.marks import PLAIN, Marks
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.tasks.tools import Tool
@@ -17,11 +18,15 @@ from gspo_cli.types import Demonstration, Message, Outcome, Problem
 
 @dataclass(frozen=True)
 class SystemPrompt:
-    """The system prompt and tools of every conversation of a task. Tools are listed by the model's own chat
-    template, or as lines of the system prompt if the template does not support tools."""
+    """The system prompt and tools of every conversation of a task.
+
+    Tools are `announced` by the model's own chat template where calls are written in its format, else as
+    lines of the system prompt. `tool_format` chooses between the two."""
 
     text: str = ""
     tools: tuple[Tool, ...] = ()
+    announced: bool = True
+    tool_format: ToolForm = ToolForm.auto
 
 
 NO_SYSTEM_PROMPT = SystemPrompt()
@@ -70,8 +75,9 @@ class Environment(Protocol):
 class ToolEnvironment(Environment, Protocol):
     """An environment whose tools can be used without its user: a person may take the user's place."""
 
-    def observe(self, text: str) -> str | None:
-        """The tools' answer to an agent's turn; None if the turn is text for the user."""
+    def observe(self, text: str) -> Sequence[str] | str | None:
+        """The tools' answer to an agent's turn, or one for each of its calls; None if the turn is text for
+        the user."""
 
     def changes(self) -> list[str]:
         """Descriptions of what the conversation has changed so far; empty if nothing has changed."""

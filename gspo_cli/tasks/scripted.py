@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from gspo_cli.concurrency import gather
 from gspo_cli.config.checks import require, require_positive
+from gspo_cli.config.choices import ToolForm
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.conversation import conversation_reward
 from gspo_cli.tasks.base import Environment, Step, SystemPrompt, Task
-from gspo_cli.tasks.tools import BadCall, Observation, Speech, Tool, ToolCall, read_turn
+from gspo_cli.tasks.tools import BadCall, Observation, Speech, Tool, ToolCall, read_calls
 from gspo_cli.types import Demonstration, Message, Outcome, Problem
 
 Agent = Callable[[Sequence[Message]], str | None]  # None: the agent has nothing more to say
@@ -38,6 +39,7 @@ class ScriptedEnvironment:
     single_turn = False
     tools: Mapping[str, Tool]
     violation_cost = 0.25
+    one_call_at_a_time = False  # whether several calls in one turn are refused
     error_prefix = "error: "  # of observations of failed calls
     counts_bad_calls = True  # whether calls that cannot be read are in `tool_calls`
 
@@ -54,16 +56,16 @@ class ScriptedEnvironment:
         self.turn += 1
         if self.done:
             return self._step()
-        turn = read_turn(text, self.tools)
+        turn = read_calls(text, self.tools, self.one_call_at_a_time)
         if not isinstance(turn, Speech):
-            return self._step(Message("tool", self._observe(turn)))
+            return self._step(*(Message("tool", self._observe(call)) for call in turn))
         reply = self.respond(turn.text)
         return self._replied(reply) if isinstance(reply, Reply) else self._awaited(reply)
 
-    def observe(self, text: str) -> str | None:
-        """The tools' answer to an agent's turn; None if it is text for the user."""
-        turn = read_turn(text, self.tools)
-        return None if isinstance(turn, Speech) else self._observe(turn)
+    def observe(self, text: str) -> list[str] | None:
+        """The tools' answers to an agent's turn; None if it is text for the user."""
+        turn = read_calls(text, self.tools, self.one_call_at_a_time)
+        return None if isinstance(turn, Speech) else [self._observe(call) for call in turn]
 
     def opening(self, problem: Problem) -> tuple[Message, ...]:
         """Set the conversation up, and return the user's first messages."""
@@ -194,6 +196,8 @@ class ScriptedTask(Task):
     """Number of held-out problems; above 0."""
     demonstrations_count: int = 2000
     """Maximum demonstrations, one per training problem; above 0."""
+    tool_format: ToolForm = ToolForm.auto
+    """How tool calls are written."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "max_turns", "heldout", "demonstrations_count")
@@ -217,8 +221,8 @@ class ScriptedTask(Task):
     def system_prompt_and_tools(self) -> SystemPrompt:
         """Policy and tools, or `system_prompt` alone for a model that learns both from demonstrations."""
         if not self.instructions:
-            return SystemPrompt(self.system_prompt)
-        return SystemPrompt(self.system_prompt or self.policy(), self.tools())
+            return SystemPrompt(self.system_prompt, self.tools(), False, self.tool_format)
+        return SystemPrompt(self.system_prompt or self.policy(), self.tools(), True, self.tool_format)
 
     def demonstrations(self) -> Sequence[Demonstration]:
         """Conversations of the `demonstrator` over training problems, `demonstrations_count` at most."""

@@ -90,23 +90,24 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
 
 def encode_demonstration(prompts: Prompts, demonstration: Demonstration) -> Trajectory:
     """A demonstration as the trajectory that the policy would have produced with the same words."""
-    chat, messages = prompts.chat, list(prompts.messages(demonstration.messages))
+    turns, messages = prompts.turns, list(prompts.messages(demonstration.messages))
     shift = len(messages) - len(demonstration.messages)  # a system message in front
     ids: list[int] = []
     mask: list[bool] = []
-    start = 0
+    start, said = 0, ""
     for end, message in enumerate(messages):
         if message.role != "assistant" or end < demonstration.given + shift:
             continue
         read = tuple(messages[start:end])
-        context = chat.suffix_ids(read, ids[-1]) if ids else chat.prompt_ids(read, prompts.system.tools)
-        answer = chat.answer_ids(message.content)
+        announced = prompts.system.announced
+        context = turns.after(said, read, ids[-1]) if ids else turns.prompt_ids(read, announced)
+        answer = turns.ids(message.content)
         ids += context + answer
         mask += [False] * len(context) + [True] * len(answer)
-        start = end + 1
-    turns = [0 if trained else -1 for trained in mask]
+        start, said = end + 1, message.content
+    turn_ids = [0 if trained else -1 for trained in mask]
     problem = Problem("demonstration", tuple(messages))
-    return Trajectory(problem, ids, mask, [0.0] * len(ids), turns, messages, FinishReason.stop)
+    return Trajectory(problem, ids, mask, [0.0] * len(ids), turn_ids, messages, FinishReason.stop)
 
 
 def fine_tune(

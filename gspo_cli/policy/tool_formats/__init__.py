@@ -1,7 +1,14 @@
 """A model's own format of tool calls: chosen by a round trip through its chat template, and read from what it
 samples."""
 
-from gspo_cli.policy.tool_formats.choosing import ToolFormat, choose
+from gspo_cli.policy.tool_formats.choosing import (
+    ToolFormat,
+    choose,
+    closing_of,
+    opened,
+    turn_text,
+    without_end,
+)
 from gspo_cli.policy.tool_formats.reading import Form, read
 
-__all__ = ["Form", "ToolFormat", "choose", "read"]
+__all__ = ["Form", "ToolFormat", "choose", "closing_of", "opened", "read", "turn_text", "without_end"]

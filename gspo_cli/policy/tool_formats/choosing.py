@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from gspo_cli.policy.tool_formats.reading import FORMS, THINKING, Form, read
-from gspo_cli.types import AgentTurn, Message, RequestedCall
+from gspo_cli.types import AgentTurn, RequestedCall
 
 Render = Callable[[list[dict[str, Any]], bool, list[dict[str, Any]]], str | None]
 
@@ -32,7 +32,7 @@ SCHEMAS = [
     _schema("probe_items", items=LIST, where={"type": "object", "properties": {"city": TEXT}}),
 ]
 ORDER = RequestedCall("probe_order", {"order_id": "482", "count": 2})
-NOTES = RequestedCall("probe_notes", {"note": "it's \"ü\" – 好, {a: 1}, <b>", "flag": True, "share": -0.5})
+NOTES = RequestedCall("probe_notes", {"note": 'it\'s "ü" – 好, {a: 1}, <b>', "flag": True, "share": -0.5})
 ITEMS = RequestedCall(
     "probe_items", {"items": ["a b", "c,d", "1"], "where": {"city": "Köln", "at": {"n": [1, 2]}}}
 )
@@ -53,9 +53,9 @@ PROBES = (
 class ToolFormat:
     """How calls are written: in the model's own `form`, or in the line form where that is None; and `why`.
 
-    `empty` is the content of a turn that has calls only, and `as_text` whether the template takes arguments as
-    a text of JSON. `several` tells whether a turn can have more than one call. `opened` is what the template
-    begins of each turn."""
+    `empty` is the content of a turn that has calls only, and `as_text` whether the template takes arguments
+    as a text of JSON. `several` tells whether a turn can have more than one call. `opened` is the mark of
+    reasoning that the template begins each turn with."""
 
     why: str
     form: Form | None = None
@@ -64,14 +64,12 @@ class ToolFormat:
     several: bool = False
     opened: str = ""
 
-    def rendered(self, turn: AgentTurn | Message) -> dict[str, Any]:
+    def rendered(self, turn: AgentTurn) -> dict[str, Any]:
         """An assistant's message as the template takes it."""
-        words, calls = (
-            (turn.words, turn.calls) if isinstance(turn, AgentTurn) else (turn.content, turn.tool_calls)
-        )
-        message: dict[str, Any] = {"role": "assistant", "content": words or (self.empty if calls else "")}
+        calls = [self._call(call, place) for place, call in enumerate(turn.calls)]
+        message: dict[str, Any] = {"role": "assistant", "content": turn.words}
         if calls:
-            message["tool_calls"] = [self._call(call, place) for place, call in enumerate(calls)]
+            message |= {"content": turn.words or self.empty, "tool_calls": calls}
         if turn.reasoning:
             message["reasoning_content"] = turn.reasoning
         return message
@@ -103,8 +101,7 @@ def choose(render: Render, ends: Sequence[str], own: Mapping[str, Any] | None) -
         best = "no known format reads what its chat template renders"
         for form in forms:
             if all(
-                turn is None or _equal(form, turn, probe)
-                for turn, probe in zip(turns, PROBES, strict=True)
+                turn is None or _equal(form, turn, probe) for turn, probe in zip(turns, PROBES, strict=True)
             ):
                 why = f"{form.name}: what its chat template renders was read back"
                 return replace(shape, why=why, form=form, several=turns[3] is not None)
@@ -121,19 +118,25 @@ def opened(render: Render) -> str:
     return ""
 
 
+def closing_of(opens: str) -> str:
+    """What a turn without reasoning begins with, where the template has begun its reasoning with `opens`."""
+    return f"{dict(THINKING)[opens]}\n\n" if opens else ""
+
+
 def _turn(render: Render, shape: ToolFormat, probe: AgentTurn, ends: Sequence[str]) -> str | None:
-    """A probe as the template renders it, without its end; None if the template rejects it, or leaves one of
-    its calls out."""
+    """A probe as the template renders it, without its end; None if the template rejects it, leaves one of its
+    calls out, or does not end it."""
     text = turn_text(render, shape, probe, SCHEMAS)
     if text is None or any(text.count(call.name) < 1 for call in probe.calls):
         return None
     if len(probe.calls) == 2 and "7 up" not in text:
         return None
-    return without_end(text, ends)
+    found = without_end(text, ends)
+    return found if found != text.rstrip() else None
 
 
 def turn_text(
-    render: Render, shape: ToolFormat, turn: AgentTurn | Message, schemas: list[dict[str, Any]]
+    render: Render, shape: ToolFormat, turn: AgentTurn, schemas: list[dict[str, Any]]
 ) -> str | None:
     """What a template writes for an assistant's turn, its end included; None if it rejects it, or writes
     another prompt before it than where the turn is to be sampled."""

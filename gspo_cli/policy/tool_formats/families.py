@@ -14,8 +14,8 @@ from typing import Any
 from gspo_cli.types import RequestedCall
 
 CALL = {"function": {"name": "{name}", "arguments": "{content}"}}  # what a field with a captured name becomes
-WORDS = {"content": {"repeats": True, "join": "\n"}}
-THOUGHTS = {"reasoning_content": {"open": "<think>", "close": "</think>"}}
+WORDS: dict[str, Any] = {"content": {"repeats": True, "join": "\n"}}
+THOUGHTS: dict[str, Any] = {"reasoning_content": {"open": "<think>", "close": "</think>"}}
 SPOKEN = {**WORDS, **THOUGHTS}
 ENDS = r"\Z"  # a call that ends with the turn
 
@@ -86,8 +86,8 @@ def _literal(node: ast.expr) -> Any:
 
 @dataclass(frozen=True)
 class Family:
-    """A way of writing turns. `fields` are those of a response template, `calls` makes calls of what its field
-    `tool_calls` holds, and `dropped` are marks around the calls that mean nothing alone.
+    """A way of writing turns. `fields` are those of a response template, `calls` makes calls of what its
+    field `tool_calls` holds, and `dropped` are marks around the calls that mean nothing alone.
 
     `closes` ends a call that is not cut, "" where the end of the turn does."""
 

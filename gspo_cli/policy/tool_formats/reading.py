@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import regex
 from transformers.utils.chat_parsing import parse_response
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
 from gspo_cli.policy.tool_formats.families import FAMILIES, Family, UnreadableError, from_json
+from gspo_cli.tasks.tools.reading import OTHER_FORM
 from gspo_cli.types import AgentTurn, RequestedCall
 
 LONGEST_TURN = 50_000  # characters that are read
@@ -24,7 +25,6 @@ MARKS = (
     *("<function_calls>", "<|START_ACTION|>", "<|tool_call_begin|>", "to=functions."),
 )
 CUT = "the tool call is cut off; write it to its end"
-OTHER = "the turn has a tool call in a form that is not the one of the prompt; write calls in that form only"
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Form:
 FORMS = tuple(map(Form.of, FAMILIES))
 
 
-def read(form: Form, text: str, schemas: Sequence[Mapping[str, Any]] = (), opened: str = "") -> AgentTurn:
-    """The turn `text`, without its end token. `opened` is what the prompt has begun of the turn, and `schemas`
-    are those of the tools, by which untyped values are read.
+def read(form: Form, text: str, schemas: Sequence[dict[str, Any]] = (), opened: str = "") -> AgentTurn:
+    """The turn `text`, without its end token. `opened` is the mark of reasoning that the prompt ends with, and
+    `schemas` are those of the tools, by which untyped values are read.
 
     Never raises: calls that cannot be read are the turn's `error`."""
     text = _thoughts_opened(opened + text[:LONGEST_TURN])
@@ -75,7 +75,7 @@ def read(form: Form, text: str, schemas: Sequence[Mapping[str, Any]] = (), opene
         message, calls, error = {}, (), "the tool call cannot be read; write it as the prompt shows"
     words, reasoning = (_text(message.get(key)) for key in ("content", "reasoning_content"))
     if not error and any(mark in words for mark in MARKS):
-        error = OTHER
+        error = OTHER_FORM
     return AgentTurn(text, words, reasoning, () if error else calls, error)
 
 
@@ -101,7 +101,7 @@ def _after_thoughts(text: str) -> str:
     """What follows reasoning; nothing where it is not ended."""
     for opens, closes in THINKING:
         if opens in text:
-            text = regex.sub(f"{regex.escape(opens)}.*?(?:{regex.escape(closes)}|\\Z)", "", text, flags=regex.S)
+            text = re.sub(f"{re.escape(opens)}.*?(?:{re.escape(closes)}|\\Z)", "", text, flags=re.DOTALL)
     return text
 
 

@@ -26,6 +26,8 @@ class RetailEnvironment(ScriptedEnvironment):
     all outputs were told: violations count in the progress only. A violation is a change without the user's
     yes, or reading or changing the data of a user who was not identified."""
 
+    one_call_at_a_time = True  # as the policy says
+
     def __init__(
         self, data: RetailData, make_user: Callable[[Problem, int], User], tools: Sequence[FunctionTool]
     ) -> None:

@@ -21,6 +21,7 @@ class TelecomEnvironment(ScriptedEnvironment):
     conversation is solved, by the benchmark's definition, when all are reached: broken rules count in the
     progress only."""
 
+    one_call_at_a_time = True  # as the policy says
     tools = TOOLS
 
     def __init__(self, data: TelecomData) -> None:

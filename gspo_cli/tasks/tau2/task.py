@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require, require_positive
+from gspo_cli.config.choices import ToolForm
 from gspo_cli.config.marks import PATH, PLAIN, Marks
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.conversation import conversation_reward
@@ -81,6 +82,8 @@ class Tau2(Task):
     """Number of held-out tasks, unused where heldout_split is given; above 0."""
     max_turns: int = 30
     """Default of `rollout.max_turns`; above 0."""
+    tool_format: ToolForm = ToolForm.auto
+    """How tool calls are written."""
     instructions: bool = True
     """Puts policy and tools in the system prompt of each conversation."""
 
@@ -132,12 +135,13 @@ class Tau2(Task):
 
     def system_prompt_and_tools(self) -> SystemPrompt:
         """The policy, unless `system_prompt` replaces it, and the tools."""
+        tools = TAU2_TOOLS if self.domain is Domain.retail else tuple(TOOLS.values())
         if not self.instructions:
-            return SystemPrompt(self.system_prompt)
+            return SystemPrompt(self.system_prompt, tools, False, self.tool_format)
         texts = [read_text(self._folder / name, "task.path").strip() for name in POLICIES[self.domain.value]]
         texts += [TICKET_NOTE] if self.domain is Domain.retail else []
-        tools = TAU2_TOOLS if self.domain is Domain.retail else tuple(TOOLS.values())
-        return SystemPrompt(self.system_prompt or "\n\n".join(texts), tools)
+        text = self.system_prompt or "\n\n".join(texts)
+        return SystemPrompt(text, tools, True, self.tool_format)
 
     def environment(self) -> Environment:
         """A conversation; all of them share the data."""

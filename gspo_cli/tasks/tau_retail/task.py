@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from gspo_cli.chat_endpoint import ChatEndpoint
 from gspo_cli.config.checks import require, require_positive
+from gspo_cli.config.choices import ToolForm
 from gspo_cli.config.marks import ADDRESS, PATH, PLAIN, Marks
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.conversation import conversation_reward
@@ -86,6 +87,8 @@ class TauRetail(Task):
     """Name of that model at the URL; required with user=llm."""
     max_turns: int = 40
     """Default of `rollout.max_turns`; above 0."""
+    tool_format: ToolForm = ToolForm.auto
+    """How tool calls are written."""
     instructions: bool = True
     """Puts policy and tools in the system prompt of each conversation."""
 
@@ -147,13 +150,12 @@ class TauRetail(Task):
 
     def system_prompt_and_tools(self) -> SystemPrompt:
         """The policy, unless `system_prompt` replaces it, and the tools."""
-        if not self.instructions:
-            return SystemPrompt(self.system_prompt)
-        if self.system_prompt:
-            return SystemPrompt(self.system_prompt, TAU_TOOLS)
-        policy = read_text(self._folder / "wiki.md", "task.path").strip()
-        note = NOTES.get(self.user)
-        return SystemPrompt(f"{policy}\n\n{note}" if note else policy, TAU_TOOLS)
+        text = self.system_prompt
+        if self.instructions and not text:
+            policy = read_text(self._folder / "wiki.md", "task.path").strip()
+            note = NOTES.get(self.user)
+            text = f"{policy}\n\n{note}" if note else policy
+        return SystemPrompt(text, TAU_TOOLS, self.instructions, self.tool_format)
 
     def environment(self) -> RetailEnvironment:
         """A conversation; all of them share the data."""

@@ -63,7 +63,7 @@ class SupportEnvironment(ScriptedEnvironment):
         """Use the phone."""
         return run_call(call, TOOLS, self.phone)
 
-    def observe(self, text: str) -> str | None:
+    def observe(self, text: str) -> list[str] | None:
         """The phone's answer to an agent's turn; None if the user operates the phone."""
         return super().observe(text) if self.tools else None
 

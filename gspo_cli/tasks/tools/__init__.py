@@ -32,7 +32,7 @@ from gspo_cli.tasks.tools.declaring import (
     tool,
 )
 from gspo_cli.tasks.tools.line_form import LONGEST_CALL, example_line, line_guide, write_line
-from gspo_cli.tasks.tools.reading import LONGEST_SPEECH, Speech, read_turn
+from gspo_cli.tasks.tools.reading import LONGEST_SPEECH, Speech, read_calls, read_turn
 
 __all__ = [
     "LONGEST_CALL",
@@ -51,6 +51,7 @@ __all__ = [
     "by_name",
     "example_line",
     "line_guide",
+    "read_calls",
     "read_turn",
     "run_call",
     "tool",

@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gspo_cli.tasks.tools.arguments import BadCall, checked, unknown, usage
 from gspo_cli.tasks.tools.declaring import Tool, ToolCall
 from gspo_cli.tasks.tools.line_form import LINE, LONGEST_CALL, ONE_LINE, example_line, read_line
+from gspo_cli.types import AgentTurn
 
 LONGEST_SPEECH = 20_000  # characters of an agent's words that a user reads
 THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -18,6 +20,7 @@ LANGUAGE = re.compile(r"[A-Za-z][\w+-]*\s")  # of a code block
 PREFIX = re.compile(r"(?:[A-Za-z]+ ){0,2}[A-Za-z]+: ?(?=/)")  # Tool: /find_customer
 FENCES = ("```", "~~~")
 ONE_CALL = "make one tool call at a time"
+OTHER_FORM = "the turn has a tool call that is not written as the prompt says; write calls in that form only"
 SHAPE = 'write the tool call as {"name": ..., "arguments": {...}}'
 
 
@@ -39,6 +42,26 @@ def read_turn(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | Spee
         return _read_tagged(text, tools)
     found = _read_bare(_unwrapped(text), tools) or _read_last(text, tools)
     return Speech(text[:LONGEST_SPEECH]) if found is None else found
+
+
+def read_calls(
+    turn: str, tools: Mapping[str, Tool], one_at_a_time: bool = False
+) -> Speech | tuple[ToolCall | BadCall, ...]:
+    """The calls of a turn in their order, or its words.
+
+    A turn that cannot be read as a whole, or has calls in two forms, is one BadCall: nothing of it is carried
+    out. So are several calls where `one_at_a_time` is set."""
+    if not isinstance(turn, AgentTurn):
+        found = read_turn(turn, tools)
+        return found if isinstance(found, Speech) else (found,)
+    if turn.error:
+        return (BadCall(turn.error),)
+    words = read_turn(turn.words, tools)
+    if not isinstance(words, Speech):
+        return (BadCall(OTHER_FORM),)
+    if len(turn.calls) > 1 and one_at_a_time:
+        return (BadCall(ONE_CALL),)
+    return tuple(_checked(call.name, call.arguments, tools) for call in turn.calls) or words
 
 
 def _read_bare(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | None:
@@ -132,6 +155,10 @@ def _read_json(body: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall:
             return BadCall("the arguments are not JSON")
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return BadCall(SHAPE)
+    return _checked(name, arguments, tools)
+
+
+def _checked(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolCall | BadCall:
     if name not in tools:
         return unknown(name, tools)
     return checked(tools[name], arguments, _example_json(tools[name]))
