@@ -57,7 +57,7 @@ class AgentTurn(str):
         turn.words, turn.reasoning, turn.calls, turn.error = words, reasoning, calls, error
         return turn
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]  # of str: its text alone
+    def __getnewargs__(self) -> tuple[Any, ...]:
         """How it is copied, also to another process."""
         return str(self), self.words, self.reasoning, self.calls, self.error
 

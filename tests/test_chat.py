@@ -12,7 +12,6 @@ from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
-from gspo_cli.tasks.tools import Parameter, Tool
 from gspo_cli.types import Message
 
 USER = Message("user", "12+30=")
@@ -113,31 +112,6 @@ def test_what_is_heard_is_otherwise_left_as_it_is(load):
     chat = load("qwen3").chat
     said = "a < b | c\n\n  two spaces, User: me, 😀"
     assert said in chat.tokenizer.decode(chat.suffix_ids((Message("user", said),), chat.end_id))
-
-
-TOOL = Tool("look_up", "Finds things.", (Parameter("what", "The thing."),))
-
-
-def test_tools_are_announced_in_lines_where_the_template_has_no_place_for_them(load):
-    chat = load("qwen3").chat
-    assert not chat.announces_tools
-    text = chat.tokenizer.decode(chat.prompt_ids((Message("system", "Be kind."), USER), (TOOL,)))
-    assert "Be kind.\n\nTo use a tool" in text
-    assert "/look_up what: Finds things." in text
-    assert "/look_up" in chat.tokenizer.decode(chat.prompt_ids((USER,), (TOOL,)))
-
-
-def test_tools_are_announced_by_the_template_where_it_can(load):
-    tokenizer = load("qwen3").tokenizer
-    tokenizer.chat_template = (
-        "{% if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif %}"
-        + tokenizer.chat_template
-    )
-    chat = ChatFormat(tokenizer, [])
-    text = tokenizer.decode(chat.prompt_ids((USER,), (TOOL,)))
-    assert chat.announces_tools
-    assert '"name": "look_up"' in text
-    assert "/look_up" not in text
 
 
 def test_a_template_without_a_tool_role_hears_tools_as_the_user(load):

@@ -200,7 +200,7 @@ def test_the_briefing_has_policy_and_tools_unless_they_are_known_already():
     assert [tool.name for tool in system.tools] == list(TOOLS)
     assert task_of(system_prompt="Be brief.").system_prompt_and_tools().text == "Be brief."
     bare = task_of(instructions=False).system_prompt_and_tools()
-    assert (bare.text, bare.tools) == ("", ())
+    assert (bare.text, bare.announced) == ("", False)
 
 
 def test_the_yaml_lists_every_setting():

@@ -304,7 +304,7 @@ def test_demonstrations_are_conversations_of_training_problems_that_end_with_the
 
 
 def test_a_tiny_model_gets_neither_policy_nor_tools():
-    assert task(instructions=False).system_prompt_and_tools().tools == ()
+    assert not task(instructions=False).system_prompt_and_tools().announced
     assert task(instructions=False).system_prompt_and_tools().text == ""
     assert {tool.name for tool in task().system_prompt_and_tools().tools} >= {"get_status", "set", "reboot"}
     assert task(Mode.scripted).system_prompt_and_tools().tools == ()

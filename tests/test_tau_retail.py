@@ -229,7 +229,7 @@ def test_instructions_are_the_policy_and_the_sixteen_tools(folder):
     assert "## Tickets" in built(folder, user="ticket").system_prompt_and_tools().text
     assert built(folder, system_prompt="Mine.").system_prompt_and_tools().text == "Mine."
     silent = built(folder, instructions=False).system_prompt_and_tools()
-    assert (silent.text, silent.tools) == ("", ())
+    assert (silent.text, silent.announced) == ("", False)
 
 
 def test_the_reward_prefers_gold_to_nothing_and_nothing_to_damage(task):

@@ -94,7 +94,8 @@ def test_tools_answer_a_person_as_they_answer_in_a_conversation(open_world, call
     call = LOOKS[open_world] if call == "look" else call
     (tmp_path / "other").mkdir()
     world, other = open_world(tmp_path), open_world(tmp_path / "other")
-    assert [Message("tool", world.observe(call))] == list(other.step(call).messages)
+    [observation] = world.observe(call)
+    assert (Message("tool", observation),) == other.step(call).messages
     assert world.finish().counts == other.finish().counts
 
 

@@ -17,6 +17,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from gspo_cli.errors import UserError
 from gspo_cli.policy.tool_formats import ToolFormat, choose, closing_of, opened
@@ -89,17 +90,25 @@ class ChatFormat:
 
     def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
         """Ids of what follows an agent turn that ended with `last_id`, up to where its next turn begins."""
-        return self.after_turn(self._after_assistant(list(messages), generate=True), last_id)
+        return self.after_turn(self._after_assistant(list(messages), generate=True), last_id, self._closings)
 
-    def after_turn(self, tail: str, last_id: int) -> list[int]:
-        """Ids of `tail`, which the template writes behind an agent turn that ended with `last_id`."""
+    def after_turn(self, tail: str, last_id: int, closings: tuple[str, ...]) -> list[int]:
+        """Ids of `tail`, which the template writes behind an agent turn that ended with `last_id`; it may
+        begin with one of `closings`, which end a turn."""
         ids = self._encode(tail)
         # an end token that the policy sampled is not repeated; a truncated answer is closed by the
-        # template's end token, which is not trained. Some templates write white space before it.
-        place = next((at for at, token in enumerate(ids[:3]) if token in self.stop_ids), None)
-        if place is None or last_id not in self.stop_ids:
+        # template's end token, which is not trained
+        if last_id not in self.stop_ids or not tail.startswith(closings):
             return ids
-        return ids if str(self.tokenizer.decode(ids[:place])).strip() else ids[place + 1 :]
+        place = next((at for at, token in enumerate(ids) if token in self.stop_ids), -1)
+        return ids[place + 1 :]
+
+    @cached_property
+    def _closings(self) -> tuple[str, ...]:
+        """What the template may close a turn with, up to an end token; nothing where it writes none."""
+        after = self._after_assistant([], generate=False)
+        places = [at for at in map(after.find, self.ends) if at >= 0]
+        return tuple(after[: min(places)] + end for end in self.ends) if places else ()
 
     def text(self, ids: list[int], special: bool = False) -> str:
         """The text of an agent turn, without its end token; with its other special tokens where `special`."""
@@ -191,9 +200,15 @@ class ChatFormat:
             ) from error
 
     def _template(self, messages: list[dict[str, Any]], generate: bool, tools: list[dict[str, Any]]) -> str:
-        render, schemas = self.tokenizer.apply_chat_template, list[Any](tools) or None
+        tokenizer, schemas = self.tokenizer, list[Any](tools) or None
+        render: Any = tokenizer.apply_chat_template
+        arguments: dict[str, Any] = {"tools": schemas, "add_generation_prompt": generate}
         try:
-            return str(render(messages, tools=schemas, tokenize=False, add_generation_prompt=generate))
+            if any(message["content"] is None for message in messages):  # which that method drops
+                arguments |= tokenizer.special_tokens_map
+                arguments["chat_template"] = tokenizer.get_chat_template(tools=schemas)
+                return str(render_jinja_template([messages], **arguments)[0][0])
+            return str(render(messages, tokenize=False, **arguments))
         except Exception as error:  # a template is a program: it may divide by zero
             raise Rejected(" ".join(str(error).split())[:200] or type(error).__name__) from error
 

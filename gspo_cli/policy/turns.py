@@ -57,13 +57,12 @@ class TurnFormat:
         turn = self._structured(content)
         if self.format.form is None:
             return self.chat.answer_ids(turn if not isinstance(turn, AgentTurn) else _as_line(turn))
-        if not isinstance(turn, AgentTurn) or not turn.calls:
-            return self.chat.answer_ids(turn.words if isinstance(turn, AgentTurn) else turn)
-        written = turn_text(self.chat.rendered, self.format, turn, self.schemas)
+        turn = turn if isinstance(turn, AgentTurn) else AgentTurn("", turn, "", ())
+        written = self._written(turn) or self._written(AgentTurn("", "", turn.reasoning, turn.calls))
         if written is None:
             raise UserError(
-                f"model.cold_start.demonstrations: the chat template rejects a turn of {len(turn.calls)} "
-                "tool calls; give one call in each turn, or use task.tool_format=line"
+                "model.cold_start.demonstrations: the chat template cannot write a turn of "
+                f"{len(turn.calls)} tool calls; give one call in each turn, or use task.tool_format=line"
             )
         text = without_end(written, self.chat.ends)
         end = next(end for end in self.chat.ends if written[len(text) :].lstrip().startswith(end))
@@ -72,6 +71,14 @@ class TurnFormat:
         text = closing_of(opened) + text if begun is None else begun
         [end_id] = (token for token in self.chat.stop_ids if self.chat.token(token) == end)
         return self.chat.turn_ids(text, end_id)
+
+    def _written(self, turn: AgentTurn) -> str | None:
+        """A turn as the template writes it, its end included; None if it rejects it or drops its calls."""
+        assert self.format.form is not None
+        written = turn_text(self.chat.rendered, self.format, turn, self.schemas)
+        text = without_end(written or "", self.chat.ends)
+        found = read(self.format.form, text, self.schemas)
+        return written if (found.words, found.calls) == (turn.words, turn.calls) else None
 
     def after(self, content: str, messages: tuple[Message, ...], last_id: int) -> list[int]:
         """Ids of what follows the turn `content` that ended with `last_id`, up to where the next one begins.
@@ -84,7 +91,7 @@ class TurnFormat:
         tail = self._after_calls(calls, messages) if calls else None
         if tail is None:
             return self.chat.suffix_ids(messages, last_id)
-        return self.chat.after_turn(tail, last_id)
+        return self.chat.after_turn(tail, last_id, tuple(self.chat.ends))
 
     def _after_calls(self, calls: Sequence[RequestedCall], messages: Sequence[Message]) -> str | None:
         """What the template writes after a turn of these calls; None if it rejects it."""

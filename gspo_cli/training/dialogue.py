@@ -46,7 +46,7 @@ class Dialogues:
             limits = replace(limits, max_turns=max_turns, max_prompt_length=longest)
         start = Start(problem, (0,), EVALUATION_SEED)
         system = self.config.task.system_prompt_and_tools()
-        prompts = Prompts(self.policy.chat, system if tools else replace(system, tools=()))
+        prompts = Prompts(self.policy.chat, replace(system, announced=system.announced and tools))
         [trajectory], _ = roll_out(self.engine, prompts, environment, [start], self.sampling, limits, 0)
         return trajectory
 

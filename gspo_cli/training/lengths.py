@@ -46,9 +46,10 @@ def make_room_for_tools(
     that the task announces, so that no problem would be left: the GSPO guide's 256 is meant for the former.
     Does nothing where the model's positions do not allow it."""
     cap, answer = config.rollout.max_prompt_length, config.rollout.max_completion_length
-    if not prompts.system.tools or any(len(prompts.ids(problem.messages)) <= cap for problem in problems):
+    announced = prompts.system.announced and prompts.system.tools
+    if not announced or any(len(prompts.ids(problem.messages)) <= cap for problem in problems):
         return
-    bare = Prompts(prompts.chat, replace(prompts.system, tools=()))
+    bare = Prompts(prompts.chat, replace(prompts.system, announced=False))
     held = [problem for problem in problems if len(bare.ids(problem.messages)) <= cap]
     longest = max((len(prompts.ids(problem.messages)) for problem in held), default=positions)
     if longest + answer > positions:

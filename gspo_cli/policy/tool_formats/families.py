@@ -14,7 +14,9 @@ from typing import Any
 from gspo_cli.types import RequestedCall
 
 CALL = {"function": {"name": "{name}", "arguments": "{content}"}}  # what a field with a captured name becomes
-WORDS: dict[str, Any] = {"content": {"repeats": True, "join": "\n"}}
+JOINED: dict[str, Any] = {"repeats": True, "join": "\n"}
+WORDS: dict[str, Any] = {"content": JOINED}
+STRAY: dict[str, Any] = {"stray": JOINED}  # words outside of what a family puts its words in
 THOUGHTS: dict[str, Any] = {"reasoning_content": {"open": "<think>", "close": "</think>"}}
 SPOKEN = {**WORDS, **THOUGHTS}
 ENDS = r"\Z"  # a call that ends with the turn
@@ -221,17 +223,16 @@ FAMILIES = (
     Family(
         "gpt-oss channels",
         {
+            **STRAY,
             "reasoning_content": {
                 "open_pattern": r"<\|channel\|>analysis<\|message\|>",
                 "close_pattern": r"<\|end\|>|\Z",
-                "repeats": True,
-                "join": "\n",
+                **JOINED,
             },
             "content": {
                 "open_pattern": r"<\|channel\|>(?:final|commentary)<\|message\|>",
                 "close_pattern": r"<\|end\|>|<\|return\|>|\Z",
-                "repeats": True,
-                "join": "\n",
+                **JOINED,
             },
             "tool_calls": named(
                 r"(?:<\|channel\|>commentary)?\s*to=functions\.(?P<name>[\w.-]{1,200})"
@@ -239,6 +240,7 @@ FAMILIES = (
                 r"<\|call\|>|\Z",
             ),
         },
+        dropped=("<|start|>assistant",),
     ),
     # FunctionGemma
     Family(
@@ -278,7 +280,7 @@ FAMILIES = (
     Family(
         "Command actions",
         {
-            **WORDS,
+            **STRAY,
             "reasoning_content": {"open": "<|START_THINKING|>", "close": "<|END_THINKING|>"},
             "content": {"open": "<|START_RESPONSE|>", "close": "<|END_RESPONSE|>"},
             "tool_calls": tagged("<|START_ACTION|>", "<|END_ACTION|>"),

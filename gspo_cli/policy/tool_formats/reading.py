@@ -57,8 +57,8 @@ FORMS = tuple(map(Form.of, FAMILIES))
 
 
 def read(form: Form, text: str, schemas: Sequence[dict[str, Any]] = (), opened: str = "") -> AgentTurn:
-    """The turn `text`, without its end token. `opened` is the mark of reasoning that the prompt ends with, and
-    `schemas` are those of the tools, by which untyped values are read.
+    """The turn `text`, without its end token. `opened` is the mark of reasoning that its prompt ends with;
+    `schemas` are the tools', by which untyped values are read.
 
     Never raises: calls that cannot be read are the turn's `error`."""
     text = _thoughts_opened(opened + text[:LONGEST_TURN])
@@ -73,7 +73,8 @@ def read(form: Form, text: str, schemas: Sequence[dict[str, Any]] = (), opened: 
         message, calls, error = {}, (), str(problem)
     except Exception:  # what a model writes may break any parser
         message, calls, error = {}, (), "the tool call cannot be read; write it as the prompt shows"
-    words, reasoning = (_text(message.get(key)) for key in ("content", "reasoning_content"))
+    words, stray, reasoning = (_text(message.get(key)) for key in ("content", "stray", "reasoning_content"))
+    words = f"{words}\n{stray}".strip()
     if not error and any(mark in words for mark in MARKS):
         error = OTHER_FORM
     return AgentTurn(text, words, reasoning, () if error else calls, error)
