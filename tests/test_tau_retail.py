@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from gspo_cli.config.compose import CONF_DIR
 from gspo_cli.errors import UserError
+from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.rewards.scoring import score, validate
 from gspo_cli.tasks.scripted import converse, fixed_agent
 from gspo_cli.tasks.tau.database import RetailDatabase
@@ -18,6 +19,7 @@ from gspo_cli.tasks.tau.oracle import service
 from gspo_cli.tasks.tau.tools import replay
 from gspo_cli.tasks.tau_retail.task import TauRetail
 from gspo_cli.types import FinishReason, Message, Trajectory
+from tests.support.families import FAMILIES, family_chat
 from tests.support.retail_files import (
     built,
     cancel,
@@ -242,3 +244,24 @@ def test_the_reward_prefers_gold_to_nothing_and_nothing_to_damage(task):
     assert best.total_reward > none.total_reward + 0.5
     assert worst.total_reward <= none.total_reward
     assert (best.solved, none.solved, worst.solved) == (True, False, False)
+
+
+@needs_published
+@pytest.mark.parametrize("family", ["qwen3", "llama-3.1", "mistral-v3"])
+def test_the_oracle_solves_all_usable_training_tasks_in_each_models_own_format(family, load):
+    task = built(PUBLISHED)
+    made = TurnFormat(family_chat(load("qwen3").tokenizer, family), task.system_prompt_and_tools())
+    assert made.format.form.name == FAMILIES[family][1]
+    usable = [
+        case
+        for case in read_cases(PUBLISHED, "train", "task.tasks")
+        if replay(book := RetailDatabase(task.shop), case.actions) == 0 and book.changed()
+    ]
+    solved = 0
+    for seed, case in enumerate(usable):
+        environment, problem = task.environment(), retail_problem(case, "")
+        lines = service(task.shop, environment, problem)
+        turns = (made.read(made.ids(line)) for line in lines)
+        converse(environment, problem, fixed_agent(turns), seed)
+        solved += environment.finish().solved
+    assert (solved, len(usable)) == (481, 481)

@@ -14,7 +14,7 @@ from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.tasks.base import SystemPrompt
 from gspo_cli.tasks.tools import Example, by_name, read_calls, tool
 from gspo_cli.types import AgentTurn, Message, RequestedCall
-from tests.support.families import FAMILIES, template
+from tests.support.families import FAMILIES, family_chat
 
 USER = Message("user", "Where is 482?")
 
@@ -36,13 +36,7 @@ OTHER = RequestedCall("find_order", {"order_id": "7 up", "count": 1})
 def chat(load):
     """`chat(family)`: the format of a model whose template and end tokens are a family's."""
 
-    def made(family: str) -> ChatFormat:
-        tokenizer, (ends, _) = load("qwen3").tokenizer, FAMILIES[family]
-        tokenizer.add_special_tokens({"additional_special_tokens": [*ends, "<tool_call>", "</tool_call>"]})
-        tokenizer.eos_token, tokenizer.chat_template = ends[0], template(family)
-        return ChatFormat(tokenizer, [tokenizer.convert_tokens_to_ids(end) for end in ends])
-
-    return made
+    return lambda family: family_chat(load("qwen3").tokenizer, family)
 
 
 def turns(chat: ChatFormat, **settings) -> TurnFormat:

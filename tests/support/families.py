@@ -5,6 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
+from gspo_cli.policy.chat import ChatFormat
+
 # the tokens that end a turn, and the form that is expected
 FAMILIES = {
     "qwen3": (["<|im_end|>"], "Hermes JSON"),
@@ -31,3 +35,11 @@ def template(name: str) -> str:
     """The template of a family."""
     path = Path(__file__).parent / "tool_templates" / f"{name}.jinja"
     return path.read_text(encoding="utf-8").removesuffix("\n")
+
+
+def family_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> ChatFormat:
+    """The chat format of `tokenizer` with the template and the end tokens of a family."""
+    ends, _ = FAMILIES[name]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*ends, "<tool_call>", "</tool_call>"]})
+    tokenizer.eos_token, tokenizer.chat_template = ends[0], template(name)
+    return ChatFormat(tokenizer, [tokenizer.convert_tokens_to_ids(end) for end in ends])
