@@ -62,6 +62,7 @@ OWNERS = {
     "deepspeed": {"training/zero.py", "policy/weights.py"},
     "scipy": {"compare"},
     "jinja2": {"compare", "policy"},
+    "jsonschema": {"tasks/tools/schemas.py"},
 }
 OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 

@@ -253,7 +253,7 @@ def test_the_schema_has_types_allowed_values_defaults_and_examples():
 
 
 @pytest.mark.parametrize(
-    "hint", [str, Annotated[dict, "a"], Annotated[list, "a"], Annotated[str, 3], Annotated[Literal[1], "a"]]
+    "hint", [str, Annotated[dict, "a"], Annotated[list, "a"], Annotated[str, 3], Annotated[set[str], "a"]]
 )
 def test_an_annotation_that_no_tool_can_take_is_one_sentence(hint):
     def broken(value):

@@ -23,6 +23,7 @@ from gspo_cli.config.schema import AlgorithmConfig, RunConfig
 from gspo_cli.console.words import number
 from gspo_cli.policy.dimensions import dimensions
 from gspo_cli.policy.policy import Policy
+from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.policy.weights import full_shape
 from gspo_cli.training.memory_plan import MemoryPlan, memory_plan
 from gspo_cli.training.memory_text import memory_text
@@ -199,11 +200,11 @@ def objective_card(
         sharing=sharing,
         source=config.task.source,
         license=config.task.license,
-        notes=[*_chosen(config), *config.notes, *cautions(config)],
+        notes=[*_chosen(config, policy), *config.notes, *cautions(config)],
     )
 
 
-def _chosen(config: RunConfig) -> list[str]:
+def _chosen(config: RunConfig, policy: Policy) -> list[str]:
     """What `auto` came to, and why."""
     hardware, rollout = config.hardware, config.rollout
     found = [f"hardware: {hardware.chosen}"] if hardware.chosen else []
@@ -211,6 +212,9 @@ def _chosen(config: RunConfig) -> list[str]:
         found.append(f"hardware.tokens_per_microbatch={hardware.tokens_per_microbatch}: {hardware.resized}")
     if rollout.old_logprobs_chosen:
         found.append(f"rollout.old_logprobs={rollout.old_logprobs.value}: {rollout.old_logprobs_chosen}")
+    system = config.task.system_prompt_and_tools()
+    if system.tools:
+        found.append(f"tool calls: {TurnFormat(policy.chat, system).written_by}")
     return found
 
 

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from gspo_cli.tasks.tools.declaring import Kind, Parameter, Tool, ToolCall
+from gspo_cli.tasks.tools.schemas import misfit
 
 LONGEST_REASON = 500  # characters
 LARGEST_NUMBER = 1e12
@@ -20,6 +21,7 @@ KIND_WORDS = {
     Kind.integer: "an integer",
     Kind.boolean: "true or false",
     Kind.list: "a list",
+    Kind.object: "an object, written as JSON",
 }
 
 
@@ -44,8 +46,11 @@ def checked(tool: Tool, arguments: Mapping[str, Any], example: str) -> ToolCall 
         return usage(tool, example)
     values = {name: converted(given[name], parameters[name]) for name in parameters if name in given}
     for name, value in values.items():
+        shape = parameters[name].shape
         if value is None:
             return _bad_value(parameters[name], tool, example)
+        if shape is not None and (wrong := misfit(value, shape)):
+            return _bad_call(f"{name} of {tool.name} {wrong}, for example {example}")
     return ToolCall(tool.name, values)
 
 
@@ -66,7 +71,9 @@ def unknown(name: str, tools: Mapping[str, Tool]) -> BadCall:
 
 def converted(value: Any, parameter: Parameter) -> Any:
     """`value` converted to the parameter's kind, and to the spelling of an allowed value; None if it cannot
-    be."""
+    be. Where the parameter has a shape, that has still to be checked."""
+    if parameter.shape is not None:
+        return _unwritten(value) if isinstance(value, str) else value
     if parameter.kind is Kind.list:
         parts = _parts(value)
         chosen = [_chosen(part, parameter.choices) for part in parts] if parts is not None else [None]
@@ -78,6 +85,14 @@ def converted(value: Any, parameter: Parameter) -> Any:
     if parameter.kind is Kind.text:
         return _chosen(str(value), parameter.choices)
     return _number(value, whole=parameter.kind is Kind.integer)
+
+
+def _unwritten(value: str) -> Any:
+    """The value that a text of JSON writes; None if it writes none."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _parts(value: Any) -> list[str] | None:

@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from gspo_cli.tasks.tools.schemas import sample_of, schema_of
 
 
 class Kind(Enum):
@@ -18,11 +19,13 @@ class Kind(Enum):
     integer = "integer"
     boolean = "boolean"
     list = "array"
+    object = "object"
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a tool; the elements of a list are texts.
+    """One argument of a tool. The elements of a list are texts unless `shape`, a JSON schema, says what they
+    are; an object always has one.
 
     `choices` are the allowed values, of a list its allowed elements; empty for any. `default` is what an
     optional parameter has where it is left out. `example` is shown where calls are explained."""
@@ -34,11 +37,13 @@ class Parameter:
     choices: tuple[str, ...] = ()
     default: Any = field(default=None, hash=False)  # lists have no hash
     example: Any = field(default=None, hash=False)
+    shape: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of the value."""
         such_as = "" if self.example is None else f", such as {_listed(self.example)}"
         shape: dict[str, Any] = {"type": self.kind.value, "description": self.description + such_as}
+        shape |= self.shape or {}
         value = shape.setdefault("items", {"type": "string"}) if self.kind is Kind.list else shape
         if self.choices:
             value["enum"] = list(self.choices)
@@ -50,6 +55,8 @@ class Parameter:
         """A value of its kind, for an example of a call."""
         if self.example is not None:
             return self.example
+        if self.shape is not None:
+            return sample_of(self.shape)
         samples = {Kind.number: 1.5, Kind.integer: 2, Kind.boolean: True, Kind.list: ["first", "second"]}
         if self.choices:
             return list(self.choices[:2]) if self.kind is Kind.list else self.choices[0]
@@ -106,20 +113,12 @@ class Example:
         self.value = value
 
 
-KINDS: Mapping[Any, Kind] = {
-    str: Kind.text,
-    float: Kind.number,
-    int: Kind.integer,
-    bool: Kind.boolean,
-}
-
-
 def tool(function: Callable[..., str]) -> FunctionTool:
     """Declare a function as a tool.
 
     The function's name is the tool's, without the underscore behind a name that Python reserves. Parameters
-    after `/` are annotated as `Annotated[type, "description"]`. The type is str, float, int, bool, list[str],
-    a Literal of strings, or a list of that; those with a default are optional, and may be `type | None`.
+    after `/` are annotated as `Annotated[type, "description"]`. The type is str, float, int, bool, a Literal,
+    a TypedDict, or a list or dict of these; those with a default are optional, and may be `type | None`.
     `OneOf` and `Example` may follow the description. The function returns what the agent observes, or raises
     RefusedError. Raises TypeError if an annotation is of another form."""
     hints = get_type_hints(function, include_extras=True)
@@ -133,32 +132,22 @@ def tool(function: Callable[..., str]) -> FunctionTool:
 
 
 def _parameter(function: str, parameter: inspect.Parameter, hint: Any) -> Parameter:
-    kind, choices = _kind(get_args(hint)[0]) if get_origin(hint) is Annotated else (None, ())
+    schema = schema_of(get_args(hint)[0]) if get_origin(hint) is Annotated else None
     extras = list(get_args(hint)[1:])
-    if kind is None or not isinstance(extras[0], str):
+    if schema is None or not isinstance(extras[0], str):
         raise TypeError(
             f"tool {function}: annotate {parameter.name} as Annotated[type, description], where the type is "
-            "str, float, int, bool, list[str] or a Literal of strings"
+            "str, float, int, bool, a Literal, a TypedDict, or a list or dict of these"
         )
+    kind, inner = Kind(schema["type"]), schema.get("items", schema)
+    plain = inner["type"] == "string" or (kind not in (Kind.list, Kind.object) and "enum" not in schema)
+    choices = tuple(inner.get("enum", ())) if plain else ()
     choices = next((extra.choices for extra in extras if isinstance(extra, OneOf)), choices)
     example = next((extra.value for extra in extras if isinstance(extra, Example)), None)
     required = parameter.default is parameter.empty
     default = None if required else parameter.default
-    return Parameter(parameter.name, extras[0], kind, required, choices, default, example)
-
-
-def _kind(hint: Any) -> tuple[Kind | None, tuple[str, ...]]:
-    """The kind of a type and its allowed values; no kind for a type that tools cannot take."""
-    origin, members = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        others = [member for member in members if member is not NoneType]
-        return _kind(others[0]) if len(others) == 1 else (None, ())
-    if origin is Literal:
-        return (Kind.text if all(isinstance(member, str) for member in members) else None), members
-    if origin is list:
-        kind, choices = _kind(members[0])
-        return (Kind.list if kind is Kind.text else None), choices
-    return KINDS.get(hint), ()
+    shape = None if plain else schema
+    return Parameter(parameter.name, extras[0], kind, required, choices, default, example, shape)
 
 
 def _listed(value: Any) -> str:

@@ -88,6 +88,8 @@ def write_line(name: str, *values: Any, **named: Any) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(part, dict) for part in value)):
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
         parts = [str(part) for part in value]
         return ",".join(parts) if parts and all(map(PLAIN.fullmatch, parts)) else json.dumps(parts)
