@@ -9,7 +9,6 @@ import pytest
 from gspo_cli.config.choices import ToolForm
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
-from gspo_cli.policy.tool_formats.choosing import call_id
 from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.tasks.base import SystemPrompt
 from gspo_cli.tasks.tools import Example, by_name, read_calls, tool
@@ -65,11 +64,13 @@ def test_the_pieces_of_a_conversation_with_calls_are_the_template_of_the_whole(c
     results = tuple(Message("tool", f"result {place}") for place in range(len(calls)))
     prompt, answer = made.chat.prompt_ids((USER,)), made.ids(turn)
     pieces = prompt + answer + made.after(turn, results, answer[-1])
-    messages = [made.chat.as_data(USER), made.format.rendered(turn)]
+    messages = [{"role": "user", "content": USER.content}, made.format.rendered(turn)]
     for place, result in enumerate(results):
-        named = {"name": "find_order", "tool_call_id": call_id(place)}
-        messages.append(made.chat.as_data(result) | named)
+        named = {"name": "find_order", "tool_call_id": f"call{place:05d}"}
+        messages.append({"role": "tool", "content": result.content} | named)
     whole = made.chat.rendered(messages, True, [])
+    conversation = (USER, Message("assistant", turn), *results)
+    assert made.chat.tokenizer.decode(made.prompt_ids(conversation, announced=False)) == whole
     begun = f"{made.format.opened}\n" if made.format.opened else ""
     decoded = made.chat.tokenizer.decode(pieces)
     if begun:  # what closes the reasoning that each prompt begins is only in a turn that was sampled

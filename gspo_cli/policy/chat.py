@@ -12,17 +12,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from gspo_cli.errors import UserError
-from gspo_cli.policy.tool_formats import ToolFormat, choose, closing_of, opened
+from gspo_cli.policy.tool_formats import LINES, ToolFormat, call_id, choose, closing_of, opened
 from gspo_cli.tasks.tools import Tool
-from gspo_cli.types import Message
+from gspo_cli.types import AgentTurn, Message, RequestedCall
 
 # for tokenizers without a template, e.g. gpt2's: a line with the speaker, then the text
 # ("User:\nHi\nAssistant:\nHello<eos>\n"); the agent's text starts a line, so that word boundaries do not move
@@ -59,24 +59,25 @@ class ChatFormat:
             tokenizer.chat_template = _plain_template(tokenizer)
         self._controls = re.compile(r"(?!)")  # of none: what is rendered here is ours
         spoken = [Message("user", "Hi"), Message("assistant", "Hello")]
-        self._controls = _control_tokens(tokenizer, self._render(spoken, generate=False))
+        self._controls = _control_tokens(tokenizer, self._render(self.as_data(spoken), False))
         stop_ids = {*generation_stop_ids, tokenizer.eos_token_id} - {None}
-        if PROBE.name not in self._after_assistant([Message("user", PROBE.name)], generate=True):
+        if PROBE.name not in self._after_assistant([Message("user", PROBE.name)], True):
             raise UserError("model.name: its chat template drops later user turns; choose another model")
-        after = self._encode(self._after_assistant([], generate=False))
+        after = self._encode(self._after_assistant([], False))
         # the template's token after an answer ends it, also where a base model declares another end token
         ends = after and (after[0] in stop_ids or after[0] in tokenizer.added_tokens_decoder)
         if not stop_ids and not ends:
             raise UserError("model.name: the tokenizer has no end token; set eos_token in its folder")
         self.end_id: int = after[0] if ends else (tokenizer.eos_token_id or min(stop_ids))
         self.stop_ids = frozenset(stop_ids | {self.end_id})
-        # cached, because it is called once per answer of a group
-        self._prompt_ids = lru_cache(maxsize=512)(self._encode_prompt)
 
-    def prompt_ids(self, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), form: ToolFormat = LINES
+    ) -> list[int]:
         """Ids of a conversation's first messages, up to where the agent's turn begins. The template announces
-        the tools."""
-        return list(self._prompt_ids(messages, tools))
+        the tools, and calls are written as `form` says."""
+        schemas = [tool.schema() for tool in tools]
+        return self._encode(self._render(self.as_data(messages, form), True, schemas))
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an agent turn given as text, with the end token."""
@@ -88,9 +89,9 @@ class ChatFormat:
         self._require_embeddings([end_id])
         return [*self._encode(text), end_id]
 
-    def suffix_ids(self, messages: tuple[Message, ...], last_id: int) -> list[int]:
+    def suffix_ids(self, messages: Sequence[Message], last_id: int) -> list[int]:
         """Ids of what follows an agent turn that ended with `last_id`, up to where its next turn begins."""
-        return self.after_turn(self._after_assistant(list(messages), generate=True), last_id, self._closings)
+        return self.after_turn(self._after_assistant(messages, True), last_id, self._closings)
 
     def after_turn(self, tail: str, last_id: int, closings: tuple[str, ...]) -> list[int]:
         """Ids of `tail`, which the template writes behind an agent turn that ended with `last_id`; it may
@@ -161,45 +162,44 @@ class ChatFormat:
     @cached_property
     def announces_tools(self) -> bool:
         """Whether the template lists the tools."""
-        opening = self.as_data(Message("user", "Hi"))
-        return PROBE.name in (self.rendered([opening], True, [PROBE.schema()]) or "")
+        opening = self.as_data([Message("user", "Hi")])
+        return PROBE.name in (self.rendered(opening, True, [PROBE.schema()]) or "")
 
     @cached_property
     def has_tool_role(self) -> bool:
         """Whether the template renders messages of the role `tool` after an answer without calls."""
         said = [Message("user", "Hi"), Message("assistant", "Hello"), Message("tool", PROBE.name)]
-        return PROBE.name in (self.rendered([self.as_data(m) for m in said], True, []) or "")
+        return PROBE.name in (self.rendered([self._safe(m) for m in said], True, []) or "")
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
         tokens = sorted(map(str, self.tokenizer.all_special_tokens), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, filter(None, tokens))) or r"(?!)")
 
-    def _encode_prompt(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> list[int]:
-        return self._encode(self._render(list(messages), generate=True, tools=tools))
-
-    def _after_assistant(self, messages: list[Message], generate: bool) -> str:
+    def _after_assistant(self, messages: Sequence[Message], generate: bool) -> str:
         """What the template writes after an agent turn. What it writes before is not used: some templates
         rewrite it."""
-        opening = [Message("user", "Hi"), Message("assistant", PLACEHOLDER)]
-        _, found, tail = self._render(opening + messages, generate=generate).partition(PLACEHOLDER)
+        said = [Message("user", "Hi"), Message("assistant", PLACEHOLDER), *messages]
+        _, found, tail = self._render(self.as_data(said), generate).partition(PLACEHOLDER)
         if not found:
             raise UserError("model.name: its chat template drops earlier agent turns; choose another model")
         return tail
 
-    def _render(self, messages: list[Message], generate: bool, tools: tuple[Tool, ...] = ()) -> str:
-        if any(m.role == "tool" for m in messages) and not self.has_tool_role:
-            messages = [Message("user", TOOL_SAYS + m.content) if m.role == "tool" else m for m in messages]
+    def _render(
+        self, messages: list[dict[str, Any]], generate: bool, tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
         try:
-            return self._template([self.as_data(m) for m in messages], generate, [t.schema() for t in tools])
+            return self._template(messages, generate, tools)
         except Rejected as error:
-            roles = ", ".join(dict.fromkeys(m.role for m in messages))
+            roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
             raise UserError(
                 f"model.name: its chat template rejects a conversation of {roles} ({error}); leave out "
                 "task.system_prompt or choose another model"
             ) from error
 
-    def _template(self, messages: list[dict[str, Any]], generate: bool, tools: list[dict[str, Any]]) -> str:
+    def _template(
+        self, messages: list[dict[str, Any]], generate: bool, tools: Sequence[dict[str, Any]]
+    ) -> str:
         tokenizer, schemas = self.tokenizer, list[Any](tools) or None
         render: Any = tokenizer.apply_chat_template
         arguments: dict[str, Any] = {"tools": schemas, "add_generation_prompt": generate}
@@ -212,8 +212,26 @@ class ChatFormat:
         except Exception as error:  # a template is a program: it may divide by zero
             raise Rejected(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
-    def as_data(self, message: Message) -> dict[str, Any]:
-        """A message as the template takes it; control tokens are broken up if it is from a user or a tool."""
+    def as_data(self, messages: Sequence[Message], form: ToolFormat = LINES) -> list[dict[str, Any]]:
+        """Messages as the template takes them: control tokens of users and tools are broken up, and where
+        calls are written by the template, each result names its call."""
+        found: list[dict[str, Any]] = []
+        waiting: list[tuple[int, RequestedCall]] = []  # calls without a result
+        for message in messages:
+            data, said = self._safe(message), message.content
+            if message.role != "tool":
+                waiting = []
+            elif waiting:
+                place, call = waiting.pop(0)
+                data |= {"name": call.name, "tool_call_id": call_id(place)}
+            elif not self.has_tool_role:
+                data = {"role": "user", "content": TOOL_SAYS + data["content"]}
+            if form.form is not None and isinstance(said, AgentTurn) and said.calls:
+                data, waiting = form.rendered(said), [*enumerate(said.calls)]
+            found.append(data)
+        return found
+
+    def _safe(self, message: Message) -> dict[str, Any]:
         if message.role not in ("user", "tool"):
             return {"role": message.role, "content": str(message.content)}
         content = self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)

@@ -9,7 +9,6 @@ from gspo_cli.config.choices import ToolForm
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import PLACEHOLDER, ChatFormat
 from gspo_cli.policy.tool_formats import ToolFormat, closing_of, read, turn_text, without_end
-from gspo_cli.policy.tool_formats.choosing import call_id
 from gspo_cli.tasks.base import SystemPrompt
 from gspo_cli.tasks.tools import Tool, ToolCall, line_guide, read_turn, write_line
 from gspo_cli.types import AgentTurn, Message, RequestedCall
@@ -36,10 +35,10 @@ class TurnFormat:
         """Ids of a conversation's first messages, up to the agent's turn. Tools that are `announced` stand
         where the template puts them, or in the system message."""
         if not announced or not self.tools:
-            return self.chat.prompt_ids(messages)
+            return self.chat.prompt_ids(messages, form=self.format)
         if self.format.form is None:
             return self.chat.prompt_ids(_with_guide(messages, self.tools))
-        return self.chat.prompt_ids(messages, self.tools)
+        return self.chat.prompt_ids(messages, self.tools, self.format)
 
     def read(self, ids: list[int]) -> str:
         """The turn that was sampled as `ids`; an AgentTurn where the format is the template's."""
@@ -96,11 +95,9 @@ class TurnFormat:
     def _after_calls(self, calls: Sequence[RequestedCall], messages: Sequence[Message]) -> str | None:
         """What the template writes after a turn of these calls; None if it rejects it."""
         marked = tuple(replace(call, arguments={"text": PLACEHOLDER}) for call in calls)
-        opening = [{"role": "user", "content": "Hi"}, self.format.rendered(AgentTurn("", "", "", marked))]
-        following = [self.chat.as_data(message) for message in messages]
-        for place, (call, result) in enumerate(zip(calls, following, strict=False)):
-            result |= {"name": call.name, "tool_call_id": call_id(place)}
-        whole = self.chat.rendered([*opening, *following], True, [])
+        turn = AgentTurn("", "", "", marked)
+        said = [Message("user", "Hi"), Message("assistant", turn), *messages]
+        whole = self.chat.rendered(self.chat.as_data(said, self.format), True, [])
         _, found, tail = (whole or "").rpartition(PLACEHOLDER)
         places = [at for at in map(tail.find, self.chat.ends) if at >= 0]
         return tail[min(places) :] if found and places else None

@@ -2,7 +2,9 @@
 samples."""
 
 from gspo_cli.policy.tool_formats.choosing import (
+    LINES,
     ToolFormat,
+    call_id,
     choose,
     closing_of,
     opened,
@@ -11,4 +13,15 @@ from gspo_cli.policy.tool_formats.choosing import (
 )
 from gspo_cli.policy.tool_formats.reading import Form, read
 
-__all__ = ["Form", "ToolFormat", "choose", "closing_of", "opened", "read", "turn_text", "without_end"]
+__all__ = [
+    "LINES",
+    "Form",
+    "ToolFormat",
+    "call_id",
+    "choose",
+    "closing_of",
+    "opened",
+    "read",
+    "turn_text",
+    "without_end",
+]

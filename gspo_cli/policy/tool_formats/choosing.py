@@ -83,6 +83,9 @@ class ToolFormat:
         return {"id": call_id(place), "type": "function", "function": function}
 
 
+LINES = ToolFormat("lines")
+
+
 def call_id(place: int) -> str:
     """The id of a turn's call: nine letters and digits, as Mistral's templates require."""
     return f"call{place:05d}"
