@@ -100,3 +100,7 @@ def test_an_object_that_is_nested_without_end_is_refused():
     deep = json.loads("[" * 200 + "]" * 200)
     found = read_turn(json.dumps({"name": "ship", "arguments": WHOLE | {"items": deep}}), SHIP)
     assert found.reason.startswith("items of ship is nested deeper than 20 levels")
+
+
+def test_a_parameter_may_be_called_name():
+    assert write_line("find_number", name="ana lee") == "/find_number name='ana lee'"

@@ -162,3 +162,9 @@ def test_the_setting_decides(chat, load):
 def test_a_template_with_one_call_at_a_time_refuses_two(chat):
     with pytest.raises(UserError, match=r"cannot write a turn of 2 tool calls; give one call in each turn"):
         turns(chat("llama-3.1")).ids(AgentTurn("", "", "", (CALL, OTHER)))
+
+
+def test_a_demonstrated_line_stays_as_it_is_written(load):
+    made = turns(load("qwen3").chat)
+    for line in ("/find_order 482 2", "/find_order 482", "Hello there"):
+        assert made.read(made.ids(line)) == line

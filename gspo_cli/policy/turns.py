@@ -53,9 +53,9 @@ class TurnFormat:
         """Ids of a turn that is demonstrated, with its end token.
 
         Raises UserError if it has several calls and the format allows one."""
-        turn = self._structured(content)
         if self.format.form is None:
-            return self.chat.answer_ids(turn if not isinstance(turn, AgentTurn) else _as_line(turn))
+            return self.chat.answer_ids(_as_line(content) if isinstance(content, AgentTurn) else content)
+        turn = self._structured(content)
         turn = turn if isinstance(turn, AgentTurn) else AgentTurn("", turn, "", ())
         written = self._written(turn) or self._written(AgentTurn("", "", turn.reasoning, turn.calls))
         if written is None:

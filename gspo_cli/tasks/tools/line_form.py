@@ -80,7 +80,7 @@ def _shown(value: Any) -> str:
     return text if PLAIN.fullmatch(text) or isinstance(value, list | tuple) else json.dumps(text)
 
 
-def write_line(name: str, *values: Any, **named: Any) -> str:
+def write_line(name: str, /, *values: Any, **named: Any) -> str:
     """A call in the line form; `named` values are written as name=value."""
     texts = [shlex.quote(_text(value)) for value in values]
     texts += [f"{key}={shlex.quote(_text(value))}" for key, value in named.items()]
