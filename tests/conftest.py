@@ -14,7 +14,10 @@ from tests.support.reporters import Silent
 # torch and what imports it wait until a fixture needs it: pytest reads this file before it starts its workers
 
 # the files that share `warm_python` come to one of two workers
-LONGEST = ("test_zero.py", "test_compare_command.py", "test_training.py", "test_resume.py", "test_sweeps.py")
+LONGEST = (
+    *("test_zero.py", "test_real_model.py", "test_sweeps.py", "test_damage.py", "test_experiments.py"),
+    *("test_compare_command.py", "test_training.py", "test_resume.py", "test_signals.py", "test_trust.py"),
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -35,6 +35,8 @@ REAL = [  # a real model takes a hundred times the computation
     "rollout.max_prompt_length=128",
     "evaluation.problems=1",
     "evaluation.samples=1",
+    "evaluation.every=0",
+    "rollout.max_completion_length=4",
 ]
 CONVERSATIONS = ["task.problems=60", "task.heldout=4"]
 

@@ -44,6 +44,16 @@ CASES = {
 }  # fmt: skip
 
 
+PYTHON = sys.executable
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ranks_start_at_once(warm_python):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_python)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, folders, configure):
     """The folders of all cases after one start of two ranks, and each case's configuration."""
@@ -225,12 +235,12 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
         "join(HardwareConfig(processes=2, zero_stage=1))\n"
         "open(f'{sys.argv[1]}/pid-{os.getpid()}', 'w').close(); time.sleep(60)"
     )
-    command = [sys.executable, "-c", worker, str(tmp_path)]
+    command = [PYTHON, "-c", worker, str(tmp_path)]
     code = (
         "from pathlib import Path; from gspo_cli.launching.processes import launch\n"
         f"launch({command!r}, 2, Path({str(tmp_path / 'logs')!r}))"
     )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment()) as launcher:
+    with subprocess.Popen([PYTHON, "-c", code], cwd=ROOT, env=environment()) as launcher:
         until(lambda: len(list(tmp_path.glob("pid-*"))) == 2 or launcher.poll() is not None)
         workers = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
         assert sum(map(alive, workers)) == 2
@@ -241,14 +251,14 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
 
 
 def test_a_worker_that_starts_after_its_launcher_is_gone_ends(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone = subprocess.Popen([PYTHON, "-c", ""])
     gone.wait()
     code = (
         "import time; from gspo_cli.training.process_group import _end_with_parent; "
         "_end_with_parent(); time.sleep(60)"
     )
     worker = subprocess.run(
-        [sys.executable, "-c", code],
+        [PYTHON, "-c", code],
         cwd=ROOT,
         env=os.environ | {"GSPO_LAUNCHER": str(gone.pid)},
         timeout=50,
@@ -262,7 +272,7 @@ def test_two_nodes_meet_under_torchrun(tmp_path):
     )
     assert prepared.returncode == 0, prepared.stderr
     assert "torchrun --nnodes 2 --nproc-per-node 1" in prepared.stdout
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+    command = [PYTHON, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:29731", "--local-addr", "localhost",
                "-m", "gspo_cli.commands.worker", str(tmp_path / "run")]  # fmt: skip
     nodes = [

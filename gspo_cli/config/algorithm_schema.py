@@ -145,8 +145,8 @@ class AlgorithmConfig:
     def _check_calibration(self) -> None:
         require(
             0 < self.clip_fraction < 1,
-            f"algorithm.clip_fraction={self.clip_fraction}: is a share of the trained tokens; must be "
-            "above 0 and below 1",
+            f"algorithm.clip_fraction={self.clip_fraction}: must be above 0 and below 1; give a share of the "
+            f"trained tokens such as {CLIP_FRACTION}",
         )
         require(
             self.is_calibrated or self.clip_fraction == CLIP_FRACTION,

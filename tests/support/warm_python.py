@@ -94,6 +94,8 @@ def run(arguments: list[str], folder: str, variables: dict[str, str]) -> int:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    if "GSPO_LAUNCHER" in variables:  # a rank ends with its launcher; this one ends with who asked for it
+        os.environ["GSPO_LAUNCHER"] = str(os.getppid())
     place = arguments.index("-m")
     sys.executable, module = arguments[0], arguments[place + 1]  # what it starts itself starts as fast
     sys.argv[1:] = arguments[place + 2 :]
