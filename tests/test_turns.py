@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import Annotated
 
 import pytest
+from transformers import AutoTokenizer
 
 from gspo_cli.config.choices import ToolForm
+from gspo_cli.config.trust import trust_base
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.tasks.base import SystemPrompt
 from gspo_cli.tasks.tools import Example, by_name, read_calls, tool
 from gspo_cli.types import AgentTurn, Message, RequestedCall
-from tests.support.families import FAMILIES, family_chat
+from tests.support.command_line import gspo_train
+from tests.support.families import FAMILIES, family_chat, template
+from tests.support.whole_runs import SMALL
 
 USER = Message("user", "Where is 482?")
 
@@ -168,3 +174,26 @@ def test_a_demonstrated_line_stays_as_it_is_written(load):
     made = turns(load("qwen3").chat)
     for line in ("/find_order 482 2", "/find_order 482", "Hello there"):
         assert made.read(made.ids(line)) == line
+
+
+def test_a_run_trains_in_the_models_own_format(folders, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(folders["qwen3"], model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = template("qwen3").replace("<|im_end|>", tokenizer.eos_token)
+    tokenizer.save_pretrained(model)
+    trust_base(str(model))
+    settings = [text for text in SMALL if not text.startswith(("task", "model.shape", "reward"))]
+    done = gspo_train(
+        *settings,
+        *("task=customer_service", "task.problems=60", "task.heldout=4", "task.demonstrations_count=8"),
+        *(f"model.name={model}", "model.cold_start.steps=2", "task.instructions=true"),
+        *("rollout.max_prompt_length=6000", "rollout.max_turns=2", "training.num_outer_iterations=1"),
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "tool calls: the model's own format (Hermes JSON: what its chat template renders was" in done.stdout
+    )
+    system = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])["messages"][0]
+    assert "/find_customer" not in system["content"]
