@@ -51,12 +51,21 @@ LEAVES_OUT = {
 def render(name, messages, generate, tools):
     """The messages by the template of a family; None where it rejects them."""
     try:
-        texts, _ = render_jinja_template(
-            [messages], tools=tools or None, chat_template=template(name), add_generation_prompt=generate
-        )
+        return rendering(template(name))(messages, generate, tools)
     except Exception:
         return None
-    return texts[0]
+
+
+def rendering(text: str):
+    """A render function of one template."""
+
+    def rendered(messages, generate, tools):
+        texts, _ = render_jinja_template(
+            [messages], tools=tools or None, chat_template=text, add_generation_prompt=generate
+        )
+        return texts[0]
+
+    return rendered
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +191,7 @@ def test_a_template_that_drops_or_rewrites_calls_has_no_form():
         template("qwen3").replace("<tool_call>", "<call>").replace("</tool_call>", "</call>"),
         template("qwen3").replace('"arguments"', '"args"'),
     ):
-
-        def rendered(messages, generate, tools, text=text):
-            texts, _ = render_jinja_template(
-                [messages], tools=tools or None, chat_template=text, add_generation_prompt=generate
-            )
-            return texts[0]
-
-        assert choose(rendered, ["<|im_end|>"], None).form is None
+        assert choose(rendering(text), ["<|im_end|>"], None).form is None
 
 
 def test_a_tokenizers_own_response_template_comes_first():
@@ -208,13 +210,7 @@ def test_a_tokenizers_own_response_template_comes_first():
         },
     }
     text = template("qwen3").replace("<tool_call>", "<call>").replace("</tool_call>", "</call>")
-
-    def rendered(messages, generate, tools):
-        texts, _ = render_jinja_template(
-            [messages], tools=tools or None, chat_template=text, add_generation_prompt=generate
-        )
-        return texts[0]
-
+    rendered = rendering(text)
     assert choose(rendered, ["<|im_end|>"], own).form.name == "its own response template"
     assert choose(rendered, ["<|im_end|>"], {"fields": 3}).form is None
 
@@ -251,3 +247,21 @@ def test_a_turn_is_copied_whole():
     wrong = AgentTurn("<tool_call>{", "", "", (), "cut")
     assert (pickle.loads(pickle.dumps(wrong)), pickle.loads(pickle.dumps(wrong)).error) == (wrong, "cut")
     assert len(FORMS) >= 12
+
+
+def test_a_template_that_writes_the_first_call_only_has_one_call_to_a_turn():
+    text = template("qwen3").replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+    found = choose(rendering(text), ["<|im_end|>"], None)
+    assert (found.form.name, found.several) == ("Hermes JSON", False)
+
+
+def test_a_template_that_does_not_end_a_turn_has_no_form():
+    text = template("qwen3").replace("{% endfor %}<|im_end|>", "{% endfor %}")
+    assert choose(rendering(text), ["<|im_end|>"], None).form is None
+
+
+def test_a_turn_has_not_hundreds_of_calls(formats):
+    call = written("qwen3", formats["qwen3"], PROBES[0])
+    assert len(read(formats["qwen3"].form, call * 32, SCHEMAS).calls) == 32
+    found = read(formats["qwen3"].form, call * 33, SCHEMAS)
+    assert (found.calls, found.error) == ((), "the turn has 33 tool calls; make 32 at most")

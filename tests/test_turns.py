@@ -197,3 +197,10 @@ def test_a_run_trains_in_the_models_own_format(folders, tmp_path):
     )
     system = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])["messages"][0]
     assert "/find_customer" not in system["content"]
+
+
+def test_words_that_would_cost_the_call_are_left_out(chat):
+    made = turns(chat("deepseek-v3"))
+    assert made.read(made.ids(AgentTurn("", "One moment.", "", (CALL,)))).calls == (CALL,)
+    both = turns(chat("qwen3"))
+    assert both.read(both.ids(AgentTurn("", "One moment.", "", (CALL,)))).words == "One moment."

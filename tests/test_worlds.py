@@ -8,7 +8,7 @@ from gspo_cli.tasks.base import SingleTurn, ToolEnvironment
 from gspo_cli.tasks.changes import LONGEST, differences
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
 from gspo_cli.tasks.technical_support.environment import Mode, SupportEnvironment
-from gspo_cli.types import Message, Problem
+from gspo_cli.types import AgentTurn, Message, Problem, RequestedCall
 from tests.support.retail_files import built as retail
 from tests.support.retail_files import cancel, problem_of, wish, write_folder
 from tests.support.shop_conversations import CANCEL, opened
@@ -135,3 +135,14 @@ def test_differences_name_the_field_and_keep_values_short():
     price, city = differences(before, after)
     assert price == "items[0].price: 5.0 -> 7.5"
     assert city == f"address.city: rome -> {'x' * (LONGEST - 1)}…"
+
+
+def test_calls_of_a_turn_are_answered_one_by_one_or_refused_where_the_policy_wants_one(tmp_path):
+    calls = (RequestedCall("find_customer", {"email": "nobody@mail.com"}), RequestedCall("get_order", {}))
+    step = open_shop(tmp_path).step(AgentTurn("", "", "", calls))
+    assert [message.role for message in step.messages] == ["tool", "tool"]
+    assert "takes order_id" in step.messages[1].content
+    retail = (RequestedCall("get_order_details", {"order_id": "#W1"}),) * 2
+    step = open_retail(tmp_path).step(AgentTurn("", "", "", retail))
+    assert [message.content for message in step.messages] == ["error: make one tool call at a time"]
+    assert open_shop(tmp_path).observe(AgentTurn("", "Hello", "They said hello.", ())) is None
