@@ -24,7 +24,7 @@ from tests.support.configs import composed, composed_from_parts
 ROOT = Path(__file__).resolve().parent.parent
 
 
-FILE_TASKS = ("gsm8k", "jsonl", "scenarios", "tau_retail", "tau2")
+FILE_TASKS = ("dataset", "gsm8k", "jsonl", "scenarios", "tau_retail", "tau2")
 
 
 def options(group: str) -> list[str]:

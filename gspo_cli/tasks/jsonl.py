@@ -51,7 +51,7 @@ class JsonlTask(FileTask):
         require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a string')
         check_gold(self.verifier, str(answer), where)
         name = str(row.get("id", Path(where).name))
-        return Problem(id=name, messages=self.asked(messages), answer=str(answer))
+        return Problem(id=name, messages=messages, answer=str(answer))
 
     @property
     def answer_form(self) -> str:
