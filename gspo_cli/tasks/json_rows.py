@@ -174,17 +174,30 @@ def opened(path: str) -> Iterator[IO[bytes]]:
             importlib.util.find_spec("zstandard") is not None,
             f"{path}: is compressed by zstd, which needs zstandard; {install('data')}",
         )
-        import zstandard
-
-        with open(path, "rb") as file:
-            try:
-                frames = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-                yield io.BytesIO(frames.read())
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from error
+        yield io.BytesIO(_of_zstd(path))
     else:
         with open(path, "rb") as plain:
             yield plain
+
+
+def _of_zstd(path: str) -> bytes:
+    """The content of a zstd file, which may have several frames. Raises EOFError where the last one is cut
+    off, or one is damaged."""
+    import zstandard
+
+    unpacked, frame = bytearray(), None
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(2**20):
+                while chunk:
+                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                    unpacked += frame.decompress(chunk)
+                    chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    except zstandard.ZstdError as error:
+        raise EOFError(str(error)) from error
+    if frame is not None:
+        raise EOFError("it ends too early")
+    return bytes(unpacked)
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,432 @@
+"""Tasks over data of every kind: columns by name, what is left out and what is refused, lazy problems."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import pickle
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from gspo_cli.errors import UserError
+from gspo_cli.tasks import problem_index
+from gspo_cli.tasks.dataset import DatasetTask
+from gspo_cli.tasks.gsm8k import Gsm8k
+from gspo_cli.tasks.jsonl import JsonlTask
+from gspo_cli.tasks.problem_index import Problems
+from gspo_cli.types import Message
+from tests.support.tasks import gsm8k_file, write
+
+ROWS = [{"question": f"What is {n} + 0?", "answer": str(n), "level": n % 3} for n in range(12)]
+COLUMNS = {"prompt": "question"}
+
+
+def dataset(path, **settings):
+    return DatasetTask("dataset", "", "", path=str(path), **{"heldout": 3, **settings})
+
+
+def lines(rows):
+    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+
+
+def parquet(path, rows):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def arrow(path, rows):
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def separated(path, rows, separator):
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter=separator, lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def csv_gz(path, rows):
+    plain = path.with_name("plain.csv")
+    separated(plain, rows, ",")
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+
+
+WRITERS = {
+    "a.jsonl": lambda path, rows: path.write_bytes(lines(rows)),
+    "bom_crlf.jsonl": lambda path, rows: path.write_bytes(
+        b"\xef\xbb\xbf" + lines(rows).replace(b"\n", b"\r\n")
+    ),
+    "a.jsonl.gz": lambda path, rows: path.write_bytes(gzip.compress(lines(rows))),
+    "a.jsonl.zst": lambda path, rows: path.write_bytes(
+        zstandard.compress(lines(rows[:5])) + zstandard.compress(lines(rows[5:]))  # two frames
+    ),
+    "array.json": lambda path, rows: path.write_text(json.dumps(rows, indent=1)),
+    "array.json.gz": lambda path, rows: path.write_bytes(gzip.compress(json.dumps(rows).encode())),
+    "array.jsonl": lambda path, rows: path.write_text("\n" + json.dumps(rows)),
+    "a.parquet": parquet,
+    "a.arrow": arrow,
+    "a.csv": lambda path, rows: separated(path, rows, ","),
+    "a.tsv": lambda path, rows: separated(path, rows, "\t"),
+    "a.csv.gz": csv_gz,
+}
+
+
+def contents(task):
+    return [
+        [(problem.messages, problem.answer) for problem in side]
+        for side in (task.train_problems(), task.heldout_problems())
+    ]
+
+
+def both(task):
+    return list(chain.from_iterable(contents(task)))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_problems_in_the_same_order(name, tmp_path):
+    plain, path = tmp_path / "rows.jsonl", tmp_path / name
+    plain.write_bytes(lines(ROWS))
+    WRITERS[name](path, ROWS)
+    found = contents(dataset(path, **COLUMNS))
+    assert found == contents(dataset(plain, **COLUMNS))
+    assert [len(side) for side in found] == [9, 3]
+
+
+def test_gsm8k_is_the_same_from_parquet_and_from_json_lines(tmp_path):
+    path = gsm8k_file(tmp_path)
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    parquet(tmp_path / "train.parquet", rows)
+    tasks = [Gsm8k("gsm8k", "", "", path=str(each), heldout=5) for each in (path, tmp_path / "train.parquet")]
+    assert contents(tasks[0]) == contents(tasks[1])
+    assert tasks[0].demonstrations() == tasks[1].demonstrations()
+
+
+def test_what_a_csv_file_has_stays_as_it_is_written(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,answer\n"two\nlines, quoted",007\nb,1.50\nc,NA\nd,\n')
+    task = dataset(path, heldout=1)
+    with pytest.raises(UserError, match=r"a\.csv:4: its answer is empty; .*task\.filter"):
+        task.train_problems()
+    kept = both(dataset(path, heldout=1, filter="answer"))
+    assert {messages[0].content: answer for messages, answer in kept} == {
+        "two\nlines, quoted": "007",
+        "b": "1.50",
+        "c": "NA",
+    }
+
+
+def folder_of_shards(root, write_file, ending):
+    for name, rows in {"train-00000-of-00002": ROWS[:5], "train-00001-of-00002": ROWS[5:9]}.items():
+        write_file(root / f"{name}{ending}", rows)
+    write_file(root / f"test-00000-of-00001{ending}", ROWS[9:])
+
+
+@pytest.mark.parametrize(("write_file", "ending"), [(parquet, ".parquet"), (WRITERS["a.jsonl"], ".jsonl")])
+def test_a_folder_of_shards_is_read_by_split(write_file, ending, tmp_path):
+    folder_of_shards(tmp_path, write_file, ending)
+    (tmp_path / "README.md").write_text("about")
+    task = dataset(tmp_path, heldout_split="test", **COLUMNS)
+    train, heldout = contents(task)
+    assert {answer for _, answer in train} == {row["answer"] for row in ROWS[:9]}
+    assert [answer for _, answer in heldout] == [row["answer"] for row in ROWS[9:]]
+    with pytest.raises(UserError, match=r"task\.split=dev: .* has no such files; choose from test, train"):
+        dataset(tmp_path, split="dev", **COLUMNS).train_problems()
+
+
+def test_a_bad_row_of_a_shard_is_named_by_its_file_and_row(tmp_path):
+    parquet(tmp_path / "one.parquet", ROWS)
+    parquet(tmp_path / "two.parquet", [*ROWS[:2], {**ROWS[0], "question": " "}])
+    with pytest.raises(UserError, match=r"two\.parquet:3: its prompt is empty"):
+        dataset(tmp_path, **COLUMNS).train_problems()
+
+
+def test_a_folder_has_one_kind_of_files_and_one_subset(tmp_path):
+    for name in ("main", "socratic"):
+        (tmp_path / name).mkdir()
+        folder_of_shards(tmp_path / name, parquet, ".parquet")
+    with pytest.raises(UserError, match=r"has files in main, socratic; choose .*task\.subset=main"):
+        dataset(tmp_path, **COLUMNS).train_problems()
+    assert len(dataset(tmp_path, subset="main", **COLUMNS).train_problems()) == 6
+    write(tmp_path / "main" / "train.jsonl", *ROWS)
+    with pytest.raises(UserError, match=r"different kinds \(json, parquet\)"):
+        dataset(tmp_path, subset="main", **COLUMNS).train_problems()
+    with pytest.raises(UserError, match=r"task\.subset=other: .* has no such folder"):
+        dataset(tmp_path, subset="other").train_problems()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no file of data"):
+        dataset(tmp_path / "empty").train_problems()
+
+
+TURNS = [
+    {"from": "system", "value": "S"},
+    {"from": "human", "value": "Hi"},
+    {"from": "gpt", "value": "Hello"},
+    {"from": "human", "value": "Bye"},
+    {"from": "gpt", "value": "Goodbye"},
+]
+
+
+@pytest.mark.parametrize("kind", [parquet, WRITERS["a.jsonl"]])
+def test_the_last_assistant_turn_is_the_reference(kind, tmp_path):
+    path = tmp_path / ("a.parquet" if kind is parquet else "a.jsonl")
+    as_roles = [
+        {"role": {"human": "user", "gpt": "assistant"}.get(t["from"], t["from"]), "content": t["value"]}
+        for t in TURNS
+    ]
+    for rows in ([{"conversations": TURNS}], [{"conversations": as_roles}]):
+        kind(path, [*rows, {"conversations": rows[0]["conversations"][:3]}])
+        problems = both(dataset(path, messages="conversations", heldout=1))
+        assert {answer: [m.content for m in messages] for messages, answer in problems} == {
+            "Goodbye": ["S", "Hi", "Hello", "Bye"],
+            "Hello": ["S", "Hi"],
+        }
+
+
+def test_an_answer_column_stands_beside_a_conversation(tmp_path):
+    rows = [{"chat": TURNS[:2], "gold": 4}, {"chat": TURNS[:3], "gold": 5}, {"chat": TURNS, "gold": 6}]
+    path = write(tmp_path / "a.jsonl", *rows)
+    problems = both(dataset(path, messages="chat", answer="gold", heldout=1))
+    assert {answer: len(messages) for messages, answer in problems} == {"4": 2, "5": 2, "6": 4}
+
+
+def test_a_template_writes_the_question_and_a_filter_chooses_rows(tmp_path):
+    path = write(tmp_path / "a.jsonl", *ROWS)
+    settings = {
+        "template": "{{ question }} ({{ row['level'] }})",
+        "filter": "level < 2 and 'What' in question",
+    }
+    task = dataset(path, **settings)
+    found = both(task)
+    assert {messages for messages, _ in found} == {
+        (Message("user", f"{row['question']} ({row['level']})"),) for row in ROWS if row["level"] < 2
+    }
+    assert task.notes() == ["4 of 12 training rows are left out by task.filter"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"template": "{{ question "}, r"^task\.template='.*': is not usable"),
+        ({"filter": "level <"}, r"^task\.filter='level <': is not usable"),
+        ({"template": "{{ nothing }}"}, r"does not suit .*a\.jsonl:1 \('nothing' is undefined"),
+        ({"filter": "level < 'a'"}, r"does not suit .*a\.jsonl:1 "),
+        ({"filter": "level > 5"}, r"has no row that can be used: 12 of 12 training rows .* task\.filter"),
+        ({"template": "{{ ''.__class__.__mro__ }}"}, r"does not suit .*unsafe"),
+        ({"template": "{{ question * 100000000 }}"}, r"does not suit .*\* is for numbers"),
+        ({"template": "{{ 9 ** 9 ** 9 }}"}, r"does not suit .*small"),
+        (
+            {"template": "{% for n in range(9999) %}{{ question.rjust(9999) }}{% endfor %}"},
+            r"writes more than 1,000,000 characters",
+        ),
+        ({"template": "{% set _ = row.update(a=1) %}"}, r"does not suit .*unsafe"),
+        ({"template": " "}, r"a\.jsonl:1: its prompt is empty"),
+        ({"template": "x", "prompt": "question"}, r"^task\.prompt and task\.template: "),
+        ({"heldout_fraction": 1.0}, r"^task\.heldout_fraction=1\.0: "),
+        (
+            {"heldout_fraction": 0.5, "heldout_split": "test"},
+            r"^task\.heldout_split and task\.heldout_fraction",
+        ),
+        ({"subset": "main", "prompt": "question"}, r"^task\.subset=main: .* is one file"),
+        ({"prompt": "query"}, r'has no row .*a\.jsonl:1: has no column "query" but question, answer, level'),
+    ],
+)
+def test_a_setting_that_does_not_suit_the_data_is_named(settings, reason, tmp_path):
+    path = write(tmp_path / "a.jsonl", *ROWS)
+    with pytest.raises(UserError, match=reason):
+        dataset(path, **settings).train_problems()
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"prompt": "a\\ud800 1", "answer": "1"}', "half of a character"),
+        ('{"prompt": "a", "answer": "1", "\\udc00": 1}', "half of a character"),
+        ('{"prompt": "a", "answer": NaN}', "is not JSON .*NaN"),
+        ('{"prompt": "a", "answer": -Infinity}', "is not JSON .*Infinity"),
+        ('{"prompt": "a", "answer": 1e999}', "not a finite number"),
+        ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "is not JSON .*digits"),
+        ('{"prompt": "a", "answer": 1, "deep": ' + DEEP + "}", "is not JSON .*nested too deeply"),
+        (DEEP, "is not JSON .*nested too deeply"),
+        ('{"prompt": "", "answer": "1"}', "its prompt is empty"),
+        ('{"prompt": "a", "answer": " "}', "its answer is empty"),
+    ],
+)
+def test_a_row_that_could_do_harm_is_refused_with_file_and_row(row, reason, tmp_path):
+    path = write(tmp_path / "bad.jsonl", {"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 1}, row)
+    with pytest.raises(UserError, match=rf"bad\.jsonl:3: .*{reason}"):
+        dataset(path, heldout=1).train_problems()
+
+
+def test_jsonl_refuses_the_same_and_an_empty_message(tmp_path):
+    for row in (
+        '{"prompt": "a\\ud800 1", "answer": "1"}',
+        '{"prompt": "a", "answer": 1e999}',
+        '{"messages": [{"role": "user", "content": " "}], "answer": 1}',
+    ):
+        path = write(tmp_path / "bad.jsonl", {"prompt": "a", "answer": 1}, row)
+        with pytest.raises(UserError, match=r"bad\.jsonl:2: "):
+            JsonlTask("jsonl", "", "", path=path, heldout=1).train_problems()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"answer": "1"},
+        {"prompt": None, "answer": "1"},
+        {"prompt": 3, "answer": "1"},
+        {"prompt": "a"},
+        {"prompt": "a", "answer": None},
+        {"prompt": "a", "answer": True},
+        {"prompt": "a", "answer": ["b"]},
+        {"prompt": "a", "answer": "not a number"},
+    ],
+)
+def test_other_unusable_rows_are_counted_and_the_first_is_quoted(row, tmp_path):
+    path = write(tmp_path / "a.jsonl", {"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}, row, row)
+    task = dataset(path, heldout=1, verifier="numeric")
+    assert len(task.train_problems()) == 1
+    (note,) = task.notes()
+    assert note.startswith("2 of 4 training rows are left out, the first because ")
+    assert "a.jsonl:3: " in note
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [],
+        "hi",
+        [{"role": "user"}],
+        [{"role": "robot", "content": "a"}],
+        [{"role": "user", "content": "a"}],
+        [{"role": "assistant", "content": "a"}],
+        [{"role": "system", "content": "a"}, {"role": "assistant", "content": "a"}],
+    ],
+)
+def test_a_conversation_without_a_reference_is_left_out(turns, tmp_path):
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write(tmp_path / "a.jsonl", {"m": good}, {"m": [*good, *good]}, {"m": turns})
+    task = dataset(path, heldout=1, messages="m")
+    assert len(task.train_problems()) == 1
+    assert "a.jsonl:3: " in task.notes()[0]
+
+
+def test_the_held_out_fraction_stays_where_rows_are_added(tmp_path):
+    rows = [{"prompt": f"Say {n}", "answer": n} for n in range(400)]
+    few, many = write(tmp_path / "few.jsonl", *rows[:200]), write(tmp_path / "many.jsonl", *rows)
+    before, after = (
+        {messages for messages, _ in contents(dataset(path, heldout_fraction=0.2))[1]} for path in (few, many)
+    )
+    assert 20 <= len(before) <= 60
+    assert before == {
+        message for message in after if message in {(Message("user", f"Say {n}"),) for n in range(200)}
+    }
+    told = dataset(many, heldout_fraction=0.2, verifier="numeric", instructions=True)
+    assert {p.messages[0].content.split("\n")[0] for p in told.heldout_problems()} == {
+        m[0].content for m in after
+    }
+
+
+def test_many_rows_are_read_when_they_are_drawn(tmp_path, monkeypatch):
+    path = write(
+        tmp_path / "a.jsonl", *[{"prompt": f"Say {n % 40}", "answer": n % 40} for n in range(50)], {}, ""
+    )
+    small = dataset(path, examples=2, heldout_fraction=0.2)
+    whole = contents(small)
+    monkeypatch.setattr(problem_index, "MANY", 10)
+    monkeypatch.setattr("gspo_cli.tasks.files.MANY", 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):  # the second time from the cached index
+        large = dataset(path, examples=2, heldout_fraction=0.2)
+        train = large.train_problems()
+        assert isinstance(train, Problems)
+        assert contents(large) == whole
+        assert isinstance(train[1:3], Problems)
+        assert list(train[1:3]) == list(small.train_problems())[1:3]
+        assert large.notes() == small.notes()
+        assert len(list((tmp_path / "cache" / "gspo-cli" / "rows").glob("*.npz"))) == 1
+    assert contents(pickle.loads(pickle.dumps(large))) == whole
+    (tmp_path / "cache" / "gspo-cli" / "rows").glob("*.npz").__next__().write_bytes(b"damaged")
+    assert contents(dataset(path, examples=2, heldout_fraction=0.2)) == whole
+    write(tmp_path / "a.jsonl", {"prompt": "new", "answer": 1})
+    with pytest.raises(UserError, match=r"^task\.path=.*a\.jsonl: has changed since the run began"):
+        train[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (gzip.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-20], "is not a whole compressed file"),
+        (zstandard.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-9], "is not a whole compressed file"),
+        (b"[1, 2", "begins with .* but is not a JSON array"),
+        (b"[]", "is empty"),
+        (b"[1]", r":1: is not a JSON object"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"[\xff]", "is not UTF-8"),
+        (DEEP.encode(), "nested too deeply"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused_by_name(content, reason, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.jsonl.*{reason}"):
+        dataset(tmp_path / "a.jsonl").train_problems()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv", "a.csv.gz"])
+def test_a_damaged_table_is_refused_by_name(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\x00 no table\xff\n" * 3)
+    with pytest.raises(UserError, match=rf"^task\.path=.*{name}: (cannot be (loaded|read)|has no row)"):
+        dataset(tmp_path / name).train_problems()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.zst"])
+def test_without_the_extra_a_table_says_what_to_install(name, tmp_path, monkeypatch):
+    WRITERS[name](tmp_path / name, ROWS)
+    find_spec = sys.modules["importlib.util"].find_spec
+    absent = ("datasets", "zstandard")
+    monkeypatch.setattr("importlib.util.find_spec", lambda each: None if each in absent else find_spec(each))
+    with pytest.raises(UserError, match=rf"{name}: .*pip install 'datasets.*' 'zstandard"):
+        dataset(tmp_path / name, **COLUMNS).train_problems()
+
+
+def test_a_hub_id_that_the_hub_does_not_serve_is_one_sentence(tmp_path, monkeypatch):
+    def ask(name, kind):
+        raise ConnectionError(f"no route to {kind} {name}\nmore")
+
+    monkeypatch.setattr("gspo_cli.tasks.tables.ask_hub", ask)
+    said = (
+        r"^task\.path=me/mine: no such file or folder is here, and the hub .*\(no route to dataset me/mine\)"
+    )
+    with pytest.raises(UserError, match=said):
+        dataset("me/mine").train_problems()
+    for path in ("mine", "./me/mine", str(tmp_path / "absent"), "me/mine.jsonl"):  # never asked for
+        with pytest.raises(UserError, match=r"cannot be read \(No such file"):
+            dataset(path).train_problems()
+
+
+def test_a_split_of_the_hub_is_named_in_errors(monkeypatch):
+    import datasets
+
+    splits = {"train": ROWS, "test": ROWS[:2]}
+    asked = []
+
+    def load_dataset(path, name, split, revision):
+        asked.append((path, name, split, revision))
+        return datasets.Dataset.from_list(splits[split])
+
+    monkeypatch.setattr("gspo_cli.tasks.tables.ask_hub", lambda name, kind: None)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    task = dataset("me/mine", subset="main", revision="v1", heldout_split="test", **COLUMNS)
+    assert [len(side) for side in contents(task)] == [10, 2]
+    assert asked == [("me/mine", "main", split, "v1") for split in ("test", "train")]
+    assert task.heldout_problems()[0].id == "test:1"
