@@ -50,10 +50,8 @@ class JsonlTask(FileTask):
         answer = row.get("answer")
         usable = isinstance(answer, str | int | float) and not isinstance(answer, bool)
         require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a string')
-        require(
-            not isinstance(answer, float) or math.isfinite(answer),
-            f'{where}: "answer" is not a finite number',
-        )
+        finite = not isinstance(answer, float) or math.isfinite(answer)
+        require(finite, f'{where}: "answer" is not a finite number')
         check_gold(self.verifier, str(answer), where)
         name = str(row.get("id", Path(where).name))
         return Problem(id=name, messages=messages, answer=str(answer))
