@@ -7,7 +7,7 @@ import pytest
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.jsonl import JsonlTask
 from gspo_cli.types import Message
-from tests.support.data import ROWS, both, dataset
+from tests.support.data import ROWS, both, dataset, lines, parquet
 from tests.support.tasks import write
 
 TURNS = [
