@@ -111,8 +111,27 @@ def test_a_folder_of_shards_is_read_by_split(write_file, ending, tmp_path):
     train, heldout = contents(task)
     assert {answer for _, answer in train} == {row["answer"] for row in ROWS[:9]}
     assert [answer for _, answer in heldout] == [row["answer"] for row in ROWS[9:]]
-    with pytest.raises(UserError, match=r"task\.split=dev: .* has no such files; choose from test, train"):
+    with pytest.raises(
+        UserError, match=r"^task\.path=.*: has no files of split dev; choose from test, train"
+    ):
         dataset(tmp_path, split="dev", **COLUMNS).train_problems()
+
+
+def test_a_held_out_folder_is_read_whole_or_by_split(tmp_path):
+    folder_of_shards(tmp_path, parquet, ".parquet")
+    path = write(tmp_path.parent / f"{tmp_path.name}.jsonl", {"question": "more", "answer": "1"})
+    for settings, count in (({}, 12), ({"heldout_split": "test"}, 3)):
+        task = dataset(path, heldout_path=str(tmp_path), **COLUMNS, **settings)
+        assert [len(side) for side in contents(task)] == [1, count]
+
+
+def test_text_of_a_table_that_is_not_utf8_is_refused_by_row(tmp_path):
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
+    good = pyarrow.array(["a"])
+    table = pyarrow.table({"prompt": pyarrow.chunked_array([good, texts]), "answer": ["1", "2"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet(:2)?: cannot be (read|loaded) "):
+        dataset(tmp_path / "a.parquet").train_problems()
 
 
 def test_a_bad_row_of_a_shard_is_named_by_its_file_and_row(tmp_path):

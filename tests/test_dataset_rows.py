@@ -64,7 +64,7 @@ def test_a_template_writes_the_question_and_a_filter_chooses_rows(tmp_path):
         ({"filter": "level <"}, r"^task\.filter='level <': is not usable"),
         ({"template": "{{ nothing }}"}, r"does not suit .*a\.jsonl:1 \('nothing' is undefined"),
         ({"filter": "level < 'a'"}, r"does not suit .*a\.jsonl:1 "),
-        ({"filter": "level > 5"}, r"has no row that can be used: 12 of 12 training rows .* task\.filter"),
+        ({"filter": "level > 5"}, r"has no row that can be used: 12 of 12 rows .* task\.filter"),
         ({"template": "{{ ''.__class__.__mro__ }}"}, r"does not suit .*unsafe"),
         ({"template": "{{ question * 100000000 }}"}, r"does not suit .*\* is for numbers"),
         ({"template": "{{ 9 ** 9 ** 9 }}"}, r"does not suit .*small"),
@@ -78,7 +78,7 @@ def test_a_template_writes_the_question_and_a_filter_chooses_rows(tmp_path):
         ({"heldout_fraction": 1.0}, r"^task\.heldout_fraction=1\.0: "),
         (
             {"heldout_fraction": 0.5, "heldout_split": "test"},
-            r"^task\.heldout_split and task\.heldout_fraction",
+            r"^task\.heldout_fraction=0\.5: task\.heldout_split",
         ),
         ({"subset": "main", "prompt": "question"}, r"^task\.subset=main: .* is one file"),
         ({"prompt": "query"}, r'has no row .*a\.jsonl:1: has no column "query" but question, answer, level'),

@@ -17,6 +17,17 @@ from gspo_cli.tasks.splits import Split
 from gspo_cli.types import Demonstration, Message, Problem
 
 ROLES = ("system", "user", "assistant", "tool")
+# what does not matter to the problem of a row
+SOURCE = {
+    "path",
+    "subset",
+    "split",
+    "revision",
+    "heldout_path",
+    "heldout",
+    "heldout_split",
+    "heldout_fraction",
+}
 
 
 def read_jsonl(path: str, key: str) -> list[tuple[int, dict[str, Any]]]:
@@ -90,7 +101,7 @@ class FileTask(QuestionTask):
     """JSON lines or a JSON array, also .gz; with the extra `data` also parquet, csv, arrow, .zst and hub ids.
     A folder of such files is read as one. Required."""
     heldout_path: str | None = None
-    """File or folder of held-out problems; null takes them from `path`."""
+    """File, folder or hub id of held-out problems; null takes them from `path`."""
     heldout: int = 200
     """Problems split off `path`, unused where another heldout setting is given; above 0."""
     subset: str | None = None
@@ -100,7 +111,8 @@ class FileTask(QuestionTask):
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     heldout_split: str | None = None
-    """Split of `path` that is held out."""
+    """Split of `heldout_path`, or else of `path`, that is held out; null means all files of a folder
+    `heldout_path`, and test of a hub id."""
     heldout_fraction: float = 0.0
     """Fraction of `path` that is held out, by a hash of the prompt: it stays held out when rows are added.
     0 for none; below 1."""
@@ -116,10 +128,11 @@ class FileTask(QuestionTask):
             0 <= self.heldout_fraction < 1,
             f"task.heldout_fraction={self.heldout_fraction}: must be 0 or more and below 1; give such as 0.1",
         )
-        named = ("heldout_path", "heldout_split", "heldout_fraction")
-        given = [name for name in named if getattr(self, name)]
+        given = [name for name in ("heldout_path", "heldout_split") if getattr(self, name)]
         require(
-            len(given) < 2, f"task.{' and task.'.join(given)}: each says what is held out; give one of them"
+            not (given and self.heldout_fraction),
+            f"task.heldout_fraction={self.heldout_fraction}: task.{' and task.'.join(given)} say what is held "
+            "out; give one of them",
         )
         super().__post_init__()
 
@@ -141,36 +154,35 @@ class FileTask(QuestionTask):
         """Problems of `path` that are not held out, and those that are. Raises UserError, with file and line,
         on a bad file."""
         setting, held = self._held_out()
-        rows = self._rows("task.path", str(self.path), self.split)
+        rows = self._rows(self.split)
         index, heldout = self._index(rows), self._index(held) if isinstance(held, Rows) else held
         train, kept, dropped = split_rows(index, heldout, setting)
-        notes = index.notes("training")
+        notes = index.notes("training rows")
         if isinstance(held, Rows) and isinstance(heldout, Index):
-            notes += heldout.notes("held-out")
+            notes += heldout.notes("held-out rows")
         sides = self._problems(rows, train), self._problems(held if isinstance(held, Rows) else rows, kept)
         return Split(*sides, dropped, lambda problem: repr(problem.messages), notes)
 
     def _held_out(self) -> tuple[str, int | float | Rows]:
         """The setting that says what is held out: how many problems, what fraction, or which rows."""
         if self.heldout_path:
-            return "task.heldout_path", self._rows("task.heldout_path", self.heldout_path, self.split)
+            key = "task.heldout_path"
+            return key, open_rows(self.heldout_path, key, split=self.heldout_split)
         if self.heldout_split:
-            setting = f"task.heldout_split={self.heldout_split}"
-            return setting, self._rows("task.path", str(self.path), self.heldout_split)
+            return f"task.heldout_split={self.heldout_split}", self._rows(self.heldout_split)
         if self.heldout_fraction:
             return f"task.heldout_fraction={self.heldout_fraction}", self.heldout_fraction
         return f"task.heldout={self.heldout}", self.heldout
 
-    def _rows(self, key: str, path: str, split: str) -> Rows:
-        return open_rows(path, key, self.subset, split, self.revision)
+    def _rows(self, split: str) -> Rows:
+        return open_rows(str(self.path), "task.path", self.subset, split, self.revision)
 
     def _index(self, rows: Rows) -> Index:
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        where = [settings.pop(name) for name in ("path", "heldout_path", "heldout", "heldout_fraction")]
+        names = [field.name for field in fields(self) if field.name not in SOURCE]
+        settings = {name: getattr(self, name) for name in names}
         index = index_of(rows, self._made, [type(self).__name__, settings])
-        if len(index.rows) == 0:
-            notes = "; ".join(index.notes("training"))
-            raise UserError(f"task.path={where[0]}: has no row that can be used: {notes}")
+        notes = "; ".join(index.notes("rows"))
+        require(len(index.rows) > 0, f"{rows.setting}: has no row that can be used: {notes}")
         return index
 
     def _made(self, where: str, row: dict[str, Any]) -> Made | None:

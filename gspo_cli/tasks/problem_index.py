@@ -53,11 +53,11 @@ class Index:
         """The index of some of the rows: places in this index, or a mask."""
         return replace(self, rows=self.rows[which], order=self.order[which], share=self.share[which])
 
-    def notes(self, side: str) -> list[str]:
+    def notes(self, name: str) -> list[str]:
         """How many rows are left out, in sentences."""
         total = len(self.rows) + self.unusable + self.filtered
-        by_filter = f"{self.filtered} of {total} {side} rows are left out by task.filter"
-        others = f"{self.unusable} of {total} {side} rows are left out, the first because {self.first}"
+        by_filter = f"{self.filtered} of {total} {name} are left out by task.filter"
+        others = f"{self.unusable} of {total} {name} are left out, the first because {self.first}"
         return [*([by_filter] if self.filtered else []), *([others] if self.unusable else [])]
 
 

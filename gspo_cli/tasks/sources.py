@@ -46,10 +46,10 @@ class Part(Protocol):
 
 
 class Rows:
-    """The rows of several parts, one after the other."""
+    """The rows of several parts, one after the other; `setting` is what names them, for errors."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
+    def __init__(self, setting: str, parts: Sequence[Part]) -> None:
+        self.setting, self.parts = setting, parts
         self._ends = list(accumulate(map(len, parts)))
 
     def __len__(self) -> int:
@@ -73,23 +73,30 @@ class Rows:
 
 
 def open_rows(
-    path: str, key: str, subset: str | None = None, split: str = "train", revision: str | None = None
+    path: str, key: str, subset: str | None = None, split: str | None = None, revision: str | None = None
 ) -> Rows:
-    """The rows of a file, of the files of a split in a folder, or of a data set of the hub.
+    """The rows of a file, of the files of a split in a folder, or of a split of a data set of the hub. Without
+    `split` all files of a folder count, and test of the hub.
 
     `key` is the setting that gives `path`. Raises UserError where there is nothing to read."""
+    return Rows(f"{key}={path}", _parts(path, key, subset, split, revision))
+
+
+def _parts(
+    path: str, key: str, subset: str | None, split: str | None, revision: str | None
+) -> Sequence[Part]:
     place = Path(path).expanduser()
     if place.is_dir():
         kind, files = _files_of(place, key, subset, split)
         return _of_files(kind, files, key)
     if not place.exists() and HUB_ID.fullmatch(path) and _kind(place) is None:
-        return Rows([hub_table(path, subset, split, revision, key)])
+        return [hub_table(path, subset, split or "test", revision, key)]
     require(subset is None, f"task.subset={subset}: {path} is one file; set task.subset=null")
     return _of_files(_kind(place) or JSON, [str(place)], key)
 
 
-def _of_files(kind: str, files: Sequence[str], key: str) -> Rows:
-    return Rows([JsonFile(file, key) for file in files] if kind == JSON else file_tables(kind, files, key))
+def _of_files(kind: str, files: Sequence[str], key: str) -> Sequence[Part]:
+    return [JsonFile(file, key) for file in files] if kind == JSON else file_tables(kind, files, key)
 
 
 def _kind(path: Path) -> str | None:
@@ -100,17 +107,17 @@ def _kind(path: Path) -> str | None:
     return KINDS.get(name.rpartition(".")[2])
 
 
-def _files_of(folder: Path, key: str, subset: str | None, split: str) -> tuple[str, list[str]]:
+def _files_of(folder: Path, key: str, subset: str | None, split: str | None) -> tuple[str, list[str]]:
     """Kind and paths of the files of `split` in a folder, in the order of their names."""
     root = folder if subset is None else folder / subset
     require(root.is_dir(), f"task.subset={subset}: {folder} has no such folder; give one that it has")
     found = [path for path in sorted(root.rglob("*")) if _is_data(path, root)]
     names = ", ".join(f".{name}" for name in KINDS)
     require(found != [], f"{key}={folder}: has no file of data; give one with {names}, also with .gz or .zst")
-    chosen = _of_split([path.relative_to(root) for path in found], split)
-    known = sorted({name for path in found if (name := _split_of(path.relative_to(root)))})
-    has = ", ".join(known) or "train"
-    require(chosen != [], f"task.split={split}: {root} has no such files; choose from {has}")
+    inner = [path.relative_to(root) for path in found]
+    chosen = inner if split is None else _of_split(inner, split)
+    has = ", ".join(sorted({name for path in inner if (name := _split_of(path))})) or "train"
+    require(chosen != [], f"{key}={folder}: has no files of split {split}; choose from {has}")
     tops = sorted(
         {path.parts[0] for path in chosen if len(path.parts) > 1 and not _is_of_split(path.parts[0])}
     )

@@ -9,7 +9,7 @@ import csv
 import importlib.util
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,12 +42,19 @@ class Table:
         return f"{self.name}:{index + 1}"
 
     def row(self, index: int) -> dict[str, Any]:
-        """One row, by column."""
-        return dict(self._dataset[index])
+        """One row, by column. Raises UserError if it cannot be read."""
+        return self._read(index, lambda: self._dataset[index])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """All rows."""
-        return map(dict, self._dataset)
+        """All rows, as `row` gives them."""
+        rows = iter(self._dataset)
+        yield from (self._read(index, lambda: next(rows)) for index in range(len(self)))
+
+    def _read(self, index: int, read: Callable[[], Any]) -> dict[str, Any]:
+        try:
+            return dict(read())
+        except Exception as error:  # the library's own: text that is not UTF-8, a picture that is damaged
+            raise UserError(f"{self.where(index)}: cannot be read ({_reason(error)}); correct it") from error
 
 
 def file_tables(kind: str, paths: Sequence[str], key: str) -> list[Table]:
