@@ -17,17 +17,8 @@ from gspo_cli.tasks.splits import Split
 from gspo_cli.types import Demonstration, Message, Problem
 
 ROLES = ("system", "user", "assistant", "tool")
-# what does not matter to the problem of a row
-SOURCE = {
-    "path",
-    "subset",
-    "split",
-    "revision",
-    "heldout_path",
-    "heldout",
-    "heldout_split",
-    "heldout_fraction",
-}
+HELDOUT = {"heldout_path", "heldout_split", "heldout_fraction", "heldout"}
+SOURCE = {"path", "subset", "split", "revision", *HELDOUT}  # has no part in how a row becomes a problem
 
 
 def read_jsonl(path: str, key: str) -> list[tuple[int, dict[str, Any]]]:
@@ -131,8 +122,8 @@ class FileTask(QuestionTask):
         given = [name for name in ("heldout_path", "heldout_split") if getattr(self, name)]
         require(
             not (given and self.heldout_fraction),
-            f"task.heldout_fraction={self.heldout_fraction}: task.{' and task.'.join(given)} say what is held "
-            "out; give one of them",
+            f"task.heldout_fraction={self.heldout_fraction}: task.{' and task.'.join(given)} say what is "
+            "held out; give one of them",
         )
         super().__post_init__()
 

@@ -75,8 +75,8 @@ class Rows:
 def open_rows(
     path: str, key: str, subset: str | None = None, split: str | None = None, revision: str | None = None
 ) -> Rows:
-    """The rows of a file, of the files of a split in a folder, or of a split of a data set of the hub. Without
-    `split` all files of a folder count, and test of the hub.
+    """The rows of a file, of the files of a split in a folder, or of a split of a data set of the hub.
+    Without `split` these are all files of a folder, and test of the hub.
 
     `key` is the setting that gives `path`. Raises UserError where there is nothing to read."""
     return Rows(f"{key}={path}", _parts(path, key, subset, split, revision))
