@@ -151,8 +151,9 @@ def test_a_folder_has_one_kind_of_files_and_one_subset(tmp_path):
     write(tmp_path / "main" / "train.jsonl", *ROWS)
     with pytest.raises(UserError, match=r"different kinds \(json, parquet\)"):
         dataset(tmp_path, subset="main", **COLUMNS).train_problems()
-    with pytest.raises(UserError, match=r"task\.subset=other: .* has no such folder"):
-        dataset(tmp_path, subset="other").train_problems()
+    for subset in ("other", "..", "/tmp"):
+        with pytest.raises(UserError, match=r"task\.subset=.*: .* has no such folder"):
+            dataset(tmp_path, subset=subset).train_problems()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no file of data"):
         dataset(tmp_path / "empty").train_problems()

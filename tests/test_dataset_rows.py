@@ -73,6 +73,7 @@ def test_a_template_writes_the_question_and_a_filter_chooses_rows(tmp_path):
             r"writes more than 1,000,000 characters",
         ),
         ({"template": "{% set _ = row.update(a=1) %}"}, r"does not suit .*unsafe"),
+        ({"template": "{{ '\\ud800' }}"}, r"does not suit .*surrogates"),
         ({"template": " "}, r"a\.jsonl:1: its prompt is empty"),
         ({"template": "x", "prompt": "question"}, r"^task\.prompt and task\.template: "),
         ({"heldout_fraction": 1.0}, r"^task\.heldout_fraction=1\.0: "),

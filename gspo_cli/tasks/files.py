@@ -111,8 +111,7 @@ class FileTask(QuestionTask):
     def __post_init__(self) -> None:
         require(
             self.path is not None,
-            "task.path: is needed; give a JSON lines file (or, with the extra data, parquet, csv, arrow or a "
-            "hub id) with task.path=<file>",
+            "task.path: is needed; give a file of rows, such as JSON lines, with task.path=<file>",
         )
         require_positive("task", self, "heldout")
         require(

@@ -52,7 +52,9 @@ class RowTemplate:
             size += len(piece)
             if size > LONGEST:
                 raise ValueError(f"it writes more than {LONGEST:,} characters")
-        return "".join(pieces)
+        text = "".join(pieces)
+        text.encode()  # half of a character would end a run later
+        return text
 
 
 class RowFilter:

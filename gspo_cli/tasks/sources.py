@@ -110,7 +110,8 @@ def _kind(path: Path) -> str | None:
 def _files_of(folder: Path, key: str, subset: str | None, split: str | None) -> tuple[str, list[str]]:
     """Kind and paths of the files of `split` in a folder, in the order of their names."""
     root = folder if subset is None else folder / subset
-    require(root.is_dir(), f"task.subset={subset}: {folder} has no such folder; give one that it has")
+    within = root.is_dir() and root.resolve().is_relative_to(folder.resolve())
+    require(within, f"task.subset={subset}: {folder} has no such folder; give one that it has")
     found = [path for path in sorted(root.rglob("*")) if _is_data(path, root)]
     names = ", ".join(f".{name}" for name in KINDS)
     require(found != [], f"{key}={folder}: has no file of data; give one with {names}, also with .gz or .zst")
@@ -119,7 +120,7 @@ def _files_of(folder: Path, key: str, subset: str | None, split: str | None) -> 
     has = ", ".join(sorted({name for path in inner if (name := _split_of(path))})) or "train"
     require(chosen != [], f"{key}={folder}: has no files of split {split}; choose from {has}")
     tops = sorted(
-        {path.parts[0] for path in chosen if len(path.parts) > 1 and not _is_of_split(path.parts[0])}
+        {path.parts[0] for path in chosen if len(path.parts) > 1 and not _tells_no_subset(path.parts[0])}
     )
     require(
         len(tops) < 2,
@@ -161,8 +162,8 @@ def _split_of(path: Path) -> str | None:
     return None
 
 
-def _is_of_split(folder: str) -> bool:
-    """Whether a folder says nothing about the subset."""
+def _tells_no_subset(folder: str) -> bool:
+    """Whether the name of an inner folder is that of a split, or the usual one."""
     return folder == "data" or _split_of(Path(folder)) is not None
 
 
