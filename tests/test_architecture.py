@@ -29,7 +29,7 @@ LAYERS = [
         "user_cache",
         "tasks.tools",
     ],  # rewards know what a call is
-    ["config", "concurrency", "chat_endpoint", "adapters", "manifest"],
+    ["config", "concurrency", "chat_endpoint", "adapters", "manifest", "hub"],
     ["sources"],
     ["algorithm", "rewards"],
     ["tasks"],
@@ -61,10 +61,12 @@ OWNERS = {
     "vllm": {"rollout/vllm_engine.py"},
     "deepspeed": {"training/zero.py", "policy/weights.py"},
     "scipy": {"compare"},
-    "jinja2": {"compare", "policy"},
+    "jinja2": {"compare", "policy", "tasks/row_templates.py"},
     "jsonschema": {"tasks/tools/schemas.py"},
+    "datasets": {"tasks/tables.py"},
+    "zstandard": {"tasks/json_rows.py"},
 }
-OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
+OPTIONAL = {"datasets", "zstandard", "wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
 
 
 @cache

@@ -24,7 +24,7 @@ from tests.support.configs import composed, composed_from_parts
 ROOT = Path(__file__).resolve().parent.parent
 
 
-FILE_TASKS = ("gsm8k", "jsonl", "scenarios", "tau_retail", "tau2")
+FILE_TASKS = ("dataset", "gsm8k", "jsonl", "scenarios", "tau_retail", "tau2")
 
 
 def options(group: str) -> list[str]:
@@ -270,7 +270,7 @@ SENTENCES = [
     ("task._target_=nope.Task", "task._target_=nope.Task: cannot be imported"),
     ("task._target_=os.path.join", "task._target_=os.path.join: must be a dataclass"),
     ("reward=nope.Reward", "reward=nope.Reward: cannot be imported"),
-    ("task=gsm8k", "task.path: is needed; give a JSON lines file with task.path=<file>"),
+    ("task=gsm8k", "task.path: is needed; give a file of rows, such as JSON lines, with task.path=<file>"),
 ]  # fmt: skip
 
 

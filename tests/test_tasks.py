@@ -20,7 +20,7 @@ from gspo_cli.tasks.jsonl import JsonlTask
 from gspo_cli.types import Demonstration, Message, Problem
 from tests.support.tasks import gsm8k_file, score, write
 
-TASKS = ["arithmetic", "countdown", "gsm8k", "jsonl"]
+TASKS = ["arithmetic", "countdown", "dataset", "gsm8k", "jsonl"]
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_file(), reason="GSM8K's file is not beside this checkout")
 
@@ -32,7 +32,7 @@ def jsonl_file(folder, count=20):
 def built(name, folder, **settings):
     """The task as the command line builds it, with files of 20 lines where it reads files."""
     node = OmegaConf.merge(OmegaConf.load(CONF_DIR / "task" / f"{name}.yaml"), {"instructions": False})
-    files = {"gsm8k": gsm8k_file, "jsonl": jsonl_file}
+    files = {"gsm8k": gsm8k_file, "jsonl": jsonl_file, "dataset": jsonl_file}
     if name in files:
         node = OmegaConf.merge(node, {"path": files[name](folder), "heldout": 5})
     return build_task(OmegaConf.merge(node, settings))
@@ -285,6 +285,7 @@ PUBLISHED_TARGETS = {  # as in the config.yaml of finished runs: these names nev
     "gspo_cli.tasks.arithmetic.Arithmetic": {},
     "gspo_cli.tasks.countdown.Countdown": {},
     "gspo_cli.tasks.customer_service.CustomerService": {},
+    "gspo_cli.tasks.dataset.DatasetTask": {"path": "lines.jsonl"},
     "gspo_cli.tasks.gsm8k.Gsm8k": {"path": "lines.jsonl"},
     "gspo_cli.tasks.jsonl.JsonlTask": {"path": "lines.jsonl"},
     "gspo_cli.tasks.sales.Sales": {},

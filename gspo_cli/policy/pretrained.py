@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import Any, cast
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +20,7 @@ from transformers import (
 )
 
 from gspo_cli.errors import FOREIGN, UserError, as_exception, is_out_of_memory
+from gspo_cli.hub import ask_hub
 from gspo_cli.policy.gguf import load_gguf
 from gspo_cli.policy.soundness import require_complete
 from gspo_cli.user_cache import fetched_model
@@ -34,7 +31,6 @@ logging.getLogger("transformers.modeling_utils").addFilter(
 )
 
 REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-HUB_SECONDS, QUIET_SECONDS = 10, 1
 SCRIPTED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "make smollm2"}  # by hub id, what fetches a copy
 
 
@@ -117,38 +113,13 @@ def _hub_options(name: str) -> dict[str, bool]:
     cached = False
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-        _ask_hub(name)
+        ask_hub(name, "model")
     except Exception as error:  # the client's own errors, and those of two HTTP libraries
         if cached:
             return {"local_files_only": True}
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise unusable(name, f"no such folder is here, and the hub does not serve it: {reason}") from error
     return {}
-
-
-def _ask_hub(name: str) -> None:
-    """Raise the client's error unless the hub has the model `name`, TimeoutError after HUB_SECONDS. What is
-    asked is printed where the answer takes a while: a name server alone can take a minute."""
-    answers: Queue[Exception | None] = Queue()
-
-    def ask() -> None:
-        try:
-            HfApi().model_info(name, timeout=HUB_SECONDS)
-            answers.put(None)
-        except Exception as error:  # raised below, in the thread that waits
-            answers.put(error)
-
-    Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=QUIET_SECONDS)
-    except Empty:
-        print(f"asking {ENDPOINT} for {name} (at most {HUB_SECONDS} s)", file=sys.stderr, flush=True)
-        try:
-            answer = answers.get(timeout=HUB_SECONDS - QUIET_SECONDS)
-        except Empty:
-            raise TimeoutError(f"no answer from {ENDPOINT} in {HUB_SECONDS} s") from None
-    if answer is not None:
-        raise answer
 
 
 def _unreadable(base: str, error: BaseException) -> Exception:

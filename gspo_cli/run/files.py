@@ -20,7 +20,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`, or leave it as it was. Raises UserError if it cannot be written."""
     temporary = path.with_name(f".writing-{path.name}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -139,12 +139,13 @@ class RunFolder:
         return run_checkpoint(self.path, checkpoint, model.name, model.base)
 
     def append(self, log: str, record: Mapping[str, Any]) -> None:
-        """Append one complete line to a log and flush it. Numbers that are not finite become null."""
+        """Append one complete line to a log and flush it. Numbers that are not finite become null, and half
+        of a character its JSON escape."""
         if not self.writes:
             return
         line = json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False)
         try:
-            with (self.path / log).open("a", encoding="utf-8") as file:
+            with (self.path / log).open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
         except FileNotFoundError as error:
             raise UserError(f"{self.path}: was removed while the run went on; start it again") from error

@@ -74,7 +74,7 @@ class Arithmetic(QuestionTask):
         """1 for the right number; words around it are accepted where there are instructions."""
         return VerifierReward("numeric" if self.instructions else "exact")
 
-    def split(self) -> Split:
+    def sides(self) -> Split:
         """`heldout` sums, and all others. Raises UserError if `heldout` takes them all."""
         problems = [self._problem(first, second) for first, second in self._pairs()]
         held = min(500, len(problems) // 5) if self.heldout is None else self.heldout

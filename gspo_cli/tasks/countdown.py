@@ -53,7 +53,7 @@ class Countdown(QuestionTask):
         """See CountdownReward."""
         return CountdownReward(self.well_formed_weight)
 
-    def split(self) -> Split:
+    def sides(self) -> Split:
         """`heldout` pairs of numbers and target, and all others. Raises UserError if these are all."""
         found: list[Problem] = []
         for hand in self._hands():

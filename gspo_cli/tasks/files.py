@@ -1,44 +1,32 @@
-"""Shared code of tasks over files: JSON lines, whose errors name the line."""
+"""Shared code of tasks over files of rows, whose errors name file and line."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require, require_positive
-from gspo_cli.config.marks import PATH, Marks
+from gspo_cli.config.marks import PATH, PLAIN, Marks
 from gspo_cli.errors import UserError
+from gspo_cli.tasks.json_rows import JsonFile
+from gspo_cli.tasks.problem_index import MANY, Index, Made, Problems, index_of, split_rows
 from gspo_cli.tasks.questions import QuestionTask
-from gspo_cli.tasks.splits import Split, split
+from gspo_cli.tasks.sources import Rows, open_rows
+from gspo_cli.tasks.splits import Split
 from gspo_cli.types import Demonstration, Message, Problem
 
 ROLES = ("system", "user", "assistant", "tool")
+HELDOUT = {"heldout_path", "heldout_split", "heldout_fraction", "heldout"}
+SOURCE = {"path", "subset", "split", "revision", *HELDOUT}  # has no part in how a row becomes a problem
 
 
 def read_jsonl(path: str, key: str) -> list[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line that is not blank.
+    """Line number (of an array: place) and object of every row of a JSON file.
 
-    Raises UserError: naming `key` where the file cannot be used, file and line where a line cannot."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
-    except OSError as error:
-        raise UserError(f"{key}={path}: cannot be read ({error.strerror}); give an existing file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}={path}: is not UTF-8 text ({error.reason}); convert the file") from error
-    require(bool(lines), f"{key}={path}: is empty; give a file with one JSON object on each line")
-    return [(number, _object(f"{path}:{number}", line)) for number, line in lines]
-
-
-def _object(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: is not JSON ({error}); correct the line") from error
-    require(isinstance(row, dict), f"{where}: is not a JSON object; write {{...}} on each line")
-    return row
+    Raises UserError: naming `key` where the file cannot be used, file and line where a row cannot."""
+    file = JsonFile(path, key)
+    return list(zip(file.numbers, file, strict=True))
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> str:
@@ -69,6 +57,7 @@ def _message(message: Any, where: str) -> Message:
         usable and message.get("role") in ROLES,
         f'{where}: has an invalid message; write {{"role": one of {", ".join(ROLES)}, "content": text}}',
     )
+    require(message["content"].strip() != "", f"{where}: has an empty {message['role']} message; fill it")
     return Message(message["role"], message["content"])
 
 
@@ -90,38 +79,117 @@ def read_demonstrations(path: str) -> list[Demonstration]:
 
 @dataclass
 class FileTask(QuestionTask):
-    """Base of tasks over a JSON lines file; without `heldout_path`, `heldout` problems of `path` are held
-    out."""
+    """Base of tasks over files of rows, or a data set of the hub. Without `heldout_path`, `heldout_split` and
+    `heldout_fraction`, `heldout` problems of `path` are held out."""
 
-    TRUST: ClassVar[Marks] = {"path": PATH, "heldout_path": PATH}
+    TRUST: ClassVar[Marks] = {
+        "path": PATH,
+        "heldout_path": PATH,
+        **dict.fromkeys(("subset", "split", "revision", "heldout_split"), PLAIN),
+    }
 
     path: str | None = None
-    """JSON lines file of training problems; required."""
+    """JSON lines or a JSON array, also .gz; with the extra `data` also parquet, csv, arrow, .zst and hub ids.
+    A folder of such files is read as one. Required."""
     heldout_path: str | None = None
-    """File of held-out problems; null splits `heldout` problems off `path`."""
+    """File, folder or hub id of held-out problems; null takes them from `path`."""
     heldout: int = 200
-    """Problems split off `path`, unused where heldout_path is given; above 0."""
+    """Problems split off `path`, unused where another heldout setting is given; above 0."""
+    subset: str | None = None
+    """Configuration of a hub data set, or folder inside of `path`."""
+    split: str = "train"
+    """Split of a hub data set or a folder that is trained on."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    heldout_split: str | None = None
+    """Split of `heldout_path`, or else of `path`, that is held out; null means all files of a folder
+    `heldout_path`, and test of a hub id."""
+    heldout_fraction: float = 0.0
+    """Fraction of `path` that is held out, by a hash of the prompt: it stays held out when rows are added.
+    0 for none; below 1."""
 
     def __post_init__(self) -> None:
-        require(self.path is not None, "task.path: is needed; give a JSON lines file with task.path=<file>")
+        require(
+            self.path is not None,
+            "task.path: is needed; give a file of rows, such as JSON lines, with task.path=<file>",
+        )
         require_positive("task", self, "heldout")
+        require(
+            0 <= self.heldout_fraction < 1,
+            f"task.heldout_fraction={self.heldout_fraction}: must be 0 or more and below 1; give such as 0.1",
+        )
+        given = [name for name in ("heldout_path", "heldout_split") if getattr(self, name)]
+        require(
+            not (given and self.heldout_fraction),
+            f"task.heldout_fraction={self.heldout_fraction}: task.{' and task.'.join(given)} say what is "
+            "held out; give one of them",
+        )
         super().__post_init__()
 
     def problem(self, row: dict[str, Any], where: str) -> Problem:
-        """The problem of one line; `where` is its file and line number, for errors. Raises UserError."""
+        """The problem of one row, without instructions; `where` is its file and line, for errors. Raises
+        UserError, or UnusableRow for a row that is left out and counted."""
         raise NotImplementedError
+
+    def keeps(self, row: dict[str, Any], where: str) -> bool:
+        """Whether a row is used at all."""
+        return True
 
     @property
     def answer_form(self) -> str:
         """None, unless a task says how to answer."""
         return ""
 
-    def split(self) -> Split:
-        """Problems of `path` that are not held out, and those of `heldout_path`, or held out of `path`.
-        Raises UserError, with file and line, on a bad file."""
-        held = self._read(self.heldout_path, "task.heldout_path") if self.heldout_path else self.heldout
-        problems = self._read(str(self.path), "task.path")
-        return split(problems, held, lambda problem: repr(problem.messages))
+    def sides(self) -> Split:
+        """Problems of `path` that are not held out, and those that are. Raises UserError, with file and line,
+        on a bad file."""
+        setting, held = self._held_out()
+        rows = self._rows(self.split)
+        index, heldout = self._index(rows), self._index(held) if isinstance(held, Rows) else held
+        train, kept, dropped = split_rows(index, heldout, setting)
+        notes = index.notes("training rows")
+        if isinstance(held, Rows) and isinstance(heldout, Index):
+            notes += heldout.notes("held-out rows")
+        sides = self._problems(rows, train), self._problems(held if isinstance(held, Rows) else rows, kept)
+        return Split(*sides, dropped, lambda problem: repr(problem.messages), notes)
+
+    def _held_out(self) -> tuple[str, int | float | Rows]:
+        """The setting that says what is held out: how many problems, what fraction, or which rows."""
+        if self.heldout_path:
+            key = "task.heldout_path"
+            return key, open_rows(self.heldout_path, key, split=self.heldout_split)
+        if self.heldout_split:
+            return f"task.heldout_split={self.heldout_split}", self._rows(self.heldout_split)
+        if self.heldout_fraction:
+            return f"task.heldout_fraction={self.heldout_fraction}", self.heldout_fraction
+        return f"task.heldout={self.heldout}", self.heldout
+
+    def _rows(self, split: str) -> Rows:
+        return open_rows(str(self.path), "task.path", self.subset, split, self.revision)
+
+    def _index(self, rows: Rows) -> Index:
+        names = [field.name for field in fields(self) if field.name not in SOURCE]
+        settings = {name: getattr(self, name) for name in names}
+        index = index_of(rows, self._made, [type(self).__name__, settings])
+        notes = "; ".join(index.notes("rows"))
+        require(len(index.rows) > 0, f"{rows.setting}: has no row that can be used: {notes}")
+        return index
+
+    def _made(self, where: str, row: dict[str, Any]) -> Made | None:
+        if not self.keeps(row, where):
+            return None
+        problem = self.problem(row, where)
+        bare = "\n".join(f"{message.role}: {message.content}" for message in problem.messages)
+        return Made(replace(problem, messages=self.asked(problem.messages)), bare)
+
+    def _problems(self, rows: Rows, index: Index) -> Sequence[Problem]:
+        def problem(place: int) -> Problem:
+            where, row = rows[place]
+            found = self.problem(row, where)
+            return replace(found, messages=self.asked(found.messages))
+
+        problems = Problems(problem, index.rows)
+        return problems if len(rows) >= MANY else tuple(problems)
 
     def demonstrations(self) -> Sequence[Demonstration]:
         """None: a gold answer alone need not be a good example of the whole answer."""
@@ -129,13 +197,11 @@ class FileTask(QuestionTask):
 
     @property
     def duplicates_dropped(self) -> int:
-        """Lines of `path` that are not trained on because the same conversation is held out."""
+        """Rows of `path` that are not trained on because the same conversation is held out."""
         return self._split.dropped
 
     def notes(self) -> Sequence[str]:
-        """How many training problems are left out."""
+        """How many rows are left out, and why."""
         dropped = self.duplicates_dropped
-        return [f"{dropped} training problems are left out: they are also held out"] if dropped else []
-
-    def _read(self, path: str, key: str) -> list[Problem]:
-        return [self.problem(row, f"{path}:{number}") for number, row in read_jsonl(path, key)]
+        same = [f"{dropped} training problems are left out: they are also held out"] if dropped else []
+        return [*self._split.notes, *same]

@@ -31,7 +31,7 @@ class Gsm8k(FileTask):
         check_gold("numeric", gold, where)
         return Problem(
             id=Path(where).name,
-            messages=self.asked((Message("user", text_field(row, "question", where)),)),
+            messages=(Message("user", text_field(row, "question", where)),),
             answer=gold.strip(),
             metadata={"solution": published},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,9 +50,11 @@ class JsonlTask(FileTask):
         answer = row.get("answer")
         usable = isinstance(answer, str | int | float) and not isinstance(answer, bool)
         require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a string')
+        finite = not isinstance(answer, float) or math.isfinite(answer)
+        require(finite, f'{where}: "answer" is not a finite number')
         check_gold(self.verifier, str(answer), where)
         name = str(row.get("id", Path(where).name))
-        return Problem(id=name, messages=self.asked(messages), answer=str(answer))
+        return Problem(id=name, messages=messages, answer=str(answer))
 
     @property
     def answer_form(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import dropwhile, takewhile
+from typing import Any
 
 from gspo_cli.config.checks import require, require_not_negative
 from gspo_cli.tasks.base import Task
+from gspo_cli.tasks.problem_index import Problems
 from gspo_cli.tasks.splits import Split
 from gspo_cli.types import Demonstration, Message, Problem
 
@@ -18,7 +20,7 @@ class QuestionTask(Task):
     """Base of tasks with one question and one answer.
 
     With `instructions` the last message of a problem ends with `answer_form`, which says how to answer; a
-    tiny model gets the bare question. Subclasses write `split` and, where the gold answer is not what a model
+    tiny model gets the bare question. Subclasses write `sides` and, where the gold answer is not what a model
     should write, `model_answer`."""
 
     instructions: bool = False
@@ -34,7 +36,7 @@ class QuestionTask(Task):
         """The sentence that says how to answer; empty where the question itself says it."""
         raise NotImplementedError
 
-    def split(self) -> Split:
+    def sides(self) -> Split:
         """Training and held-out problems, without examples. Raises UserError."""
         raise NotImplementedError
 
@@ -70,7 +72,7 @@ class QuestionTask(Task):
 
     @cached_property
     def _split(self) -> Split:
-        return self.split()
+        return self.sides()
 
     @cached_property
     def _with_examples(self) -> tuple[Sequence[Problem], Sequence[Problem]]:
@@ -78,19 +80,32 @@ class QuestionTask(Task):
         if self.examples == 0:
             return train, heldout
         shown: dict[str, Problem] = {}  # by key: the mirror image of an example is no second one
-        for problem in train:
-            if len(shown) == self.examples:
+        taken = len(train)
+        for place, problem in enumerate(train):
+            key = self._split.key(problem)
+            if len(shown) == self.examples and key not in shown:
+                taken = place
                 break
-            shown.setdefault(self._split.key(problem), problem)
-        rest = [problem for problem in train if self._split.key(problem) not in shown]
+            shown.setdefault(key, problem)
+        rest = train[taken:]
         require(
-            rest != [],
+            len(rest) > 0,
             f"task.examples={self.examples}: takes all {len(train)} training problems; use fewer",
         )
         solved: list[Message] = []
         for problem in shown.values():
             solved += [*_after_system(problem), Message("assistant", self.model_answer(problem))]
-        return [_preceded(p, solved) for p in rest], [_preceded(p, solved) for p in heldout]
+        return _all_preceded(rest, solved), _all_preceded(heldout, solved)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings alone: another process reads its problems itself."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _all_preceded(problems: Sequence[Problem], solved: Sequence[Message]) -> Sequence[Problem]:
+    if isinstance(problems, Problems):
+        return problems.changed(lambda problem: _preceded(problem, solved))
+    return [_preceded(problem, solved) for problem in problems]
 
 
 def _preceded(problem: Problem, solved: Sequence[Message]) -> Problem:

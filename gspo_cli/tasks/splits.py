@@ -13,12 +13,14 @@ from gspo_cli.types import Problem
 @dataclass(frozen=True)
 class Split:
     """Training and held-out problems; `dropped` counts those left out of `train` because they are held out
-    too. Problems with the same `key` are the same to a model."""
+    too, and `notes` say what else is left out. Problems with the same `key` are the same to a model, and
+    next to each other in `train`."""
 
-    train: tuple[Problem, ...]
-    heldout: tuple[Problem, ...]
+    train: Sequence[Problem]
+    heldout: Sequence[Problem]
     dropped: int
     key: Callable[[Problem], str]
+    notes: Sequence[str] = ()
 
 
 def split(

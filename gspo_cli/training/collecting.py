@@ -7,8 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.words import quantity
+from gspo_cli.errors import UserError
 from gspo_cli.randomness import derived_seed, generator
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.scoring import score_all
@@ -92,7 +95,7 @@ class ProblemOrder:
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self.problems, self.seed = problems, seed
         self._epoch = -1
-        self._order: list[int] = []
+        self._order: np.ndarray = np.empty(0, dtype=int)
 
     def take(self, cursor: int, count: int) -> list[Problem]:
         """Problems `cursor` to `cursor + count` of the iteration."""
@@ -102,14 +105,14 @@ class ProblemOrder:
         epoch, place = divmod(position, len(self.problems))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = generator(self.seed, "order", epoch).permutation(len(self.problems)).tolist()
-        return self.problems[self._order[place]]
+            self._order = generator(self.seed, "order", epoch).permutation(len(self.problems))
+        return self.problems[int(self._order[place])]
 
 
 @dataclass(frozen=True)
 class Collected:
-    """`groups` to train on, all `trajectories` that were sampled, the number of their problems, and metrics
-    of the sampling."""
+    """`groups` to train on, all `trajectories` that were sampled, the number of problems that were drawn for
+    them, those skipped included, and metrics of the sampling."""
 
     groups: list[list[Trajectory]]
     trajectories: list[Trajectory]
@@ -138,9 +141,11 @@ class Collector:
         useful: list[list[Trajectory]] = []
         flat: list[list[Trajectory]] = []
         masses: list[float] = []
+        position = cursor
         while len(masses) < rounds and len(useful) < wanted:
             drawn = len(useful) + len(flat)
-            groups, mass = self._round(iteration, cursor, drawn, wanted - len(useful), clock)
+            problems, position = self._draw(position, wanted - len(useful))
+            groups, mass = self._round(iteration, problems, drawn, clock)
             for group, differs in zip(groups, informative(groups, algorithm), strict=True):
                 (useful if differs else flat).append(group)
             masses.append(mass)
@@ -150,17 +155,32 @@ class Collector:
             "frac_reward_small_std": sum(hardly_differ(everything, algorithm)) / len(everything),
             "frac_reward_outlier": sum(outlier_groups(everything, algorithm)) / len(everything),
             "sampling/rounds": len(masses),
+            "sampling/skipped_problems": position - cursor - len(everything),
             "sampling/truncated_mass": sum(masses) / len(masses),
         }
-        return Collected(everything[:wanted], [t for g in everything for t in g], len(everything), metrics)
+        return Collected(everything[:wanted], [t for g in everything for t in g], position - cursor, metrics)
+
+    def _draw(self, position: int, count: int) -> tuple[list[Problem], int]:
+        """The next `count` problems from `position` on whose prompt is not too long, and the position after
+        them: of many problems, only the first ones are measured before training. Raises UserError where a
+        whole epoch is too long."""
+        cap, start = self.config.rollout.max_prompt_length, position
+        found: list[Problem] = []
+        while len(found) < count:
+            (problem,) = self.order.take(position, 1)
+            position += 1
+            if len(self.runner.prompts.ids(problem.messages)) <= cap:
+                found.append(problem)
+            elif position - start - len(found) > len(self.order.problems):
+                raise UserError(f"rollout.max_prompt_length={cap}: all problems are longer; use a higher one")
+        return found, position
 
     def _round(
-        self, iteration: int, cursor: int, drawn: int, count: int, clock: Clock
+        self, iteration: int, problems: Sequence[Problem], drawn: int, clock: Clock
     ) -> tuple[list[list[Trajectory]], float]:
-        """Groups of the `count` problems that come after `drawn` others of this iteration."""
+        """Groups of `problems`, which come after `drawn` others of this iteration."""
         config, size = self.config, self.config.training.num_generations
-        problems = self.order.take(cursor + drawn, count)
-        seeds = [derived_seed(config.seed, "environment", iteration, drawn + i) for i in range(count)]
+        seeds = [derived_seed(config.seed, "environment", iteration, drawn + i) for i in range(len(problems))]
         starts = [
             [Start(problem, (iteration, drawn + i, g), seed) for g in range(size)]
             for i, (problem, seed) in enumerate(zip(problems, seeds, strict=True))

@@ -15,7 +15,10 @@ from gspo_cli.config.sizes import LENGTHS, fitted_lengths
 from gspo_cli.errors import UserError
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.tasks.problem_index import Problems
 from gspo_cli.types import Problem
+
+CHECKED = 1000  # of problems that are built when they are drawn, how many are measured before training
 
 
 def fit_lengths(
@@ -82,6 +85,14 @@ def change_settings(
     folder.write_config(resolved_yaml(node))
 
 
+def considered(problems: Sequence[Problem], count: int | None = None) -> Sequence[Problem]:
+    """The problems that are looked at before training: all of a list, and of those that are built when they
+    are drawn the first CHECKED, or `count` if that is more."""
+    if not isinstance(problems, Problems):
+        return problems
+    return list(problems[: max(CHECKED, count or 0)])
+
+
 def fitting(
     problems: Sequence[Problem],
     prompts: Prompts,
@@ -89,9 +100,14 @@ def fitting(
     positions: int,
     split: str,
     warn: Callable[[str], None],
-) -> list[Problem]:
+) -> Sequence[Problem]:
     """Problems whose prompt is within rollout.max_prompt_length. Reports how many are not; raises UserError
-    if none is, with a length that the model's positions allow."""
+    if none is, with a length that the model's positions allow. Of problems that are built when they are
+    drawn, only those `considered` are measured; the others are when they are drawn."""
+    if isinstance(problems, Problems):
+        first = considered(problems)
+        fit = set(map(id, fitting(first, prompts, config, positions, f"first {split}", warn)))
+        return problems.without(place for place, problem in enumerate(first) if id(problem) not in fit)
     cap, answer = config.rollout.max_prompt_length, config.rollout.max_completion_length
     lengths = [len(prompts.ids(problem.messages)) for problem in problems]
     kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= cap]

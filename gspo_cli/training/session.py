@@ -41,7 +41,7 @@ from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.training.collecting import ConversationRunner, Progress
 from gspo_cli.training.evaluation import Evaluator
 from gspo_cli.training.free_memory import default_cache_gb, free_bytes
-from gspo_cli.training.lengths import change_settings, fit_lengths, fitting, make_room_for_tools
+from gspo_cli.training.lengths import change_settings, considered, fit_lengths, fitting, make_room_for_tools
 from gspo_cli.training.memory_check import fitting_tokens, naming_what_saves_memory
 from gspo_cli.training.memory_text import size_text
 from gspo_cli.training.old_logprobs import choose
@@ -159,7 +159,8 @@ def build_parts(
     engine = build_engine(config, policy, source.base)
     fit_lengths(config, engine.max_positions, folder, reporter.warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
-    problems = [*train, *heldout]
+    heldout = considered(heldout, config.evaluation.problems)
+    problems = [*considered(train), *heldout]
     make_room_for_tools(config, prompts, problems, engine.max_positions, folder, reporter.warn)
     train = fitting(train, prompts, config, engine.max_positions, "training", reporter.warn)
     heldout = fitting(heldout, prompts, config, engine.max_positions, "held-out", reporter.warn)
@@ -271,6 +272,7 @@ def evaluate_only(
     policy = load_trained(config, source, adapter)
     fit_lengths(config, policy.max_positions, None, warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
+    heldout = considered(heldout, config.evaluation.problems)
     make_room_for_tools(config, prompts, heldout, policy.max_positions, None, warn)
     heldout = fitting(heldout, prompts, config, policy.max_positions, "held-out", warn)
     engine = transformers_engine(config, policy, None)  # the run's room may be that of a larger machine

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 from gspo_cli.config.checks import require
 from gspo_cli.config.marks import PATH, Marks
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.files import Split, split
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
 from gspo_cli.tasks.scenarios.reading import read_scenario
 from gspo_cli.tasks.scenarios.scenario import Scenario
 from gspo_cli.tasks.scripted import ScriptedTask, Transcript, converse, fixed_agent
+from gspo_cli.tasks.splits import Split, split
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Demonstration, Message, Problem
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from gspo_cli.config.checks import require
 from gspo_cli.errors import UserError
-from gspo_cli.tasks.files import Split, read_jsonl
+from gspo_cli.tasks.files import read_jsonl
+from gspo_cli.tasks.splits import Split
 from gspo_cli.tasks.tau.database import RetailData, RetailDatabase
 from gspo_cli.tasks.tau.tools import ALL_TOOLS, gold_call, owner, replay
 from gspo_cli.types import Message, Problem

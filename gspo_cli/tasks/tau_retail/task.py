@@ -17,9 +17,9 @@ from gspo_cli.config.marks import ADDRESS, PATH, PLAIN, Marks
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.conversation import conversation_reward
 from gspo_cli.tasks.base import SystemPrompt, Task
-from gspo_cli.tasks.files import Split, split
 from gspo_cli.tasks.llm_user import LlmUser
 from gspo_cli.tasks.scripted import converse, fixed_agent
+from gspo_cli.tasks.splits import Split, split
 from gspo_cli.tasks.tau.database import RetailData
 from gspo_cli.tasks.tau.environment import RetailEnvironment
 from gspo_cli.tasks.tau.files import (

@@ -1,0 +1,168 @@
+"""Rows of data: columns by name, jinja over them, what is left out and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from gspo_cli.errors import UserError
+from gspo_cli.tasks.jsonl import JsonlTask
+from gspo_cli.types import Message
+from tests.support.data import ROWS, both, dataset, lines, parquet
+from tests.support.tasks import write
+
+TURNS = [
+    {"from": "system", "value": "S"},
+    {"from": "human", "value": "Hi"},
+    {"from": "gpt", "value": "Hello"},
+    {"from": "human", "value": "Bye"},
+    {"from": "gpt", "value": "Goodbye"},
+]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_the_last_assistant_turn_is_the_reference(name, tmp_path):
+    path = tmp_path / name
+    as_roles = [
+        {"role": {"human": "user", "gpt": "assistant"}.get(t["from"], t["from"]), "content": t["value"]}
+        for t in TURNS
+    ]
+    for rows in ([{"conversations": TURNS}], [{"conversations": as_roles}]):
+        rows = [*rows, {"conversations": rows[0]["conversations"][:3]}]
+        parquet(path, rows) if name == "a.parquet" else path.write_bytes(lines(rows))
+        problems = both(dataset(path, messages="conversations", heldout=1))
+        assert {answer: [m.content for m in messages] for messages, answer in problems} == {
+            "Goodbye": ["S", "Hi", "Hello", "Bye"],
+            "Hello": ["S", "Hi"],
+        }
+
+
+def test_an_answer_column_stands_beside_a_conversation(tmp_path):
+    rows = [{"chat": TURNS[:2], "gold": 4}, {"chat": TURNS[:3], "gold": 5}, {"chat": TURNS, "gold": 6}]
+    path = write(tmp_path / "a.jsonl", *rows)
+    problems = both(dataset(path, messages="chat", answer="gold", heldout=1))
+    assert {answer: len(messages) for messages, answer in problems} == {"4": 2, "5": 2, "6": 4}
+
+
+def test_a_template_writes_the_question_and_a_filter_chooses_rows(tmp_path):
+    path = write(tmp_path / "a.jsonl", *ROWS)
+    settings = {
+        "template": "{{ question }} ({{ row['level'] }})",
+        "filter": "level < 2 and 'What' in question",
+    }
+    task = dataset(path, **settings)
+    found = both(task)
+    assert {messages for messages, _ in found} == {
+        (Message("user", f"{row['question']} ({row['level']})"),) for row in ROWS if row["level"] < 2
+    }
+    assert task.notes() == ["4 of 12 training rows are left out by task.filter"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"template": "{{ question "}, r"^task\.template='.*': is not usable"),
+        ({"filter": "level <"}, r"^task\.filter='level <': is not usable"),
+        ({"template": "{{ nothing }}"}, r"does not suit .*a\.jsonl:1 \('nothing' is undefined"),
+        ({"filter": "level < 'a'"}, r"does not suit .*a\.jsonl:1 "),
+        ({"filter": "level > 5"}, r"has no row that can be used: 12 of 12 rows .* task\.filter"),
+        ({"template": "{{ ''.__class__.__mro__ }}"}, r"does not suit .*unsafe"),
+        ({"template": "{{ question * 100000000 }}"}, r"does not suit .*\* is for numbers"),
+        ({"template": "{{ 9 ** 9 ** 9 }}"}, r"does not suit .*small"),
+        (
+            {"template": "{% for n in range(9999) %}{{ question.rjust(9999) }}{% endfor %}"},
+            r"writes more than 1,000,000 characters",
+        ),
+        ({"template": "{% set _ = row.update(a=1) %}"}, r"does not suit .*unsafe"),
+        ({"template": "{{ '\\ud800' }}"}, r"does not suit .*surrogates"),
+        ({"template": " "}, r"a\.jsonl:1: its prompt is empty"),
+        ({"template": "x", "prompt": "question"}, r"^task\.prompt and task\.template: "),
+        ({"heldout_fraction": 1.0}, r"^task\.heldout_fraction=1\.0: "),
+        (
+            {"heldout_fraction": 0.5, "heldout_split": "test"},
+            r"^task\.heldout_fraction=0\.5: task\.heldout_split",
+        ),
+        ({"subset": "main", "prompt": "question"}, r"^task\.subset=main: .* is one file"),
+        ({"prompt": "query"}, r'has no row .*a\.jsonl:1: has no column "query" but question, answer, level'),
+    ],
+)
+def test_a_setting_that_does_not_suit_the_data_is_named(settings, reason, tmp_path):
+    path = write(tmp_path / "a.jsonl", *ROWS)
+    with pytest.raises(UserError, match=reason):
+        dataset(path, **settings).train_problems()
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"prompt": "a\\ud800 1", "answer": "1"}', "half of a character"),
+        ('{"prompt": "a", "answer": "1", "\\udc00": 1}', "half of a character"),
+        ('{"prompt": "a", "answer": NaN}', "is not JSON .*NaN"),
+        ('{"prompt": "a", "answer": -Infinity}', "is not JSON .*Infinity"),
+        ('{"prompt": "a", "answer": 1e999}', "not a finite number"),
+        ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "is not JSON .*digits"),
+        ('{"prompt": "a", "answer": 1, "deep": ' + DEEP + "}", "is not JSON .*nested too deeply"),
+        (DEEP, "is not JSON .*nested too deeply"),
+        ('{"prompt": "", "answer": "1"}', "its prompt is empty"),
+        ('{"prompt": "a", "answer": " "}', "its answer is empty"),
+    ],
+)
+def test_a_row_that_could_do_harm_is_refused_with_file_and_row(row, reason, tmp_path):
+    path = write(tmp_path / "bad.jsonl", {"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 1}, row)
+    with pytest.raises(UserError, match=rf"bad\.jsonl:3: .*{reason}"):
+        dataset(path, heldout=1).train_problems()
+
+
+def test_jsonl_refuses_the_same_and_an_empty_message(tmp_path):
+    for row in (
+        '{"prompt": "a\\ud800 1", "answer": "1"}',
+        '{"prompt": "a", "answer": 1e999}',
+        '{"messages": [{"role": "user", "content": " "}], "answer": 1}',
+    ):
+        path = write(tmp_path / "bad.jsonl", {"prompt": "a", "answer": 1}, row)
+        with pytest.raises(UserError, match=r"bad\.jsonl:2: "):
+            JsonlTask("jsonl", "", "", path=path, heldout=1).train_problems()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"answer": "1"},
+        {"prompt": None, "answer": "1"},
+        {"prompt": 3, "answer": "1"},
+        {"prompt": "a"},
+        {"prompt": "a", "answer": None},
+        {"prompt": "a", "answer": True},
+        {"prompt": "a", "answer": ["b"]},
+        {"prompt": "a", "answer": "not a number"},
+    ],
+)
+def test_other_unusable_rows_are_counted_and_the_first_is_quoted(row, tmp_path):
+    path = write(tmp_path / "a.jsonl", {"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}, row, row)
+    task = dataset(path, heldout=1, verifier="numeric")
+    assert len(task.train_problems()) == 1
+    (note,) = task.notes()
+    assert note.startswith("2 of 4 training rows are left out, the first because ")
+    assert "a.jsonl:3: " in note
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [],
+        "hi",
+        [{"role": "user"}],
+        [{"role": "robot", "content": "a"}],
+        [{"role": "user", "content": "a"}],
+        [{"role": "assistant", "content": "a"}],
+        [{"role": "system", "content": "a"}, {"role": "assistant", "content": "a"}],
+    ],
+)
+def test_a_conversation_without_a_reference_is_left_out(turns, tmp_path):
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write(tmp_path / "a.jsonl", {"m": good}, {"m": [*good, *good]}, {"m": turns})
+    task = dataset(path, heldout=1, messages="m")
+    assert len(task.train_problems()) == 1
+    assert "a.jsonl:3: " in task.notes()[0]
