@@ -56,6 +56,8 @@ OWNERS = {
     "wandb": {"run/trackers.py"},
     "tensorboard": {"run/trackers.py"},
     "math_verify": {"rewards/maths_worker.py"},
+    "jsonschema": {"rewards/json_answers.py"},
+    "reasoning_gym": {"tasks/reasoning_gym.py", "tasks/reasoning_gym_worker.py"},
     "httpx": {"chat_endpoint.py"},
     "bitsandbytes": {"policy/quantization.py", "policy/optimizers.py"},
     "vllm": {"rollout/vllm_engine.py"},
@@ -63,7 +65,7 @@ OWNERS = {
     "scipy": {"compare"},
     "jinja2": {"compare", "policy"},
 }
-OPTIONAL = {"wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
+OPTIONAL = {"wandb", "tensorboard", "math_verify", "reasoning_gym", "bitsandbytes", "vllm"}
 
 
 @cache

@@ -3,6 +3,7 @@ library's own time limits work in a main thread only."""
 
 from __future__ import annotations
 
+import re
 import signal
 from functools import cache
 from multiprocessing import get_context
@@ -11,6 +12,8 @@ from multiprocessing.process import BaseProcess
 from threading import Lock
 
 SECONDS = 10
+LATEX = re.compile(r"[\\^_{}]")
+DELIMITED = re.compile(r"\$|\\[(\[]|\\boxed")
 LOCK = Lock()  # without the lock, threads would receive each other's results
 
 
@@ -55,5 +58,9 @@ def _serve(pipe: Connection) -> None:
             answer_text, gold = pipe.recv()
         except EOFError:  # the parent has exited
             return
-        expected = math_verify.parse(gold) or math_verify.parse(f"${gold}$")
+        # without delimiters the library reads \sqrt{3} as 3
+        latex = (
+            [f"${gold}$", gold] if LATEX.search(gold) and not DELIMITED.search(gold) else [gold, f"${gold}$"]
+        )
+        expected = math_verify.parse(latex[0]) or math_verify.parse(latex[1])
         pipe.send(math_verify.verify(expected, math_verify.parse(answer_text)) if expected else None)
