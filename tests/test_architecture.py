@@ -57,7 +57,7 @@ OWNERS = {
     "tensorboard": {"run/trackers.py"},
     "math_verify": {"rewards/maths_worker.py"},
     "jsonschema": {"rewards/json_answers.py"},
-    "reasoning_gym": {"tasks/reasoning_gym.py", "tasks/reasoning_gym_worker.py"},
+    "reasoning_gym": {"tasks/reasoning_gym.py"},
     "httpx": {"chat_endpoint.py"},
     "bitsandbytes": {"policy/quantization.py", "policy/optimizers.py"},
     "vllm": {"rollout/vllm_engine.py"},

@@ -40,6 +40,11 @@ def without_reasoning(text: str) -> str:
     return text.strip()
 
 
+def tagged_answers(text: str) -> list[str]:
+    """The different answers inside `<answer>x</answer>`, as they are."""
+    return list(dict.fromkeys(answer.strip() for answer in _tagged(text)))
+
+
 def marked_answers(text: str) -> list[str]:
     r"""The different answers inside `<answer>x</answer>`, else inside `\boxed{x}`, else on a last line
     `#### x`."""
