@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -58,8 +58,9 @@ class ReasoningGym(QuestionTask):
     dataset: str = "chain_sum"
     """Name of the dataset in the library, such as chain_sum, gcd or spell_backward. Those whose scorers
     execute a model's text, or pay for any text, are refused."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the dataset by name, such as {max_terms: 3}; those left out have the library's defaults."""
+    settings: Any = None
+    """Settings of the dataset by name, such as {max_terms: 3}; those left out, or all with null, have the
+    library's defaults."""
     problems: int = 2000
     """Number of training problems; above 0. Fewer where the dataset has fewer different questions."""
     heldout: int = 200
@@ -68,6 +69,10 @@ class ReasoningGym(QuestionTask):
     """Seed of the problems, 0 or more; they do not depend on the run's seed."""
 
     def __post_init__(self) -> None:
+        require(
+            self.settings is None or isinstance(self.settings, dict),
+            f"task.settings={self.settings}: must be a mapping; write {{name: value}}",
+        )
         require_positive("task", self, "problems", "heldout")
         require_not_negative("task", self, "data_seed")
         reason = REFUSED.get(self.dataset)
@@ -97,7 +102,7 @@ class ReasoningGym(QuestionTask):
 
     def reward(self) -> RewardFunction:
         """See ReasoningGymReward."""
-        return ReasoningGymReward(self.dataset, self.settings)
+        return ReasoningGymReward(self.dataset, self.settings or {})
 
     def split(self) -> Split:
         """`heldout` problems and at most `problems` others, no question twice. Raises UserError."""
@@ -109,7 +114,7 @@ class ReasoningGym(QuestionTask):
 
     def _problems(self) -> Iterator[Problem]:
         wanted = self.problems + self.heldout
-        dataset = _dataset(self.dataset, self.settings, wanted * DRAWS_PER_PROBLEM, self.data_seed)
+        dataset = _dataset(self.dataset, self.settings or {}, wanted * DRAWS_PER_PROBLEM, self.data_seed)
         questions: set[str] = set()
         for place in range(wanted * DRAWS_PER_PROBLEM):
             if len(questions) == wanted:
