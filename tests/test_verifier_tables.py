@@ -205,6 +205,8 @@ JSON = [
     (OBJECT[:-1], OBJECT, 0),
     (f'{OBJECT} or {{"name": "Bob"}}', OBJECT, 0),
     (f'```json\n{OBJECT}\n```\n```json\n{{"name": "Bob"}}\n```', OBJECT, 0),
+    (f'{{"person": {OBJECT}', OBJECT, 0),
+    (f"[{OBJECT}", OBJECT, 0),
     (f"<think>{OBJECT}", OBJECT, 0),
     ("1", "true", 0),
     ("[2, 1]", "[1, 2]", 0),
@@ -303,7 +305,7 @@ def test_hostile_text_is_scored_zero_and_soon(name):
 def test_a_schema_does_not_make_a_verifier_slow():
     schema = '{"$schema": "https://json-schema.org/draft/2020-12/schema", "uniqueItems": true}'
     start = time.monotonic()
-    assert VERIFIERS["json"](f"[{','.join(['{}', '[]'] * 3000)}]", schema) == 0
+    assert VERIFIERS["json"](json.dumps([{"a": n} for n in range(10_000)]), schema) == 0  # too long
     assert VERIFIERS["json"](json.dumps([{"a": n} for n in range(1500)]), schema) == 1
     assert time.monotonic() - start < 5
 
@@ -321,7 +323,10 @@ def test_a_gold_of_json_that_cannot_be_used_names_its_place():
             check_gold("json", gold, "train.jsonl:3")
 
 
-def test_a_schema_downloads_nothing():
+def test_a_schema_downloads_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda *given: asked.append(given))
     gold = '{"$schema": "https://json-schema.org/draft/2020-12/schema", "$ref": "http://localhost:9/a.json"}'
     with pytest.raises(UserError, match=r'"\$ref" in its JSON schema leads nowhere'):
         VERIFIERS["json"]("{}", gold)
+    assert asked == []

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from gspo_cli.errors import UserError
 
 FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)```", re.DOTALL)
 START = re.compile(r"[{\[]")
+BROKEN = re.compile(r'\{\s*"|\[\s*["{]')  # meant as JSON
 LONGEST = 20_000  # characters of one value: a schema may compare its items in pairs
 ATTEMPTS = 100  # brackets that open no JSON, such as those of [1] or {x}
 
@@ -44,7 +44,7 @@ def json_values(text: str) -> list[Any]:
                 return [_read(part) for part in parts]
         except (ValueError, RecursionError):
             continue
-    return list(_scattered(text))
+    return _scattered(text)
 
 
 def same_json(value: Any, gold: Any) -> bool:
@@ -87,14 +87,22 @@ def _check_schema(schema: dict[str, Any], gold: str) -> None:
         ) from error
 
 
-def _scattered(text: str) -> Iterator[Any]:
+def _scattered(text: str) -> list[Any]:
+    """Objects and arrays in prose; none where one is cut off or too long, whose parts are no answer."""
+    found: list[Any] = []
     place, failed = 0, 0
     while failed < ATTEMPTS and (start := START.search(text, place)):
         try:
-            value, place = DECODER.raw_decode(text[: start.start() + LONGEST], start.start())
-            yield value
+            value, place = DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
+            if BROKEN.match(text, start.start()):
+                return []
             place, failed = start.end(), failed + 1
+            continue
+        if place - start.start() > LONGEST:
+            return []
+        found.append(value)
+    return found
 
 
 def _read(text: str) -> Any:
