@@ -56,17 +56,18 @@ OWNERS = {
     "wandb": {"run/trackers.py"},
     "tensorboard": {"run/trackers.py"},
     "math_verify": {"rewards/maths_worker.py"},
+    "reasoning_gym": {"tasks/reasoning_gym.py"},
     "httpx": {"chat_endpoint.py"},
     "bitsandbytes": {"policy/quantization.py", "policy/optimizers.py"},
     "vllm": {"rollout/vllm_engine.py"},
     "deepspeed": {"training/zero.py", "policy/weights.py"},
     "scipy": {"compare"},
     "jinja2": {"compare", "policy", "tasks/row_templates.py"},
-    "jsonschema": {"tasks/tools/schemas.py"},
+    "jsonschema": {"tasks/tools/schemas.py", "rewards/json_answers.py"},
     "datasets": {"tasks/tables.py"},
     "zstandard": {"tasks/json_rows.py"},
 }
-OPTIONAL = {"datasets", "zstandard", "wandb", "tensorboard", "math_verify", "bitsandbytes", "vllm"}
+OPTIONAL = {"datasets", "zstandard", "wandb", "tensorboard", "math_verify", "reasoning_gym", "bitsandbytes", "vllm"}
 
 
 @cache

@@ -288,6 +288,7 @@ PUBLISHED_TARGETS = {  # as in the config.yaml of finished runs: these names nev
     "gspo_cli.tasks.dataset.DatasetTask": {"path": "lines.jsonl"},
     "gspo_cli.tasks.gsm8k.Gsm8k": {"path": "lines.jsonl"},
     "gspo_cli.tasks.jsonl.JsonlTask": {"path": "lines.jsonl"},
+    "gspo_cli.tasks.reasoning_gym.ReasoningGym": {},
     "gspo_cli.tasks.sales.Sales": {},
     "gspo_cli.tasks.scenarios.Scenarios": {"path": "mine.json"},
     "gspo_cli.tasks.tau2.Tau2": {"path": "domains"},

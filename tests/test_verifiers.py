@@ -37,10 +37,9 @@ def judge(reward, answer, gold):
     return reward.compute_reward(trajectory, messages[-1], {})
 
 
-def test_exact_ignores_whitespace_and_nothing_else():
-    assert exact(" New  York\n", "New York") == 1
-    assert exact("new york", "New York") == 0
-    assert exact("New York.", "New York") == 0
+def test_exact_ignores_case_whitespace_and_a_final_period():
+    assert exact(" New  York\n", "New York") == exact("new york.", "New York") == 1
+    assert exact("NewYork", "New York") == exact("New York!", "New York") == 0
     assert exact("", "") == 0
 
 
