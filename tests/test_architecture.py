@@ -67,7 +67,16 @@ OWNERS = {
     "datasets": {"tasks/tables.py"},
     "zstandard": {"tasks/json_rows.py"},
 }
-OPTIONAL = {"datasets", "zstandard", "wandb", "tensorboard", "math_verify", "reasoning_gym", "bitsandbytes", "vllm"}
+OPTIONAL = {
+    "datasets",
+    "zstandard",
+    "wandb",
+    "tensorboard",
+    "math_verify",
+    "reasoning_gym",
+    "bitsandbytes",
+    "vllm",
+}
 
 
 @cache

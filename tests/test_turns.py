@@ -14,8 +14,11 @@ from gspo_cli.config.trust import trust_base
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.turns import TurnFormat
+from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.tasks.base import SystemPrompt
+from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.tasks.tools import Example, by_name, read_calls, tool
+from gspo_cli.training.cold_start import encode_demonstration
 from gspo_cli.types import AgentTurn, Message, RequestedCall
 from tests.support.command_line import gspo_train
 from tests.support.families import FAMILIES, family_chat, template
@@ -204,3 +207,46 @@ def test_words_that_would_cost_the_call_are_left_out(chat):
     assert made.read(made.ids(AgentTurn("", "One moment.", "", (CALL,)))).calls == (CALL,)
     both = turns(chat("qwen3"))
     assert both.read(both.ids(AgentTurn("", "One moment.", "", (CALL,)))).words == "One moment."
+
+
+OPENAI = {
+    "role": "assistant",
+    "content": None,
+    "reasoning_content": "They want 482.",
+    "tool_calls": [
+        {
+            "id": "a",
+            "type": "function",
+            "function": {"name": "find_order", "arguments": '{"order_id": "482", "count": 2}'},
+        }
+    ],
+}
+
+
+def test_calls_of_a_demonstration_file_are_written_in_the_format_in_force(chat, load, tmp_path):
+    result = {"role": "tool", "content": "2 of 482", "tool_call_id": "a", "name": "find_order"}
+    asked, told = {"role": "user", "content": "Where is 482?"}, {"role": "assistant", "content": "Here."}
+    said = [asked, OPENAI, result, told]
+    (tmp_path / "shown.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    [demonstration] = read_demonstrations(str(tmp_path / "shown.jsonl"))
+    assert demonstration.messages[1].content.reasoning == "They want 482."
+    system = SystemPrompt("Be kind.", tuple(TOOLS.values()))
+    own, lines = Prompts(chat("qwen3"), system), Prompts(load("qwen3").chat, system)
+    text = own.chat.tokenizer.decode(encode_demonstration(own, demonstration).token_ids)
+    assert "<think>\nThey want 482.\n</think>" in text
+    assert '<tool_call>\n{"name": "find_order", "arguments": {"order_id": "482", "count": 2}}' in text
+    assert "<tool_response>\n2 of 482\n</tool_response>" in text
+    line = encode_demonstration(lines, demonstration)
+    assert "/find_order order_id=482 count=2" in lines.chat.tokenizer.decode(line.token_ids)
+    assert sum(line.action_mask) < len(line.token_ids)
+
+
+@pytest.mark.parametrize(
+    "calls", [3, [3], [{"name": 3}], [{"name": "f", "arguments": "{"}], [{"name": "f", "arguments": []}]]
+)
+def test_calls_of_a_file_that_are_none_are_refused_with_the_line(calls, tmp_path):
+    path = tmp_path / "shown.jsonl"
+    said = [{"role": "user", "content": "Hi"}, OPENAI | {"tool_calls": calls}]
+    path.write_text(json.dumps({"messages": said}))
+    with pytest.raises(UserError, match=r"shown.jsonl:1: has an invalid message; write"):
+        read_demonstrations(str(path))

@@ -14,8 +14,8 @@ from gspo_cli.config.checks import require
 from gspo_cli.config.marks import PLAIN, Marks
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.verifiers import check_gold
-from gspo_cli.tasks.files import ROLES
-from gspo_cli.tasks.jsonl import JsonlTask
+from gspo_cli.tasks.files import ROLES, content_of
+from gspo_cli.tasks.jsonl import JsonlTask, as_json
 from gspo_cli.tasks.problem_index import UnusableRow
 from gspo_cli.tasks.row_templates import RowFilter, RowTemplate
 from gspo_cli.types import Message, Problem
@@ -110,6 +110,8 @@ def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
 def _answer(value: Any, where: str) -> str:
     """An answer as text. Raises UserError if it is empty or not finite, UnusableRow if it is of another
     type."""
+    if isinstance(value, dict | list):
+        return as_json(value, where)
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise UnusableRow(f"{where}: its answer is {value!r:.60}, neither a text nor a number")
     if not isinstance(value, str | int):
@@ -128,8 +130,8 @@ def _turns(value: Any, where: str) -> list[Message]:
         fields = message if isinstance(message, Mapping) else {}
         speaker = fields.get("role", fields.get("from"))
         role = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else None
-        content = fields.get("content", fields.get("value"))
-        if role not in ROLES or not isinstance(content, str):
+        content = content_of({**fields, "role": role})
+        if role not in ROLES or content is None:
             raise UnusableRow(
                 f"{where}: its message {place} is {message!r:.60}, without a known role and a text"
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from gspo_cli.tasks.problem_index import MANY, Index, Made, Problems, index_of, 
 from gspo_cli.tasks.questions import QuestionTask
 from gspo_cli.tasks.sources import Rows, open_rows
 from gspo_cli.tasks.splits import Split
-from gspo_cli.types import Demonstration, Message, Problem
+from gspo_cli.types import AgentTurn, Demonstration, Message, Problem, RequestedCall
 
 ROLES = ("system", "user", "assistant", "tool")
 HELDOUT = {"heldout_path", "heldout_split", "heldout_fraction", "heldout"}
@@ -52,13 +53,40 @@ def prompt_messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
 
 
 def _message(message: Any, where: str) -> Message:
-    usable = isinstance(message, dict) and isinstance(message.get("content"), str)
+    content = content_of(message) if isinstance(message, dict) else None
     require(
-        usable and message.get("role") in ROLES,
-        f'{where}: has an invalid message; write {{"role": one of {", ".join(ROLES)}, "content": text}}',
+        content is not None and message.get("role") in ROLES,
+        f'{where}: has an invalid message; write {{"role": one of {", ".join(ROLES)}, "content": text}}, an '
+        'assistant\'s also with "tool_calls"',
     )
-    require(message["content"].strip() != "", f"{where}: has an empty {message['role']} message; fill it")
-    return Message(message["role"], message["content"])
+    require(str(content).strip() != "", f"{where}: has an empty {message['role']} message; fill it")
+    return Message(message["role"], content or "")
+
+
+def content_of(message: Mapping[str, Any]) -> str | None:
+    """What a message says: its text (`content` or `value`), with an assistant's `tool_calls` and
+    `reasoning_content` an AgentTurn. None if it has neither, or calls that are not an object of a name and
+    arguments each."""
+    text = message.get("content", message.get("value"))
+    calls, reasoning = message.get("tool_calls"), message.get("reasoning_content")
+    if message.get("role") != "assistant" or not (calls or reasoning):
+        return text if isinstance(text, str) else None
+    try:
+        requested = tuple(_requested(call) for call in calls or ())
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return None
+    if not isinstance(text, str | None) or not isinstance(reasoning, str | None):
+        return None
+    return AgentTurn("", (text or "").strip(), (reasoning or "").strip(), requested)
+
+
+def _requested(call: Any) -> RequestedCall:
+    function = call.get("function", call)
+    name, arguments = function.get("name"), function.get("arguments", {})
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        raise TypeError("a call has a name and an object of arguments")
+    return RequestedCall(name, arguments)
 
 
 def read_demonstrations(path: str) -> list[Demonstration]:

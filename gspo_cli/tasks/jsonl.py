@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require
 from gspo_cli.config.marks import CODE, Marks
+from gspo_cli.errors import UserError
+from gspo_cli.rewards.json_answers import gold_json, is_schema
 from gspo_cli.rewards.verifiers import VerifierReward, check_gold, resolve_verifier
 from gspo_cli.tasks.files import FileTask, prompt_messages
 from gspo_cli.types import Problem
 
 FORMS = {  # by verifier: `regex` and functions of users accept what only the prompts can say
-    "exact": "Reply with the exact answer only, without a period at the end.",
+    "exact": "Reply with the exact answer only.",
     "numeric": "End your reply with the answer as a number.",
     "choice": "Reply with the capital letter of the right choice only.",
     "maths": "End your reply with the answer in \\boxed{}.",
+    "json": "Reply with the JSON only.",
 }
 
 
@@ -28,7 +32,7 @@ class JsonlTask(FileTask):
     TRUST: ClassVar[Marks] = {"verifier": CODE}
 
     verifier: str = "exact"
-    """How an answer is scored: exact, numeric, regex, choice, maths (extra `math`), or
+    """How an answer is scored: exact, numeric, regex, choice, json, maths (extra `math`), or
     python:module.function."""
 
     def __post_init__(self) -> None:
@@ -48,6 +52,7 @@ class JsonlTask(FileTask):
             last in ("user", "tool"), f'{where}: "messages" ends with {last}; end with a user or tool message'
         )
         answer = row.get("answer")
+        answer = as_json(answer, where) if isinstance(answer, dict | list) else answer
         usable = isinstance(answer, str | int | float) and not isinstance(answer, bool)
         require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a string')
         finite = not isinstance(answer, float) or math.isfinite(answer)
@@ -62,7 +67,12 @@ class JsonlTask(FileTask):
         return FORMS.get(self.verifier, "")
 
     def model_answer(self, problem: Problem) -> str:
-        """The gold answer, in a box for `maths`."""
+        """The gold answer, in a box for `maths`. Raises UserError where it is a schema of answers."""
+        if self.verifier == "json" and is_schema(gold_json(problem.answer)):
+            raise UserError(
+                f"{problem.id}: its answer is a schema, which no model should write; set task.examples=0 and "
+                "model.cold_start.steps=0"
+            )
         if self.verifier == "maths":
             return f"\\boxed{{{problem.answer.strip().strip('$')}}}"
         return problem.answer
@@ -70,3 +80,11 @@ class JsonlTask(FileTask):
     def reward(self) -> VerifierReward:
         """1 or 0 by `verifier`."""
         return VerifierReward(self.verifier)
+
+
+def as_json(value: Any, where: str) -> str:
+    """An object or a list that is a gold answer, as a text. Raises UserError if it holds no plain values."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f'{where}: "answer" is not plain JSON ({error}); correct it') from error

@@ -36,7 +36,7 @@ from gspo_cli.tasks.files import read_demonstrations
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
-from gspo_cli.types import Demonstration, FinishReason, Problem, Trajectory
+from gspo_cli.types import AgentTurn, Demonstration, FinishReason, Problem, Trajectory
 from gspo_cli.user_cache import cache_folder, one_at_a_time
 
 Progress = Callable[[str, int, int, str], None]
@@ -223,6 +223,7 @@ def _content_key(
     for place in (Path(source.base), source.adapter):
         if place is not None and not model.is_embedded:
             weights += [place] if place.is_file() else sorted(place.glob("*"))
+    spoken = [message for demonstration in demonstrations for message in demonstration.messages]
     parts = {
         "name": model.name if source.adapter is None else list(map(str, source)),
         "files": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
@@ -236,6 +237,7 @@ def _content_key(
         "rollout": {name: getattr(config.rollout, name) for name in OF_ROLLOUT},
         "versions": [torch.__version__, version("transformers")],
         "demonstrations": [asdict(demonstration) for demonstration in demonstrations],
+        "reasoning": [m.content.reasoning for m in spoken if isinstance(m.content, AgentTurn)],
         "problems": [(problem.answer, [asdict(m) for m in problem.messages]) for problem in problems],
     }
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
