@@ -269,6 +269,18 @@ DAMAGES = {
 }  # fmt: skip
 
 
+REASONS = {
+    "a bit of the weights": "model.safetensors is not what was written)",
+    "a bit of the optimizer": "trainer.pt is not what was written)",
+    "a cut optimizer": "trainer.pt has ",
+    "an empty file": "tokenizer.json has 0 bytes in place of ",
+    "a missing file": "config.json is missing)",
+    "a manifest of garbage": "manifest.json cannot be read)",
+    "a cut file without a manifest": "model.safetensors is cut)",
+    "a cut optimizer without a manifest": "trainer.pt is missing or cut)",
+}
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_reported_and_the_whole_one_before_it_taken(whole, tmp_path, name):
     folder = tmp_path / "run"
@@ -277,7 +289,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_whole_one_before_it_tak
     (folder / "summary.json").unlink()  # it was killed
     (checkpoints / "iteration-backup").mkdir()  # not ours
     DAMAGES[name](checkpoints / "iteration-000004")
-    assert "checkpoint iteration-000004 is damaged (" in examine(folder).unread
+    assert f"checkpoint iteration-000004 is damaged ({REASONS[name]}" in examine(folder).unread
     evaluated = call("gspo-eval", str(folder), "--checkpoint", "last")
     trains_only = "optimizer" in name  # an evaluation does not need it
     assert evaluated.returncode == (0 if trains_only else 2), evaluated.stderr

@@ -8,6 +8,7 @@ import pytest
 
 from gspo_cli.rollout.conversations import roll_out
 from gspo_cli.rollout.engine import Request, generate
+from gspo_cli.rollout.kv_cache import NO_PREFIX, KeptRow, KeptRows
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from tests.test_rollout import LIMITS, NAMES, Echo, Watched, requests, sampling, starts
@@ -116,3 +117,12 @@ def test_turns_go_on_while_others_generate_but_not_past_one_that_waits(load):
     slow, _ = roll_out(TransformersEngine(policy, 256), Prompts(policy.chat), Slow, *asked)
     assert [t.token_ids for t in slow] == [t.token_ids for t in found]
     assert Slow.noted == (["asked"] * 10 + ["answered"] * 10) * 3
+
+
+def test_a_cache_covers_only_prompts_that_go_on_from_it():
+    kept = KeptRows()
+    kept.add(7, KeptRow([1, 2, 3], [], NO_PREFIX))
+    assert kept.covers(7, [1, 2, 3, 4])
+    assert not kept.covers(7, [1, 2, 3])  # no token would be left to feed
+    assert not kept.covers(7, [1, 9, 3, 4])
+    assert not kept.covers(8, [1, 2, 3, 4])
