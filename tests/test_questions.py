@@ -69,7 +69,7 @@ def test_the_gold_answer_in_that_form_earns_everything(name, tmp_path):
 @pytest.mark.parametrize(
     ("verifier", "rows", "form"),
     [
-        ("exact", WORDS, "Reply with the exact answer only, without a period at the end."),
+        ("exact", WORDS, "Reply with the exact answer only."),
         ("choice", CHOICES, "Reply with the capital letter of the right choice only."),
         ("maths", POWERS, "End your reply with the answer in \\boxed{}."),
     ],

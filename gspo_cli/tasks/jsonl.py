@@ -52,7 +52,8 @@ class JsonlTask(FileTask):
             last in ("user", "tool"), f'{where}: "messages" ends with {last}; end with a user or tool message'
         )
         answer = row.get("answer")
-        answer = as_json(answer, where) if isinstance(answer, dict | list) else answer
+        if self.verifier == "json" and isinstance(answer, dict | list):
+            answer = as_json(answer, where)
         usable = isinstance(answer, str | int | float) and not isinstance(answer, bool)
         require(usable and str(answer).strip() != "", f'{where}: needs "answer", a number or a string')
         finite = not isinstance(answer, float) or math.isfinite(answer)

@@ -104,7 +104,7 @@ class ReasoningGym(QuestionTask):
         """See ReasoningGymReward."""
         return ReasoningGymReward(self.dataset, self.settings or {})
 
-    def split(self) -> Split:
+    def sides(self) -> Split:
         """`heldout` problems and at most `problems` others, no question twice. Raises UserError."""
         found = list(self._problems())
         solvable = self.examples == 0 or all(problem.answer for problem in found)
