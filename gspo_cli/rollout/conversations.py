@@ -246,11 +246,11 @@ def _observe(
         return
     trajectory.turn_rewards.append(step.reward)
     trajectory.progress.append(step.progress)
+    said = trajectory.messages[-1].content
     trajectory.messages.extend(step.messages)
     if step.done:
         conversation.done = True
         return
-    said = next(m.content for m in reversed(trajectory.messages) if m.role == "assistant")
     ids = prompts.turns.after(said, step.messages, trajectory.token_ids[-1])
     if trajectory.num_turns >= limits.max_turns:
         trajectory.finish_reason = FinishReason.turns

@@ -96,8 +96,9 @@ def choose(render: Render, ends: Sequence[str], own: Mapping[str, Any] | None) -
     template rejects messages, and `own` is the tokenizer's response template."""
     forms = FORMS if own is None else (Form("its own response template", own), *FORMS)
     best = "its chat template renders no tool calls"
+    begun = opened(render)
     for empty, as_text in product(("", None), (False, True)):
-        shape = ToolFormat("", None, empty, as_text, opened=opened(render))
+        shape = ToolFormat("", None, empty, as_text, opened=begun)
         turns = [_turn(render, shape, probe, ends) for probe in PROBES]
         if any(turn is None for turn in turns[:3]):
             continue
