@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -126,3 +127,20 @@ def test_a_cache_covers_only_prompts_that_go_on_from_it():
     assert not kept.covers(7, [1, 2, 3])  # no token would be left to feed
     assert not kept.covers(7, [1, 9, 3, 4])
     assert not kept.covers(8, [1, 2, 3, 4])
+
+
+def test_conversations_for_whose_caches_there_is_no_room_wait(load):
+    """Little more is computed than where there is room for all: a cache is rarely dropped for another."""
+    policy = load("qwen3")
+    asked = (Prompts(policy.chat), partial(Echo, 8), starts(), sampling(policy.chat, 8), LIMITS, 3)
+    position = TransformersEngine(policy, 1)._forward.position_bytes
+    found, fed, together = [], [], []
+    for tokens in (None, 400, 200, 1):
+        engine = Watched(policy, 256, tokens and tokens * position)
+        found.append([t.token_ids for t in roll_out(engine, *asked)[0]])
+        fed.append(sum(engine.passes))
+        together.append(max(engine.drawn))
+    assert found[0] == found[1] == found[2] == found[3]
+    assert together[0] == 10 > together[2] > together[3] == 1
+    assert max(fed[1:3]) < 1.1 * fed[0]
+    assert fed[3] > 2 * fed[0], "without room for one every turn computes its conversation again"

@@ -262,7 +262,6 @@ def test_the_room_for_caches_does_not_depend_on_what_else_runs(monkeypatch, tmp_
 def test_a_kept_cache_that_was_dropped_is_computed_again(load):
     policy = load("qwen3")
     engine = TransformersEngine(policy, 8, 60 * TransformersEngine(policy, 4)._forward.position_bytes)
-    engine.conversations_at_once = lambda tokens: 10  # more than there is room for
     asked = (Prompts(policy.chat), Echo, starts(), sampling(policy.chat, 8), LIMITS)
     bounded, _ = roll_out(engine, *asked, seed=3)
     free, _ = roll_out(TransformersEngine(policy, 8), *asked, seed=3)

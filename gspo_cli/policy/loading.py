@@ -121,7 +121,9 @@ def empty_model(base: str, model: ModelConfig, precision: Precision) -> PreTrain
 
 
 def choose_attention(causal: PreTrainedModel, attention: Attention) -> None:
-    """Compute attention as it is asked for. Raises UserError where the model or the machine cannot."""
+    """Compute attention as it is asked for, and never by cuDNN, which plans anew for each new length: 60 ms
+    for each token of a rollout. Raises UserError where the model or the machine cannot."""
+    torch.backends.cuda.enable_cudnn_sdp(False)  # of the whole process
     if attention is Attention.auto:
         return
     low = causal.device.type == "cuda" and causal.dtype in (torch.bfloat16, torch.float16)

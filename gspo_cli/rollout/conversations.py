@@ -95,7 +95,7 @@ def roll_out(
     seed: int,
     progress: RolloutProgress | None = None,
 ) -> tuple[list[Trajectory], float]:
-    """Run all conversations to their end, as many at once as the engine has room for; `seed` is the run's.
+    """Run all conversations to their end; the engine decides how many go on at once; `seed` is the run's.
     Engines keep caches between turns. `progress` counts finished conversations and sampled tokens.
 
     -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
@@ -105,7 +105,10 @@ def roll_out(
     if progress is not None:
         progress.start(len(starts))
     with engine.session(), closing(rollout):
-        while rollout.go_on(starts):
+        for start in starts:
+            rollout.begin(start)
+        while rollout.active:
+            rollout.go_on()
             if progress is not None:
                 progress.update(rollout.finished, engine.sampled - sampled)
     if progress is not None:
@@ -131,18 +134,19 @@ class _Rollout:
         self.conversations: list[_Conversation] = []
         self._active: set[int] = set()
         self._waiting: dict[int, Awaitable[Any]] = {}  # what their environments wait for
-        self._at_once = 1  # known once the first conversation is open
 
     @property
     def finished(self) -> int:
         """Number of conversations that have ended."""
         return len(self.conversations) - len(self._active)
 
-    def go_on(self, starts: Sequence[Start]) -> bool:
-        """Open conversations where there is room, and let all go on by one token. Returns whether any is
-        left."""
-        while len(self.conversations) < len(starts) and len(self._active) < self._at_once:
-            self._begin(starts[len(self.conversations)])
+    @property
+    def active(self) -> bool:
+        """Whether a conversation goes on."""
+        return bool(self._active)
+
+    def go_on(self) -> None:
+        """Let all go on by one token."""
         for place, completion in sorted(self.engine.step().items()):
             self._answered(place, completion)
         if self._waiting and len(self._waiting) == len(self._active):
@@ -151,7 +155,6 @@ class _Rollout:
             found = gather(list(waiting.values()), self.limits.waiting, self.limits.seconds)
             for place, step in zip(waiting, found, strict=True):
                 self._observed(place, step)
-        return bool(self._active) or len(self.conversations) < len(starts)
 
     def close(self) -> None:
         """Where the rollout did not come to its end: nobody awaits what its environments began."""
@@ -159,14 +162,11 @@ class _Rollout:
             if inspect.iscoroutine(step):
                 step.close()
 
-    def _begin(self, start: Start) -> None:
+    def begin(self, start: Start) -> None:
+        """Open a conversation, and ask for its first turn."""
         conversation = _open(start, self.environment(), self.prompts, self.limits)
         place = len(self.conversations)
         self.conversations.append(conversation)
-        if not place:
-            turns = 1 if conversation.environment.single_turn else self.limits.max_turns
-            longest = self.limits.max_prompt_length + turns * self.sampling.max_new_tokens
-            self._at_once = self.engine.conversations_at_once(min(self.limits.max_positions, longest))
         self._active.add(place)
         self._next_turn(place)
 

@@ -52,9 +52,6 @@ class RolloutEngine(Protocol):
     def max_positions(self) -> int:
         """Longest sequence the model takes, prompt and answer together, in tokens."""
 
-    def conversations_at_once(self, tokens: int) -> int:
-        """How many conversations of up to `tokens` keep their caches between turns."""
-
     def session(self) -> AbstractContextManager[None]:
         """A stretch in which weights stay as they are. At its end, even by an exception, nothing is in flight
         and no cache is kept."""

@@ -5,7 +5,7 @@ Shapes: R rows, N the most tokens of an answer."""
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -134,11 +134,10 @@ class TransformersEngine:
         """The model's own limit."""
         return self.policy.max_positions
 
-    def conversations_at_once(self, tokens: int) -> int:
-        """As many as fit into `cache_bytes`, at least one."""
-        if self.cache_bytes is None:
-            return sys.maxsize
-        return max(1, self.cache_bytes // (tokens * self._forward.position_bytes))
+    @property
+    def _room(self) -> float:
+        """Tokens that caches have room for."""
+        return math.inf if self.cache_bytes is None else self.cache_bytes / self._forward.position_bytes
 
     def refresh(self) -> dict[str, float]:
         """Does nothing: the engine uses the policy's own weights."""
@@ -241,17 +240,21 @@ class TransformersEngine:
         self._flight = flight.select(live) if live else None
 
     def _next(self, live: int, new_tokens: int) -> list[_Row]:
-        """Those waiting rows that fit beside `live` ones, kept caches first, then by length."""
+        """Those waiting rows that fit beside `live` ones: by length, but conversations that may go on in
+        their order, so that few have begun whose caches have no room."""
         if not self._waiting or (live and not self._joins):
             return []
-        waiting = self._waiting.values()
-        order = sorted(waiting, key=lambda row: (not self._covers(row), len(row.request.prompt_ids)))
         going = [] if self._flight is None else [row for row in self._flight.rows if row.width is None]
         longest = max((len(row.request.prompt_ids) for row in going), default=0)
+
+        def rank(row: _Row) -> tuple[int, int]:
+            return row.request.conversation if row.keep else -1, len(row.request.prompt_ids)
+
         found: list[_Row] = []
-        for row in order[: max(0, self.batch_size - live)]:
+        for row in sorted(self._waiting.values(), key=rank)[: max(0, self.batch_size - live)]:
             longest = max(longest, len(row.request.prompt_ids))
-            if live + len(found) >= self.conversations_at_once(int(SPARE * (longest + new_tokens))):
+            beside = live + len(found)
+            if beside and (beside + 1) * SPARE * (longest + new_tokens) > self._room:
                 break
             found.append(row)
         return found

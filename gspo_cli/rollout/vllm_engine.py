@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -116,10 +115,6 @@ class VLLMEngine:
     def max_positions(self) -> int:
         """The model's limit, or less if vLLM's cache holds less."""
         return min(self.policy.max_positions, self.llm.llm_engine.model_config.max_model_len)
-
-    def conversations_at_once(self, tokens: int) -> int:
-        """Any number: vLLM has a cache of a fixed size, and lets requests wait."""
-        return sys.maxsize
 
     @contextmanager
     def session(self) -> Iterator[None]:

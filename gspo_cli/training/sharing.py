@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gspo_cli.config.choices import SharePrefixes
 from gspo_cli.config.schema import RunConfig
@@ -27,7 +28,8 @@ from gspo_cli.training.strategy import Strategy
 BRANCH = 24  # tokens of the sequence that parts from the long one
 BEGINNING = 8  # tokens that both begin with
 SAME_FP32 = 1e-3  # nats; a wrong mask or position changes log-probabilities by far more
-NOISE_TIMES = 8  # in bf16: as many times the difference between two plain layouts
+NOISE_TIMES = 4  # in bf16: as many times the difference between plain layouts, or kernels of attention
+NOISE_TOKENS = 1024  # the plain kernel keeps the scores of all pairs
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,36 @@ def _tried(config: RunConfig, policy: Policy, strategy: Strategy, longest: int) 
             return f"it failed on a tree ({type(error).__name__}: {error})"
         limit = SAME_FP32
         if policy.autocast is not None or policy.causal_model.dtype is not torch.float32:
-            limit = max(limit, NOISE_TIMES * _difference(plain, score(*together)))
+            noise = max(_difference(plain, score(*together)), _kernel_noise(long, policy, score))
+            wrong = _ignored_mask(long, short, policy, score)
+            limit = max(limit, min(NOISE_TIMES * noise, wrong / NOISE_TIMES))
     difference = _difference(plain, found)
     if difference <= limit:
         return None
     return f"its log-probabilities differ by {difference:.1g} nats in a tree"
+
+
+def _kernel_noise(ids: np.ndarray, policy: Policy, score: Callable[..., Tensor]) -> float:
+    """What the first tokens of a plain row differ by between two kernels of attention: a tree's mask asks for
+    another one than a plain row does, which rounds otherwise."""
+    ids = ids[:NOISE_TOKENS]
+    row = _side_by_side([ids], [np.arange(len(ids)) > 0], policy)
+    plain = score(*row)
+    with sdpa_kernel(SDPBackend.MATH):
+        return _difference([plain[0]], score(*row))
+
+
+def _ignored_mask(
+    long: np.ndarray, short: np.ndarray, policy: Policy, score: Callable[..., Tensor]
+) -> float:
+    """What the tokens that part differ by where they see all of the long sequence, too, as they would if a
+    model took no notice of the mask."""
+    before = long[: max(BEGINNING, len(long) - BRANCH)]  # so that the row is no longer than the other
+    after = np.concatenate([before, short[BEGINNING:]])
+    seen, alone = (
+        score(*_side_by_side([ids], [np.arange(len(ids)) > 0], policy))[0] for ids in (after, short)
+    )
+    return _difference([alone[BEGINNING:]], seen[None, len(before) :])
 
 
 def _differentiate(policy: Policy, score: Callable[[], Tensor]) -> None:
