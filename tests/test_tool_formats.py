@@ -13,9 +13,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from gspo_cli.policy.tool_formats import ToolFormat, choose, read, turn_text, without_end
 from gspo_cli.policy.tool_formats.choosing import ORDER, PROBES, SCHEMAS
-from gspo_cli.policy.tool_formats.families import UnreadableError, from_json, from_python
-from gspo_cli.policy.tool_formats.reading import FORMS, LONGEST_TURN, MARKS
+from gspo_cli.policy.tool_formats.families import FORMS, from_json, from_python
+from gspo_cli.policy.tool_formats.reading import LONGEST_TURN, MARKS
 from gspo_cli.tasks.tools import BadCall, Example, Speech, ToolCall, by_name, read_calls, tool
+from gspo_cli.tasks.tools.written import UnreadableError
 from gspo_cli.types import AgentTurn, RequestedCall
 from tests.support.families import FAMILIES, template
 

@@ -8,12 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-REASONING = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-)
+from gspo_cli.tasks.tools.written import without_reasoning
+
 # "Answer: x", "**Final answer:** x", "The answer to the question is x"; the answer is the rest of the line,
 # or the next line that is not empty
 PHRASE = re.compile(
@@ -27,17 +23,6 @@ WRAPPINGS = (
     *((rf"\{command}{{", "}") for command in ("boxed", "text", "textbf", "mathrm", "mathbf")),
 )
 LAYERS = 20  # of wrappings around one answer
-
-
-def without_reasoning(text: str) -> str:
-    """What follows the last block of reasoning, which a template may have opened itself; empty where a block
-    does not end."""
-    for opening, closing in REASONING:
-        before, closed, after = text.rpartition(closing)
-        if opening in after:
-            return ""
-        text = after if closed or not before else text
-    return text.strip()
 
 
 def tagged_answers(text: str) -> list[str]:

@@ -25,11 +25,11 @@ from gspo_cli.rewards.answers import (
     phrased_answers,
     stated_answers,
     unwrapped,
-    without_reasoning,
 )
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.json_answers import conforms, gold_json, is_schema, json_values, same_json
 from gspo_cli.rewards.maths_worker import equal_mathematics
+from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 Verifier = Callable[[str, str], float]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -15,7 +14,8 @@ from gspo_cli.tasks.problem_index import MANY, Index, Made, Problems, index_of, 
 from gspo_cli.tasks.questions import QuestionTask
 from gspo_cli.tasks.sources import Rows, open_rows
 from gspo_cli.tasks.splits import Split
-from gspo_cli.types import AgentTurn, Demonstration, Message, Problem, RequestedCall
+from gspo_cli.tasks.tools.written import UnreadableError, requested_call
+from gspo_cli.types import AgentTurn, Demonstration, Message, Problem
 
 ROLES = ("system", "user", "assistant", "tool")
 HELDOUT = {"heldout_path", "heldout_split", "heldout_fraction", "heldout"}
@@ -72,21 +72,12 @@ def content_of(message: Mapping[str, Any]) -> str | None:
     if message.get("role") != "assistant" or not (calls or reasoning):
         return text if isinstance(text, str) else None
     try:
-        requested = tuple(_requested(call) for call in calls or ())
-    except (AttributeError, TypeError, ValueError, RecursionError):
+        requested = tuple(requested_call(call) for call in calls or ())
+    except (TypeError, UnreadableError):
         return None
     if not isinstance(text, str | None) or not isinstance(reasoning, str | None):
         return None
     return AgentTurn("", (text or "").strip(), (reasoning or "").strip(), requested)
-
-
-def _requested(call: Any) -> RequestedCall:
-    function = call.get("function", call)
-    name, arguments = function.get("name"), function.get("arguments", {})
-    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        raise TypeError("a call has a name and an object of arguments")
-    return RequestedCall(name, arguments)
 
 
 def read_demonstrations(path: str) -> list[Demonstration]:

@@ -19,11 +19,12 @@ from gspo_cli.config.checks import require, require_not_negative, require_positi
 from gspo_cli.config.extras import install
 from gspo_cli.config.marks import PLAIN, SETTINGS, Marks
 from gspo_cli.errors import FOREIGN, UserError, as_exception
-from gspo_cli.rewards.answers import marked_answers, phrased_answers, tagged_answers, without_reasoning
+from gspo_cli.rewards.answers import marked_answers, phrased_answers, tagged_answers
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.worker import Worker
 from gspo_cli.tasks.questions import QuestionTask
 from gspo_cli.tasks.splits import Split, split
+from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import Demonstration, Message, Problem, RewardResult, Trajectory
 
 SECONDS = 10.0  # for the score of one answer

@@ -143,9 +143,7 @@ def _kernel_noise(ids: np.ndarray, policy: Policy, score: Callable[..., Tensor])
         return _difference([plain[0]], score(*row))
 
 
-def _ignored_mask(
-    long: np.ndarray, short: np.ndarray, policy: Policy, score: Callable[..., Tensor]
-) -> float:
+def _ignored_mask(long: np.ndarray, short: np.ndarray, policy: Policy, score: Callable[..., Tensor]) -> float:
     """What the tokens that part differ by where they see all of the long sequence, too, as they would if a
     model took no notice of the mask."""
     before = long[: max(BEGINNING, len(long) - BRANCH)]  # so that the row is no longer than the other

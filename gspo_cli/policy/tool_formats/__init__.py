@@ -11,7 +11,8 @@ from gspo_cli.policy.tool_formats.choosing import (
     turn_text,
     without_end,
 )
-from gspo_cli.policy.tool_formats.reading import Form, read
+from gspo_cli.policy.tool_formats.families import Form
+from gspo_cli.policy.tool_formats.reading import read
 
 __all__ = [
     "LINES",

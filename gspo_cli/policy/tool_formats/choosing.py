@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from gspo_cli.policy.tool_formats.reading import FORMS, THINKING, Form, read
+from gspo_cli.policy.tool_formats.families import FORMS, Form
+from gspo_cli.policy.tool_formats.reading import read
+from gspo_cli.tasks.tools.written import REASONING
 from gspo_cli.types import AgentTurn, RequestedCall
 
 Render = Callable[[list[dict[str, Any]], bool, list[dict[str, Any]]], str | None]
@@ -116,7 +118,7 @@ def opened(render: Render) -> str:
     """The mark of reasoning that a template begins each turn with; "" where it begins none."""
     before, after = (render([OPENING], generate, []) or "" for generate in (False, True))
     begun = after[len(before) :] if after.startswith(before) else ""
-    for opens, closes in THINKING:
+    for opens, closes in REASONING:
         if opens in begun and closes not in begun.rpartition(opens)[2]:
             return opens
     return ""
@@ -124,7 +126,7 @@ def opened(render: Render) -> str:
 
 def closing_of(opens: str) -> str:
     """What a turn without reasoning begins with, where the template has begun its reasoning with `opens`."""
-    return f"{dict(THINKING)[opens]}\n\n" if opens else ""
+    return f"{dict(REASONING)[opens]}\n\n" if opens else ""
 
 
 def _turn(render: Render, shape: ToolFormat, probe: AgentTurn, ends: Sequence[str]) -> str | None:

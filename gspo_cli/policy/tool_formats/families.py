@@ -6,11 +6,14 @@ A family is what its chat templates render and its models sample. Most are read 
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
+
+from gspo_cli.tasks.tools.written import UnreadableError, requested_call
 from gspo_cli.types import RequestedCall
 
 CALL = {"function": {"name": "{name}", "arguments": "{content}"}}  # what a field with a captured name becomes
@@ -22,10 +25,6 @@ SPOKEN = {**WORDS, **THOUGHTS}
 ENDS = r"\Z"  # a call that ends with the turn
 
 
-class UnreadableError(ValueError):
-    """Calls that are not written as their family writes them; the text is the observation."""
-
-
 def from_json(found: Any) -> Iterator[RequestedCall]:
     """Calls of objects with a name and arguments, in lists of any depth.
 
@@ -34,18 +33,7 @@ def from_json(found: Any) -> Iterator[RequestedCall]:
         for each in found:
             yield from from_json(each)
         return
-    call = found.get("function", found) if isinstance(found, Mapping) else {}
-    call = call if isinstance(call, Mapping) else {}
-    name = call.get("name", call.get("tool_name"))
-    arguments = call.get("arguments", call.get("parameters", {}))
-    if isinstance(arguments, str):  # some models write the object as a text
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise UnreadableError("the arguments are not JSON") from error
-    if not isinstance(name, str) or not isinstance(arguments, Mapping):
-        raise UnreadableError("a tool call needs a name and an object of arguments")
-    yield RequestedCall(name.strip(), dict(arguments))
+    yield requested_call(found)
 
 
 def from_python(found: Any) -> Iterator[RequestedCall]:
@@ -87,22 +75,34 @@ def _literal(node: ast.expr) -> Any:
 
 
 @dataclass(frozen=True)
-class Family:
-    """A way of writing turns. `fields` are those of a response template, `calls` makes calls of what its
-    field `tool_calls` holds, and `dropped` are marks around the calls that mean nothing alone.
+class Form:
+    """A way of writing turns. `spec` is a response template as transformers' parser takes it, `calls` makes
+    calls of what its field `tool_calls` holds, and `dropped` are marks around the calls that mean nothing
+    alone.
 
     `closes` ends a call that is not cut, "" where the end of the turn does."""
 
     name: str
-    fields: Mapping[str, Mapping[str, Any]]
+    spec: Mapping[str, Any]
     closes: str = ""
     calls: Callable[[Any], Iterator[RequestedCall]] = from_json
     dropped: tuple[str, ...] = ()
 
-    @property
-    def response_template(self) -> dict[str, Any]:
-        """As transformers' parser takes it."""
-        return {"start_anchor_pattern": r"\A", "fields": {name: dict(at) for name, at in self.fields.items()}}
+    @cached_property
+    def template(self) -> ResponseTemplate:
+        """The template, compiled. Raises ValueError where the specification is not valid."""
+        return load_response_template(dict(self.spec))
+
+    @cached_property
+    def opens(self) -> Any:
+        """The pattern that a call begins with."""
+        return self.template.fields["tool_calls"].open_re
+
+
+def family(name: str, fields: Mapping[str, Mapping[str, Any]], closes: str = "", **more: Any) -> Form:
+    """What chat templates of a family render and its models sample, by the fields of a response template."""
+    spec = {"start_anchor_pattern": r"\A", "fields": {each: dict(at) for each, at in fields.items()}}
+    return Form(name, spec, closes, **more)
 
 
 def tagged(opens: str, closes: str) -> dict[str, Any]:
@@ -121,11 +121,11 @@ def elements(pattern: str) -> dict[str, Any]:
     return {"content": "xml-inline", "content_args": {"tag_pattern": pattern}}
 
 
-FAMILIES = (
+FORMS = (
     # Qwen2.5, Qwen3, Hermes, Granite 4 and many that were trained after them
-    Family("Hermes JSON", {**SPOKEN, "tool_calls": tagged("<tool_call>", "</tool_call>")}, "</tool_call>"),
+    family("Hermes JSON", {**SPOKEN, "tool_calls": tagged("<tool_call>", "</tool_call>")}, "</tool_call>"),
     # Qwen3-Coder, Qwen3.5
-    Family(
+    family(
         "Qwen XML",
         {
             **SPOKEN,
@@ -138,7 +138,7 @@ FAMILIES = (
         "</tool_call>",
     ),
     # GLM-4.5 and later
-    Family(
+    family(
         "GLM XML",
         {
             **SPOKEN,
@@ -153,7 +153,7 @@ FAMILIES = (
         "</tool_call>",
     ),
     # Llama 3.1, 3.2 and 3.3: the turn is one object
-    Family(
+    family(
         "Llama JSON",
         {
             **WORDS,
@@ -165,7 +165,7 @@ FAMILIES = (
         },
     ),
     # Llama 3.2 and 4: the turn is a list of calls
-    Family(
+    family(
         "Llama Python",
         {
             **WORDS,
@@ -178,12 +178,12 @@ FAMILIES = (
         calls=from_python,
     ),
     # Mistral up to v7
-    Family(
+    family(
         "Mistral JSON",
         {**WORDS, "tool_calls": {"open": "[TOOL_CALLS]", "close_pattern": ENDS, "content": "json"}},
     ),
     # Mistral from v11 on, Magistral
-    Family(
+    family(
         "Mistral arguments",
         {
             **WORDS,
@@ -195,7 +195,7 @@ FAMILIES = (
         },
     ),
     # DeepSeek V3 and R1
-    Family(
+    family(
         "DeepSeek blocks",
         {
             **SPOKEN,
@@ -208,7 +208,7 @@ FAMILIES = (
         dropped=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
     ),
     # DeepSeek V3.1 and later
-    Family(
+    family(
         "DeepSeek JSON",
         {
             **SPOKEN,
@@ -220,7 +220,7 @@ FAMILIES = (
         dropped=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
     ),
     # gpt-oss: every part of a turn is in a channel, and a call is addressed to its tool
-    Family(
+    family(
         "gpt-oss channels",
         {
             **STRAY,
@@ -243,7 +243,7 @@ FAMILIES = (
         dropped=("<|start|>assistant",),
     ),
     # FunctionGemma
-    Family(
+    family(
         "Gemma calls",
         {
             **WORDS,
@@ -256,7 +256,7 @@ FAMILIES = (
         "<end_function_call>",
     ),
     # OLMo-3: one call to a line
-    Family(
+    family(
         "OLMo Python",
         {
             **SPOKEN,
@@ -266,18 +266,18 @@ FAMILIES = (
         calls=from_python,
     ),
     # Phi-4-mini
-    Family(
+    family(
         "Phi JSON",
         {**SPOKEN, "tool_calls": tagged("<|tool_call|>", "<|/tool_call|>")},
         "<|/tool_call|>",
     ),
     # Granite 3
-    Family(
+    family(
         "Granite JSON",
         {**SPOKEN, "tool_calls": {"open": "<|tool_call|>", "close_pattern": ENDS, "content": "json"}},
     ),
     # Command R7B and A
-    Family(
+    family(
         "Command actions",
         {
             **STRAY,
@@ -288,7 +288,7 @@ FAMILIES = (
         "<|END_ACTION|>",
     ),
     # Kimi K2
-    Family(
+    family(
         "Kimi sections",
         {
             **SPOKEN,

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.utils.chat_parsing import parse_response
-from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
-from gspo_cli.policy.tool_formats.families import FAMILIES, Family, UnreadableError, from_json
+from gspo_cli.policy.tool_formats.families import Form
 from gspo_cli.tasks.tools.reading import OTHER_FORM
-from gspo_cli.types import AgentTurn, RequestedCall
+from gspo_cli.tasks.tools.written import REASONING, UnreadableError, without_reasoning
+from gspo_cli.types import AgentTurn
 
 LONGEST_TURN = 50_000  # characters that are read
 MOST_CALLS = 32  # of one turn
-THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"))
 # what begins or ends a call in some family; in words it is a call in a format that is not the model's
 MARKS = (
     *("<tool_call>", "</tool_call>", "<function=", "<arg_key>", "<|python_tag|>", "<|python_start|>"),
@@ -25,35 +21,6 @@ MARKS = (
     *("<function_calls>", "<|START_ACTION|>", "<|tool_call_begin|>", "to=functions."),
 )
 CUT = "the tool call is cut off; write it to its end"
-
-
-@dataclass(frozen=True)
-class Form:
-    """A response template of transformers, and how calls are made of what its field `tool_calls` holds."""
-
-    name: str
-    spec: Mapping[str, Any]
-    closes: str = ""
-    calls: Callable[[Any], Iterator[RequestedCall]] = from_json
-    dropped: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, family: Family) -> Form:
-        """The form of a family."""
-        return cls(family.name, family.response_template, family.closes, family.calls, family.dropped)
-
-    @cached_property
-    def template(self) -> ResponseTemplate:
-        """The template, compiled. Raises ValueError where the specification is not valid."""
-        return load_response_template(dict(self.spec))
-
-    @cached_property
-    def opens(self) -> Any:
-        """The pattern that a call begins with."""
-        return self.template.fields["tool_calls"].open_re
-
-
-FORMS = tuple(map(Form.of, FAMILIES))
 
 
 def read(form: Form, text: str, schemas: Sequence[dict[str, Any]] = (), opened: str = "") -> AgentTurn:
@@ -82,7 +49,7 @@ def read(form: Form, text: str, schemas: Sequence[dict[str, Any]] = (), opened: 
 
 def _wrong(form: Form, text: str, calls: int) -> str:
     """Why a turn whose calls were read is not to be carried out; "" where nothing is wrong."""
-    if form.closes and form.opens.search(_after_thoughts(text).rpartition(form.closes)[2]):
+    if form.closes and form.opens.search(without_reasoning(text).rpartition(form.closes)[2]):
         return CUT
     if calls > MOST_CALLS:
         return f"the turn has {calls} tool calls; make {MOST_CALLS} at most"
@@ -91,18 +58,10 @@ def _wrong(form: Form, text: str, calls: int) -> str:
 
 def _thoughts_opened(text: str) -> str:
     """The text with the mark that begins its reasoning, where only the one that ends it is there."""
-    for opens, closes in THINKING:
+    for opens, closes in REASONING:
         before, found, _ = text.partition(closes)
         if found and opens not in before:
             return opens + text
-    return text
-
-
-def _after_thoughts(text: str) -> str:
-    """What follows reasoning; nothing where it is not ended."""
-    for opens, closes in THINKING:
-        if opens in text:
-            text = re.sub(f"{re.escape(opens)}.*?(?:{re.escape(closes)}|\\Z)", "", text, flags=re.DOTALL)
     return text
 
 

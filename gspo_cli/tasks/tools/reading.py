@@ -11,17 +11,16 @@ from typing import Any
 from gspo_cli.tasks.tools.arguments import BadCall, checked, unknown, usage
 from gspo_cli.tasks.tools.declaring import Tool, ToolCall
 from gspo_cli.tasks.tools.line_form import LINE, LONGEST_CALL, ONE_LINE, example_line, read_line
+from gspo_cli.tasks.tools.written import UnreadableError, requested_call, without_reasoning
 from gspo_cli.types import AgentTurn
 
 LONGEST_SPEECH = 20_000  # characters of an agent's words that a user reads
-THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 ATTEMPT = re.compile(r"/([A-Za-z_]\w*)[^\w\s/]")  # /get_order(482)
 LANGUAGE = re.compile(r"[A-Za-z][\w+-]*\s")  # of a code block
 PREFIX = re.compile(r"(?:[A-Za-z]+ ){0,2}[A-Za-z]+: ?(?=/)")  # Tool: /find_customer
 FENCES = ("```", "~~~")
 ONE_CALL = "make one tool call at a time"
 OTHER_FORM = "the turn has a tool call that is not written as the prompt says; write calls in that form only"
-SHAPE = 'write the tool call as {"name": ..., "arguments": {...}}'
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ def read_turn(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | Spee
 
     A call may stand in backticks, quotes or a code block, and after words. Words after a call are an error:
     an agent that goes on has not read the answer."""
-    text = THOUGHTS.sub("", text[: 10 * LONGEST_SPEECH])
-    text = text.rpartition("</think>")[2].strip()  # some templates open the <think> block themselves
+    text = without_reasoning(text[: 10 * LONGEST_SPEECH])
     if "<tool_call>" in text:
         return _read_tagged(text, tools)
     found = _read_bare(_unwrapped(text), tools) or _read_last(text, tools)
@@ -145,17 +143,11 @@ def _read_json(body: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall:
         if len(call) != 1:
             return BadCall(ONE_CALL)
         call = call[0]
-    if not isinstance(call, dict):
-        return BadCall(SHAPE)
-    name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
-    if isinstance(arguments, str):  # some models write the object as a string
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return BadCall("the arguments are not JSON")
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return BadCall(SHAPE)
-    return _checked(name, arguments, tools)
+    try:
+        found = requested_call(call)
+    except UnreadableError as error:
+        return BadCall(str(error))
+    return _checked(found.name, found.arguments, tools)
 
 
 def _checked(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolCall | BadCall:
