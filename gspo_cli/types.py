@@ -147,6 +147,9 @@ class Outcome:
 class Trajectory:
     """One conversation as the trainer sees it: ragged lists of length n = number of tokens.
 
+    `segments` says where its sequences begin, if it has several: an agent that changes what was said before
+    goes on in a new one, and is rewarded for all of them.
+
     `action_mask[t]` is true if the policy sampled token t. `turn_ids[t]` numbers the agent's turns from 0
     and is -1 elsewhere. `turn_rewards` has one entry per agent turn; once scored they add up to `reward`.
     `progress` has one entry per agent turn: the environment's `Step.progress` after it. `reward` is None
@@ -168,6 +171,13 @@ class Trajectory:
     solved: bool = False
     components: Mapping[str, float] = field(default_factory=dict)
     excluded: str | None = None
+    segments: list[int] = field(default_factory=list)
+
+    @property
+    def spans(self) -> list[slice]:
+        """Where each of its sequences stands, in order."""
+        ends = [*self.segments[1:], len(self.token_ids)]
+        return [slice(start, end) for start, end in zip(self.segments or [0], ends, strict=True)]
 
     @property
     def standings(self) -> list[Mapping[str, float]]:

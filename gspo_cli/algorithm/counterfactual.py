@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gspo_cli.algorithm.accumulators import Accumulator
 from gspo_cli.algorithm.objective import (
+    answers,
     clip_sides,
     sequence_log_ratio,
     token_log_ratio,
@@ -138,13 +139,14 @@ def observe(
     others: Mapping[str, Objective],
     median: float = math.inf,
     compare_weights: bool = True,
+    weights: Tensor | None = None,
 ) -> Observed:
     """Sums over this micro-batch, of the objectives `own` and `others`.
 
     logprobs, old_logprobs, action_mask (B, T); advantages (B, 1) or (B, T). `median` is the median length of
-    the minibatch's answers, in trained tokens. With `compare_weights` weights are compared over the sequences
-    that have an advantage other than 0 on a trained token; leave it off in the first minibatch, where all
-    ratios are 1."""
+    the minibatch's sequences, in trained tokens; `weights` (B,) are those of sequences in their mean. With
+    `compare_weights` the objectives' weights are compared over the sequences that have an advantage other
+    than 0 on a trained token; leave it off in the first minibatch, where all ratios are 1."""
     log_ratio = token_log_ratio(logprobs.detach(), old_logprobs, action_mask)
     counts = action_mask.sum(dim=1)  # (B,)
     compared = ((advantages != 0) & action_mask).any(dim=1) & compare_weights
@@ -157,7 +159,7 @@ def observe(
         theirs, low, high, _ = _applied(objective, log_ratio, advantages, action_mask)
         clipped = low | high
         x, y = torch.where(compared, mine, 0), torch.where(compared, theirs, 0)
-        sums += [clipped.sum(), clipped.any(dim=1).sum(), compared.sum(), x.sum(), y.sum()]
+        sums += [clipped.sum(), answers(clipped.any(dim=1), weights), compared.sum(), x.sum(), y.sum()]
         sums += [(x * x).sum(), (y * y).sum(), (x * y).sum()]
     values = torch.stack([value.double() for value in sums]).tolist()  # a single synchronization with the GPU
     stats = (CounterfactualStats(*values[i : i + 8]) for i in range(8, len(values), 8))

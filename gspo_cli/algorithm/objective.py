@@ -3,7 +3,8 @@
 Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`. `action_mask` (B, T) is true on trained
 tokens; all other positions may hold anything. `advantages` is (B, 1), or (B, T) where the ratio level has a
 token axis. Denominators are passed in: they count one whole optimizer step, independent of how it is split
-into micro-batches and ranks.
+into micro-batches and ranks. `weights` (B,) are those of sequences in their mean, None for 1 each: the
+sequences of one answer share a weight of 1.
 """
 
 from __future__ import annotations
@@ -138,11 +139,18 @@ def loss_denominator(
     return float(max(1, len(counts)) * length)
 
 
-def aggregate(term: Tensor, action_mask: Tensor, aggregation: Aggregation, denominator: float) -> Tensor:
+def aggregate(
+    term: Tensor,
+    action_mask: Tensor,
+    aggregation: Aggregation,
+    denominator: float,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Sum of a micro-batch's terms as its share of the step's mean. (B, T) -> ()"""
     per_sequence = torch.where(action_mask, term, 0).sum(dim=1)  # (B,)
     if aggregation is Aggregation.sequence_mean:
         per_sequence = per_sequence / action_mask.sum(dim=1).clamp(min=1)
+        per_sequence = per_sequence if weights is None else per_sequence * weights
     return per_sequence.sum() / denominator
 
 
@@ -154,6 +162,7 @@ def policy_loss(
     algorithm: AlgorithmConfig,
     denominator: float,
     ref_logprobs: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, LossStats]:
     """A micro-batch's share of the loss of one optimizer step, and its statistics.
 
@@ -164,15 +173,16 @@ def policy_loss(
     check_shapes(logprobs, old_logprobs, advantages, action_mask, algorithm.ratio_level)
     log_ratio = importance_log_ratio(logprobs, old_logprobs, action_mask, algorithm.ratio_level)
     term, low, high = surrogate(log_ratio, logprobs, advantages, action_mask, algorithm)
-    loss = -aggregate(term.expand_as(logprobs), action_mask, algorithm.aggregation, denominator)
+    loss = -aggregate(term.expand_as(logprobs), action_mask, algorithm.aggregation, denominator, weights)
     kl = torch.zeros_like(logprobs)
     if ref_logprobs is not None and algorithm.kl_in_loss:
         kl = kl_penalty(logprobs, ref_logprobs, action_mask, algorithm.kl_estimator)
-        loss = loss + algorithm.beta * aggregate(kl, action_mask, algorithm.aggregation, denominator)
+        penalty = aggregate(kl, action_mask, algorithm.aggregation, denominator, weights)
+        loss = loss + algorithm.beta * penalty
     per_token = algorithm.ratio_level is RatioLevel.token
     # at the sequence levels all tokens of a row have the same value
     reported = log_ratio.detach() if per_token else log_ratio.detach()[:, :1]
-    return loss, _stats(loss, reported, low, high, kl, action_mask)
+    return loss, _stats(loss, reported, low, high, kl, action_mask, weights)
 
 
 def check_shapes(
@@ -192,20 +202,32 @@ def check_shapes(
         )
 
 
+def answers(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """How many answers the sequences where `rows` (B,) is true amount to. -> ()"""
+    return rows.sum() if weights is None else (rows * weights).sum()
+
+
 def _stats(
-    loss: Tensor, log_ratio: Tensor, low: Tensor, high: Tensor, kl: Tensor, action_mask: Tensor
+    loss: Tensor,
+    log_ratio: Tensor,
+    low: Tensor,
+    high: Tensor,
+    kl: Tensor,
+    action_mask: Tensor,
+    weights: Tensor | None,
 ) -> LossStats:
     trained = action_mask.any(dim=1, keepdim=True)
     counted = action_mask if log_ratio.shape == action_mask.shape else trained
     deviation = torch.expm1(log_ratio)[counted]  # exact near 0, where the GSPO band lies
     if deviation.numel() == 0:
         return LossStats(loss=loss.item())
+    clipped = (low | high).any(dim=1)
     sums = [
         action_mask.sum(),
-        trained.sum(),
+        answers(trained[:, 0], weights),
         low.sum(),
         high.sum(),
-        (low | high).any(dim=1).sum(),
+        answers(clipped, weights),
         counted.sum(),
         deviation.sum(),
         deviation.square().sum(),

@@ -58,7 +58,7 @@ class RoutingStats(Accumulator):
     choices: int = 0
     replaced_choices: int = 0
     balance_loss_sum: float = 0.0
-    balance_loss_sequences: int = 0
+    balance_loss_sequences: float = 0
 
 
 class RouterPass:

@@ -9,7 +9,7 @@ share their common beginnings; what is scored stays one row per sequence."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -29,18 +29,49 @@ SIMILAR = 0.75
 
 @dataclass
 class Sample:
-    """A sequence to train on: its tokens, which of them are trained, and one advantage, or one per token."""
+    """A sequence to train on, or an answer of several: its tokens, which of them are trained, and one
+    advantage, or one per token. `span` is where it stands in its trajectory, and `weight` its share of the
+    mean over sequences."""
 
     token_ids: Sequence[int]
     action_mask: Sequence[bool]
     advantages: list[float]
     trajectory: Trajectory
+    span: slice = field(default_factory=lambda: slice(None))
+    weight: float = 1.0
 
     @classmethod
     def of(cls, trajectory: Trajectory, advantages: Sequence[float] = (0.0,), trained: bool = True) -> Sample:
         """The sample of a trajectory; where it is not `trained`, no token is."""
         mask = trajectory.action_mask if trained else [False] * len(trajectory.token_ids)
         return cls(trajectory.token_ids, mask, list(advantages), trajectory)
+
+    @property
+    def sequences(self) -> list[Sample]:
+        """The sequences of an answer: itself, or its segments with trained tokens, which share its weight.
+
+        Each has a ratio of its own, and the answer's advantage."""
+        spans = self.trajectory.spans
+        if len(spans) == 1 or self.span != slice(None):
+            return [self]
+        trained = [span for span in spans if any(self.action_mask[span])]
+        per_token = len(self.advantages) > 1
+        return [
+            replace(
+                self,
+                token_ids=self.token_ids[span],
+                action_mask=self.action_mask[span],
+                advantages=self.advantages[span] if per_token else self.advantages,
+                span=span,
+                weight=1 / len(trained),
+            )
+            for span in trained
+        ]
+
+    @property
+    def sampling_logprobs(self) -> Sequence[float]:
+        """The log-probabilities that its tokens were sampled with."""
+        return self.trajectory.sampling_logprobs[self.span]
 
     @property
     def length(self) -> int:
@@ -55,7 +86,7 @@ class Sample:
     @property
     def prompt(self) -> tuple[int, ...]:
         """The tokens before the first that the policy sampled."""
-        turns = self.trajectory.turn_ids
+        turns = self.trajectory.turn_ids[self.span]
         return tuple(self.token_ids[: next((i for i, turn in enumerate(turns) if turn >= 0), len(turns))])
 
     @cached_property
@@ -75,8 +106,9 @@ class Sample:
 
 @dataclass
 class MicroBatch:
-    """token_ids, action_mask, sampling_logprobs (B, T); advantages (B, 1) or (B, T); and what was scored
-    (None: not needed): log-probabilities (B, T), and the experts that the old policy chose (B, T, L, k).
+    """token_ids, action_mask, sampling_logprobs (B, T); advantages (B, 1) or (B, T); weights (B,) of the
+    sequences in their mean (None: all 1); and what was scored (None: not needed): log-probabilities (B, T),
+    and the experts that the old policy chose (B, T, L, k).
     `probe` is a second scoring of the first minibatch: the difference between it and the update pass is
     noise. `rows` is what is computed, None for the plain sequences; `layout` holds the samples of each row,
     those of one tree."""
@@ -86,6 +118,7 @@ class MicroBatch:
     action_mask: Tensor
     sampling_logprobs: Tensor
     advantages: Tensor
+    weights: Tensor | None = None
     rows: PackedRows | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
@@ -168,13 +201,15 @@ def collate(
     advantages = [
         s.advantages * s.length if per_token and len(s.advantages) == 1 else s.advantages for s in samples
     ]
-    sampled = [sample.trajectory.sampling_logprobs for sample in samples]
+    sampled = [sample.sampling_logprobs for sample in samples]
+    weights = [sample.weight for sample in samples]
     return MicroBatch(
         layout=[[sample] for sample in samples],
         token_ids=padded([s.token_ids for s in samples], length, pad_id, torch.long, device),
         action_mask=padded([s.action_mask for s in samples], length, False, torch.bool, device),
         sampling_logprobs=padded(sampled, length, 0.0, torch.float32, device),
         advantages=padded(advantages, length if per_token else 1, 0.0, torch.float32, device),
+        weights=None if set(weights) == {1.0} else torch.tensor(weights, device=device),
     )
 
 

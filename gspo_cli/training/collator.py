@@ -56,8 +56,10 @@ class Collator:
             if n > 0 and (algorithm.kl_in_loss or any(s.advantages))
         ]
         trained = [n for n in counts if n > 0]
-        median = statistics.median(trained) if trained else 0.0
-        short = [n for n in trained if n <= median]
+        lengths = [piece.num_actions for sample in samples for piece in sample.sequences]
+        lengths = [n for n in lengths if n > 0]
+        median = statistics.median(lengths) if lengths else 0.0
+        short = [n for n in lengths if n <= median]
         return MiniBatch(
             self.micro_batches(needed),
             denominator,
@@ -70,10 +72,10 @@ class Collator:
         )
 
     def micro_batches(self, samples: Sequence[Sample]) -> list[MicroBatch]:
-        """This rank's micro-batches. All ranks have the same number, some of them empty at the end, so that
-        collective operations stay in step."""
+        """This rank's micro-batches, of the answers' sequences. All ranks have the same number, some of them
+        empty at the end, so that collective operations stay in step."""
         to_ranks = deal if self.sharing.on else _dealt_by_length
-        dealt = to_ranks(samples, self.ranks.size)
+        dealt = to_ranks([piece for sample in samples for piece in sample.sequences], self.ranks.size)
         layouts = [self._layout(part) for part in dealt]
         count = max(int(self.collective), *(len(layout) for layout in layouts))
         mine = layouts[self.ranks.rank]

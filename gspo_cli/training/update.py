@@ -20,7 +20,7 @@ from gspo_cli.algorithm.counterfactual import (
     counterfactual_objectives,
     observe,
 )
-from gspo_cli.algorithm.objective import policy_loss, reward_kl, sequence_log_ratio
+from gspo_cli.algorithm.objective import answers, policy_loss, reward_kl, sequence_log_ratio
 from gspo_cli.config.choices import OldLogprobs, Schedule
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError, is_out_of_memory
@@ -93,14 +93,22 @@ class Updater:
 
     @torch.no_grad()
     def reward_kl(self, samples: Sequence[Sample]) -> list[float]:
-        """k1 of each sample against the reference, to be subtracted from its reward before advantages."""
-        places = {id(sample): place for place, sample in enumerate(samples)}
+        """k1 of each sample against the reference, to be subtracted from its reward before advantages; of an
+        answer of several sequences the mean."""
+        pieces = [(place, piece) for place, sample in enumerate(samples) for piece in sample.sequences]
+        pieces = [(place, piece) for place, piece in pieces if piece.num_actions]
+        places = {id(piece): place for place, piece in pieces}
         mine: list[tuple[int, float]] = []
-        for micro in self.collator.micro_batches([sample for sample in samples if sample.num_actions]):
+        for micro in self.collator.micro_batches([piece for _, piece in pieces]):
             kl = reward_kl(self._logprobs(micro)[0], self._reference(micro), micro.action_mask).tolist()
-            mine += [(places[id(sample)], value) for sample, value in zip(micro.samples, kl, strict=False)]
-        values = dict(self.strategy.ranks.gather(mine))
-        return [values.get(place, 0.0) for place in range(len(samples))]
+            mine += [
+                (places[id(piece)], piece.weight * value)
+                for piece, value in zip(micro.samples, kl, strict=False)
+            ]
+        found = [0.0] * len(samples)
+        for place, value in self.strategy.ranks.gather(mine):
+            found[place] += value
+        return found
 
     def loss(
         self, micro: MicroBatch, denominator: float, first: bool = False, median: float = math.inf
@@ -115,9 +123,9 @@ class Updater:
         weights, counted = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
         advantages = weighted(micro.advantages, weights, micro.action_mask, algorithm.ratio_level)
         scored = (logprobs, old, advantages, micro.action_mask)
-        loss, stats = policy_loss(*scored, algorithm, denominator, ref_logprobs=micro.ref_logprobs)
+        loss, stats = policy_loss(*scored, algorithm, denominator, micro.ref_logprobs, micro.weights)
         own, others = Objective.of(algorithm), self.counterfactuals
-        seen = observe(*scored, own, others, median, compare_weights=not first)
+        seen = observe(*scored, own, others, median, not first, micro.weights)
         sums = Sums(stats, engine=counted, counterfactuals=seen.counterfactuals)
         sums.short, sums.long = seen.short, seen.long
         if algorithm.is_calibrated:
@@ -232,7 +240,7 @@ class Updater:
         """A micro-batch's share of the auxiliary loss: balance is computed within each micro-batch, and a
         step takes the mean over its sequences that need compute, on all ranks."""
         value = routed.balance_loss(micro.action_mask)
-        sequences = int(micro.action_mask.any(dim=1).sum())
+        sequences = answers(micro.action_mask.any(dim=1), micro.weights).item()
         sums.routing += RoutingStats(
             balance_loss_sum=value.item() * sequences, balance_loss_sequences=sequences
         )
