@@ -36,6 +36,7 @@ LAYERS = [
     ["environments", "tool_calls"],  # former locations of modules that users import
     ["policy", "run"],
     ["rollout", "console"],
+    ["agents"],
     ["diagnosis"],
     ["launching"],
     ["training", "compare"],

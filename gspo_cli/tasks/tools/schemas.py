@@ -60,16 +60,32 @@ def _object(hint: Any) -> dict[str, Any] | None:
     return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
 
 
-def sample_of(schema: Mapping[str, Any]) -> Any:
-    """A value that fits a schema of `schema_of`."""
-    if "enum" in schema:
-        return schema["enum"][0]
-    if schema["type"] == "array":
-        return [sample_of(schema["items"])]
-    if schema["type"] == "object":
-        named = {name: sample_of(part) for name, part in schema.get("properties", {}).items()}
-        return named or {"name": sample_of(schema["additionalProperties"])}
-    return {"string": "text", "number": 1.5, "integer": 2, "boolean": True}[schema["type"]]
+def sample_of(schema: Any, depth: int = 0) -> Any:
+    """A value that fits a schema of `schema_of`; of any other, one of about its kind."""
+    if not isinstance(schema, Mapping) or depth > DEEPEST:
+        return "text"
+    for key in ("enum", "examples"):
+        if isinstance(schema.get(key), list) and schema[key]:
+            return schema[key][0]
+    for key in ("const", "default"):
+        if key in schema:
+            return schema[key]
+    several = next((schema[key] for key in ("anyOf", "oneOf", "allOf") if schema.get(key)), None)
+    if isinstance(several, list):
+        return sample_of(several[0], depth + 1)
+    kind = schema.get("type")
+    kind = kind[0] if isinstance(kind, list) and kind else kind
+    if kind == "array":
+        return [sample_of(schema["items"], depth + 1)] if "items" in schema else []
+    if kind == "object":
+        properties = schema.get("properties")
+        named = properties if isinstance(properties, Mapping) else {}
+        values, more = (
+            {name: sample_of(part, depth + 1) for name, part in named.items()},
+            "additionalProperties",
+        )
+        return values or ({"name": sample_of(schema[more], depth + 1)} if schema.get(more) else {})
+    return {"number": 1.5, "integer": 2, "boolean": True}.get(str(kind), "text")
 
 
 def misfit(value: Any, schema: Mapping[str, Any]) -> str:

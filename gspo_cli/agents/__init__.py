@@ -1,0 +1,2 @@
+"""Agents of users as they are: they talk to an OpenAI-compatible endpoint, and what is sampled for them is
+what is trained."""
