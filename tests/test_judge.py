@@ -360,3 +360,12 @@ def test_settings_of_the_judge_are_checked(tmp_path):
         LLMJudge("http://127.0.0.1:9/v1", "m", scale=0)
     with pytest.raises(UserError, match=r"cache=.*cannot be used"):
         LLMJudge("http://127.0.0.1:9/v1", "m", cache=str(tmp_path))
+
+
+def test_what_an_agent_thought_is_not_judged():
+    thought = Message("assistant", "<think>SECRET</think>Hello <thinking>SECRET</thinking>")
+    said = [Message("user", "Hi"), thought, Message("user", "<think>mine</think>")]
+    asked = LLMJudge("http://127.0.0.1:9/v1", "m").question(said)
+    assert "SECRET" not in asked[1]["content"]
+    assert "Hello" in asked[1]["content"]
+    assert "mine" in asked[1]["content"]

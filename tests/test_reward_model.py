@@ -126,3 +126,11 @@ def test_a_language_model_without_a_trained_output_is_refused(folder, tmp_path):
     Qwen3ForCausalLM(Qwen3Config(**SHAPE, vocab_size=300, num_labels=1)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"is not a reward model \(score.weight is not in its files\)"):
         HuggingFaceReward(str(tmp_path))
+
+
+def test_what_an_agent_thought_is_not_scored(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    said = [Message("user", "Hi"), Message("assistant", "<think>SECRET</think>Hello")]
+    written = conversation_text(tokenizer, said)
+    assert "Hello" in written
+    assert "SECRET" not in written

@@ -262,3 +262,29 @@ def test_an_annotation_that_no_tool_can_take_is_one_sentence(hint):
     broken.__annotations__["value"] = hint
     with pytest.raises(TypeError, match=r"^tool broken: annotate value as Annotated\[type, description\]"):
         tool(broken)
+
+
+FIND_JSON = '{"name": "find_customer", "arguments": {"email": "a@b.c"}}'
+MOVE_JSON = f'{{"name": "move_items", "arguments": {ARGUMENTS}}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"/find_customer a@b.c\n<tool_call>{MOVE_JSON}</tool_call>",
+        f"<tool_call>{MOVE_JSON}</tool_call>\n/find_customer a@b.c",
+        f"<tool_call>{MOVE_JSON}</tool_call>\nYour items are on their way.",
+        f"I do both.\n{MOVE_JSON}\n{FIND_JSON}",
+        f"I do both.\n```json\n{MOVE_JSON}\n```\n```json\n{FIND_JSON}\n```",
+        f"Well.\n{MOVE_JSON}\n/find_customer a@b.c",
+        f"{MOVE_JSON}\n<tool_call>{FIND_JSON}</tool_call>",
+    ],
+)
+def test_a_turn_with_two_calls_or_words_after_one_is_not_carried_out_in_part(text):
+    assert isinstance(read_turn(text, TOOLS), BadCall)
+
+
+@pytest.mark.parametrize("items", ['[{"a": 1}]', "[null]", '[["x"]]', "[NaN]", "[1e400]", '["\\ud800"]'])
+def test_what_is_no_text_is_no_element_of_a_list_of_texts(items):
+    text = f'{{"name": "move_items", "arguments": {{"order_id": "482", "items": {items}}}}}'
+    assert isinstance(read_turn(text, TOOLS), BadCall)

@@ -266,3 +266,96 @@ def test_a_turn_has_not_hundreds_of_calls(formats):
     assert len(read(formats["qwen3"].form, call * 32, SCHEMAS).calls) == 32
     found = read(formats["qwen3"].form, call * 33, SCHEMAS)
     assert (found.calls, found.error) == ((), "the turn has 33 tool calls; make 32 at most")
+
+
+CUT_XML = "<tool_call>\n<function=probe_notes>\n"
+ORDER_ID = "<parameter=order_id>\n482\n</parameter>\n"
+XML = f"<tool_call>\n<function=probe_order>\n{ORDER_ID}%s</function>\n</tool_call>"
+ARGS = "<tool_call>probe_order\n<arg_key>order_id</arg_key>\n<arg_value>482</arg_value>\n%s</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("qwen3-coder", CUT_XML + XML % ""),
+        ("qwen3-coder", CUT_XML + "No, wait. I look first.\n" + XML % ""),
+        ("qwen3-coder", XML % "<parameter=count>\n2\n"),
+        ("qwen3-coder", XML % "<parameter=count>\n2\n</parameter"),
+        ("qwen3-coder", XML % '<parameter name="count">2</parameter>'),
+        ("qwen3-coder", XML % "<parameter=order_id>\n7\n</parameter>\n"),
+        ("qwen3-coder", XML % "and more\n"),
+        ("qwen3-coder", XML % "</function>\n<function=probe_notes>\n"),
+        ("qwen3-coder", XML.replace(ORDER_ID, '{"order_id": "482"}') % ""),
+        ("glm-4.5", "<tool_call>probe_notes\n" + ARGS % ""),
+        ("glm-4.5", '<tool_call>probe_order\n{"order_id": "482"}\n</tool_call>'),
+        ("glm-4.5", "<tool_call>probe_order\norder_id=482\n</tool_call>"),
+        ("glm-4.5", ARGS % "<arg_key>count</arg_key>\n"),
+        ("glm-4.5", ARGS % "<arg_key>count</arg_key>\n<arg_value>2\n"),
+        ("llama-4", '[probe_order(order_id=b"482")]'),
+        ("llama-4", "[probe_order(order_id={1, 2})]"),
+        ("llama-4", "[probe_order(order_id=1j)]"),
+        ("llama-4", "[probe_order(order_id=...)]"),
+        ("llama-4", "[probe_order(order_id={(1, 2): 3})]"),
+        ("llama-4", "[probe_order(order_id=0x" + "f" * 5000 + ")]"),
+        ("llama-4", '[probe_order(order_id="\\ud800")]'),
+        ("olmo-3", '<function_calls>probe_order(order_id=b"482")</function_calls>'),
+        ("qwen3", '<tool_call>{"name": "probe_order", "arguments": {"order_id": "\\ud800"}}</tool_call>'),
+        ("qwen3", '<tool_call>{"name": "probe_order", "arguments": {"order_id": NaN}}</tool_call>'),
+        ("qwen3", '<tool_call>{"name": "probe_order", "arguments": {"order_id": [1e400]}}</tool_call>'),
+        ("qwen3", '<tool_call>{"name": "probe_order", "args": {"order_id": "482"}}</tool_call>'),
+        ("qwen3", '<tool_call>{"name": "probe_order", "order_id": "482"}</tool_call>'),
+        ("qwen3", "<tool_call>[]</tool_call>"),
+        ("mistral-v3", "[TOOL_CALLS] []"),
+        ("olmo-3", "<function_calls></function_calls>"),
+        ("phi-4-mini", "<|tool_call|>[]<|/tool_call|>"),
+        ("kimi-k2", "<|tool_calls_section_begin|>"),
+        ("qwen3", 'Let me check.\n{"name": "probe_order", "arguments": {}}\nOne moment.'),
+        ("llama-3.1", 'I will call {"name": "probe_order", "parameters": {}}'),
+        ("llama-4", 'Sure. [probe_order(order_id="482")]'),
+        ("gpt-oss", "<|channel|>analysis"),
+        ("gpt-oss", "<|channel|>commentary to=probe_order <|constrain|>json<|message|>{}"),
+    ],
+)  # fmt: skip
+def test_what_is_not_wholly_a_call_is_an_error(formats, family, text):
+    found = read(formats[family].form, text, SCHEMAS)
+    assert found.error
+    assert not found.calls
+
+
+@pytest.mark.parametrize("depth", [800, 950, 985, 989, 990, 991, 992, 995, 1200, 5000])
+def test_arguments_of_any_depth_do_not_raise(formats, depth):
+    inner = json.dumps('{"a":' * depth + "1" + "}" * depth)
+    text = f'<tool_call>{{"name": "probe_order", "arguments": {inner}}}</tool_call>'
+    found = read(formats["qwen3"].form, text, SCHEMAS)
+    assert found.error or len(found.calls) == 1
+
+
+def test_what_models_write_for_no_arguments_is_none(formats):
+    for none in ("null", '""', "{}", '"{}"'):
+        text = f'<tool_call>{{"name": "probe_order", "arguments": {none}}}</tool_call>'
+        [call] = read(formats["qwen3"].form, text, SCHEMAS).calls
+        assert call.arguments == {}
+
+
+def test_halves_of_a_character_are_joined(formats):
+    [call] = read(formats["llama-4"].form, r'[probe_order(order_id="\ud83d\ude00")]', SCHEMAS).calls
+    assert call.arguments == {"order_id": "\U0001f600"}
+
+
+def test_a_call_beyond_what_is_read_is_no_reason_to_carry_out_the_first(formats):
+    call = '<tool_call>{"name": "probe_order", "arguments": {}}</tool_call>'
+    assert read(formats["qwen3"].form, call + " " * LONGEST_TURN + call, SCHEMAS).error
+    assert not read(formats["qwen3"].form, "word " * LONGEST_TURN, SCHEMAS).error
+
+
+def test_marks_of_reasoning_in_an_argument_are_its_text(formats):
+    text = '<tool_call>{"name": "probe_order", "arguments": {"order_id": "a</think>b[/THINK]"}}</tool_call>'
+    found = read(formats["qwen3"].form, text, SCHEMAS)
+    assert [call.arguments for call in found.calls] == [{"order_id": "a</think>b[/THINK]"}] or found.error
+    assert "THINK" not in found.words
+
+
+def test_an_error_does_not_tell_what_was_thought(formats):
+    found = read(formats["qwen3"].form, '<think>SECRET</think><tool_call>{"name": "f"', SCHEMAS)
+    assert found.error
+    assert "SECRET" not in str(found)

@@ -250,3 +250,48 @@ def test_calls_of_a_file_that_are_none_are_refused_with_the_line(calls, tmp_path
     path.write_text(json.dumps({"messages": said}))
     with pytest.raises(UserError, match=r"shown.jsonl:1: has an invalid message; write"):
         read_demonstrations(str(path))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama-3.1", "gpt-oss", "kimi-k2", "mistral-v11"])
+@pytest.mark.parametrize("quoted", ["PLACEHOLDER", "PLACEHOLDERX and PLACEHOLDER"])
+def test_a_result_may_quote_what_marks_places_in_a_template(chat, family, quoted):
+    made = turns(chat(family))
+    call = AgentTurn("", "", "", (RequestedCall("find_order", {"order_id": quoted}),))
+    after = made.after(call, (Message("tool", f"1 of {quoted}"),), made.ids(call)[-1])
+    assert f"1 of {quoted}" in made.chat.tokenizer.decode(after)
+
+
+@pytest.mark.parametrize("marks", [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+def test_reasoning_is_marked_where_calls_are_lines_too(load, marks):
+    tokenizer = load("qwen3").tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", *marks]})
+    made = TurnFormat(ChatFormat(tokenizer, []), SystemPrompt("x"))
+    opens, closes = marks
+    ids = made.ids(f"{opens}The customer is a fool.{closes}Hello")
+    assert made.read(ids) == f"{opens}The customer is a fool.{closes}Hello"
+    assert read_calls(made.read(ids), TOOLS).text == "Hello"
+
+
+def test_a_thought_that_the_template_opened_is_none_of_the_users_business(chat):
+    made = TurnFormat(chat("thinks-at-once"), SystemPrompt("x"))
+    cut = made.chat.tokenizer.encode("The customer is a fool", add_special_tokens=False)
+    assert read_calls(made.read(cut), TOOLS).text == ""
+    said = made.chat.tokenizer.encode("A fool.</think>\n\nHello", add_special_tokens=False)
+    assert read_calls(made.read(said), TOOLS).text == "Hello"
+
+
+def test_where_the_last_answer_ends_otherwise_an_end_is_not_repeated(load):
+    """As gpt-oss: <|return|> after the last answer, <|end|> after all others and after users."""
+    tokenizer = load("qwen3").tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>", "<|return|>"]})
+    tokenizer.eos_token = "<|return|>"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}"
+        "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant:{% endif %}"
+    )
+    made = TurnFormat(ChatFormat(tokenizer, []), SystemPrompt("x"))
+    after = made.after("Hello", (USER,), made.ids("Hello")[-1])
+    assert tokenizer.decode(after) == f"<|start|>user:{USER.content}<|end|><|start|>assistant:"
+    cut = made.after("Hello", (USER,), made.ids("Hello")[0])
+    assert tokenizer.decode(cut).startswith("<|end|><|start|>user:")

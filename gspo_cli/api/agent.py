@@ -14,7 +14,6 @@ from gspo_cli.config.choices import Device
 from gspo_cli.config.model_schema import ModelConfig
 from gspo_cli.config.schema import HardwareConfig
 from gspo_cli.errors import UserError
-from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import derived_seed
@@ -23,6 +22,7 @@ from gspo_cli.rollout.engine import Request, Sampling, generate
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.tasks.base import SystemPrompt
+from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import Message
 
 
@@ -84,7 +84,8 @@ class MultiTurnAgent:
             )
         spoken = conversation([Message("user", messages)] if isinstance(messages, str) else messages)
         chat = policy.chat
-        ids = self._prompt(chat, spoken)
+        prompts = Prompts(chat, self.system)
+        ids = [token for piece, _ in prompts.pieces(prompts.messages(spoken)) for token in piece]
         room = policy.max_positions - len(ids)
         if room < 1:
             raise UserError(
@@ -95,32 +96,14 @@ class MultiTurnAgent:
         )
         request = Request(ids, derived_seed(seed, "agent", len(spoken)), 0)
         [completion] = generate(TransformersEngine(policy, 1), [request], sampling)
-        return chat.text(completion.token_ids)
+        turn = prompts.turns.read(completion.token_ids)
+        return without_reasoning(turn)
 
     def save(self, folder: str | Path) -> None:
         """Write weights (or the adapter) and tokenizer, loadable with `from_pretrained`."""
         if self.policy is None:
             raise UserError(f"agent: {self.config.model_name} is not loaded; there is nothing to save")
         self.policy.save(Path(folder))
-
-    def _prompt(self, chat: ChatFormat, messages: tuple[Message, ...]) -> list[int]:
-        """Token ids up to the agent's turn, assembled as in training."""
-        ids: list[int] = []
-        start, said = 0, ""
-        prompts = Prompts(chat, self.system)
-        messages = prompts.messages(messages)
-        for end in [i for i, message in enumerate(messages) if message.role == "assistant"] + [len(messages)]:
-            read = messages[start:end]
-            ids += (
-                prompts.turns.after(said, read, ids[-1])
-                if ids
-                else prompts.turns.prompt_ids(read, self.system.announced)
-            )
-            if end < len(messages):
-                said = messages[end].content
-                ids += prompts.turns.ids(said)
-            start = end + 1
-        return ids
 
 
 def conversation(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:

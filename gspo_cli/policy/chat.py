@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from gspo_cli.errors import UserError
 from gspo_cli.policy.tool_formats import LINES, ToolFormat, call_id, choose, closing_of, opened
 from gspo_cli.tasks.tools import Tool
+from gspo_cli.tasks.tools.written import REASONING
 from gspo_cli.types import AgentTurn, Message, RequestedCall
 
 # for tokenizers without a template, e.g. gpt2's: a line with the speaker, then the text
@@ -99,10 +100,22 @@ class ChatFormat:
         ids = self._encode(tail)
         # an end token that the policy sampled is not repeated; a truncated answer is closed by the
         # template's end token, which is not trained
+        between = self._between
+        if between and last_id in self.stop_ids and ids[:1] == between:
+            return ids[1:]
         if last_id not in self.stop_ids or not tail.startswith(closings):
             return ids
         place = next((at for at, token in enumerate(ids) if token in self.stop_ids), -1)
         return ids[place + 1 :]
+
+    @cached_property
+    def _between(self) -> list[int]:
+        """The token that ends all messages but the last, where the template ends the last with another one;
+        empty where there is none."""
+        tail = self._after_assistant([Message("user", PROBE.name)], False)
+        ends = [self._encode(text)[:1] for text in (tail, tail.partition(PROBE.name)[2])]
+        own = ends[0] == ends[1] and {*ends[0]} <= {*self.tokenizer.added_tokens_decoder} - self.stop_ids
+        return ends[0] if own else []
 
     @cached_property
     def _closings(self) -> tuple[str, ...]:
@@ -112,11 +125,11 @@ class ChatFormat:
         return tuple(after[: min(places)] + end for end in self.ends) if places else ()
 
     def text(self, ids: list[int], special: bool = False) -> str:
-        """The text of an agent turn, without its end token; with its other special tokens where `special`."""
-        if special:
-            ids = ids[: len(ids) - (ids[-1:] != [] and ids[-1] in self.stop_ids)]
-        text = self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
-        return str(text).strip()
+        """The text of an agent turn, without its end token and other special tokens but for the marks of
+        reasoning; with all where `special`."""
+        ids = ids[: len(ids) - (ids[-1:] != [] and ids[-1] in self.stop_ids)]
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return text.strip() if special else self._unspoken.sub("", text).strip()
 
     def without_special(self, text: str) -> str:
         """A text without the special tokens that are spelled out in it."""
@@ -173,8 +186,12 @@ class ChatFormat:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        tokens = sorted(map(str, self.tokenizer.all_special_tokens), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, filter(None, tokens))) or r"(?!)")
+        return _any_of(map(str, self.tokenizer.all_special_tokens))
+
+    @cached_property
+    def _unspoken(self) -> re.Pattern[str]:
+        marks = {mark for pair in REASONING for mark in pair}
+        return _any_of(token for token in map(str, self.tokenizer.all_special_tokens) if token not in marks)
 
     def _after_assistant(self, messages: Sequence[Message], generate: bool) -> str:
         """What the template writes after an agent turn. What it writes before is not used: some templates
@@ -255,6 +272,12 @@ class ChatFormat:
             )
 
 
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the tokens, longest first."""
+    longest_first = sorted(filter(str.strip, tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
 def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """PLAIN_TEMPLATE, after what the tokenizer itself puts before a text (a beginning token)."""
     plain = tokenizer.encode("Hi", add_special_tokens=False)
@@ -265,9 +288,8 @@ def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, rendered: str) -> re.Pattern[str]:
-    """Matches what controls a conversation, longest first: the tokenizer's control tokens, and marks that its
+    """Matches what controls a conversation: the tokenizer's control tokens, and marks that its
     template writes as plain text, in itself or in `rendered`. White-space tokens are harmless."""
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     tokens |= set(MARKS.findall(rendered)) | set(MARKS.findall(str(tokenizer.chat_template)))
-    longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    return _any_of(tokens)

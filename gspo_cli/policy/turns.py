@@ -41,10 +41,11 @@ class TurnFormat:
         return self.chat.prompt_ids(messages, self.tools, self.format)
 
     def read(self, ids: list[int]) -> str:
-        """The turn that was sampled as `ids`; an AgentTurn where the format is the template's."""
+        """The turn that was sampled as `ids`; an AgentTurn where the format is the template's, otherwise its
+        text with the marks of its reasoning."""
         form = self.format.form
         if form is None:
-            return self.chat.text(ids)
+            return self.chat.opened + self.chat.text(ids)
         turn = read(form, self.chat.text(ids, special=True), self.schemas, self.format.opened)
         written, words, reasoning = map(self.chat.without_special, (turn, turn.words, turn.reasoning))
         return AgentTurn(written, words, reasoning, turn.calls, turn.error)
@@ -94,11 +95,14 @@ class TurnFormat:
 
     def _after_calls(self, calls: Sequence[RequestedCall], messages: Sequence[Message]) -> str | None:
         """What the template writes after a turn of these calls; None if it rejects it."""
-        marked = tuple(replace(call, arguments={"text": PLACEHOLDER}) for call in calls)
+        written, mark = "".join(message.content for message in messages), PLACEHOLDER
+        while mark in written:  # results may quote it
+            mark += "X"
+        marked = tuple(replace(call, arguments={"text": mark}) for call in calls)
         turn = AgentTurn("", "", "", marked)
         said = [Message("user", "Hi"), Message("assistant", turn), *messages]
         whole = self.chat.rendered(self.chat.as_data(said, self.format), True, [])
-        _, found, tail = (whole or "").rpartition(PLACEHOLDER)
+        _, found, tail = (whole or "").rpartition(mark)
         places = [at for at in map(tail.find, self.chat.ends) if at >= 0]
         return tail[min(places) :] if found and places else None
 

@@ -15,6 +15,7 @@ from gspo_cli.chat_endpoint import ChatEndpoint
 from gspo_cli.config.checks import require
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardError, RewardFunction
+from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 RUBRIC = (
@@ -145,7 +146,7 @@ def read_score(reply: str, scale: float) -> float:
 
 def _as_data(message: Message) -> str:
     """One line of JSON that cannot contain a tag."""
-    text = message.content
+    text = without_reasoning(message.content) if message.role == "assistant" else message.content
     cut = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} [cut]"
     line = json.dumps({"role": message.role, "content": cut})
     return line.replace("<", "\\u003c").replace(">", "\\u003e")

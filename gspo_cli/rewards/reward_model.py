@@ -12,6 +12,7 @@ from gspo_cli.adapters import CONFIG as ADAPTER_CONFIG
 from gspo_cli.config.checks import require
 from gspo_cli.errors import FOREIGN, UserError, as_exception, is_out_of_memory
 from gspo_cli.rewards.base import RewardFunction
+from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def load(name_or_folder: str, device: str | None) -> tuple[PreTrainedTokenizerBa
 def conversation_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """The conversation as the model reads it. Control tokens spelled out in a message are broken up, so that
     no message can end early or pretend to be another's."""
-    plain = [{"role": m.role, "content": _disarmed(tokenizer, m.content)} for m in messages]
+    said = [(m.role, without_reasoning(m.content) if m.role == "assistant" else m.content) for m in messages]
+    plain = [{"role": role, "content": _disarmed(tokenizer, text)} for role, text in said]
     if tokenizer.chat_template is None:
         lines = [f"{message['role']}: {message['content']}" for message in plain]
         return "\n".join(line.replace("\n", "\n  ") for line in lines)  # only a message starts a line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.turns import TurnFormat
@@ -29,6 +29,29 @@ class Prompts:
         if not self.system.text or opening[0].role == "system":
             return opening
         return (Message("system", self.system.text), *opening)
+
+    def pieces(self, messages: Sequence[Message], given: int = 0) -> Iterator[tuple[list[int], bool]]:
+        """A conversation, system prompt included, as the ids of one part after the other: what the agent
+        reads, and, with True, its turns from message `given` on. Ends with what the next turn answers.
+
+        Raises UserError where the template rejects messages, or cannot write a turn."""
+        start, said, last = 0, "", -1
+        for end in range(given, len(messages) + 1):
+            whole = end == len(messages)
+            if (whole and start == end) or (not whole and messages[end].role != "assistant"):
+                continue
+            read = tuple(messages[start:end])
+            context = (
+                self.turns.prompt_ids(read, self.system.announced)
+                if last < 0
+                else self.turns.after(said, read, last)
+            )
+            yield context, False
+            if not whole:
+                said, start = messages[end].content, end + 1
+                answer = self.turns.ids(said)
+                last = answer[-1]
+                yield answer, True
 
     def ids(self, opening: tuple[Message, ...]) -> Sequence[int]:
         """Token ids of `messages`, tools included, up to the agent's turn. Raises UserError if the template

@@ -90,24 +90,16 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
 
 def encode_demonstration(prompts: Prompts, demonstration: Demonstration) -> Trajectory:
     """A demonstration as the trajectory that the policy would have produced with the same words."""
-    turns, messages = prompts.turns, list(prompts.messages(demonstration.messages))
+    messages = prompts.messages(demonstration.messages)
     shift = len(messages) - len(demonstration.messages)  # a system message in front
-    ids: list[int] = []
-    mask: list[bool] = []
-    start, said = 0, ""
-    for end, message in enumerate(messages):
-        if message.role != "assistant" or end < demonstration.given + shift:
-            continue
-        read = tuple(messages[start:end])
-        announced = prompts.system.announced
-        context = turns.after(said, read, ids[-1]) if ids else turns.prompt_ids(read, announced)
-        answer = turns.ids(message.content)
-        ids += context + answer
-        mask += [False] * len(context) + [True] * len(answer)
-        start, said = end + 1, message.content
+    pieces = list(prompts.pieces(messages, demonstration.given + shift))
+    if pieces and not pieces[-1][1]:
+        pieces.pop()  # what nobody answers
+    ids = [token for piece, _ in pieces for token in piece]
+    mask = [trained for piece, trained in pieces for _ in piece]
     turn_ids = [0 if trained else -1 for trained in mask]
-    problem = Problem("demonstration", tuple(messages))
-    return Trajectory(problem, ids, mask, [0.0] * len(ids), turn_ids, messages, FinishReason.stop)
+    problem = Problem("demonstration", messages)
+    return Trajectory(problem, ids, mask, [0.0] * len(ids), turn_ids, list(messages), FinishReason.stop)
 
 
 def fine_tune(

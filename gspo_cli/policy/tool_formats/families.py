@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
-from gspo_cli.tasks.tools.written import UnreadableError, requested_call
+from gspo_cli.tasks.tools.written import UnreadableError, as_call, requested_call
 from gspo_cli.types import RequestedCall
 
 CALL = {"function": {"name": "{name}", "arguments": "{content}"}}  # what a field with a captured name becomes
@@ -56,22 +56,36 @@ def _python_call(node: Any) -> RequestedCall:
         raise UnreadableError("write the tool call as name(argument=value)")
     try:
         arguments = {str(each.arg): _literal(each.value) for each in node.keywords if each.arg}
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UnreadableError("the arguments of the tool call are not plain values") from error
     if len(arguments) != len(node.keywords):
         raise UnreadableError("write the tool call as name(argument=value)")
-    return RequestedCall(node.func.id, arguments)
+    return as_call(node.func.id, arguments)
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal, also with the names that JSON has for some."""
+    """The value of a literal, also with the names that JSON has for some, and characters in two halves.
+
+    Raises TypeError for what JSON cannot write as it is, ValueError for what is no literal."""
     names = {"true": True, "false": False, "null": None}
 
     class Named(ast.NodeTransformer):
         def visit_Name(self, name: ast.Name) -> ast.AST:
             return ast.Constant(names[name.id]) if name.id in names else name
 
-    return ast.literal_eval(Named().visit(node))
+    return _plain(ast.literal_eval(Named().visit(node)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if not isinstance(value, int | float | None):
+        raise TypeError(f"{type(value).__name__} is no value of JSON")
+    return value
 
 
 @dataclass(frozen=True)
@@ -80,13 +94,15 @@ class Form:
     calls of what its field `tool_calls` holds, and `dropped` are marks around the calls that mean nothing
     alone.
 
-    `closes` ends a call that is not cut, "" where the end of the turn does."""
+    `closes` ends a call that is not cut, "" where the end of the turn does. Where a call's arguments are
+    elements with a `key` and a `value`, `element` is their pattern, and a call has nothing else."""
 
     name: str
     spec: Mapping[str, Any]
     closes: str = ""
     calls: Callable[[Any], Iterator[RequestedCall]] = from_json
     dropped: tuple[str, ...] = ()
+    element: str = ""
 
     @cached_property
     def template(self) -> ResponseTemplate:
@@ -97,6 +113,14 @@ class Form:
     def opens(self) -> Any:
         """The pattern that a call begins with."""
         return self.template.fields["tool_calls"].open_re
+
+    @cached_property
+    def thinks(self) -> tuple[str, str] | None:
+        """The marks of its reasoning, where they are texts."""
+        fields = self.spec.get("fields")
+        field = fields.get("reasoning_content") if isinstance(fields, Mapping) else None
+        known = isinstance(field, Mapping) and {"open", "close"} <= set(field)
+        return (str(field["open"]), str(field["close"])) if field and known else None
 
 
 def family(name: str, fields: Mapping[str, Mapping[str, Any]], closes: str = "", **more: Any) -> Form:
@@ -121,6 +145,10 @@ def elements(pattern: str) -> dict[str, Any]:
     return {"content": "xml-inline", "content_args": {"tag_pattern": pattern}}
 
 
+QWEN = r"<parameter=(?P<key>[^>\n]{1,200})>\n?(?P<value>.*?)\n?</parameter>"
+GLM = r"<arg_key>(?P<key>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"
+
+
 FORMS = (
     # Qwen2.5, Qwen3, Hermes, Granite 4 and many that were trained after them
     family("Hermes JSON", {**SPOKEN, "tool_calls": tagged("<tool_call>", "</tool_call>")}, "</tool_call>"),
@@ -132,10 +160,11 @@ FORMS = (
             "tool_calls": named(
                 r"<tool_call>\s*<function=(?P<name>[^>\n]{1,200})>",
                 r"</function>\s*</tool_call>",
-                **elements(r"<parameter=(?P<key>[^>\n]{1,200})>\n?(?P<value>.*?)\n?</parameter>"),
+                **elements(QWEN),
             ),
         },
         "</tool_call>",
+        element=QWEN,
     ),
     # GLM-4.5 and later
     family(
@@ -145,12 +174,11 @@ FORMS = (
             "tool_calls": named(
                 r"<tool_call>\s*(?P<name>[^\s<{]{1,200})\s*",
                 r"</tool_call>",
-                **elements(
-                    r"<arg_key>(?P<key>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"
-                ),
+                **elements(GLM),
             ),
         },
         "</tool_call>",
+        element=GLM,
     ),
     # Llama 3.1, 3.2 and 3.3: the turn is one object
     family(

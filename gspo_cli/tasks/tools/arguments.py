@@ -107,7 +107,8 @@ def _parts(value: Any) -> list[str] | None:
         return [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [str(value)]
-    return [str(part) for part in value] if isinstance(value, list) else None
+    plain = isinstance(value, list) and all(isinstance(part, str | int | float) for part in value)
+    return [str(part) for part in value] if plain else None
 
 
 def _chosen(text: str, choices: Sequence[str]) -> str | None:

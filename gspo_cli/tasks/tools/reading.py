@@ -11,7 +11,7 @@ from typing import Any
 from gspo_cli.tasks.tools.arguments import BadCall, checked, unknown, usage
 from gspo_cli.tasks.tools.declaring import Tool, ToolCall
 from gspo_cli.tasks.tools.line_form import LINE, LONGEST_CALL, ONE_LINE, example_line, read_line
-from gspo_cli.tasks.tools.written import UnreadableError, requested_call, without_reasoning
+from gspo_cli.tasks.tools.written import OBJECT, UnreadableError, requested_call, without_reasoning
 from gspo_cli.types import AgentTurn
 
 LONGEST_SPEECH = 20_000  # characters of an agent's words that a user reads
@@ -20,6 +20,7 @@ LANGUAGE = re.compile(r"[A-Za-z][\w+-]*\s")  # of a code block
 PREFIX = re.compile(r"(?:[A-Za-z]+ ){0,2}[A-Za-z]+: ?(?=/)")  # Tool: /find_customer
 FENCES = ("```", "~~~")
 ONE_CALL = "make one tool call at a time"
+WORDS_AFTER = "words follow the tool call; end the turn with the call, to read its answer first"
 OTHER_FORM = "the turn has a tool call that is not written as the prompt says; write calls in that form only"
 
 
@@ -85,7 +86,7 @@ def _read_last(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | Non
     call = _unwrapped(last)
     prefix = PREFIX.match(call)
     call = call[prefix.end() :] if prefix else call
-    earlier = any(_calls(line.strip("`* "), tools) for line in words.split("\n"))
+    earlier = _has_call(words, tools)
     alone = words.endswith("\n") and not prefix
     if _calls(call, tools) or (alone and LINE.match(call)):
         return BadCall(ONE_CALL) if earlier else read_line(call, tools)
@@ -93,6 +94,11 @@ def _read_last(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall | Non
     if isinstance(found, ToolCall):
         return BadCall(ONE_CALL) if earlier else found
     return BadCall(ONE_LINE) if earlier else None
+
+
+def _has_call(text: str, tools: Mapping[str, Tool]) -> bool:
+    """Whether a line of words is a call of a tool, or the words have one as JSON."""
+    return any(_calls(line.strip("`* "), tools) for line in text.split("\n")) or bool(OBJECT.search(text))
 
 
 def _split_last(text: str) -> tuple[str, str]:
@@ -128,8 +134,13 @@ def _unwrapped(text: str) -> str:
 def _read_tagged(text: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall:
     if text.count("<tool_call>") > 1:
         return BadCall(ONE_CALL)
-    body, closed, _ = text.partition("<tool_call>")[2].partition("</tool_call>")
-    return _read_json(body, tools) if closed else BadCall("the tool call has no closing </tool_call>")
+    words, _, rest = text.partition("<tool_call>")
+    body, closed, after = rest.partition("</tool_call>")
+    if not closed:
+        return BadCall("the tool call has no closing </tool_call>")
+    if _has_call(words, tools) or _has_call(after, tools):
+        return BadCall(ONE_CALL)
+    return BadCall(WORDS_AFTER) if after.strip("`\n .") else _read_json(body, tools)
 
 
 def _read_json(body: str, tools: Mapping[str, Tool]) -> ToolCall | BadCall:

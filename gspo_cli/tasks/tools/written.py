@@ -19,6 +19,9 @@ BLOCKS = [
     (re.compile(f"{re.escape(opens)}.*?(?:{re.escape(closes)}|\\Z)", re.DOTALL), closes)
     for opens, closes in REASONING
 ]
+KEYS = {"name", "tool_name", "arguments", "parameters", "type", "id", "index", "function", "tool_call_id"}
+# a call as JSON, somewhere in a text
+OBJECT = re.compile(r'\{\s*"(?:tool_)?name"\s*:\s*"[^"\n]{1,200}"\s*,\s*"(?:arguments|parameters)"\s*:')
 SHAPE = 'write the tool call as {"name": ..., "arguments": {...}}'
 
 
@@ -35,19 +38,30 @@ def without_reasoning(text: str) -> str:
 
 
 def requested_call(found: Any) -> RequestedCall:
-    """The call of an object with a name and arguments, also inside of {"function": ...}.
+    """The call of an object with a name and arguments, also inside of {"function": ...}; null and an empty
+    text are no arguments.
 
     Raises UnreadableError on anything else."""
     call = found.get("function", found) if isinstance(found, Mapping) else found
-    if not isinstance(call, Mapping):
+    if not isinstance(call, Mapping) or not KEYS.issuperset(call):
         raise UnreadableError(SHAPE)
     name = call.get("name", call.get("tool_name"))
-    arguments = call.get("arguments", call.get("parameters", {}))
-    if isinstance(arguments, str):  # some models write the object as a text
+    arguments = call.get("arguments", call.get("parameters"))
+    if isinstance(arguments, str) and arguments.strip():  # some models write the object as a text
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise UnreadableError("the arguments are not JSON") from error
+    return as_call(name, arguments or {} if arguments in (None, "") else arguments)
+
+
+def as_call(name: Any, arguments: Any) -> RequestedCall:
+    """The call of a tool. Raises UnreadableError where it has no name, or its arguments are not an object, or
+    not what JSON can write: half a character, no finite number, hundreds of levels."""
     if not isinstance(name, str) or not name.strip() or not isinstance(arguments, Mapping):
         raise UnreadableError(SHAPE)
+    try:
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnreadableError("the arguments are not JSON") from error
     return RequestedCall(name.strip(), dict(arguments))
