@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from gspo_cli.rollout.engine import Request, generate
 from gspo_cli.rollout.kv_cache import NO_PREFIX, KeptRow, KeptRows
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.types import FinishReason
 from tests.test_rollout import LIMITS, NAMES, Echo, Watched, requests, sampling, starts
 
 
@@ -144,3 +146,20 @@ def test_conversations_for_whose_caches_there_is_no_room_wait(load):
     assert together[0] == 10 > together[2] > together[3] == 1
     assert max(fed[1:3]) < 1.1 * fed[0]
     assert fed[3] > 2 * fed[0], "without room for one every turn computes its conversation again"
+
+
+def test_a_request_can_end_its_turn_and_lower_its_cap(load):
+    policy = load("qwen3")
+    asked, chosen = requests(policy.chat, size=6), sampling(policy.chat)
+    whole = generate(TransformersEngine(policy, 8), asked, chosen)
+    long = [(r, c) for r, c in zip(asked, whole, strict=True) if len(c.token_ids) > 3]
+    assert len(long) > 8
+    capped = [replace(r, limit=2) for r, _ in long[::2]]
+    ended = [replace(r, ends=lambda ids, wanted=c.token_ids[:3]: ids == wanted) for r, c in long[1::2]]
+    found = generate(TransformersEngine(policy, 8), [*capped, *ended], chosen)
+    for (_, before), now in zip([*long[::2], *long[1::2]], found, strict=True):
+        many = len(now.token_ids)
+        assert now.token_ids == before.token_ids[:many]
+        assert now.logprobs == pytest.approx(before.logprobs[:many], abs=1e-4)
+    assert {(len(c.token_ids), c.finish_reason) for c in found[: len(capped)]} == {(2, FinishReason.length)}
+    assert {(len(c.token_ids), c.finish_reason) for c in found[len(capped) :]} == {(3, FinishReason.stop)}

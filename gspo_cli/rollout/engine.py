@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,11 +12,16 @@ from gspo_cli.types import FinishReason
 
 @dataclass(frozen=True)
 class Request:
-    """One turn to generate. `conversation` names the dialogue across turns, `seed` fixes what is drawn."""
+    """One turn to generate. `conversation` names the dialogue across turns, `seed` fixes what is drawn.
+
+    `limit` lowers the most tokens of this turn, and `ends` tells of the tokens so far whether the turn ends
+    with them, as with an end token."""
 
     prompt_ids: list[int]
     seed: int
     conversation: int
+    limit: int | None = None
+    ends: Callable[[list[int]], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class RolloutEngine(Protocol):
 
     def submit(self, request: Request, sampling: Sampling, keep_cache: bool) -> None:
         """Take a request; it joins those in flight at one of the next steps. `keep_cache`: the conversation
-        may continue. Raises ValueError if one of this conversation is in flight already."""
+        may continue. Raises ValueError if one of this conversation is in flight already, or the engine cannot
+        end turns as the request asks."""
 
     def step(self) -> dict[int, Completion]:
         """Draw a token for every request in flight. Returns what ended, by conversation."""

@@ -39,7 +39,8 @@ class _Row:
 @dataclass
 class _Flight:
     """Rows in flight and what is drawn for them: `uniform`, `tokens`, `logprobs` and `truncated` (R, N),
-    `counts` (R,) how many so far; `going` (R,) is false where a row has ended."""
+    `counts` (R,) how many so far, and `limits` (R,) how many at most; `going` (R,) is false where a row has
+    ended."""
 
     rows: list[_Row]
     batch: Batch
@@ -48,6 +49,7 @@ class _Flight:
     logprobs: Tensor
     truncated: Tensor
     counts: Tensor
+    limits: Tensor
     going: Tensor
 
     @classmethod
@@ -58,11 +60,13 @@ class _Flight:
         tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
         logprobs, truncated = torch.zeros(2, count, limit, device=device)
         counts = torch.zeros(count, dtype=torch.long, device=device)
-        return cls(rows, batch, uniform, tokens, logprobs, truncated, counts, counts == 0)
+        most = torch.tensor([min(limit, row.request.limit or limit) for row in rows], device=device)
+        return cls(rows, batch, uniform, tokens, logprobs, truncated, counts, most, counts == 0)
 
     def tensors(self) -> Iterator[Tensor]:
         """All that has a row per request, but for the batch, in the order of the fields."""
-        yield from (self.uniform, self.tokens, self.logprobs, self.truncated, self.counts, self.going)
+        yield from (self.uniform, self.tokens, self.logprobs, self.truncated)
+        yield from (self.counts, self.limits, self.going)
 
     def live(self) -> list[int]:
         """Places of the rows that have not ended."""
@@ -91,8 +95,8 @@ class _Flight:
         each, at = torch.arange(len(self.rows), device=new.device), self.counts.clamp(max=limit - 1)
         self.tokens[each, at], self.logprobs[each, at], self.truncated[each, at] = new, logprobs, truncated
         self.counts = self.counts + self.going
-        stopped = torch.isin(new, stop_ids)
-        ended = self.going & (stopped | (self.counts == limit))
+        stopped = torch.isin(new, stop_ids) | self._ended_by_requests()
+        ended = self.going & (stopped | (self.counts == self.limits))
         self.going = self.going & ~ended
         places = ended.nonzero().squeeze(dim=1)
         if not len(places):
@@ -104,6 +108,14 @@ class _Flight:
             row, completion = self.rows[place], _completion(*values)
             row.width, row.fed = self.batch.width, [*row.request.prompt_ids, *completion.token_ids[:-1]]
             found[row.request.conversation] = completion
+        return found
+
+    def _ended_by_requests(self) -> Tensor:
+        """Rows whose requests say that the turn ends here. -> (R,)"""
+        found = torch.zeros_like(self.going)
+        for place, row in enumerate(self.rows):
+            if row.width is None and row.request.ends is not None:
+                found[place] = row.request.ends(self.tokens[place, : self.counts[place]].tolist())
         return found
 
 

@@ -130,12 +130,14 @@ class VLLMEngine:
         """See `RolloutEngine`. Raises ValueError also where requests in flight are sampled otherwise."""
         if request.conversation in self._draws:
             raise ValueError(f"a request of conversation {request.conversation} is in flight")
+        if request.ends is not None:
+            raise ValueError("vLLM cannot ask after each token whether a turn ends")
         if self._draws and sampling != self._sampling:
             raise ValueError("requests in flight are sampled otherwise")
         self._sampling = sampling
         parameters = self._vllm.SamplingParams(
             temperature=0,  # argmax of the logits, in which only one token is left
-            max_tokens=sampling.max_new_tokens,
+            max_tokens=min(sampling.max_new_tokens, request.limit or sampling.max_new_tokens),
             stop_token_ids=sorted(sampling.stop_ids),
             ignore_eos=True,  # only the stop ids end an answer
             detokenize=False,
