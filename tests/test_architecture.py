@@ -67,6 +67,8 @@ OWNERS = {
     "jsonschema": {"tasks/tools/schemas.py", "rewards/json_answers.py"},
     "datasets": {"tasks/tables.py"},
     "zstandard": {"tasks/json_rows.py"},
+    "starlette": {"agents/endpoint.py"},
+    "uvicorn": {"agents/endpoint.py"},
 }
 OPTIONAL = {
     "datasets",

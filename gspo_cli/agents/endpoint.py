@@ -1,0 +1,289 @@
+"""The endpoint that agents talk to: chat completions on the loopback interface, a key for each conversation.
+
+The server has a thread and an event loop of its own, and only queues: what it receives waits in `inbox` for
+the thread that owns the model, which answers by `Waiting.answer`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import queue
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gspo_cli.agents.answers import Answer, error_body
+from gspo_cli.agents.requests import ChatRequest, RequestError, read_request
+
+LARGEST_BODY = 16 * 2**20  # bytes
+KEEP_ALIVE = 10.0  # seconds between signs of life in a stream
+STARTS, STOPS = 30.0, 10.0  # seconds for the server to start and to end
+OVER = "the conversation is over: its rollout has ended"
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A request that waits for its answer; equal ones that came meanwhile wait with it."""
+
+    conversation: int
+    request: ChatRequest
+    digest: bytes
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Answer | RequestError]
+    waiters: int = 0
+
+    def answer(self, found: Answer | RequestError) -> None:
+        """Deliver. Called from the thread that owns the model."""
+        self.loop.call_soon_threadsafe(self._set, found)
+
+    def _set(self, found: Answer | RequestError) -> None:
+        if not self.future.done():
+            self.future.set_result(found)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A new request is in."""
+
+    waiting: Waiting
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Nobody waits for a request any longer."""
+
+    waiting: Waiting
+
+
+@dataclass
+class _Conversation:
+    """Requests without an answer, and the last answer as long as nobody has read it, by what was sent."""
+
+    waiting: dict[bytes, Waiting] = field(default_factory=dict)
+    unread: dict[bytes, Waiting] = field(default_factory=dict)
+
+
+class Endpoint:
+    """A server on a free port of the loopback interface, from `start` to `stop`. `inbox` receives `Asked` and
+    `Gone`."""
+
+    def __init__(self, model: str = "policy") -> None:
+        self.model = model
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._keys: dict[str, int] = {}
+        self._over: set[str] = set()
+        self._conversations: dict[int, _Conversation] = {}
+        self._socket: socket.socket | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as clients take it."""
+        assert self._socket is not None
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+
+    def start(self) -> None:
+        """Listen. Raises RuntimeError where the server does not start."""
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen(1024)
+        routes = [
+            Route("/v1/chat/completions", self._completions, methods=["POST"]),
+            Route("/v1/models", self._models, methods=["GET"]),
+        ]
+        logging.getLogger("uvicorn").propagate = False
+        config = uvicorn.Config(
+            Starlette(routes=routes),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        sockets = [self._socket]
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": sockets}, name="endpoint", daemon=True
+        )
+        self._thread.start()
+        waited = threading.Event()
+        for _ in range(int(STARTS / 0.01)):
+            if self._server.started:
+                return
+            if not self._thread.is_alive():
+                break
+            waited.wait(0.01)
+        raise RuntimeError("the endpoint for agents did not start")
+
+    def stop(self) -> None:
+        """End the server; requests that wait are answered that their conversation is over."""
+        for conversation in list(self._conversations):
+            self.close(conversation)
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(STOPS)
+        if self._socket is not None:
+            self._socket.close()
+
+    def open(self, conversation: int) -> str:
+        """A conversation, whose requests carry the returned key."""
+        key = f"gspo-{secrets.token_urlsafe(24)}"
+        self._conversations[conversation] = _Conversation()
+        self._keys[key] = conversation
+        return key
+
+    def close(self, conversation: int) -> None:
+        """Void the key of a conversation: later requests are told that it is over."""
+        found = self._conversations.pop(conversation, None)
+        for key, place in list(self._keys.items()):
+            if place == conversation:
+                del self._keys[key]
+                self._over.add(key)
+        for waiting in list(found.waiting.values()) if found else ():
+            waiting.answer(RequestError("conversation", OVER, 410))
+
+    async def _models(self, request: Request) -> Response:
+        refused = self._refused(request)
+        about = {"id": self.model, "object": "model", "created": 0, "owned_by": "gspo-cli"}
+        return refused or JSONResponse({"object": "list", "data": [about]})
+
+    async def _completions(self, request: Request) -> Response:
+        refused = self._refused(request)
+        if refused is not None:
+            return refused
+        try:
+            body = await _body(request)
+            waiting = self._waiting(self._keys[_key(request)], body)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except KeyError:  # closed meanwhile
+            return _error(RequestError("conversation", OVER, 410))
+        except RequestError as error:
+            return _error(error)
+        delivered = BackgroundTask(self._read, waiting)
+        if waiting.request.stream:
+            events = self._stream(request, waiting)
+            return StreamingResponse(events, media_type="text/event-stream", background=delivered)
+        found = await self._answered(request, waiting)
+        if found is None:
+            return Response(status_code=499)
+        return (
+            _error(found)
+            if isinstance(found, RequestError)
+            else JSONResponse(found.body(), background=delivered)
+        )
+
+    def _refused(self, request: Request) -> Response | None:
+        key = _key(request)
+        if key in self._keys:
+            return None
+        if key in self._over:
+            return _error(RequestError("conversation", OVER, 410))
+        reason = "is not one of this rollout; use the one the agent was given"
+        return _error(RequestError("api_key", reason, 401))
+
+    def _waiting(self, conversation: int, body: bytes) -> Waiting:
+        """The request of a body: a new one, or the same that was sent before and has not been read."""
+        digest, state = blake2b(body, digest_size=16).digest(), self._conversations[conversation]
+        found = state.waiting.get(digest) or state.unread.get(digest)
+        if found is None:
+            try:
+                data = json.loads(body)
+            except (ValueError, RecursionError) as error:
+                raise RequestError("body", "is not JSON") from error
+            loop = asyncio.get_running_loop()
+            found = Waiting(conversation, read_request(data), digest, loop, loop.create_future())
+            state.unread.clear()
+            state.waiting[digest] = found
+            found.future.add_done_callback(lambda _: self._kept(found))
+            self.inbox.put(Asked(found))
+        found.waiters += 1
+        return found
+
+    def _kept(self, waiting: Waiting) -> None:
+        """An answer is there: it can be read again until somebody has."""
+        state = self._conversations.get(waiting.conversation)
+        if state is not None and state.waiting.pop(waiting.digest, None) is not None:
+            state.unread[waiting.digest] = waiting
+
+    async def _read(self, waiting: Waiting) -> None:
+        """An answer was sent as a whole: the next equal request is a new one."""
+        state = self._conversations.get(waiting.conversation)
+        if state is not None:
+            state.unread.pop(waiting.digest, None)
+
+    async def _answered(self, request: Request, waiting: Waiting) -> Answer | RequestError | None:
+        """The answer; None if the client has gone before."""
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            either: set[asyncio.Future[Any]] = {waiting.future, gone}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            waiting.waiters -= 1
+        if waiting.future.done():
+            return waiting.future.result()
+        self._leave(waiting)
+        return None
+
+    def _leave(self, waiting: Waiting) -> None:
+        if waiting.waiters == 0 and not waiting.future.done():
+            state = self._conversations.get(waiting.conversation)
+            if state is not None:
+                state.waiting.pop(waiting.digest, None)
+            self.inbox.put(Gone(waiting))
+
+    async def _stream(self, request: Request, waiting: Waiting) -> AsyncIterator[str]:
+        """Signs of life, then the finished answer as events."""
+        try:
+            while not waiting.future.done():
+                await asyncio.wait({waiting.future}, timeout=KEEP_ALIVE)
+                if not waiting.future.done():
+                    yield ": the agent's turn is not finished\n\n"
+        finally:
+            waiting.waiters -= 1
+            self._leave(waiting)
+        found = waiting.future.result()
+        if isinstance(found, RequestError):
+            yield f"data: {json.dumps(error_body(str(found), found.field))}\n\n"
+            return
+        for event in found.events(waiting.request.with_usage):
+            yield event
+
+
+def _key(request: Request) -> str:
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else ""
+
+
+async def _body(request: Request) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > LARGEST_BODY:
+            raise RequestError("body", f"is larger than {LARGEST_BODY // 2**20} MiB", 413)
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _error(error: RequestError) -> Response:
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    # clients of the OpenAI SDK repeat what fails with 408, 409, 429 and 5xx by themselves
+    return JSONResponse(error_body(str(error), error.field, kind), status_code=error.status)
