@@ -28,6 +28,7 @@ class Segment:
     was said in it, `turns` the number of each turn in the conversation, and `asked` whether a request waits
     for its answer."""
 
+    number: int
     tools: str
     heard: list[Spoken]
     messages: list[Message]
@@ -64,7 +65,8 @@ class Asked:
 
 
 class Recorder:
-    """The sequences of one conversation. `format_of` makes the format of turns for tools."""
+    """The sequences of one conversation, of which `begun` have begun. `format_of` makes the format of turns
+    for tools; `cause` tells why the first request that did not go on had to begin anew."""
 
     def __init__(self, format_of: Callable[[tuple[ClientTool, ...]], TurnFormat]) -> None:
         self._format_of = format_of
@@ -73,6 +75,7 @@ class Recorder:
         self._seen: dict[tuple[int, int], int] = {}
         self._answers: list[tuple[Segment, Completion]] = []
         self.cause = ""
+        self.begun = 0
 
     @property
     def turns(self) -> int:
@@ -88,7 +91,8 @@ class Recorder:
         segment = next((s for s in reversed(self._segments) if _goes_on(s, tools, said)), None)
         if segment is None:
             self.cause = self.cause or self._why(tools, said)
-            segment = Segment(tools, [], [])
+            segment = Segment(self.begun, tools, [], [])
+            self.begun += 1
             segment.add(turns.prompt_ids(request.messages, announced=True))
             self._begin(segment)
         else:
