@@ -312,6 +312,17 @@ PIECES = [
     " ",
 ]
 PIECES += ["answer to ", "**", '{"a":', "[1,", "```json\n", "\\frac{", "or 1 ", "a", "#### ", "\\text{", "x^"]
+PIECES += [
+    "## Answer\n",
+    "```\n",
+    "Answer: A or ",
+    "3 1/2 ",
+    "is 5. The cat ",
+    "\u0301\u0316",
+    "2^",
+    "not ",
+    "## answer  ",
+]
 
 
 @pytest.mark.parametrize("name", [pytest.param("maths", marks=needs_math_verify), *TABLES])

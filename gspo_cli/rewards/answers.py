@@ -69,9 +69,10 @@ def phrased_answers(text: str) -> list[str]:
 
 
 def lines_after_phrases(text: str) -> list[str]:
-    """The different lines after phrases such as "Answer: x", as they are."""
+    """The different lines after phrases such as "Answer: x", with the quotes around them."""
     pieces = [text[phrase.end() : phrase.end() + LONGEST_LINE] for phrase in PHRASE.finditer(text)]
-    return list(dict.fromkeys(piece.strip().partition("\n")[0] for piece in pieces))
+    lines = [piece.strip().partition("\n")[0].strip("*_ ").removesuffix(".") for piece in pieces]
+    return list(dict.fromkeys(line.strip("*_ ") for line in lines))
 
 
 class Statement(NamedTuple):
@@ -102,9 +103,12 @@ def statements(text: str) -> list[Statement]:
 
 def affirmed(text: str) -> str:
     """`text` without what a "not", "neither" or "is wrong" denies, up to the end of its clause."""
-    kept = []
+    kept, denied = list[str](), False
     for clause in CLAUSE_END.split(text):
+        if denied and clause.casefold() == "but":  # "not A but B" states B
+            continue
         denial = DENIAL.search(clause)
+        denied = denial is not None
         kept.append("" if DENIED.search(clause) else clause[: denial.start()] if denial else clause)
     return "".join(kept)
 
@@ -193,7 +197,8 @@ def _statement(phrase: re.Match[str], rest: str) -> Statement:
     for emphasis in {"**", mark} - {""}:  # "**Answer: x**" opens its emphasis before the phrase
         line = line.replace(emphasis, "") if line.count(emphasis) == 1 else line
     sentences = tuple(unwrapped(sentence) for sentence in _sentences(line))
-    return Statement(unwrapped(line), sentences, unwrapped(BLANK_LINE.split(rest, maxsplit=1)[0]), below)
+    block = max(line, BLANK_LINE.split(rest, maxsplit=1)[0], key=len)
+    return Statement(unwrapped(line), sentences, unwrapped(block), below)
 
 
 def _sentences(line: str) -> Iterator[str]:

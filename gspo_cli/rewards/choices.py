@@ -14,8 +14,11 @@ LETTER = (
     r"(?<!\w)(?![AI]\s+(?!(?:is|are|or|and|because|since|as|for|due|by|with)\b)[^\W\d_])"
     r"[A-Z](?!\w|['’-]\w)"
 )
-# What joins letters: "A or B", "A, B", "(A) or maybe (B)", "A/B", "(A) (B)"
-JOIN = r"(?:[^\w.]{0,6}(?:or|and|nor|maybe|perhaps|possibly|also|even|either|not|sure)\b){1,4}[^\w.]{0,6}"
+# What joins letters: "A or B", "A, B", "(A) or maybe (B)", "A/B", "A. Or B"
+JOIN = (
+    r"(?:[^\w.]{0,6}(?:or|and|nor|maybe|perhaps|possibly|also|even|either|not|sure)\b"
+    r"|\W{1,6}(?i:or|maybe|perhaps|possibly)\b){1,4}[^\w.]{0,6}"
+)
 MARKS = r"[^\w]{1,6}"
 LABEL = r"(?:(?i:the\s+)?(?i:option|choice|letter|answer)\b\W{0,6})?"
 OPENING = re.compile(rf"\W*(?:(?:text|math)\w*\{{\W*)?{LABEL}({LETTER})")

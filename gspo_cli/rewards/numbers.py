@@ -23,8 +23,9 @@ PLAIN_FORMS = (
     (re.compile("[⁰¹²³⁴-⁹⁻]+"), lambda found: f"^{found[0].translate(SUPERSCRIPTS)}"),
     (re.compile("[¼-¾⅐-⅞]"), lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("⁄", "/")),
     (re.compile(rf"(\\{COMMANDS}\s?\{{[^{{}}]*[A-Za-z]\s?\}})\s?\^\s?\{{?-?[0-9]+\}}?"), r"\1 "),  # of a unit
-    (re.compile(r"([A-Za-z])\^\{?-?[0-9]+\}?"), r"\1 "),  # of a unit or a variable
-    (re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!: ]|~)(?=[0-9]{3})"), ","),
+    (re.compile(r"([A-Za-z])(?:\^\{?-?[0-9]+\}?|\*\*[0-9](?![0-9*]))"), r"\1 "),  # of a unit or a variable
+    (re.compile(r"\\(?=[$%])"), ""),
+    (re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!: ]|~|['’])(?=[0-9]{3}(?![0-9]))"), ","),
     (
         re.compile(r"([0-9])?\\[dtc]?frac\s?(?:\{([^{}]*)\}|([0-9]))\s?(?:\{([^{}]*)\}|([0-9]))"),
         lambda found: f"{found[1] + ' ' if found[1] else ''}{found[2] or found[3]}/{found[4] or found[5]}",
