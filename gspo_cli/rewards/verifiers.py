@@ -71,7 +71,8 @@ def numeric(answer_text: str, gold: str) -> float:
     expected, text = gold_number(gold), without_reasoning(answer_text)
     marked = marked_answers(text)
     text = text if marked else affirmed(text)
-    found = set[Fraction | None]().union(*map(last_number, marked), *map(_said_number, statements(text)))
+    stated = map(last_number, marked) if marked else map(_said_number, statements(text))
+    found = set[Fraction | None]().union(*stated)
     return float((found or last_number(text)) == {expected})
 
 

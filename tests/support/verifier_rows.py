@@ -40,6 +40,7 @@ NUMERIC = [
     ("The answer is 72. I am 100% sure.", "72", 1),
     ("The answer is 2.5. That is 5 halves.", "2.5", 1),
     ("The answer is approx. 18", "18", 1),
+    ("Answer: let x = 3.\nThen it is \\boxed{72}", "72", 1),
     ("The answer is 9. Not 18", "9", 1),
     ("The answer is 7, not 8.", "7", 1),
     ("The answer is not 71 but 72", "72", 1),
