@@ -166,3 +166,42 @@ def test_a_conversation_without_a_reference_is_left_out(turns, tmp_path):
     task = dataset(path, heldout=1, messages="m")
     assert len(task.train_problems()) == 1
     assert "a.jsonl:3: " in task.notes()[0]
+
+
+def test_a_reference_of_a_conversation_has_no_reasoning(tmp_path):
+    said = ["<think>Hm.</think>\n0", "<think>Hm.</think>\n1", "2", "<think>Hm.</think>"]
+    rows = [
+        {"chat": [{"from": "human", "value": str(n)}, {"from": "gpt", "value": text}]}
+        for n, text in enumerate(said)
+    ]
+    task = dataset(write(tmp_path / "a.jsonl", *rows), messages="chat", heldout=1)
+    assert sorted(answer for _, answer in both(task)) == ["0", "1", "2"]
+    assert "its last assistant turn is nothing but reasoning" in task.notes()[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "verifier", "reason"),
+    [
+        ("<think>Hm.</think>4", "exact", "is not accepted as an answer by task.verifier=exact"),
+        (
+            {"text": ["Paris"], "start": [1]},
+            "exact",
+            "its answer is an object, which only task.verifier=json",
+        ),
+        (["Paris"], "exact", "its answer is a list, which only task.verifier=json"),
+        ("4 or 5", "numeric", "is not a single number"),
+    ],
+)
+def test_an_answer_that_its_verifier_does_not_accept_is_left_out(answer, verifier, reason, tmp_path):
+    good = [{"prompt": str(n), "answer": n} for n in range(3)]
+    path = write(tmp_path / "a.jsonl", *good, {"prompt": "x", "answer": answer})
+    task = dataset(path, verifier=verifier, heldout=1)
+    assert len(both(task)) == 3
+    assert reason in task.notes()[0]
+
+
+@pytest.mark.parametrize("answer", [1e-5, 1e16, "1/2", "3 1/2", "1e-05"])
+def test_numbers_of_every_spelling_are_references(answer, tmp_path):
+    rows = [{"prompt": str(n), "answer": answer} for n in range(3)]
+    task = dataset(write(tmp_path / "a.jsonl", *rows), verifier="numeric", heldout=1)
+    assert (len(both(task)), list(task.notes())) == (3, [])

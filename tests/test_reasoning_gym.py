@@ -196,3 +196,26 @@ def test_the_class_has_the_defaults_of_the_yaml():
     assert all(
         node[name] == given[name] for name in ("dataset", "problems", "heldout", "data_seed", "examples")
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "lines", "answer"),
+    [
+        ("Answer:\n1 2\n3 4", None, "1 2\n3 4"),
+        ("Answer:\n```\n1 2\n3 4\n```\nDone.", None, "1 2\n3 4"),
+        ("The answer is 1 2\n3 4\n\nAs asked.", 2, "1 2\n3 4"),
+        ("The answer is 42\nas asked.", None, "42"),
+        ("Answer:\n42\nas asked.", 1, "42"),
+        ("Answer:\n1 2\n3 4\n\nAnswer:\n5 6\n7 8", 2, ""),
+    ],
+)
+def test_an_answer_of_several_lines_is_taken_whole(text, lines, answer):
+    assert final_answer(text, lines) == answer
+
+
+@pytest.mark.parametrize("name", ["mini_sudoku", "rotate_matrix", "futoshiki", "tower_of_hanoi"])
+def test_gold_answers_of_several_lines_earn_all_after_a_phrase(name):
+    task = built(dataset=name, problems=4, heldout=1)
+    for problem in task.train_problems():
+        for text in (f"The answer is {problem.answer}", f"**Answer:**\n```\n{problem.answer}\n```"):
+            assert total(task, problem, text) == total(task, problem, problem.answer) == 1

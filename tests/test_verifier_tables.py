@@ -9,6 +9,7 @@ import pytest
 
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.verifiers import VERIFIERS, check_gold
+from tests.support import verifier_rows as more
 from tests.test_verifiers import needs_math_verify
 
 # (answer, gold, whether it passes)
@@ -250,7 +251,13 @@ REGEX = [
     ("yes, no", WORD, 0),
     ("Answer: yes\nAnswer: perhaps", WORD, 0),
 ]
-TABLES = {"exact": EXACT, "numeric": NUMERIC, "choice": CHOICE, "json": JSON, "regex": REGEX}
+TABLES = {
+    "exact": EXACT + more.EXACT,
+    "numeric": NUMERIC + more.NUMERIC,
+    "choice": CHOICE + more.CHOICE,
+    "json": JSON + more.JSON,
+    "regex": REGEX + more.REGEX,
+}
 ROWS = [(name, *row) for name, table in TABLES.items() for row in table]
 
 
@@ -267,9 +274,24 @@ def test_answers_of_chat_models(name, answer, gold, passes):
 
 
 @needs_math_verify
-@pytest.mark.parametrize(("answer", "gold", "passes"), MATHS)
+@pytest.mark.parametrize(("answer", "gold", "passes"), MATHS + more.MATHS)
 def test_answers_of_chat_models_to_mathematics(answer, gold, passes):
     assert VERIFIERS["maths"](answer, gold) == passes
+
+
+ODD = ["the answer is 5", "Let me see. 2+2 is 4.\nThe answer is 4.", "A or B", "not defined", '"a" and "b"']
+
+
+@pytest.mark.parametrize("gold", ODD)
+@pytest.mark.parametrize("name", ["exact", pytest.param("maths", marks=needs_math_verify)])
+def test_every_gold_that_is_read_is_an_answer(name, gold):
+    check_gold(name, gold, "train.jsonl:3")
+    assert VERIFIERS[name](gold, gold) == 1
+
+
+def test_a_gold_that_no_answer_can_earn_names_its_place():
+    with pytest.raises(UserError, match=r"^train\.jsonl:3: gold answer '<think>.*: is not accepted as"):
+        check_gold("exact", "<think>s</think>y", "train.jsonl:3")
 
 
 GOLDS = {"exact": "Paris", "numeric": "72", "choice": "B", "maths": "72", "json": SCHEMA, "regex": "(a+)+b"}
@@ -290,6 +312,17 @@ PIECES = [
     " ",
 ]
 PIECES += ["answer to ", "**", '{"a":', "[1,", "```json\n", "\\frac{", "or 1 ", "a", "#### ", "\\text{", "x^"]
+PIECES += [
+    "## Answer\n",
+    "```\n",
+    "Answer: A or ",
+    "3 1/2 ",
+    "is 5. The cat ",
+    "\u0301\u0316",
+    "2^",
+    "not ",
+    "## answer  ",
+]
 
 
 @pytest.mark.parametrize("name", [pytest.param("maths", marks=needs_math_verify), *TABLES])

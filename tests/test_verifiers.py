@@ -154,7 +154,7 @@ def test_the_reward_judges_the_last_answer_and_names_its_verifier():
 @pytest.mark.parametrize(
     ("name", "gold", "reason"),
     [
-        ("numeric", "1/2", "not a single number"),
+        ("numeric", "1/0", "not a single number"),
         ("numeric", "1 2", "not a single number"),
         ("regex", "(", "not a regular expression"),
         ("choice", "BC", "not a single letter"),

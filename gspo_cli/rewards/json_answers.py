@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from gspo_cli.errors import UserError
+from gspo_cli.rewards.answers import lines_after_phrases, marked_answers
+from gspo_cli.tasks.tools.written import without_reasoning
 
 FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)```", re.DOTALL)
 START = re.compile(r"[{\[]")
@@ -45,6 +48,23 @@ def json_values(text: str) -> list[Any]:
         except (ValueError, RecursionError):
             continue
     return _scattered(text)
+
+
+def stated_json(text: str) -> list[Any]:
+    """The JSON that a model's text gives as its answer: all of the text, else what is marked or phrased as
+    the answer, else what `json_values` finds. Marks inside of an object or a list are a part of it."""
+    for whole in (text, text := without_reasoning(text)):
+        try:
+            return [_read(whole)]
+        except (ValueError, RecursionError):
+            continue
+    outside = "".join(_around(text))
+    if marked_answers(outside):
+        return [value for answer in marked_answers(text, bare=False) for value in json_values(answer)]
+    values = json_values(text)
+    if values or not (phrased := lines_after_phrases(outside)):
+        return values
+    return [value for answer in phrased for value in json_values(answer)]
 
 
 def same_json(value: Any, gold: Any) -> bool:
@@ -88,21 +108,46 @@ def _check_schema(schema: dict[str, Any], gold: str) -> None:
 
 
 def _scattered(text: str) -> list[Any]:
-    """Objects and arrays in prose; none where one is cut off or too long, whose parts are no answer."""
-    found: list[Any] = []
+    """Objects and arrays in prose; none where one is cut off or too long, whose parts are no answer. [1] is
+    a citation where there are others."""
+    found = list(_decoded(text))
+    if any(value is None for value, _, _ in found):
+        return []
+    values = [value for value, _, _ in found]
+    others = [value for value in values if not _is_citation(value)]
+    return others or values
+
+
+def _is_citation(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1 and type(value[0]) is int
+
+
+def _around(text: str) -> Iterator[str]:
+    """What stands around the objects and arrays of a text."""
+    place = 0
+    for _, start, end in _decoded(text):
+        yield text[place:start]
+        place = end
+    yield text[place:]
+
+
+def _decoded(text: str) -> Iterator[tuple[Any, int, int]]:
+    """The objects and arrays in prose, with their places; None for the last where it is cut off or too
+    long."""
     place, failed = 0, 0
     while failed < ATTEMPTS and (start := START.search(text, place)):
         try:
             value, place = DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
             if BROKEN.match(text, start.start()):
-                return []
+                yield None, start.start(), start.start()
+                return
             place, failed = start.end(), failed + 1
             continue
         if place - start.start() > LONGEST:
-            return []
-        found.append(value)
-    return found
+            yield None, start.start(), start.start()
+            return
+        yield value, start.start(), place
 
 
 def _read(text: str) -> Any:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+from unicodedata import normalize
 
 import regex as patterns  # matches as `re` does, and can be given a time limit
 
@@ -20,68 +20,60 @@ from gspo_cli.config.compose import locate
 from gspo_cli.config.extras import install
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.answers import (
-    answers,
+    HEDGE,
+    SENTENCE_END,
+    Statement,
+    affirmed,
     marked_answers,
-    phrased_answers,
-    stated_answers,
+    readings,
+    statements,
     unwrapped,
 )
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.rewards.json_answers import conforms, gold_json, is_schema, json_values, same_json
-from gspo_cli.rewards.maths_worker import equal_mathematics
+from gspo_cli.rewards.choices import given_letters, leading_letters
+from gspo_cli.rewards.json_answers import conforms, gold_json, is_schema, same_json, stated_json
+from gspo_cli.rewards.maths_worker import equal_mathematics, is_formula, squeezed
+from gspo_cli.rewards.numbers import gold_number, last_number, whole_number
 from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import Message, RewardResult, Trajectory
 
 Verifier = Callable[[str, str], float]
 
-# A minus after a digit or a bracket is a subtraction: "10-3" ends in 3. A comma belongs to a number only
-# before three digits: "3,4,5" ends in 5. U+2212 is the typographic minus.
-NUMBER = re.compile(
-    r"(?:(?<![0-9)\]])[-\u2212])?(?:\$[-\u2212]?)?"
-    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]*\.[0-9]+|[0-9]+)"
-)
-# One capital, or several joined as in "B or C", "(B), (C)". "I think" and, after a choice, "A cat" are not.
-CHOICES = (
-    r"((?!I\s+[a-z])[A-Z](?![\w'])"
-    r"(?:[^\w.;]*(?:(?:or|and)\b[^\w.;]*)?[A-Z](?![\w'])(?!\s+(?!(?:or|and)\b)[a-z]))*)"
-)
-# "Answer: B", "the answer is option (B)", "the correct choice is B", "\boxed{B}"
-STATED = re.compile(
-    r"(?i:\banswer\b(?:\s+is\b)?|\b(?:option|choice)\s+is\b|\\boxed\b)[^\w.]*"
-    rf"(?:(?i:option|choice)[^\w.]*)?{CHOICES}"
-)
-# "option B is correct", "(B) is the right answer"
-CALLED_RIGHT = re.compile(r"\bis\s+(?:the\s+)?(?:correct|right|best|answer)\b")
-SUBJECT = re.compile(rf"{CHOICES}[^\w.;]*$")
-# "B", "(B)", "B. Paris", "**B**" at the start of a line; "\text{B}" in a box
-LEADING = re.compile(rf"\W*(?:text\w*\{{\W*)?{CHOICES}(?=\s*(?:$|[).:,\]}}*-]))")
-LONE = re.compile(r"\W*[A-Z]\W*")
-# "2 or 3", "$2$ or $3$": the second is no single answer
-EITHER = re.compile(r"[0-9)\]}$%*]\W{0,5}\bor\b\W{0,5}[0-9]")
-FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
-EXPONENT = re.compile(r"([A-Za-z])\^\{?[0-9]+\}?")  # of a unit, such as cm^2
-THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")  # LaTeX: 1{,}200
 TAIL = 2_000  # characters at the end of a text, which have the answer where nothing states it
-LONGEST = 1_000  # characters of a number or formula
 SECONDS = 1.0  # for one pattern
+# "5 or 6", "$5$ or maybe $6$", "5; 6": two values
+EITHER = patterns.compile(
+    rf"(?i)[0-9)\]}}$%*](?:\W{{0,5}}(?:\w{{1,20}}\W{{1,5}}){{0,2}}?{HEDGE}\W{{0,5}}(?:[a-z]{{2,20}}\W{{1,5}}){{0,3}}|\s?;\W{{0,4}})[0-9]"
+)
+MATHEMATICAL = patterns.compile(r"[0-9$\\]")
+SPELLED = patterns.compile(r"[\s~eE]|\\[,!: ]")  # numbers that the library does not read: 3 1/2, 1\,200, 1e5
+UNREACHED = "is not accepted as an answer by task.verifier="
+COMPOSED = 10_000  # characters of a text whose accents are composed, which takes quadratic time
+QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 
 
 def exact(answer_text: str, gold: str) -> float:
     r"""1 where both texts are equal, apart from case, whitespace, and markdown, quotes, `$`, `\boxed{}` or a
     final period around them; punctuation inside and articles do matter. A text that states its answer, such
-    as "The answer is Paris.", is compared by what it states (`stated_answers`)."""
-    return _every(answer_text, lambda answer: _normal(answer) == _normal(unwrapped(gold)))
+    as "The answer is Paris.", is compared by what it states (`readings`)."""
+    whole = unwrapped(without_reasoning(answer_text))
+    same = whole != "" and _same_text(whole, unwrapped(gold))
+    return float(same or _every(answer_text, lambda answer: _same_text(answer, unwrapped(gold))))
 
 
 def numeric(answer_text: str, gold: str) -> float:
-    """1 where the last number of the text, or of what it states as its answer, equals `gold` exactly; `, $ %`
-    and a final dot are dropped, and 1/2 equals 0.5. "5 or 6" is no answer.
+    """1 where the last number of the text, or of what it states as its answer, equals `gold` exactly, however
+    it is written (`numbers`): 1,200 and 1 200, 1/2 and 3 1/2, 10^3 and 1e3. What a "not" denies is not read.
+    "5 or 6" is no answer.
 
     Units are not converted: "18%" equals 18, not 0.18. Raises UserError if `gold` is not one number.
     """
-    expected, text = Fraction(gold_number(gold)), without_reasoning(answer_text)
-    stated = {_last_number(answer) for answer in stated_answers(text)} - {None}
-    return float((stated or {_last_number(text)}) == {expected})
+    expected, text = gold_number(gold), without_reasoning(answer_text)
+    marked = marked_answers(text)
+    text = text if marked else affirmed(text)
+    stated = map(last_number, marked) if marked else map(_said_number, statements(text))
+    found = set[Fraction | None]().union(*stated)
+    return float((found or last_number(text)) == {expected})
 
 
 def regex(answer_text: str, gold: str) -> float:
@@ -95,39 +87,38 @@ def choice(answer_text: str, gold: str) -> float:
     """1 where the capital letter given as the answer is `gold`; giving different letters is wrong.
 
     Phrases such as "Answer: B", "the answer is (B)" or "option B is correct" decide, wherever they are;
-    without one the text has to start or end with its letter: "B", "(B)", "B. Paris". Raises UserError if
-    `gold` is not one letter A-Z.
+    without one the text has to start or end with its letter: "B", "(B)", "B. Paris" (`choices`). Raises
+    UserError if `gold` is not one letter A-Z.
     """
     expected, text = gold_letter(gold), without_reasoning(answer_text)
     marked = marked_answers(text)
-    given = STATED.findall(text) + _called_right(text) if not marked else []
-    if not given:
-        lines = marked or text.splitlines()
-        if not marked and lines and LONE.fullmatch(lines[-1]):
-            lines = lines[-1:]
-        given = [found[1] for line in lines if (found := LEADING.match(line))]
-    letters = {letter for group in given for letter in re.findall(r"\b[A-Z]\b", group)}
+    letters = set().union(*map(leading_letters, marked)) if marked else given_letters(affirmed(text))
     return float(letters == {expected})
 
 
 def maths(answer_text: str, gold: str) -> float:
     r"""1 where the library math-verify (Apache-2.0, extra `math`) finds both equal: what the text has in
-    `\boxed{}` or `<answer>`, else the last mathematics at its end.
+    `\boxed{}` or `<answer>`, else what it states after a phrase, else the last mathematics at its end. Equal
+    texts and equal numbers (`numbers`) are right too; 50% equals 50 and 0.5.
 
     Compared in a worker process, with 0 for what takes too long. Raises UserError if `gold` cannot be
     parsed.
     """
     text = without_reasoning(answer_text)
     marked = marked_answers(text)
-    candidates = [f"\\boxed{{{answer}}}" for answer in marked] or [text[-TAIL:]]
-    either = not marked and any(
-        EITHER.search(answer) for answer in phrased_answers(text[-TAIL:]) or [text[-TAIL:]]
-    )
-    usable = all(len(candidate) <= TAIL for candidate in candidates) and (not either or " or " in gold)
-    equal = [equal_mathematics(candidate if usable else "", gold) for candidate in candidates]
-    if None in equal:
-        raise UserError(f"gold answer {gold!r}: is not valid mathematics; write a number, or LaTeX as $...$")
-    return float(all(equal))
+    if text != "" and squeezed(text) == squeezed(gold):
+        return 1.0
+    candidates = marked or _mathematics(affirmed(text), gold)
+    usable = all(len(candidate) <= TAIL for candidate in candidates)
+    for candidate in dict.fromkeys(candidates if usable else [""]):
+        equal = _same_value(candidate, gold, marked != [])
+        if equal is None:
+            raise UserError(
+                f"gold answer {gold!r}: is not valid mathematics; write a number, or LaTeX as $...$"
+            )
+        if not equal:
+            return 0.0
+    return 1.0
 
 
 def json(answer_text: str, gold: str) -> float:
@@ -137,8 +128,7 @@ def json(answer_text: str, gold: str) -> float:
     A `gold` with the key "$schema" is a JSON schema, to which the JSON has to conform. Raises UserError if
     `gold` is not JSON.
     """
-    expected, text = gold_json(gold), without_reasoning(answer_text)
-    values = [value for answer in marked_answers(text) or [text] for value in json_values(answer)]
+    expected, values = gold_json(gold), stated_json(answer_text)
     right = conforms if is_schema(expected) else same_json
     return float(values != [] and all(right(value, expected) for value in values))
 
@@ -171,7 +161,8 @@ def resolve_verifier(name: str) -> Verifier:
 
 
 def check_gold(name: str, gold: str, where: str) -> None:
-    """Raise UserError naming `where` if verifier `name` cannot use `gold`. For the loading of tasks."""
+    """Raise UserError naming `where` if verifier `name` cannot use `gold`, or does not accept it as an answer
+    (custom functions are not tried). For the loading of tasks."""
     checks: dict[str, Callable[[str], Any]] = {
         "numeric": gold_number,
         "regex": gold_pattern,
@@ -180,8 +171,16 @@ def check_gold(name: str, gold: str, where: str) -> None:
     }
     try:
         checks.get(name, str)(gold)
+        answerable = name == "regex" or (name == "json" and is_schema(gold_json(gold)))
+        if name in VERIFIERS and not answerable and VERIFIERS[name](_shown(name, gold), gold) != 1:
+            raise UserError(f"gold answer {gold!r:.80}: {UNREACHED}{name}; write the answer alone")
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _shown(name: str, gold: str) -> str:
+    """The answer that a model is shown for a gold: the letter alone, mathematics in a box."""
+    return gold_letter(gold) if name == "choice" else gold
 
 
 class VerifierReward(RewardFunction):
@@ -198,14 +197,6 @@ class VerifierReward(RewardFunction):
         answer = trajectory.answer
         value = float(self.verifier(answer, trajectory.problem.answer)) if answer.strip() else 0.0
         return RewardResult(value, {self.component: value})
-
-
-def gold_number(gold: str) -> Decimal:
-    """`gold` as a number. Raises UserError if it is not exactly one."""
-    text = gold.strip().rstrip(".%")
-    single = NUMBER.fullmatch(text) is not None
-    require(single, f"gold answer {gold.strip()!r}: is not a single number; use another task.verifier")
-    return _decimal(text)
 
 
 def gold_pattern(gold: str) -> patterns.Pattern[str]:
@@ -225,13 +216,21 @@ def gold_letter(gold: str) -> str:
 
 
 def _every(answer_text: str, right: Callable[[str], bool]) -> float:
-    """1 where the text has an answer, and all that it states are right."""
-    given = answers(answer_text)
-    return float(given != [] and all(map(right, given)))
+    """1 where the text has an answer, and all that it states can be taken for a right one."""
+    given = readings(answer_text)
+    return float(given != [] and all(any(map(right, each)) for each in given))
 
 
 def _normal(answer: str) -> str:
-    return " ".join(answer.casefold().split())
+    return " ".join(answer.translate(QUOTES).casefold().split())
+
+
+def _same_text(answer: str, gold: str) -> bool:
+    """Whether both are equal, apart from case, whitespace, curly quotes and how accents are composed."""
+    first, second = _normal(answer), _normal(gold)
+    if first == second or max(len(first), len(second)) > COMPOSED:
+        return first == second
+    return normalize("NFC", first) == normalize("NFC", second)
 
 
 def _matches(pattern: patterns.Pattern[str], text: str) -> bool:
@@ -241,29 +240,33 @@ def _matches(pattern: patterns.Pattern[str], text: str) -> bool:
         return False
 
 
-def _called_right(text: str) -> list[str]:
-    """Letters right before "is correct" and the like."""
-    before = [text[max(0, found.start() - 40) : found.start()] for found in CALLED_RIGHT.finditer(text)]
-    return [letters for subject in before for letters in SUBJECT.findall(subject)]
+def _said_number(statement: Statement) -> set[Fraction | None]:
+    """The number of a statement's first sentence that has one; else of its line, and of the line's beginning
+    where this is another one, as in "18. Or 19."."""
+    found = (number for sentence in statement.sentences if (number := last_number(sentence)))
+    beginning = SENTENCE_END.split(statement.line, maxsplit=1)[0]
+    return next(found, None) or last_number(statement.line) | last_number(beginning)
 
 
-def _last_number(text: str) -> Fraction | None:
-    """The last number of a text, or the fraction that it ends; None without a number, and for "2 or 3"."""
-    text = FRACTION.sub(r"\1/\2", THOUSANDS.sub(",", EXPONENT.sub(r"\1", text)))
-    found = list(NUMBER.finditer(text))
-    if not found or len(found[-1][0]) > LONGEST:
-        return None
-    value = Fraction(_decimal(found[-1][0]))
-    if len(found) == 1:
-        return value
-    before = found[-2]
-    between = text[before.end() : found[-1].start()]
-    if EITHER.search(text, before.start()):
-        return None
-    if between.strip() == "/" and value and len(before[0]) <= LONGEST:
-        return Fraction(_decimal(before[0])) / value
-    return value
+def _mathematics(text: str, gold: str) -> list[str]:
+    """Where nothing is marked: what is stated after phrases, where that has mathematics, else the end of the
+    text. Two values in prose, as in "5 or maybe 6", are no answer."""
+    stated = [next(iter(each.sentences), each.line).rstrip(" ,;") for each in statements(text)]
+    found = [each for each in stated if MATHEMATICAL.search(each) or is_formula(each)]
+    found = found or [unwrapped(text[-TAIL:])]
+    return [""] if " or " not in gold and any(map(EITHER.search, found)) else found
 
 
-def _decimal(text: str) -> Decimal:
-    return Decimal(text.replace(",", "").replace("$", "").replace("\u2212", "-"))
+def _same_value(answer: str, gold: str, marked: bool) -> bool | None:
+    """Whether both are one text, one number, or equal for the library; None for an unusable gold."""
+    if squeezed(answer) == squeezed(gold):
+        return answer != ""
+    number, expected = whole_number(answer), whole_number(gold)
+    if number is not None and expected is not None:
+        pair = ((answer, number), (gold, expected))
+        shares = [each / 100 if text.rstrip(". ").endswith("%") else each for text, each in pair]
+        if number == expected or shares[0] == shares[1]:
+            return True
+    plain = answer if number is None or not SPELLED.search(answer) else str(number)
+    gold = gold if expected is None or not SPELLED.search(gold) else str(expected)
+    return equal_mathematics(f"\\boxed{{{plain}}}" if marked or is_formula(plain) else plain, gold)

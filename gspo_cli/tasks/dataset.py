@@ -18,6 +18,7 @@ from gspo_cli.tasks.files import ROLES, content_of
 from gspo_cli.tasks.jsonl import JsonlTask, as_json
 from gspo_cli.tasks.problem_index import UnusableRow
 from gspo_cli.tasks.row_templates import RowFilter, RowTemplate
+from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import Message, Problem
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant"}
@@ -74,7 +75,12 @@ class DatasetTask(JsonlTask):
         else:
             opening, reference = _opening(_turns(_column(row, self.messages, where), where), where)
         if self.messages is None or self.answer is not None:
-            reference = _answer(_column(row, self.answer or "answer", where), where)
+            value = _column(row, self.answer or "answer", where)
+            readable = not isinstance(value, dict | list) or self.verifier.startswith(("json", "python:"))
+            if not readable:
+                kind = "an object" if isinstance(value, dict) else "a list"
+                raise UnusableRow(f"{where}: its answer is {kind}, which only task.verifier=json reads")
+            reference = _answer(value, where)
         if reference is None:
             raise UnusableRow(f"{where}: its conversation has no assistant turn after another one")
         try:
@@ -141,9 +147,15 @@ def _turns(value: Any, where: str) -> list[Message]:
 
 
 def _opening(turns: list[Message], where: str) -> tuple[tuple[Message, ...], str | None]:
-    """The messages before the last assistant turn, and that turn; all of them where none follows."""
+    """The messages before the last assistant turn, and that turn after its reasoning; all messages where none
+    follows."""
     last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
-    opening, reference = tuple(turns[:last]), turns[last].content if last < len(turns) else None
+    reference: str | None
+    opening, reference = tuple(turns[:last]), None
+    if last < len(turns):
+        reference = without_reasoning(turns[last].content)
+        if not reference:
+            raise UnusableRow(f"{where}: its last assistant turn is nothing but reasoning")
     if not opening or opening[-1].role not in ("user", "tool"):
         raise UnusableRow(f"{where}: its conversation has no user or tool message before the agent's turn")
     return opening, reference

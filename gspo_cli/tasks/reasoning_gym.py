@@ -19,7 +19,7 @@ from gspo_cli.config.checks import require, require_not_negative, require_positi
 from gspo_cli.config.extras import install
 from gspo_cli.config.marks import PLAIN, SETTINGS, Marks
 from gspo_cli.errors import FOREIGN, UserError, as_exception
-from gspo_cli.rewards.answers import marked_answers, phrased_answers, tagged_answers
+from gspo_cli.rewards.answers import Statement, marked_answers, statements, tagged_answers
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.worker import Worker
 from gspo_cli.tasks.questions import QuestionTask
@@ -146,7 +146,8 @@ class ReasoningGymReward(RewardFunction):
         self, trajectory: Trajectory, turn: Message, context: Mapping[str, Any]
     ) -> RewardResult:
         """The score of the last answer, which is also the only component."""
-        answer = final_answer(trajectory.answer)
+        gold = str(trajectory.problem.answer)
+        answer = final_answer(trajectory.answer, gold.count("\n") + 1 if gold else None)
         value = 0.0
         if answer and len(answer) <= LONGEST:
             try:
@@ -157,14 +158,23 @@ class ReasoningGymReward(RewardFunction):
         return RewardResult(value, {"score": value})
 
 
-def final_answer(text: str) -> str:
+def final_answer(text: str, lines: int | None = None) -> str:
     """The one answer of a text, as `ReasoningGym` says; empty where there are several. What is in tags, and a
-    text without any statement, stay as they are: a puzzle's answer may end with a period."""
+    text without any statement, stay as they are: a puzzle's answer may end with a period. After a phrase the
+    answer is its line, or the block of lines down to an empty one where an answer has several `lines`; null
+    for `lines` means a block where it begins below the phrase."""
     text = without_reasoning(text)
-    stated = tagged_answers(text) or marked_answers(text) or phrased_answers(text)
+    stated = tagged_answers(text) or marked_answers(text)
+    if not stated:
+        stated = list(dict.fromkeys(_lines(statement, lines) for statement in statements(text)))
     if stated:
         return stated[0] if len(stated) == 1 else ""
     return text
+
+
+def _lines(statement: Statement, lines: int | None) -> str:
+    several = statement.below if lines is None else lines > 1
+    return statement.block if several else statement.line
 
 
 def _dataset(name: str, settings: Mapping[str, Any], size: int, seed: int) -> Any:
