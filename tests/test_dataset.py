@@ -19,7 +19,7 @@ from gspo_cli.tasks import problem_index
 from gspo_cli.tasks.gsm8k import Gsm8k
 from gspo_cli.tasks.problem_index import Problems
 from gspo_cli.types import Message
-from tests.support.data import ROWS, both, contents, dataset, lines, parquet
+from tests.support.data import ROWS, contents, dataset, lines, parquet
 from tests.support.tasks import gsm8k_file, write
 
 COLUMNS = {"prompt": "question"}
@@ -81,104 +81,6 @@ def test_gsm8k_is_the_same_from_parquet_and_from_json_lines(tmp_path):
     tasks = [Gsm8k("gsm8k", "", "", path=str(each), heldout=5) for each in (path, tmp_path / "train.parquet")]
     assert contents(tasks[0]) == contents(tasks[1])
     assert tasks[0].demonstrations() == tasks[1].demonstrations()
-
-
-def test_what_a_csv_file_has_stays_as_it_is_written(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text('prompt,answer\n"two\nlines, quoted",007\nb,1.50\nc,NA\nd,\n')
-    task = dataset(path, heldout=1)
-    with pytest.raises(UserError, match=r"a\.csv:4: its answer is empty; .*task\.filter"):
-        task.train_problems()
-    kept = both(dataset(path, heldout=1, filter="answer"))
-    assert {messages[0].content: answer for messages, answer in kept} == {
-        "two\nlines, quoted": "007",
-        "b": "1.50",
-        "c": "NA",
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        (
-            "a.csv",
-            "prompt,answer\nq0,0,z0\nq1,1,z1\n",
-            r"a\.csv:1: does not have as many fields \(3\) .* names of columns \(2\)",
-        ),
-        (
-            "a.csv",
-            "prompt,answer\nq0,0,\nq1,1,\n",
-            r"a\.csv:1: does not have as many fields \(3\) .* names of columns \(2\)",
-        ),
-        (
-            "a.csv",
-            "prompt,answer\nq0,0\nq1, q2,1\n",
-            r"a\.csv:2: does not have as many fields \(3\) .* names of columns \(2\)",
-        ),
-        (
-            "a.csv",
-            "id,prompt,answer\n0,q0,0\nq1,1\n",
-            r"a\.csv:2: does not have as many fields \(2\) .* names of columns \(3\)",
-        ),
-        (
-            "a.tsv",
-            "prompt\tanswer\nq0\t0\t\n",
-            r"a\.tsv:1: does not have as many fields \(3\) .* names of columns \(2\)",
-        ),
-        ("a.csv", 'prompt,answer\nq0,0\n"q1,1\nq2,2\n', r"a\.csv:2: is not csv .*unexpected end"),
-        ("a.csv", 'prompt,answer\n"q"0,0\n', r"a\.csv:1: is not csv .*write a quote inside of quotes twice"),
-        ("a.csv", 'prompt,"answer\n', r"^task\.path=.*a\.csv: its first line is not csv"),
-        ("a.csv", "prompt,answer\n", r"^task\.path=.*a\.csv: has no rows; give a file that has some$"),
-        ("a.csv", "", r"^task\.path=.*a\.csv: is empty; "),
-        ("a.csv", "\n \n", r"^task\.path=.*a\.csv: is empty; "),
-    ],
-)
-def test_a_csv_file_that_would_be_misread_is_refused_by_row(name, content, reason, tmp_path):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=reason):
-        dataset(tmp_path / name, heldout=1).train_problems()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        ",prompt,answer\n0,q0,0\n1,q1,1\n",  # as DataFrame.to_csv() writes it
-        ",Unnamed: 0,prompt,answer\n0,0,q0,0\n1,1,q1,1\n",  # and writes it again
-        "prompt,answer,\nq0,0,\nq1,1,\n",
-        "prompt,answer,answer\nq0,0,5\nq1,1,5\n",
-        "\n  \nprompt,answer\n\nq0,0\nq1,1\n\n",
-    ],
-)
-def test_columns_without_a_name_and_blank_lines_are_no_obstacle(content, tmp_path):
-    (tmp_path / "a.csv").write_text(content)
-    found = both(dataset(tmp_path / "a.csv", heldout=1))
-    assert {messages[0].content: answer for messages, answer in found} == {"q0": "0", "q1": "1"}
-
-
-def test_a_column_without_a_name_is_called_by_its_place(tmp_path):
-    (tmp_path / "a.csv").write_text(",answer\nq0,0\nq1,1\n")
-    found = both(dataset(tmp_path / "a.csv", heldout=1, prompt="Unnamed: 0"))
-    assert {messages[0].content for messages, _ in found} == {"q0", "q1"}
-
-
-def test_a_csv_file_is_read_again_when_it_changes_and_takes_long_texts(tmp_path):
-    path, long = tmp_path / "a.csv", "x" * 200_000
-    for answer in ("1", "2"):
-        path.write_text(f"prompt,answer\n{long},{answer}\nq,{answer * 2}\n")
-        assert {each for _, each in both(dataset(path, heldout=1))} == {answer, answer * 2}
-
-
-@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_a_table_without_rows_is_one_sentence(name, tmp_path):
-    WRITERS[name](tmp_path / name, ROWS)
-    none = pyarrow.Table.from_pylist(ROWS).slice(0, 0)
-    if name == "a.parquet":
-        pyarrow.parquet.write_table(none, tmp_path / name)
-    else:
-        with pyarrow.ipc.new_file(str(tmp_path / name), none.schema) as writer:
-            writer.write_table(none)
-    with pytest.raises(UserError, match=rf"^task\.path=.*{name}: has no rows; give a file that has some$"):
-        dataset(tmp_path / name, **COLUMNS).train_problems()
 
 
 def folder_of_shards(root, write_file, ending):
@@ -259,6 +161,21 @@ def test_the_held_out_fraction_stays_where_rows_are_added(tmp_path):
     }
 
 
+@pytest.mark.parametrize("settings", [{"heldout": 3}, {"heldout_fraction": 0.5}])
+def test_a_problem_with_several_rows_is_held_out_once(settings, tmp_path):
+    rows = [{"prompt": f"Say {n}", "answer": n} for n in range(5)]
+    task = dataset(write(tmp_path / "a.jsonl", *rows * 3), **settings)
+    train, heldout = contents(task)
+    assert len(heldout) == len(set(heldout))
+    assert len({*train, *heldout}) == 5
+    assert len(train) == 3 * len({*train})
+    assert task.duplicates_dropped == 2 * len(heldout)
+    if "heldout" in settings:
+        assert len(heldout) == 3
+        with pytest.raises(UserError, match=r"^task\.heldout=5: leaves none of 5 problems"):
+            dataset(write(tmp_path / "a.jsonl", *rows * 3), heldout=5).train_problems()
+
+
 def test_many_rows_are_read_when_they_are_drawn(tmp_path, monkeypatch):
     path = write(
         tmp_path / "a.jsonl", *[{"prompt": f"Say {n % 40}", "answer": n % 40} for n in range(50)], {}, ""
@@ -290,6 +207,15 @@ def test_many_rows_are_read_when_they_are_drawn(tmp_path, monkeypatch):
     [
         (gzip.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-20], "is not a whole compressed file"),
         (zstandard.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-9], "is not a whole compressed file"),
+        (json.dumps({"data": ROWS}, indent=1).encode(), 'is one JSON object .*only the array under "data"'),
+        (
+            b'{"data":\n[{"prompt": "a"}]}',
+            'is one JSON object .*only the array under "data", or one object on',
+        ),
+        (gzip.compress(json.dumps({"n": 1, "rows": []}, indent=1).encode()), 'the array under "rows"'),
+        (json.dumps({"0": ROWS[0]}, indent=1).encode(), "is one JSON object .*write an array, or one object"),
+        (json.dumps(ROWS[0], indent=1).encode() * 2, "has JSON objects over several lines, not an array"),
+        (b'{"prompt": "a"\n{"prompt": "b"}', r":1: is not JSON"),
         (b"[1, 2", "begins with .* but is not a JSON array"),
         (b"[]", "is empty"),
         (b"[1]", r":1: is not a JSON object"),

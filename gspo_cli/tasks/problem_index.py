@@ -109,24 +109,24 @@ def split_rows(index: Index, heldout: int | float | Index, setting: str) -> tupl
     """Training rows, held-out rows, and how many are left out of the former because their problem is held
     out too.
 
-    Held out are the given rows, the first `heldout` in the order of the problems' hashes, or the fraction
-    `heldout` of all, by a hash of the conversation alone: what is held out stays so when rows are added.
-    Training rows come in the order of the hashes. Raises UserError where none is left."""
+    Held out are the given rows, the first `heldout` different problems in the order of their hashes, or the
+    fraction `heldout` of all, by a hash of the conversation alone: what is held out stays so when rows are
+    added. A problem that has several rows is held out once. Training rows come in the order of the hashes.
+    Raises UserError where none is left."""
     index = index.taken(np.argsort(index.order, kind="stable"))
+    different = index.taken(np.append(True, index.order[1:] != index.order[:-1]))
     if isinstance(heldout, Index):
-        held, rest = heldout, index
+        held = heldout
     elif isinstance(heldout, int):
-        held, rest = index.taken(slice(heldout)), index.taken(slice(heldout, None))
+        held = different.taken(slice(heldout))
     else:
-        within = index.share < np.uint64(heldout * 2**64)
-        held, rest = index.taken(within), index.taken(~within)
-    train = rest.taken(~np.isin(rest.order, held.order))
-    require(
-        len(train.rows) > 0,
-        f"{setting}: leaves none of {len(index.rows)} problems to train on; hold out fewer",
-    )
-    require(len(held.rows) > 0, f"{setting}: holds out none of {len(index.rows)} problems; hold out more")
-    return train, held, len(rest.rows) - len(train.rows)
+        held = different.taken(different.share < np.uint64(heldout * 2**64))
+    train = index.taken(~np.isin(index.order, held.order))
+    total = f"{len(different.rows)} problems"
+    require(len(train.rows) > 0, f"{setting}: leaves none of {total} to train on; hold out fewer")
+    require(len(held.rows) > 0, f"{setting}: holds out none of {total}; hold out more")
+    from_index = 0 if isinstance(heldout, Index) else len(held.rows)
+    return train, held, len(index.rows) - len(train.rows) - from_index
 
 
 def _indexed(rows: Rows, make: Callable[[str, dict[str, Any]], Made | None]) -> Index:

@@ -56,9 +56,22 @@ class Table:
 
     def _read(self, index: int, read: Callable[[], Any]) -> dict[str, Any]:
         try:
-            return dict(read())
+            return {name: _without_added_nulls(value) for name, value in read().items()}
         except Exception as error:  # the library's own: text that is not UTF-8, a picture that is damaged
             raise UserError(f"{self.where(index)}: cannot be read ({_reason(error)}); correct it") from error
+
+
+def _without_added_nulls(value: Any, within_calls: bool = False) -> Any:
+    """`value` without the nulls of tool calls: a table gives all calls of a column the arguments of all."""
+    if isinstance(value, dict):
+        return {
+            name: _without_added_nulls(each, within_calls or name == "tool_calls")
+            for name, each in value.items()
+            if each is not None or not within_calls
+        }
+    if isinstance(value, list):
+        return [_without_added_nulls(each, within_calls) for each in value]
+    return value
 
 
 def file_tables(kind: str, paths: Sequence[str], key: str) -> list[Table]:
