@@ -64,7 +64,7 @@ class Null:
 class WholeRow(dict[str, Any]):
     """All columns of a row by name."""
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping):
