@@ -59,7 +59,7 @@ def test_what_a_csv_file_has_stays_as_it_is_written(tmp_path):
         ("a.csv", 'prompt,answer\nq0,0\n"q1,1\nq2,2\n', r"a\.csv:2: is not csv .*unexpected end"),
         ("a.csv", 'prompt,answer\n"q"0,0\n', r"a\.csv:1: is not csv .*write a quote inside of quotes twice"),
         ("a.csv", 'prompt,"answer\n', r"^task\.path=.*a\.csv: its first line is not csv"),
-        ("a.csv", "prompt,answer\n", r"^task\.path=.*a\.csv: has no rows; give a file that has some$"),
+        ("a.csv", "prompt,answer\n", r"^task\.path=.*a\.csv: has no rows; give a file with rows$"),
         ("a.csv", "", r"^task\.path=.*a\.csv: is empty; "),
         ("a.csv", "\n \n", r"^task\.path=.*a\.csv: is empty; "),
     ],
@@ -107,7 +107,7 @@ def test_a_table_without_rows_is_one_sentence(name, tmp_path):
     else:
         with pyarrow.ipc.new_file(str(tmp_path / name), none.schema) as writer:
             writer.write_table(none)
-    with pytest.raises(UserError, match=rf"^task\.path=.*{name}: has no rows; give a file that has some$"):
+    with pytest.raises(UserError, match=rf"^task\.path=.*{name}: has no rows; give a file with rows$"):
         dataset(tmp_path / name).train_problems()
 
 
@@ -143,3 +143,13 @@ def test_a_null_that_a_line_gives_to_a_call_stays(tmp_path):
     rows = [{"messages": called(name, {"a": None}), "answer": "1"} for name in "fg"]
     task = JsonlTask("jsonl", "", "", path=write(tmp_path / "a.jsonl", *map(json.dumps, rows)), heldout=1)
     assert list(arguments_of(task).values()) == [{"a": None}] * 2
+
+
+def test_a_split_of_the_hub_without_rows_is_one_sentence(monkeypatch):
+    import datasets
+
+    none = datasets.Dataset.from_list(ROWS).select([])
+    monkeypatch.setattr("gspo_cli.tasks.tables.ask_hub", lambda name, kind: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda path, **settings: none)
+    with pytest.raises(UserError, match=r"^task\.path=me/mine: split t[a-z]+ has no rows; give another"):
+        dataset("me/mine").train_problems()

@@ -23,7 +23,7 @@ from gspo_cli.tasks.separated import SEPARATORS, column_names, separated_rows
 from gspo_cli.user_cache import cache_folder, one_at_a_time
 
 DAMAGED = "correct the file, or give another"
-NO_ROWS = "has no rows; give a file that has some"
+NO_ROWS = "has no rows; give a file with rows"
 BATCH = 1000  # rows of a csv file that are in memory at once
 
 
@@ -156,6 +156,7 @@ def hub_table(name: str, subset: str | None, split: str, revision: str | None, k
     fix = "check task.subset, task.split and task.revision"
     with _loading(f"{key}={name}", fix):
         table = load_dataset(name, name=subset, split=split, revision=revision)
+        require(len(table) > 0, f"{key}={name}: split {split} has no rows; give another with task.split")
         return Table(f"{name}/{split}", table)
 
 
