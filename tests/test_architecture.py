@@ -66,12 +66,14 @@ OWNERS = {
     "jinja2": {"compare", "policy", "tasks/row_templates.py"},
     "jsonschema": {"tasks/tools/schemas.py", "rewards/json_answers.py"},
     "datasets": {"tasks/tables.py"},
+    "pyarrow": {"tasks/tables.py"},
     "zstandard": {"tasks/json_rows.py"},
     "starlette": {"agents/endpoint.py"},
     "uvicorn": {"agents/endpoint.py"},
 }
 OPTIONAL = {
     "datasets",
+    "pyarrow",
     "zstandard",
     "wandb",
     "tensorboard",

@@ -19,7 +19,7 @@ from gspo_cli.tasks import problem_index
 from gspo_cli.tasks.gsm8k import Gsm8k
 from gspo_cli.tasks.problem_index import Problems
 from gspo_cli.types import Message
-from tests.support.data import ROWS, both, contents, dataset, lines, parquet
+from tests.support.data import ROWS, contents, dataset, lines, parquet
 from tests.support.tasks import gsm8k_file, write
 
 COLUMNS = {"prompt": "question"}
@@ -81,20 +81,6 @@ def test_gsm8k_is_the_same_from_parquet_and_from_json_lines(tmp_path):
     tasks = [Gsm8k("gsm8k", "", "", path=str(each), heldout=5) for each in (path, tmp_path / "train.parquet")]
     assert contents(tasks[0]) == contents(tasks[1])
     assert tasks[0].demonstrations() == tasks[1].demonstrations()
-
-
-def test_what_a_csv_file_has_stays_as_it_is_written(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text('prompt,answer\n"two\nlines, quoted",007\nb,1.50\nc,NA\nd,\n')
-    task = dataset(path, heldout=1)
-    with pytest.raises(UserError, match=r"a\.csv:4: its answer is empty; .*task\.filter"):
-        task.train_problems()
-    kept = both(dataset(path, heldout=1, filter="answer"))
-    assert {messages[0].content: answer for messages, answer in kept} == {
-        "two\nlines, quoted": "007",
-        "b": "1.50",
-        "c": "NA",
-    }
 
 
 def folder_of_shards(root, write_file, ending):
@@ -175,6 +161,21 @@ def test_the_held_out_fraction_stays_where_rows_are_added(tmp_path):
     }
 
 
+@pytest.mark.parametrize("settings", [{"heldout": 3}, {"heldout_fraction": 0.5}])
+def test_a_problem_with_several_rows_is_held_out_once(settings, tmp_path):
+    rows = [{"prompt": f"Say {n}", "answer": n} for n in range(5)]
+    task = dataset(write(tmp_path / "a.jsonl", *rows * 3), **settings)
+    train, heldout = contents(task)
+    assert len(heldout) == len(set(heldout))
+    assert len({*train, *heldout}) == 5
+    assert len(train) == 3 * len({*train})
+    assert task.duplicates_dropped == 2 * len(heldout)
+    if "heldout" in settings:
+        assert len(heldout) == 3
+        with pytest.raises(UserError, match=r"^task\.heldout=5: leaves none of 5 problems"):
+            dataset(write(tmp_path / "a.jsonl", *rows * 3), heldout=5).train_problems()
+
+
 def test_many_rows_are_read_when_they_are_drawn(tmp_path, monkeypatch):
     path = write(
         tmp_path / "a.jsonl", *[{"prompt": f"Say {n % 40}", "answer": n % 40} for n in range(50)], {}, ""
@@ -206,6 +207,15 @@ def test_many_rows_are_read_when_they_are_drawn(tmp_path, monkeypatch):
     [
         (gzip.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-20], "is not a whole compressed file"),
         (zstandard.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-9], "is not a whole compressed file"),
+        (json.dumps({"data": ROWS}, indent=1).encode(), 'is one JSON object .*only the array under "data"'),
+        (
+            b'{"data":\n[{"prompt": "a"}]}',
+            'is one JSON object .*only the array under "data", or one object on',
+        ),
+        (gzip.compress(json.dumps({"n": 1, "rows": []}, indent=1).encode()), 'the array under "rows"'),
+        (json.dumps({"0": ROWS[0]}, indent=1).encode(), "is one JSON object .*write an array, or one object"),
+        (json.dumps(ROWS[0], indent=1).encode() * 2, "has JSON objects over several lines, not an array"),
+        (b'{"prompt": "a"\n{"prompt": "b"}', r":1: is not JSON"),
         (b"[1, 2", "begins with .* but is not a JSON array"),
         (b"[]", "is empty"),
         (b"[1]", r":1: is not a JSON object"),
@@ -223,7 +233,7 @@ def test_a_file_that_is_not_whole_is_refused_by_name(content, reason, tmp_path):
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv", "a.csv.gz"])
 def test_a_damaged_table_is_refused_by_name(name, tmp_path):
     (tmp_path / name).write_bytes(b"\x00 no table\xff\n" * 3)
-    with pytest.raises(UserError, match=rf"^task\.path=.*{name}: (cannot be (loaded|read)|has no row)"):
+    with pytest.raises(UserError, match=rf"^task\.path=.*{name}: (cannot be (loaded|read)|is not UTF-8)"):
         dataset(tmp_path / name).train_problems()
 
 

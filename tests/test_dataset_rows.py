@@ -6,6 +6,8 @@ import pytest
 
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.jsonl import JsonlTask
+from gspo_cli.tasks.problem_index import UnusableRow
+from gspo_cli.tasks.row_templates import RowFilter, RowTemplate
 from gspo_cli.types import Message
 from tests.support.data import ROWS, both, dataset, lines, parquet
 from tests.support.tasks import write
@@ -55,6 +57,80 @@ def test_a_template_writes_the_question_and_a_filter_chooses_rows(tmp_path):
         (Message("user", f"{row['question']} ({row['level']})"),) for row in ROWS if row["level"] < 2
     }
     assert task.notes() == ["4 of 12 training rows are left out by task.filter"]
+
+
+NESTED = {"answer": "1", "q": None, "x": {"items": ["a", "b"], "n": None}, "list": [None, "b"], "row": "R"}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(
+            "{{q}} Think.",
+            "{{q ~ ' Think.'}}",
+            "{{q | upper}}",
+            "{{[q] | join}}",
+            "{{'%s' % q}}",
+            "{{row.q}}",
+        ),
+        *("{{x.n}}", "{{x['n']}}", "{{x}}", "{{q.name}}", "{{list | join}}", "{{list[0]}}", "{{none}}"),
+        *("{% for each in list %}{{each}}{% endfor %}", "{{x.get('n')}}", "{{row['q'] | trim}}"),
+    ],
+)
+def test_a_row_whose_template_would_write_a_null_is_left_out(template, tmp_path):
+    whole = {**NESTED, "q": {"name": "a"}, "x": {"n": "c"}, "list": ["d"]}
+    path = write(tmp_path / "a.jsonl", whole, {**whole, "q": {"name": "b"}}, NESTED)
+    if template == "{{none}}":
+        with pytest.raises(UserError, match="has no row that can be used: 3 of 3 rows are left out"):
+            dataset(path, heldout=1, template=template).train_problems()
+        return
+    # the conversation differs by row, so that one is left to train on
+    task = dataset(path, heldout=1, template=f"{template}{{{{q | tojson}}}}")
+    assert "None" not in str(both(task))
+    (note,) = task.notes()
+    assert "1 of 3 training rows are left out, the first because" in note
+    assert "a.jsonl:3: " in note
+    assert " is null, and task.template=" in note
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{q or 'nothing'}}", "nothing"),
+        ("{{q | default('nothing', true)}}", "nothing"),
+        (
+            "{% if q is none %}null{% endif %}{% if q == none %}null{% endif %}{{q is not none}}",
+            "nullnullFalse",
+        ),
+        ("{{q | tojson}} {{x | tojson}}", 'null {"items": ["a", "b"], "n": null}'),
+        ("{{row['row']}} {{row.answer}} {{x['items'][1]}}", "R 1 b"),
+    ],
+)
+def test_a_template_may_test_for_null_and_read_every_column(template, text):
+    assert RowTemplate("task.template", template)(NESTED, "a.jsonl:1") == text
+
+
+def test_a_filter_may_test_for_null():
+    for text, holds in (("q is none", True), ("q == none", True), ("q", False), ("not q", True)):
+        assert RowFilter("task.filter", text)(NESTED, "a.jsonl:1") is holds
+    with pytest.raises(UnusableRow, match=r"^a\.jsonl:1: q is null, and task\.filter="):
+        RowFilter("task.filter", "'None' in q | string")(NESTED, "a.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{x.items[1]}}", r'write x\["items"\] in place of x\.items, which is a method'),
+        ("{{x.items}}", r'write x\["items"\]'),
+        ("{{row.x.items}}", r'write row\.x\["items"\]'),
+        ("{{x.keys}}", "keys is a method"),
+        ("{{row}}", r'row is all columns; write row\["name"\] for one of them, row\["row"\] where'),
+        ("{% if row == 'R' %}a{% endif %}", "row is all columns"),
+    ],
+)
+def test_a_name_that_stands_for_something_else_is_refused(template, reason):
+    with pytest.raises(UserError, match=reason):
+        RowTemplate("task.template", template)(NESTED, "a.jsonl:1")
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,10 @@ from gspo_cli.launching.sweep import (
     report_sweep,
     resumed_sweep,
 )
+from gspo_cli.run.data_stamp import CHANGED_DATA, check_data, write_data_stamp
 from gspo_cli.run.files import make_folder
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.identity import State
+from gspo_cli.run.identity import State, state_of
 from gspo_cli.signals import Stopped
 from gspo_cli.sources import settled
 
@@ -50,7 +51,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_command instead of Hydra's own printer
     given = sys.argv[1:]
     FLAGS.clear()
-    FLAGS.update(text for text in given if text in (REPAIR, trust.FLAG))
+    FLAGS.update(text for text in given if text in (REPAIR, CHANGED_DATA, trust.FLAG))
     run_command("gspo-train", composed_job, TRAINING_STOPPED, given)
 
 
@@ -129,9 +130,16 @@ def train(node: DictConfig) -> int:
 def start(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -> int:
     """Begin or continue a run in its folder, which is locked; returns the exit code. What is refused before
     it came to anything leaves nothing behind."""
+    continues = node.resume is not None or (in_sweep() and state_of(run.path) is State.started)
+    accepts = continues and CHANGED_DATA in FLAGS
+    if continues and not accepts:
+        check_data(run, config.task)
+    notes = run.check_logs(REPAIR in FLAGS) if node.resume is not None else []
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    if accepts:
+        write_data_stamp(run, config.task)
     if node.resume is not None:
-        for note in run.check_logs(REPAIR in FLAGS):
-            print(f"note: {note}", flush=True)
         run.write_config(resolved_yaml(node))
         if run.checkpoints.exists() and (note := idle_gpu_note(config)):
             print(f"note: {note}", flush=True)

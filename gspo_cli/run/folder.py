@@ -1,7 +1,8 @@
 """The run folder: the files that reports and people read.
 
-config.yaml (resolved), card.txt and card.json, metrics.jsonl, evals.jsonl, samples.jsonl, heldout.jsonl
-(results by held-out problem), checkpoints/, initial_model/ (where the run made the model), summary.json."""
+config.yaml (resolved), data.json (hash of what the task has read), card.txt and card.json, metrics.jsonl,
+evals.jsonl, samples.jsonl, heldout.jsonl (results by held-out problem), checkpoints/, initial_model/ (where
+the run made the model), summary.json."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from gspo_cli.sources import ModelSource, run_checkpoint
 
 LOCK = "GSPO_LOCKED"  # in the environment of a process whose parent holds the lock for it: the folder
 _HELD: dict[Path, tuple[int, int]] = {}  # locks of this process: their descriptors and threads
-OWN = ("config.yaml", WRITTEN, "card.txt", "card.json", "summary.json", "wandb_id", *LOGS)  # files of a run
+DATA = "data.json"  # a hash of what the task has read
+OWN = ("config.yaml", WRITTEN, DATA, "card.txt", "card.json", "summary.json", "wandb_id", *LOGS)  # files
 PROGRESS = ("checkpoints", "initial_model")  # what took time to make
 
 
@@ -124,10 +126,15 @@ class RunFolder:
         write_atomically(self.written_config, config_yaml)
         write_atomically(self.config, config_yaml)
 
+    @property
+    def has_progress(self) -> bool:
+        """Whether there is something that took time to make."""
+        return any((self.path / name).exists() for name in PROGRESS)
+
     def discard(self) -> None:
         """Remove the files of a run that was refused before it came to anything, so that the corrected
         command may use the folder. What took time to make is never removed."""
-        if self.writes and not any((self.path / name).exists() for name in PROGRESS):
+        if self.writes and not self.has_progress:
             for name in OWN:
                 (self.path / name).unlink(missing_ok=True)
             with suppress(OSError):  # not empty: there are files that are not ours

@@ -5,12 +5,15 @@ agent talks to an environment: a step takes the agent's text and returns the nex
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+import hashlib
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 from gspo_cli.config.choices import ToolForm
 from gspo_cli.config.marks import PLAIN, Marks
+from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.tasks.tools import Tool
 from gspo_cli.types import Demonstration, Message, Outcome, Problem
@@ -101,6 +104,16 @@ class SingleTurn:
         return Outcome()
 
 
+def stamp_of_files(files: Iterable[Path]) -> str:
+    """A hash of the names and the content of files, for `Task.data_stamp`. Raises UserError where one cannot
+    be read."""
+    try:
+        content = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(files)]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); restore the file") from error
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
 @dataclass
 class Task:
     """Base of all tasks. `train_problems` and `heldout_problems` never overlap and do not depend on the run's
@@ -150,6 +163,11 @@ class Task:
     def notes(self) -> Sequence[str]:
         """Notes about the problems, such as how many are left out."""
         return []
+
+    def data_stamp(self) -> str:
+        """A hash that changes with the content of what the problems are read from; empty where they are
+        generated. Raises UserError on unusable files."""
+        return ""
 
     def environment(self) -> Environment:
         """A fresh environment for one conversation."""

@@ -170,7 +170,8 @@ class FileTask(QuestionTask):
         if isinstance(held, Rows) and isinstance(heldout, Index):
             notes += heldout.notes("held-out rows")
         sides = self._problems(rows, train), self._problems(held if isinstance(held, Rows) else rows, kept)
-        return Split(*sides, dropped, lambda problem: repr(problem.messages), notes)
+        stamp = f"{index.stamp} {heldout.stamp}" if isinstance(heldout, Index) else index.stamp
+        return Split(*sides, dropped, lambda problem: repr(problem.messages), notes, stamp)
 
     def _held_out(self) -> tuple[str, int | float | Rows]:
         """The setting that says what is held out: how many problems, what fraction, or which rows."""
@@ -218,6 +219,10 @@ class FileTask(QuestionTask):
     def duplicates_dropped(self) -> int:
         """Rows of `path` that are not trained on because the same conversation is held out."""
         return self._split.dropped
+
+    def data_stamp(self) -> str:
+        """Changes with the conversation or the answer of any row, and with their order."""
+        return self._split.stamp
 
     def notes(self) -> Sequence[str]:
         """How many rows are left out, and why."""

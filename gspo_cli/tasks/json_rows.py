@@ -23,6 +23,7 @@ from gspo_cli.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+LARGEST = 2**28  # bytes that are searched for the end of an object which begins in the first line
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is half a character, perhaps without the other
 
 
@@ -151,6 +152,8 @@ class JsonFile:
                 f"{self.where(index)}: has half of a character (a lone surrogate); correct the text"
             ) from error
         except (ValueError, RecursionError) as error:
+            if index == 0:
+                self._refuse_one_object(line)
             raise UserError(
                 f"{self.where(index)}: is not JSON ({_reason(error)}); correct the line"
             ) from error
@@ -158,6 +161,24 @@ class JsonFile:
             isinstance(row, dict), f"{self.where(index)}: is not a JSON object; write {{...}} for each row"
         )
         return row
+
+    def _refuse_one_object(self, first: bytes) -> None:
+        """Raise UserError if the file begins with an object that goes on after its `first` line."""
+        if not first.lstrip().startswith(b"{"):
+            return
+        with opened(self.path) as file:
+            content = file.read(LARGEST).removeprefix(BOM).decode(errors="replace").lstrip()
+        try:
+            found, end = STRICT.raw_decode(content)
+        except (ValueError, RecursionError):
+            return
+        lists = [key for key, value in found.items() if isinstance(value, list)]
+        rows = f"only the array under {json.dumps(lists[0], ensure_ascii=False)}" if lists else "an array"
+        one = "is one JSON object" if not content[end:].strip() else "has JSON objects"
+        raise UserError(
+            f"{self._setting}: {one} over several lines, not an array or lines; write {rows}, or one object "
+            "on each line"
+        )
 
 
 @contextmanager

@@ -40,7 +40,9 @@ class Made(NamedTuple):
 @dataclass(frozen=True)
 class Index:
     """The usable rows of a source. `order` and `share` are hashes: of the problem, and of its conversation
-    alone. `unusable` rows are left out, the first for the reason `first`; `filtered` ones by a filter."""
+    alone. `unusable` rows are left out, the first for the reason `first`; `filtered` ones by a filter.
+
+    `stamp` is a hash of all conversations and answers in the order of their rows."""
 
     rows: np.ndarray  # (K,) places in the source
     order: np.ndarray  # (K,)
@@ -48,6 +50,7 @@ class Index:
     unusable: int = 0
     filtered: int = 0
     first: str = ""
+    stamp: str = ""
 
     def taken(self, which: np.ndarray | slice) -> Index:
         """The index of some of the rows: places in this index, or a mask."""
@@ -109,30 +112,30 @@ def split_rows(index: Index, heldout: int | float | Index, setting: str) -> tupl
     """Training rows, held-out rows, and how many are left out of the former because their problem is held
     out too.
 
-    Held out are the given rows, the first `heldout` in the order of the problems' hashes, or the fraction
-    `heldout` of all, by a hash of the conversation alone: what is held out stays so when rows are added.
-    Training rows come in the order of the hashes. Raises UserError where none is left."""
+    Held out are the given rows, the first `heldout` different problems in the order of their hashes, or the
+    fraction `heldout` of all, by a hash of the conversation alone: what is held out stays so when rows are
+    added. A problem that has several rows is held out once. Training rows come in the order of the hashes.
+    Raises UserError where none is left."""
     index = index.taken(np.argsort(index.order, kind="stable"))
+    different = index.taken(np.append(True, index.order[1:] != index.order[:-1]))
     if isinstance(heldout, Index):
-        held, rest = heldout, index
+        held = heldout
     elif isinstance(heldout, int):
-        held, rest = index.taken(slice(heldout)), index.taken(slice(heldout, None))
+        held = different.taken(slice(heldout))
     else:
-        within = index.share < np.uint64(heldout * 2**64)
-        held, rest = index.taken(within), index.taken(~within)
-    train = rest.taken(~np.isin(rest.order, held.order))
-    require(
-        len(train.rows) > 0,
-        f"{setting}: leaves none of {len(index.rows)} problems to train on; hold out fewer",
-    )
-    require(len(held.rows) > 0, f"{setting}: holds out none of {len(index.rows)} problems; hold out more")
-    return train, held, len(rest.rows) - len(train.rows)
+        held = different.taken(different.share < np.uint64(heldout * 2**64))
+    train = index.taken(~np.isin(index.order, held.order))
+    total = f"{len(different.rows)} problems"
+    require(len(train.rows) > 0, f"{setting}: leaves none of {total} to train on; hold out fewer")
+    require(len(held.rows) > 0, f"{setting}: holds out none of {total}; hold out more")
+    from_index = 0 if isinstance(heldout, Index) else len(held.rows)
+    return train, held, len(index.rows) - len(train.rows) - from_index
 
 
 def _indexed(rows: Rows, make: Callable[[str, dict[str, Any]], Made | None]) -> Index:
     kept, order, share = bytearray(), bytearray(), bytearray()
     unusable = filtered = 0
-    first = ""
+    first, stamp = "", hashlib.sha256()
     for place, (where, row) in enumerate(rows):
         try:
             made = make(where, row)
@@ -143,16 +146,20 @@ def _indexed(rows: Rows, make: Callable[[str, dict[str, Any]], Made | None]) -> 
             filtered += 1
             continue
         kept += place.to_bytes(4, "little")
-        order += hashlib.sha256(repr(made.problem.messages).encode()).digest()[:8]
+        by_content = hashlib.sha256(repr(made.problem.messages).encode()).digest()
+        stamp.update(by_content + f"{made.problem.answer!r}\n".encode())
+        order += by_content[:8]
         share += hashlib.blake2b(made.bare.encode(), digest_size=8).digest()
     by_problem, by_prompt = (np.frombuffer(each, ">u8").astype(np.uint64) for each in (order, share))
-    return Index(np.frombuffer(kept, "<u4"), by_problem, by_prompt, unusable, filtered, first)
+    counts = unusable, filtered, first, stamp.hexdigest()
+    return Index(np.frombuffer(kept, "<u4"), by_problem, by_prompt, *counts)
 
 
 def _read(path: Path) -> Index | None:
     try:
         with np.load(path, allow_pickle=False) as found:
-            counts = json.loads(str(found["counts"]))
+            unusable, filtered, first, stamp = json.loads(str(found["counts"]))
+            counts = unusable, filtered, first, stamp
             return Index(found["rows"], found["order"], found["share"], *counts)
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):  # absent, or damaged
         return None
@@ -160,7 +167,7 @@ def _read(path: Path) -> Index | None:
 
 def _write(path: Path, index: Index) -> None:
     temporary = path.with_name(f".writing-{path.name}")
-    counts = json.dumps([index.unusable, index.filtered, index.first])
+    counts = json.dumps([index.unusable, index.filtered, index.first, index.stamp])
     try:
         with temporary.open("wb") as file:
             np.savez(file, rows=index.rows, order=index.order, share=index.share, counts=np.array(counts))

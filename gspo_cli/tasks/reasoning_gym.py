@@ -40,7 +40,8 @@ REFUSED = {
         ),
         EXECUTES,
     ),
-    **dict.fromkeys(("codeio", "isomorphic_strings", "list_functions", "ransom_note", "word_ladder"), VARIES),
+    **dict.fromkeys(("codeio", "isomorphic_strings", "knight_swap", "list_functions"), VARIES),
+    **dict.fromkeys(("ransom_note", "word_ladder"), VARIES),
     "composite": "it mixes other datasets, also those that are refused",
     "game_of_life_halting": "its scorer pays 1 for any text",
 }

@@ -1,9 +1,12 @@
 """Jinja over the columns of a row, in a sandbox: it reads the row and no more, and what it writes is bounded.
 
-A template says a text, a filter whether a row is used."""
+A template says a text, a filter whether a row is used. A value that is null may be tested, but never written:
+it would become the word None."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,10 +14,62 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gspo_cli.errors import UserError
+from gspo_cli.tasks.problem_index import UnusableRow
 
 LONGEST = 1_000_000  # characters of a text
 FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
+ALL = 'row is all columns; write row["name"] for one of them, row["row"] where that is its name'
 T = TypeVar("T")
+
+
+class NullError(ValueError):
+    """A value that is null would be written as a text."""
+
+
+class MethodNameError(TypeError):
+    """A column, or a key in one, has the name of a method, here `name`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Null:
+    """A value that is null: false, equal to none, without attributes, and not a text."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __str__(self) -> str:
+        raise NullError(self._name)
+
+    __repr__ = __str__
+
+    def __format__(self, form: str) -> str:
+        return str(self)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name) if name.startswith("__") else NullError(self._name)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, Null)
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+
+class WholeRow(dict[str, Any]):
+    """All columns of a row by name."""
+
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            raise TypeError(ALL)
+        return super().__eq__(other)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -29,8 +84,47 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise TypeError(f"{operator} is for numbers here, which must be small where they are powers")
         return super().call_binop(context, operator, left, right)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`obj.attribute`. Raises MethodNameError where that is a method although there is such a key."""
+        if isinstance(obj, Mapping) and attribute in obj and hasattr(obj, attribute):
+            raise MethodNameError(attribute)
+        return super().getattr(obj, attribute)
 
-SANDBOX = Sandbox(undefined=StrictUndefined)
+
+def _marked(value: Any, name: str) -> Any:
+    """`value` with Null for each null, also within; `name` is where it is."""
+    if isinstance(value, Mapping):
+        return {key: _marked(each, str(key)) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_marked(each, name) for each in value]
+    return Null(name) if value is None else value
+
+
+def _written(value: Any) -> Any:
+    """A value that a template writes. Raises where its text would be Python's, and not the row's."""
+    if value is None:
+        raise NullError("a value")
+    if isinstance(value, WholeRow):
+        raise TypeError(ALL)
+    if callable(value) and not isinstance(value, StrictUndefined):
+        raise TypeError(f"{getattr(value, '__name__', 'it')} is a method, not a value")
+    return value
+
+
+def _json(value: Any, **settings: Any) -> str:
+    """For `tojson`, which may write null."""
+
+    def plain(other: Any) -> Any:
+        if isinstance(other, Null):
+            return None
+        raise TypeError(f"{type(other).__name__} is not JSON")
+
+    return json.dumps(value, default=plain, **settings)
+
+
+SANDBOX = Sandbox(undefined=StrictUndefined, finalize=_written)
+SANDBOX.tests["none"] = lambda value: value is None or isinstance(value, Null)
+SANDBOX.policies["json.dumps_function"] = _json
 
 
 class RowTemplate:
@@ -38,12 +132,12 @@ class RowTemplate:
     it is not a template."""
 
     def __init__(self, key: str, text: str) -> None:
-        self._said = f"{key}={text!r:.80}"
-        self._template = _tried(self._said, "", lambda: SANDBOX.from_string(text))
+        self._text, self._said = text, f"{key}={text!r:.80}"
+        self._template = _tried(self._said, "", text, lambda: SANDBOX.from_string(text))
 
     def __call__(self, row: Mapping[str, Any], where: str) -> str:
-        """Raises UserError where the template does not suit the row."""
-        return _tried(self._said, where, lambda: self._rendered(row))
+        """Raises UserError where the template does not suit the row, UnusableRow where it writes a null."""
+        return _tried(self._said, where, self._text, lambda: self._rendered(row))
 
     def _rendered(self, row: Mapping[str, Any]) -> str:
         pieces, size = [], 0
@@ -62,24 +156,33 @@ class RowFilter:
     is not an expression."""
 
     def __init__(self, key: str, text: str) -> None:
-        self._said = f"{key}={text!r:.80}"
+        self._text, self._said = text, f"{key}={text!r:.80}"
         self._holds = _tried(
-            self._said, "", lambda: SANDBOX.compile_expression(text, undefined_to_none=False)
+            self._said, "", text, lambda: SANDBOX.compile_expression(text, undefined_to_none=False)
         )
 
     def __call__(self, row: Mapping[str, Any], where: str) -> bool:
-        """Raises UserError where the expression does not suit the row."""
-        return _tried(self._said, where, lambda: bool(self._holds(_context(row))))
+        """Raises UserError where the expression does not suit the row, UnusableRow where it makes a text of a
+        null."""
+        return _tried(self._said, where, self._text, lambda: bool(self._holds(_context(row))))
 
 
 def _context(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns by name, and all of them as `row`, for names that are no words."""
-    return {"row": row, **row}
+    """The columns by name, and all of them as `row`, for names that are no words, or that of a method."""
+    columns = {name: _marked(value, name) for name, value in row.items()}
+    return {**columns, "row": WholeRow(columns)}
 
 
-def _tried(said: str, where: str, action: Callable[[], T]) -> T:
+def _tried(said: str, where: str, text: str, action: Callable[[], T]) -> T:
+    place = f"does not suit {where}" if where else "is not usable"
     try:
         return action()
+    except NullError as error:
+        raise UnusableRow(f"{where}: {error} is null, and {said} takes it for a text") from error
+    except MethodNameError as error:
+        before = re.search(rf"([\w.\[\]'\"]*)\.{re.escape(error.name)}\b", text)
+        owner = before[1] if before else "row"
+        fix = f'{owner}["{error.name}"] in place of {owner}.{error.name}, which is a method'
+        raise UserError(f"{said}: {place}; write {fix}") from error
     except FAULTS as error:
-        place = f"does not suit {where}" if where else "is not usable"
         raise UserError(f"{said}: {place} ({error}); correct it") from error

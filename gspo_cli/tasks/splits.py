@@ -13,14 +13,15 @@ from gspo_cli.types import Problem
 @dataclass(frozen=True)
 class Split:
     """Training and held-out problems; `dropped` counts those left out of `train` because they are held out
-    too, and `notes` say what else is left out. Problems with the same `key` are the same to a model, and
-    next to each other in `train`."""
+    too, `notes` say what else is left out, and `stamp` is a hash of what was read. Problems with the same
+    `key` are the same to a model, and next to each other in `train`."""
 
     train: Sequence[Problem]
     heldout: Sequence[Problem]
     dropped: int
     key: Callable[[Problem], str]
     notes: Sequence[str] = ()
+    stamp: str = ""
 
 
 def split(

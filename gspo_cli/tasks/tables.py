@@ -5,12 +5,13 @@ of a script is not loaded: the library has no way to run one."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import importlib.util
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from gspo_cli.config.checks import require
@@ -18,16 +19,19 @@ from gspo_cli.config.extras import install
 from gspo_cli.errors import UserError
 from gspo_cli.hub import ask_hub
 from gspo_cli.tasks.json_rows import opened
-from gspo_cli.user_cache import cache_folder
+from gspo_cli.tasks.separated import SEPARATORS, column_names, separated_rows
+from gspo_cli.user_cache import cache_folder, one_at_a_time
 
-SEPARATORS = {"csv": ",", "tsv": "\t"}
+DAMAGED = "correct the file, or give another"
+NO_ROWS = "has no rows; give a file with rows"
+BATCH = 1000  # rows of a csv file that are in memory at once
 
 
 class Table:
     """The rows of one file or of one split of the hub; `name` is what errors call it."""
 
-    def __init__(self, name: str, dataset: Any) -> None:
-        self.name, self._dataset = name, dataset
+    def __init__(self, name: str, dataset: Any, stamp: str = "") -> None:
+        self.name, self._dataset, self._stamp = name, dataset, stamp
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -35,7 +39,7 @@ class Table:
     @property
     def stamp(self) -> str:
         """Changes with the content."""
-        return str(self._dataset._fingerprint)
+        return self._stamp or str(self._dataset._fingerprint)
 
     def where(self, index: int) -> str:
         """Name and row, from 1, for errors."""
@@ -52,30 +56,86 @@ class Table:
 
     def _read(self, index: int, read: Callable[[], Any]) -> dict[str, Any]:
         try:
-            return dict(read())
+            return {name: _without_added_nulls(value) for name, value in read().items()}
         except Exception as error:  # the library's own: text that is not UTF-8, a picture that is damaged
             raise UserError(f"{self.where(index)}: cannot be read ({_reason(error)}); correct it") from error
 
 
+def _without_added_nulls(value: Any, within_calls: bool = False) -> Any:
+    """`value` without the nulls of tool calls: a table gives all calls of a column the arguments of all."""
+    if isinstance(value, dict):
+        return {
+            name: _without_added_nulls(each, within_calls or name == "tool_calls")
+            for name, each in value.items()
+            if each is not None or not within_calls
+        }
+    if isinstance(value, list):
+        return [_without_added_nulls(each, within_calls) for each in value]
+    return value
+
+
 def file_tables(kind: str, paths: Sequence[str], key: str) -> list[Table]:
     """The tables of files of one kind: parquet, arrow, csv or tsv. What a csv file has stays text, as it is
-    written. Raises UserError, naming the setting `key`, where a file cannot be read."""
+    written. Raises UserError, naming the setting `key`, where a file cannot be read or has no rows."""
     _require_datasets(f"{key}={paths[0]}")
-    splits = {f"file{number}": [os.path.abspath(path)] for number, path in enumerate(paths)}
-    options: dict[str, Any] = {}
     if kind in SEPARATORS:
-        options = {
-            "sep": SEPARATORS[kind],
-            "keep_default_na": False,
-            "features": _text_columns(paths, kind, key),
-        }
-    with _loading(f"{key}={paths[0]}", "correct the file, or give another"):
+        return [_separated_table(path, kind, f"{key}={path}") for path in paths]
+    for path in paths:
+        _require_rows(path, kind, f"{key}={path}")
+    splits = {f"file{number}": [os.path.abspath(path)] for number, path in enumerate(paths)}
+    with _loading(f"{key}={paths[0]}", DAMAGED):
         from datasets import load_dataset
 
-        reader = "csv" if kind in SEPARATORS else kind
-        cache = str(cache_folder("datasets"))
-        tables = load_dataset(reader, data_files=splits, cache_dir=cache, **options)
+        tables = load_dataset(kind, data_files=splits, cache_dir=str(cache_folder("datasets")))
         return [Table(path, tables[name]) for path, name in zip(paths, splits, strict=True)]
+
+
+def _separated_table(path: str, kind: str, setting: str) -> Table:
+    """The table of a csv or tsv file, which is read once: by its place, size and time it is found again."""
+    names, stat = column_names(path, kind, setting), os.stat(path)
+    content = repr((os.path.abspath(path), kind, stat.st_size, stat.st_mtime_ns))
+    stamp = hashlib.sha256(content.encode()).hexdigest()[:32]
+    cached = cache_folder("separated") / f"{stamp}.arrow"
+    with _loading(setting, DAMAGED), one_at_a_time(cached, lambda: None):
+        from datasets import Dataset
+
+        if not cached.exists():
+            require(next(separated_rows(path, kind, setting), None) is not None, f"{setting}: {NO_ROWS}")
+            _write_arrow(cached, names, separated_rows(path, kind, setting))
+        return Table(path, Dataset.from_file(str(cached)), stamp)
+
+
+def _write_arrow(cached: Path, names: list[str], rows: Iterator[list[str]]) -> None:
+    """Write rows of text in batches, whole or not at all."""
+    import pyarrow
+
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
+    temporary = cached.with_name(f".writing-{cached.name}")
+    try:
+        with pyarrow.OSFile(str(temporary), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+            while batch := list(islice(rows, BATCH)):
+                columns = [pyarrow.array(column, pyarrow.string()) for column in zip(*batch, strict=True)]
+                writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+        os.replace(temporary, cached)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _require_rows(path: str, kind: str, setting: str) -> None:
+    """Raise UserError where a parquet or arrow file has no rows, or cannot be read."""
+    with _loading(setting, DAMAGED), opened(path) as file:
+        from pyarrow import ArrowInvalid, ipc, parquet
+
+        if kind == "parquet":
+            found = parquet.ParquetFile(file).metadata.num_rows > 0
+        else:
+            try:
+                batches: Any = ipc.open_stream(file)
+            except ArrowInvalid:  # of the form with a footer
+                reader = ipc.open_file(file)
+                batches = map(reader.get_batch, range(reader.num_record_batches))
+            found = any(batch.num_rows for batch in batches)
+    require(found, f"{setting}: {NO_ROWS}")
 
 
 def hub_table(name: str, subset: str | None, split: str, revision: str | None, key: str) -> Table:
@@ -96,22 +156,8 @@ def hub_table(name: str, subset: str | None, split: str, revision: str | None, k
     fix = "check task.subset, task.split and task.revision"
     with _loading(f"{key}={name}", fix):
         table = load_dataset(name, name=subset, split=split, revision=revision)
+        require(len(table) > 0, f"{key}={name}: split {split} has no rows; give another with task.split")
         return Table(f"{name}/{split}", table)
-
-
-def _text_columns(paths: Sequence[str], kind: str, key: str) -> Any:
-    """Every column that the first file names in its first line, as text."""
-    from datasets import Features, Value
-
-    try:
-        with opened(paths[0]) as file:
-            lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            names = next(csv.reader(lines, delimiter=SEPARATORS[kind]), [])
-            lines.detach()
-    except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise UserError(f"{key}={paths[0]}: cannot be read ({error}); correct the file") from error
-    require(names != [], f"{key}={paths[0]}: is empty; give a file whose first line names the columns")
-    return Features({name: Value("string") for name in names})
 
 
 def _require_datasets(what: str) -> None:
@@ -132,7 +178,12 @@ def _loading(what: str, fix: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # the library's own, and those of pyarrow, pandas and file systems
+    except Exception as error:  # the library's own, and those of pyarrow and file systems
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if cause is not None:  # ours, within the library's
+            raise cause from error
         raise UserError(f"{what}: cannot be loaded ({_reason(error)}); {fix}") from error
     finally:
         datasets.utils.logging.set_verbosity(shown)

@@ -28,6 +28,7 @@ from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
+from gspo_cli.run.data_stamp import check_data, write_data_stamp
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import MEASURED, RESUMABLE, matches
 from gspo_cli.run.provenance import git_commit, versions
@@ -86,6 +87,7 @@ def _run_in(
     ranks: ProcessGroup | None,
 ) -> dict[str, Any]:
     """`run_training` in a folder that no other process trains in."""
+    check_data(folder, config.task)  # before anything is written
     trainer: Trainer | None = None
     status, threads = RunStatus.failed, torch.get_num_threads()
     try:
@@ -145,6 +147,7 @@ def build_parts(
         require_vllm()  # checked before a cold start, which takes minutes
     reward = run_reward(config) if reward is None else reward
     train, heldout = task.train_problems(), task.heldout_problems()
+    write_data_stamp(folder, task)
     for note in task.notes():
         reporter.warn(note)
     ranks = ranks or ProcessGroup()

@@ -7,11 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require
 from gspo_cli.config.marks import PATH, Marks
 from gspo_cli.errors import UserError
+from gspo_cli.tasks.base import stamp_of_files
 from gspo_cli.tasks.scenarios.environment import ScenarioEnvironment
 from gspo_cli.tasks.scenarios.reading import read_scenario
 from gspo_cli.tasks.scenarios.scenario import Scenario
@@ -90,6 +92,10 @@ class Scenarios(ScriptedTask):
         pairs = [(p, read_scenario(p.metadata["scenario"], p.id)) for p in self.train_problems()]
         shown = [(problem, scenario) for problem, scenario in pairs if scenario.example]
         return [replay(*pair).demonstration() for pair in shown[: self.demonstrations_count]]
+
+    def data_stamp(self) -> str:
+        """Changes with the files."""
+        return stamp_of_files(Path(each) for each in (self.path, self.heldout_path) if each is not None)
 
     @cached_property
     def _split(self) -> Split:

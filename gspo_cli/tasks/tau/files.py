@@ -12,6 +12,7 @@ from typing import Any
 
 from gspo_cli.config.checks import require
 from gspo_cli.errors import UserError
+from gspo_cli.tasks.base import stamp_of_files
 from gspo_cli.tasks.files import read_jsonl
 from gspo_cli.tasks.splits import Split
 from gspo_cli.tasks.tau.database import RetailData, RetailDatabase
@@ -19,6 +20,7 @@ from gspo_cli.tasks.tau.tools import ALL_TOOLS, gold_call, owner, replay
 from gspo_cli.types import Message, Problem
 
 NUMBER = int | float
+READ = (".json", ".jsonl", ".md", ".py", ".toml")  # data, tasks and policies
 KINDS = {
     str: "a string",
     dict: "an object",
@@ -123,6 +125,11 @@ def checked_data(orders: Any, users: Any, products: Any, where: str) -> RetailDa
                 f"{place}: its payment method does not belong to its user; restore the file",
             )
     return RetailData(orders, users, products)
+
+
+def stamp_of_folder(folder: Path) -> str:
+    """A hash of the data, the tasks and the policies in a folder. Raises UserError if they cannot be read."""
+    return stamp_of_files(path for path in folder.iterdir() if path.suffix in READ)
 
 
 def read_cases(folder: Path, name: str, key: str) -> list[Case]:

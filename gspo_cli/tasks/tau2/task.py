@@ -34,6 +34,7 @@ from gspo_cli.tasks.tau.files import (
     read_text,
     retail_problem,
     split_note,
+    stamp_of_folder,
     user_of,
 )
 from gspo_cli.tasks.tau.oracle import ticket_work
@@ -154,6 +155,10 @@ class Tau2(Task):
     def reward(self) -> RewardFunction:
         """The goals reached, the facts told, the policy and the manner."""
         return conversation_reward()
+
+    def data_stamp(self) -> str:
+        """Changes with the files of the folder."""
+        return stamp_of_folder(self._folder)
 
     @property
     def _folder(self) -> Path:

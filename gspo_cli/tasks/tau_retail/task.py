@@ -33,6 +33,7 @@ from gspo_cli.tasks.tau.files import (
     retail_problem,
     sifted,
     split_note,
+    stamp_of_folder,
 )
 from gspo_cli.tasks.tau.oracle import service, ticket_work
 from gspo_cli.tasks.tau.tools import TAU_TOOLS
@@ -164,6 +165,10 @@ class TauRetail(Task):
     def reward(self) -> RewardFunction:
         """The records changed, the facts told, the policy and the manner."""
         return conversation_reward()
+
+    def data_stamp(self) -> str:
+        """Changes with the files of the folder."""
+        return stamp_of_folder(self._folder)
 
     @property
     def _folder(self) -> Path:
