@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config import dependent, schema
 from gspo_cli.config.auto_hardware import auto_value
-from gspo_cli.config.checks import folder_name, require_name
+from gspo_cli.config.checks import folder_name, require_name, typed_changes
 from gspo_cli.config.extras import install
 from gspo_cli.config.hints import expected, meant
 from gspo_cli.config.paths import CONF_DIR as CONF_DIR  # imported from here by others
@@ -189,10 +189,7 @@ def resolved_yaml(node: DictConfig) -> str:
 def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
     """`saved` with `key=value` texts applied. Raises UserError on a text that is not an override,
     or that replaces a section."""
-    try:
-        changes = OmegaConf.from_dotlist([text.lstrip("+") for text in overrides])
-    except yaml.YAMLError as error:
-        raise UserError(f"{' '.join(overrides)}: cannot be read; write key=value") from error
+    changes = typed_changes(overrides)
     sections = [
         str(key)
         for key in changes
