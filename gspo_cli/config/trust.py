@@ -198,10 +198,10 @@ def remember(digest: str) -> None:
     path = _state_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = path.read_text(encoding="utf-8").split() if path.exists() else []
-        if digest not in known:
+        known = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if digest not in known.split():
             with path.open("a", encoding="utf-8") as file:
-                file.write(f"{digest}\n")
+                file.write(f"{digest}\n" if known.endswith("\n") or not known else f"\n{digest}\n")
             path.chmod(0o600)
     except OSError:
         return  # a home that cannot be written: this process still knows
@@ -223,8 +223,8 @@ def _allowed(digest: str) -> bool:
 def _trusted() -> set[str]:
     inherited = set(os.environ.get(INHERITED, "").split())
     try:
-        return inherited | set(_state_file().read_text(encoding="utf-8").split())
-    except (OSError, ValueError):
+        return inherited | set(_state_file().read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
         return inherited
 
 
