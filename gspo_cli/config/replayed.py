@@ -45,7 +45,7 @@ def is_replayed(argument: str, schema: Any) -> bool:
     if override.type is OverrideType.DEL or override.package is not None or values is None:
         return False
     key = override.key_or_group
-    if key.isidentifier() and (CONF_DIR / key).is_dir():
+    if key in {path.name for path in CONF_DIR.iterdir() if path.is_dir()}:
         return all(_is_option(key, value) for value in values)
     if key in OF_SWEEPS:
         return all(WORD.fullmatch(str(value)) for value in values)
@@ -69,11 +69,7 @@ def _is_simple(value: Any) -> bool:
 
 def _is_option(group: str, value: Any) -> bool:
     """Whether a value is the name of an option that conf/ has, not a path to one elsewhere."""
-    return (
-        isinstance(value, str)
-        and WORD.fullmatch(value) is not None
-        and (CONF_DIR / group / f"{value}.yaml").is_file()
-    )
+    return value in [path.stem for path in (CONF_DIR / group).glob("*.yaml")]
 
 
 def _plain_settings(cls: Any, prefix: str = "") -> Iterator[str]:

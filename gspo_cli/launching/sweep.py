@@ -132,7 +132,7 @@ def prepare_job(folder: Path, config_yaml: str) -> State:
 def final_score(folder: Path) -> float | None:
     """The score of a run's last held-out evaluation; None if there is none."""
     summary = read_summary(folder)
-    return summary["final_eval"]["score"] if summary and summary["final_eval"] else None
+    return summary["final_eval"]["score"] if summary and summary.get("final_eval") else None
 
 
 def record_job(
