@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gspo_cli.errors import UserError
-from gspo_cli.plain_files import require_plain
+from gspo_cli.plain_files import machine_json, require_plain
 
 MANIFEST, TRAINER = "manifest.json", "trainer.pt"  # the latter has optimizer and counters
 NAME = re.compile(r"iteration-(\d{6,})")  # of a checkpoint's folder
@@ -46,9 +46,9 @@ def damage(folder: Path, resumes: bool = True) -> str | None:
 
 def _damage(folder: Path, path: Path, resumes: bool) -> str | None:
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))["crc32"]
+        recorded = machine_json(path.read_text(encoding="utf-8"))["crc32"]
         expected = {name: (int(size), int(value)) for name, (size, value) in recorded.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return f"{MANIFEST} cannot be read"
     found = dict(_files(folder))
     for name, (size, value) in expected.items():
@@ -98,8 +98,8 @@ def _is_whole(path: Path) -> bool:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > size:
                 return False
-            header = json.loads(file.read(length))
+            header = machine_json(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         return False
     return size == 8 + length + max(ends, default=0)

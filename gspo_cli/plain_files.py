@@ -1,12 +1,47 @@
-"""Files of a folder that may come from a stranger: only plain ones are read, and none outside of it."""
+"""Files of a folder that may come from a stranger or a bad disk: only plain ones are read, none outside of
+it, and numbers in them are floats."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from gspo_cli.errors import UserError
+
+LARGEST = 1e300  # of numbers that are computed with: sums of many are still floats
+LARGEST_COMPARED = 1e70  # fourth powers are, too
+DIGITS = 300  # of whole numbers that are surely floats
+
+
+def machine_json(text: str | bytes) -> Any:
+    """What a file for programs holds. Whole numbers beyond all floats become infinite. Raises ValueError."""
+    try:
+        return json.loads(text, parse_int=lambda digits: (int if len(digits) <= DIGITS else float)(digits))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def bounded_json(text: str | bytes) -> Any:
+    """`machine_json` that raises ValueError for a number beyond LARGEST_COMPARED, or not finite."""
+    try:
+        return json.loads(text, parse_int=_bounded, parse_float=_bounded, parse_constant=_bounded)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _bounded(text: str) -> int | float:
+    value = float(text)
+    if not abs(value) <= LARGEST_COMPARED:  # NaN is not, either
+        raise ValueError(f"{text[:20]} is not a number of a run")
+    return int(text) if text.lstrip("-").isdecimal() else value
+
+
+def is_bounded(value: Any) -> bool:
+    """Whether a value is a number that can be computed with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def require_plain(path: Path, links: bool = False) -> None:

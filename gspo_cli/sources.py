@@ -17,7 +17,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.adapters import CONFIG, AdapterSettings, read_adapter
-from gspo_cli.config.checks import override_key
+from gspo_cli.config.checks import override_key, require_path
 from gspo_cli.config.compose import literal, load_saved, plain_values, written_settings
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import require_base_trust, require_trust
@@ -59,6 +59,7 @@ def find_source(name: str, base: str | None = None, checkpoint: str = "best") ->
     """What `name` names. `base` replaces the base that an adapter names; `checkpoint` is that of a run.
 
     Raises UserError if nothing is there, or it is not a model."""
+    require_path("model.name", name)
     path = Path(name).expanduser()
     if path.is_dir():
         return _of_folder(path.absolute(), base, checkpoint)

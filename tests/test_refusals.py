@@ -9,14 +9,23 @@ from functools import cache
 from typing import get_type_hints
 
 import pytest
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gspo_cli.config.compose import build_config, composed, explain, with_overrides
+from gspo_cli.config.compose import (
+    CONF_DIR,
+    build_config,
+    build_task,
+    composed,
+    explain,
+    locate,
+    with_overrides,
+)
 from gspo_cli.config.hints import ELSEWHERE, leaves
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.customer_service import CustomerService
-from tests.support.command_line import gspo_train
+from tests.support.command_line import call, gspo_train
 
 BAD = [
     *("abc", "-1", "1e30", "nan", "inf", "-0.5", "true", "[1,2]", "{a: 1}", "null", "''", "0.5", "???", "[]"),
@@ -143,3 +152,59 @@ def test_the_command_says_it_in_one_line_exits_with_2_and_leaves_no_file(argumen
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"gspo-train: {start}")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "hint"),
+    [
+        ("reasoning_gym", "task.problem=5", "did you mean task.problems?"),
+        ("customer_service", "task.tool_form=x", "did you mean task.tool_format?"),
+        ("dataset", "task.prompts=x", "did you mean task.prompt?"),
+        ("reasoning_gym", "task.settings.max_terms=3",
+         "type +task.settings.max_terms=..., or task.settings={max_terms: ...}"),
+        ("arithmetic", "task.name.x=1", "task.name has no parts: give text"),
+        ("arithmetic", "task.learning_rate=1", "did you mean algorithm.learning_rate?"),
+        ("arithmetic", "task.group_size=1", "training.num_generations sets that here"),
+    ],
+)  # fmt: skip
+def test_a_hint_knows_the_settings_of_the_task(task, override, hint):
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=f"^{re.escape(f'{key}: is not a known setting; {hint}')}$"):
+        composed([f"task={task}", override])
+
+
+@pytest.mark.parametrize("task", sorted(path.stem for path in (CONF_DIR / "task").glob("*.yaml")))
+def test_null_is_refused_by_its_name(task):
+    node = composed([f"task={task}", "hardware=cpu"])
+    cls = locate(node.task._target_, "task._target_")
+    for field in fields(cls):
+        if get_type_hints(cls)[field.name] not in (str, int, bool):
+            continue
+        try:
+            build_task(OmegaConf.merge(node, {"task": {field.name: None}}).task)
+        except UserError as error:
+            sentence = str(error)
+        assert sentence.startswith(f"task.{field.name}=null: give "), sentence
+
+
+LONG = "x" * 400
+TOO_LONG = {
+    "task.path": ["gspo-train", "task=dataset", f"task.path={LONG}"],
+    "a part of task.path": ["gspo-train", "task=dataset", f"task.path=folder/{LONG}/x.csv"],
+    "task.path of lines": ["gspo-train", "task=jsonl", f"task.path={LONG}"],
+    "model.name": ["gspo-train", "model=small", f"model.name={LONG}"],
+    "model.cold_start": ["gspo-train", f"model.cold_start.demonstrations={LONG}", "task=arithmetic"],
+    "hydra.run.dir": ["gspo-train", "task=arithmetic", f"hydra.run.dir={LONG}"],
+    "resume": ["gspo-train", f"resume={LONG}"],
+    "resume of a sweep": ["gspo-train", "-m", f"resume={LONG}"],
+    **{command: [command, LONG] for command in ("gspo-eval", "gspo-chat", "gspo-doctor", "gspo-compare")},
+    "gspo-export": ["gspo-export", LONG, "out"],
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+def test_a_name_that_no_file_can_have_is_one_sentence(case, tmp_path):
+    done = call(*TOO_LONG[case], cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "long" in done.stderr or "xxx" in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,8 +15,9 @@ from omegaconf import OmegaConf
 
 from gspo_cli.config import trust
 from gspo_cli.config.compose import CONF_DIR, locate
+from gspo_cli.config.marks import marks_of
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.config.trust import Marked, marked, marks_of
+from gspo_cli.config.trust import Marked, marked
 from gspo_cli.errors import UserError
 from gspo_cli.sources import find_source
 from tests.support.command_line import call, environment, gspo_train, script
@@ -197,43 +197,43 @@ def test_reading_logs_imports_nothing_and_needs_no_trust(stranger, home):
     assert not (home / "pwned").exists()
 
 
-@pytest.mark.parametrize(
-    "argument",
-    [
-        "hydra.callbacks.x._target_=evilmod.X",
-        "reward=evilmod.X",
-        "+reward_settings={url: http://127.0.0.1:9}",
-        "task.path=/etc/passwd",
-        "model.name=/etc",
-        "-cd=/tmp",
-        "hydra.searchpath=[file:///tmp]",
-        "hydra/launcher=joblib",
-    ],
-)
-def test_a_strangers_sweep_replays_options_and_plain_settings_only(home, argument):
-    sweep = home / "sweep"
-    sweep.mkdir()
-    (sweep / "sweep.json").write_text(json.dumps({"arguments": ["-m", "seed=0,1", argument]}))
-    done = gspo_train("-m", f"resume={sweep}", cwd=home)
-    assert done.returncode == 2
-    assert f"its command has {argument}, which is more than an option or a plain setting" in done.stderr
-    assert not (home / "pwned").exists()
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"arguments": "x"}', '{"arguments": [1]}'])
-def test_a_damaged_sweep_is_one_sentence(home, text):
-    sweep = home / "sweep"
-    sweep.mkdir()
-    (sweep / "sweep.json").write_text(text)
-    done = gspo_train("-m", f"resume={sweep}", cwd=home)
-    assert (done.returncode, done.stderr.count("\n"), "sweep.json: " in done.stderr) == (2, 1, True)
-
-
 def test_a_second_stage_does_not_follow_a_strangers_model_name(stranger, home):
     folder = stranger(model__name="/etc")
     shutil.rmtree(folder / "initial_model")
     with pytest.raises(UserError, match=r"its model\.name=/etc names a model outside of the folder"):
         find_source(str(folder), checkpoint="initial")
+
+
+@pytest.mark.parametrize(
+    "typed", ["reward_settings={}", "reward_settings={model: y}", "reward_settings.model=y"]
+)
+def test_a_part_of_a_mapping_that_is_typed_does_not_release_the_rest(stranger, home, typed):
+    theirs = {"url": "http://127.0.0.1:9", "model": "x", "api_key_variable": "MYSECRET"}
+    folder = stranger(reward="gspo_cli.rewards.judge.LLMJudge", reward_settings=theirs)
+    for more in ([], ["reward_settings=null"]):
+        done = call("gspo-eval", str(folder), *more, typed, cwd=home)
+        assert (done.returncode, "its reward_settings=" in done.stderr) == (2, True)
+
+
+def test_settings_in_a_typed_section_are_typed(stranger, home):
+    changes = {"model": {"name": "m", "base": "b", "label": "x"}, "reward": "evilmod.X"}
+
+    def refused(*typed: str) -> bool:
+        try:
+            trust.require_trust(changes, RunConfig, home, typed)
+        except UserError as error:
+            return "model." in str(error) or "reward" in str(error)
+        return False
+
+    assert not refused("model={name: mine, base: mine}", "reward=null")
+    assert refused("model={name: mine}", "reward=null")
+    assert refused("model={}", "reward=null")
+
+
+@pytest.mark.parametrize("value", [True, 1, "true", "yes", "on", "True"])
+def test_code_of_a_model_is_not_run_however_true_is_written(stranger, home, value):
+    done = call("gspo-eval", str(stranger(model__trust_remote_code=value)), cwd=home)
+    assert (done.returncode, "type model.trust_remote_code=true" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("name", [".config.yaml", "config.yaml"])
@@ -351,6 +351,8 @@ def test_an_edit_by_hand_is_named_and_counts_only_when_it_is_typed(whole, tmp_pa
 def test_the_fetched_model_and_parts_of_ours_need_no_trust(home, monkeypatch):
     ours = {"name": str(Path(trust.cache_folder("models")) / "x"), "base": None}
     assert marked({"model": ours, "reward": "gspo_cli.rewards.judge.JudgeReward"}, RunConfig) == []
+    outside = {"name": str(Path(trust.cache_folder("models")) / ".." / ".." / "x")}
+    assert [item.key for item in marked({"model": outside}, RunConfig)] == ["model.name"]
     found = marked({"model": {"name": "hub/id"}, "reward": "mine.X"}, RunConfig)
     assert found == [Marked("model.name", "hub/id", "model"), Marked("reward", "mine.X", "code")]
     assert sys.path.count(str(home)) <= 1

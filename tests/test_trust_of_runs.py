@@ -167,3 +167,21 @@ def test_settings_with_keys_of_all_kinds_have_a_digest():
     one = trust.Marked("reward_settings", {1: "a", "b": ["c", None]}, "settings")
     other = trust.Marked("reward_settings", {"b": ["c", None], 1: "a"}, "settings")
     assert trust.digest_of([one]) == trust.digest_of([other])
+
+
+NO_TARGET = [{"_target_": value} for value in (5, None, {"a": 1}, [1])]
+
+
+@pytest.mark.parametrize("task", [5, None, "text", [1], {}, *NO_TARGET], ids=str)
+@pytest.mark.parametrize("more", [[], ["--trust"]])
+def test_a_task_that_is_none_is_one_sentence(whole, home, task, more):
+    shutil.copytree(whole, home / "theirs", symlinks=True)
+    for name in ("config.yaml", ".config.yaml"):
+        node = OmegaConf.load(home / "theirs" / name)
+        node.task = task
+        OmegaConf.save(node, home / "theirs" / name)
+    commands = [["gspo-eval", "theirs"], ["gspo-train", "resume=theirs", LONGER], ["gspo-chat", "theirs"]]
+    for command in commands:
+        done = call(*command, *more, cwd=home)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert "task" in done.stderr

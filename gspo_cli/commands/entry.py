@@ -4,6 +4,7 @@ exit code is 0, 1 (a failure), 2 (bad input) or 130 (stopped by a signal)."""
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -48,6 +49,10 @@ def guarded(name: str, command: Command, stopped: str = "stopped") -> tuple[int,
     except BrokenPipeError:  # the reader has closed the pipe: discard what is still buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        code, why = 2, f"{str(error.filename)[:80]}...: is too long for the name of a file; give another one"
     if why:
         print(f"{name}: {one_line(why)}", file=sys.stderr)
     return code, why

@@ -18,6 +18,8 @@ from gspo_cli.compare.result import LeftOut
 from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
+from gspo_cli.plain_files import bounded_json
+from gspo_cli.run.logs import has_iteration
 from gspo_cli.run.summary import RunStatus
 
 SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
@@ -188,10 +190,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
         if not text and place == len(texts):
             continue
         try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
+            record = bounded_json(text)
+        except ValueError as error:
             raise UserError(f"line {place} of {path.name} is damaged; {RESTORE}") from error
-        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+        if not has_iteration(record):
             raise UserError(f"line {place} of {path.name} has no iteration; {RESTORE}")
         for key, kind in NEEDED.get(path.name, {}).items():
             if not isinstance(record.get(key), kind):
@@ -204,23 +206,29 @@ def _check_heldout(heldout: Sequence[Record]) -> None:
     """Raise UserError if a line does not have one result per problem, or has an incomplete
     conversation."""
     for place, line in enumerate(heldout, start=1):
-        incomplete = any(CONVERSATION_KEYS - set(conversation) for conversation in line["conversations"])
-        if incomplete or len(line["solved"]) != len(line["problems"]):
+        whole = all(map(_is_whole, line["conversations"]))
+        if not whole or len(line["solved"]) != len(line["problems"]):
             raise UserError(f"line {place} of heldout.jsonl is incomplete; {RESTORE}")
+
+
+def _is_whole(conversation: Any) -> bool:
+    return isinstance(conversation, dict) and conversation.keys() >= CONVERSATION_KEYS
 
 
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     resume = f"continue it with gspo-train resume={folder}"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = bounded_json(path.read_text(encoding="utf-8"))
         status, done, total = (summary[key] for key in ("status", "iterations", "total_iterations"))
+        if not isinstance(status, str):
+            raise TypeError("status is not text")
     except FileNotFoundError as error:
         raise UserError(f"has not ended (no summary.json); {resume}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"summary.json cannot be read; {resume}") from error
     if status not in ENDED:
-        words = {RunStatus.interrupted: "was interrupted", RunStatus.failed: "failed"}
+        words: dict[str, str] = {RunStatus.interrupted: "was interrupted", RunStatus.failed: "failed"}
         word = words.get(status, f"is {status}")
         raise UserError(f"{word} after {done} of {total} iterations; {resume}")
     return summary

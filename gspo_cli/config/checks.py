@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.errors import UserError
 
@@ -20,6 +27,25 @@ def require(condition: bool, message: str) -> None:
 def override_key(text: str) -> str:
     """The key that an override sets, adds or deletes."""
     return text.lstrip("+~").partition("=")[0]
+
+
+def typed_changes(overrides: Collection[str]) -> DictConfig:
+    """What `key=value` texts set, in sections. Raises UserError on a text that is not an override."""
+    try:
+        return OmegaConf.from_dotlist([text.lstrip("+") for text in overrides])
+    except yaml.YAMLError as error:
+        raise UserError(f"{' '.join(overrides)}: cannot be read; write key=value") from error
+
+
+def require_path(key: str, path: str) -> None:
+    """Raise UserError unless `path` can be that of a file, which need not be there."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError) as error:  # the last: ~ of an unknown user
+        known = isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.ELOOP)
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        short = path if len(path) <= 80 else f"{path[:80]}..."
+        require(known, f"{key}={short}: cannot be a path ({reason}); give another one")
 
 
 def require_name(key: str, value: Any) -> None:

@@ -28,9 +28,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config import dependent, schema
 from gspo_cli.config.auto_hardware import auto_value
-from gspo_cli.config.checks import folder_name, require_name
+from gspo_cli.config.checks import folder_name, require_name, typed_changes
 from gspo_cli.config.extras import install
-from gspo_cli.config.hints import expected, meant
+from gspo_cli.config.hints import expected, meant, meant_of_task
 from gspo_cli.config.paths import CONF_DIR as CONF_DIR  # imported from here by others
 from gspo_cli.config.paths import PACKAGE as PACKAGE
 from gspo_cli.errors import FOREIGN, UserError, as_exception
@@ -89,8 +89,10 @@ def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> Dict
         GlobalHydra.instance().hydra = running
 
 
-def locate(path: str, key: str) -> Any:
+def locate(path: Any, key: str) -> Any:
     """The object a dotted path names, also by a former name. Raises UserError naming `key`."""
+    if not isinstance(path, str):
+        raise UserError(f"{key}={path}: is not a dotted name; give module.Name")
     module_name, _, name = MOVED.get(path, path).rpartition(".")
     if not path.startswith("gspo_cli.") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last: a file of the folder never takes the place of a library
@@ -126,8 +128,10 @@ def plain_values(node: DictConfig, throw_on_missing: bool = False) -> dict[str, 
     return cast(dict[str, Any], values)  # OmegaConf's type also covers nodes that are lists
 
 
-def build_task(node: DictConfig) -> Any:
+def build_task(node: Any) -> Any:
     """The task object of a `task` node: fields checked against the dataclass that `_target_` names."""
+    if not isinstance(node, DictConfig):
+        raise UserError(f"task={node}: is not the settings of a task; choose one with task=<option>")
     values = plain_values(node)
     target = values.pop("_target_", None)
     if target is None:
@@ -189,10 +193,7 @@ def resolved_yaml(node: DictConfig) -> str:
 def with_overrides(saved: DictConfig, overrides: list[str]) -> DictConfig:
     """`saved` with `key=value` texts applied. Raises UserError on a text that is not an override,
     or that replaces a section."""
-    try:
-        changes = OmegaConf.from_dotlist([text.lstrip("+") for text in overrides])
-    except yaml.YAMLError as error:
-        raise UserError(f"{' '.join(overrides)}: cannot be read; write key=value") from error
+    changes = typed_changes(overrides)
     sections = [
         str(key)
         for key in changes
@@ -291,7 +292,7 @@ def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") ->
     if re.search(r"^Key '.*' (is not in struct|not in)", reason):
         typed = re.search(r"Could not override '([\w.]+)'", str(error))
         whole = typed.group(1) if typed else key
-        hint = meant(whole, root) or "`gspo-train --cfg job` shows them all"
+        hint = _meant_of_task(whole, cause) or meant(whole, root) or "`gspo-train --cfg job` shows them all"
         return f"{prefix}{key}: is not a known setting; {hint}"
     name = key.rpartition(".")[2]
     to_type = expected(_group_of(key, root), name)
@@ -305,12 +306,25 @@ def explain(error: Exception, root: Any = schema.RunConfig, prefix: str = "") ->
     return where + " ".join(str(error).split())
 
 
+def _meant_of_task(key: str, error: BaseException) -> str:
+    """What an unknown key of the task means, where the task of the configuration in `error` is ours."""
+    node = getattr(error, "parent_node", None)
+    if not key.startswith("task.") or node is None:
+        return ""
+    target = OmegaConf.select(node._get_root(), "task._target_", throw_on_missing=False)
+    if not isinstance(target, str) or not target.startswith("gspo_cli."):
+        return ""
+    cls = locate(target, "task._target_")
+    return meant_of_task(key, cls) if is_dataclass(cls) else ""
+
+
 def _refused(reason: str) -> str:
     """`=<value>` as OmegaConf names it in `reason`; empty where it does not."""
     if "is not Optional" in reason:
         return "=null"
-    found = re.search(r"[Vv]alue '?(.*?)'?(?: of type|, expected| \(\w+\) is not)", reason)
-    return f"={found.group(1)}"[:80] if found else ""
+    ends = r"(?: for field of type| of type|, expected| \(\w+\) is not)"
+    found = re.search(rf"[Vv]alue '?(.*?)'?{ends}", reason)
+    return "" if not found else "=null" if found.group(1) == "None" else f"={found.group(1)}"[:80]
 
 
 def _explain_missing(error: MissingConfigException) -> str:

@@ -98,6 +98,7 @@ ELSEWHERE = {
     "dataset_name": "task.path",
     "train_files": "task.path",
 }
+MAPPING = "give {name: value}"
 SIMPLE = {bool: "give true or false", int: "give a whole number", float: "give a number", str: "give text"}
 
 
@@ -140,6 +141,22 @@ def meant(key: str, root: Any) -> str:
     return ""
 
 
+def meant_of_task(key: str, cls: Any) -> str:
+    """`meant` for an unknown key `task.<name>` or below among the settings of a task's dataclass: how it is
+    added where the task has it, else one that is spelled alike. Empty if none is near."""
+    _, name, *inner = key.split(".")
+    names = [field.name for field in fields(cls)]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+        return f"did you mean task.{close[0]}?" if close else ""
+    if not inner:
+        return f"type +{key}=... to add it"
+    to_type = expected(cls, name)
+    if to_type.startswith(MAPPING):
+        return f"type +{key}=..., or task.{name}={{{'.'.join(inner)}: ...}}"
+    return f"task.{name} has no parts: {to_type}"
+
+
 def leaves(cls: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys of the settings of a dataclass and of those inside it."""
     hints = get_type_hints(cls)
@@ -161,7 +178,7 @@ def _of_kind(kind: Any) -> str:
     if get_origin(kind) is list:
         return "give a list, as in [a,b]"
     if kind is Any or get_origin(kind) is dict:
-        return "give {name: value}"
+        return MAPPING
     if is_dataclass(kind):
         inner = next(iter(fields(kind))).name
         return f"is a section: give single settings, as in <section>.{inner}=..."

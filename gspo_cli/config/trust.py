@@ -20,8 +20,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gspo_cli.config.checks import override_key
-from gspo_cli.config.marks import ADDRESS, CODE, MODEL, PATH, PLAIN, REMOTE, SETTINGS
+from gspo_cli.config.checks import typed_changes
+from gspo_cli.config.marks import ADDRESS, CODE, MODEL, PATH, PLAIN, REMOTE, SETTINGS, marks_of
+from gspo_cli.config.replayed import is_replayed
 from gspo_cli.errors import UserError
 from gspo_cli.user_cache import cache_folder
 
@@ -29,13 +30,6 @@ FLAG = "--trust"
 OURS = "gspo_cli."
 EMBEDDED = "embedded"
 OBJECT = "python object"  # a reward that a script gave, which no command builds
-GROUPS = {  # of options and settings
-    *("model", "task", "algorithm", "hardware", "rollout", "logging", "training", "evaluation", "checkpoint"),
-    *("experiment", "sweep", "seed"),
-}
-OUTSIDE = {"model.name", "model.base", "model.cold_start.demonstrations", "model.trust_remote_code"}
-# how many trials, how many at once; the folder is not replayed
-SWEEPS = ("hydra.sweeper.", "hydra.launcher.parallel", "hydra.sweep.dir")
 SAYS = {
     CODE: "names code that would be imported",
     SETTINGS: "is passed to code",
@@ -79,7 +73,7 @@ def require_trust(
     `only`, where it is given) that neither `overrides` type nor --trust covers, nor an earlier command line
     had. What --trust covers is remembered."""
     require_inside(source)
-    typed = set(map(override_key, overrides))
+    typed = set(_leaves(typed_changes(overrides)))
     items = marked(values, schema)
     open_items = [item for item in items if item.key.startswith(only) and not _covered(item.key, typed)]
     inherited = os.environ.get(INHERITED, "").split()
@@ -163,27 +157,16 @@ def trust_command(arguments: Sequence[str]) -> None:
     remember(_digest(list(arguments)))
 
 
-def require_command_trust(arguments: Sequence[str], source: Path) -> None:
-    """Raise UserError if the stored command line of a sweep does more than choose options and plain settings,
-    and this user never typed it."""
+def require_command_trust(arguments: Sequence[str], schema: Any, source: Path) -> None:
+    """Raise UserError if the stored command line of a sweep does more than choose options and give values to
+    plain settings of `schema`, and this user never typed it."""
     require_inside(source)
-    suspect = [text for text in arguments if not _is_plain(text)]
+    suspect = [text for text in arguments if not is_replayed(text, schema)]
     if suspect and not _allowed(_digest(list(arguments))):
         raise UserError(
             f"{source}: its command has {suspect[0]}, which is more than an option or a plain setting; if "
             f"you know where the folder comes from, add {FLAG}"
         )
-
-
-def _is_plain(argument: str) -> bool:
-    """Whether an argument is -m, `group=option`, or sets something without a mark."""
-    if argument in ("-m", "--multirun"):
-        return True
-    key = override_key(argument)
-    group, _, name = key.partition(".")
-    if group not in GROUPS or key in OUTSIDE:
-        return key.startswith(SWEEPS)
-    return group != "task" or not name  # a task's settings may be files and addresses
 
 
 def digest_of(items: Collection[Marked]) -> str:
@@ -215,10 +198,10 @@ def remember(digest: str) -> None:
     path = _state_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = path.read_text(encoding="utf-8").split() if path.exists() else []
-        if digest not in known:
+        known = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if digest not in known.split():
             with path.open("a", encoding="utf-8") as file:
-                file.write(f"{digest}\n")
+                file.write(f"{digest}\n" if known.endswith("\n") or not known else f"\n{digest}\n")
             path.chmod(0o600)
     except OSError:
         return  # a home that cannot be written: this process still knows
@@ -240,8 +223,8 @@ def _allowed(digest: str) -> bool:
 def _trusted() -> set[str]:
     inherited = set(os.environ.get(INHERITED, "").split())
     try:
-        return inherited | set(_state_file().read_text(encoding="utf-8").split())
-    except (OSError, ValueError):
+        return inherited | set(_state_file().read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
         return inherited
 
 
@@ -253,6 +236,16 @@ def _state_file() -> Path:
 def _covered(key: str, typed: Collection[str]) -> bool:
     """Whether a key or a section that it is in was typed. A part of it is not enough: the rest is theirs."""
     return any(key == each or key.startswith(f"{each}.") for each in typed)
+
+
+def _leaves(changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the single settings that were typed: a mapping stands for those in it, because it is
+    merged into the stored one."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _marked_in(values: Mapping[str, Any], cls: Any, prefix: str) -> Iterator[Marked]:
@@ -283,24 +276,17 @@ def _marked_in_task(task: Mapping[str, Any]) -> Iterator[Marked]:
         yield from (item for item in _marked_in(task, cls, "task.") if not _is_ours(item))
 
 
-def marks_of(cls: Any) -> dict[str, str]:
-    """The marks of a dataclass's fields, with those of its bases."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        found |= vars(base).get("TRUST", {})
-    return found
-
-
 def _is_ours(item: Marked) -> bool:
     if item.kind == REMOTE:
-        return item.value is not True
+        return False  # whatever is not the default may be read as true: 1, yes, on
     text = str(item.value)
     if item.kind == CODE:
         return text.startswith((OURS, OBJECT)) or (
             "." not in text and ":" not in text
         )  # the name of a part of ours
     fetched = str(cache_folder("models"))
-    return item.kind == MODEL and (text == EMBEDDED or text.startswith(f"{fetched}{os.sep}"))
+    inside = text.startswith(f"{fetched}{os.sep}") and ".." not in Path(text).parts
+    return item.kind == MODEL and (text == EMBEDDED or inside)
 
 
 def _has_text(value: Any) -> bool:

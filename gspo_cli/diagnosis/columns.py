@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from gspo_cli.plain_files import LARGEST
+
 Columns = dict[str, "array[float]"]
 
 
@@ -38,7 +40,8 @@ class Row(Mapping[str, float]):
 
 
 def rows_of(records: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """The numbers of `records`, which are read one by one."""
+    """The numbers of `records`, which are read one by one, within +-LARGEST: squares and sums of larger ones
+    are no floats."""
     columns: Columns = {}
     count = 0
     for record in records:
@@ -46,7 +49,7 @@ def rows_of(records: Iterable[Mapping[str, Any]]) -> list[Row]:
             if isinstance(value, int | float):
                 column = columns.setdefault(name, array("d"))
                 _fill(column, count)
-                column.append(value)
+                column.append(min(max(value, -LARGEST), LARGEST) if value == value else math.nan)
         count += 1
     for column in columns.values():
         _fill(column, count)

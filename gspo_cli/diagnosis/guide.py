@@ -11,6 +11,7 @@ from gspo_cli.config.choices import ClipMode, Device, Optimizer
 from gspo_cli.config.schema import RunSettings
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import Finding, History, Severity, number_of, preset_rate, slower
+from gspo_cli.plain_files import is_bounded
 
 NO_SIGNAL = {  # rules that say why a reward does not rise
     "learning_rate_zero", "zero_reward", "constant_reward", "reward_scale", "equal_groups", "clip_saturation",
@@ -43,11 +44,11 @@ def guide(run: History, findings: Sequence[Finding], card: Mapping[str, Any] | N
 def loss(run: History, findings: Sequence[Finding]) -> Answer:
     """Loss not decreasing: it need not decrease, but the reward should rise."""
     losses = run.values("loss")
-    flat = (
-        f"the loss is {number(fmean(losses))} on average, which is expected: advantages are centered"
-        * bool(losses)
-    )
-    start = f"{flat}; " if flat else ""
+    start = ""
+    if losses:
+        start = (
+            f"the loss is {number(fmean(losses))} on average, which is expected: advantages are centered; "
+        )
     if run.reward_gain is None:
         return Answer("loss not decreasing", True, f"{start}the run is too short to tell", "train longer")
     before, after, chance = run.reward_gain
@@ -122,10 +123,20 @@ def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
 
 
 def estimated_parts(card: Mapping[str, Any]) -> dict[str, float]:
-    """GiB by part of the largest phase, from card.json; parts under 1 MiB are left out."""
-    phases: Mapping[str, Mapping[str, int]] = card["memory"]["phases"]
-    largest = max(phases.values(), key=lambda parts: sum(parts.values()))
+    """GiB by part of the largest phase, from card.json; parts under 1 MiB are left out, and what is not a
+    number of bytes."""
+    phases = _section(_section(card, "memory"), "phases")
+    sizes = [
+        {part: size for part, size in _section(phases, name).items() if is_bounded(size) and size > 0}
+        for name in phases
+    ]
+    largest = max(sizes, key=lambda parts: sum(parts.values()), default={})
     return {part: size / 2**30 for part, size in largest.items() if size >= 2**20}
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _levers(config: RunSettings, parts: dict[str, float]) -> list[tuple[str, float]]:

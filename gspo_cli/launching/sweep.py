@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.config.compose import plain_values, register
+from gspo_cli.config.replayed import FOLDER
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import require_command_trust, trust_command, trust_own
 from gspo_cli.console.words import fixed, override
@@ -104,8 +105,8 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
         raise UserError(
             f"{folder / COMMAND}: is not the command of a sweep; restore it, or start the sweep again"
         )
-    require_command_trust(began, folder)
-    began = [text for text in began if not text.startswith("hydra.sweep.dir=")]
+    require_command_trust(began, RunConfig, folder)
+    began = [text for text in began if not text.startswith(FOLDER)]
     added = [text for text in arguments if text not in (*given, "-m", "--multirun")]
     return [*began, *added, *shlex.split(override("hydra.sweep.dir", str(folder)))]
 
@@ -131,7 +132,7 @@ def prepare_job(folder: Path, config_yaml: str) -> State:
 def final_score(folder: Path) -> float | None:
     """The score of a run's last held-out evaluation; None if there is none."""
     summary = read_summary(folder)
-    return summary["final_eval"]["score"] if summary and summary["final_eval"] else None
+    return summary["final_eval"]["score"] if summary and summary.get("final_eval") else None
 
 
 def record_job(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.errors import UserError
-from gspo_cli.plain_files import require_plain
+from gspo_cli.plain_files import machine_json, require_plain
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -43,12 +43,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None if there is no file. Raises UserError if it cannot be read."""
     require_plain(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = machine_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore or remove it") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); restore or remove the file") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; restore or remove the file")

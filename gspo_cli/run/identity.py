@@ -143,7 +143,7 @@ def state_of(folder: Path) -> State:
         return State.started
     if summary["status"] in (RunStatus.stopped_early, RunStatus.collapsed):
         return State.complete
-    total = saved_settings(folder)["training"]["num_outer_iterations"]
+    total = read_stored(run.config).training.num_outer_iterations
     over = summary["status"] == RunStatus.completed and summary["iterations"] >= total
     return State.complete if over else State.started
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gspo_cli.errors import UserError
-from gspo_cli.plain_files import require_plain
+from gspo_cli.plain_files import machine_json, require_plain
 
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "heldout.jsonl")
 LONGEST = 1 << 28  # bytes of a line
+LONGEST_RUN = 10**9  # iterations, as training.num_outer_iterations may be
 ASIDE = ".rewound"  # ends the name of the file that holds what was cut off a log
 
 
@@ -97,13 +97,18 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
 
 
+def has_iteration(record: Any) -> bool:
+    """Whether what a line holds is a record of a run."""
+    count = record.get("iteration") if isinstance(record, dict) else None
+    return type(count) is int and 0 <= count <= LONGEST_RUN
+
+
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):  # damaged text, or damaged JSON
+        record = machine_json(line.decode("utf-8"))
+    except ValueError:  # damaged text, or damaged JSON
         return None
-    has_iteration = isinstance(record, dict) and type(record.get("iteration")) is int
-    return record if has_iteration else None
+    return record if has_iteration(record) else None
 
 
 def _set_aside(path: Path, lines: list[bytes]) -> None:

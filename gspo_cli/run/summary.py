@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from gspo_cli.errors import UserError
+from gspo_cli.plain_files import is_bounded
 from gspo_cli.run.files import read_json
+from gspo_cli.run.logs import has_iteration
 
 
 class RunStatus(StrEnum):
@@ -51,16 +52,12 @@ def known_summary(folder: Path) -> dict[str, Any] | None:
 def _wrong(found: dict[str, Any]) -> str | None:
     """What is not as a run writes it, None if all is."""
     if found.get("status") not in list(RunStatus):
-        return f"status is {found.get('status')!r}"
+        return f"status is {found.get('status')!r}"[:80]
     done = found.get("iterations")
-    if type(done) is not int or done < 0:
-        return f"iterations is {done!r}"
+    if not has_iteration({"iteration": done}):
+        return f"iterations is {done!r}"[:80]
     for key in SCORES:
         record = found.get(key)
-        if record is not None and not (isinstance(record, dict) and _is_number(record.get("score"))):
+        if record is not None and not (isinstance(record, dict) and is_bounded(record.get("score"))):
             return f"{key} is {record!r}"[:80]
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from gspo_cli.config.checks import require
+from gspo_cli.config.checks import require, require_path
 from gspo_cli.tasks.json_rows import JsonFile
 from gspo_cli.tasks.tables import file_tables, hub_table
 
@@ -85,6 +85,7 @@ def open_rows(
 def _parts(
     path: str, key: str, subset: str | None, split: str | None, revision: str | None
 ) -> Sequence[Part]:
+    require_path(key, path)
     place = Path(path).expanduser()
     if place.is_dir():
         kind, files = _files_of(place, key, subset, split)

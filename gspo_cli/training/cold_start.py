@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from gspo_cli.config.model_schema import ColdStart
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
-from gspo_cli.manifest import write_manifest
+from gspo_cli.manifest import damage, write_manifest
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
@@ -70,9 +71,10 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     cached = cache_folder("cold_start") / _content_key(config, source, demonstrations, problems)
     steps, caches = model.cold_start.steps, model.cold_start.cache
     alone = one_at_a_time(cached, lambda: progress("cold start", 0, steps, "another run trains the same one"))
-    with alone if caches else nullcontext(), folder_written_whole(initial_model) as folder:
+    with alone if caches else nullcontext(), _written(initial_model) as folder:
         if caches:
             remove_leftovers(cached.parent, f"{cached.name}-")
+            _remove_damaged(cached, lambda note: progress("cold start", 0, steps, note))
         if caches and cached.exists():
             progress("cold start", steps, steps, "cached")
             shutil.copytree(cached, folder, dirs_exist_ok=True)
@@ -192,6 +194,32 @@ def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
             "file in model.cold_start.demonstrations, or set model.cold_start.steps=0"
         )
     return demonstrations
+
+
+@contextmanager
+def _written(model: Path) -> Iterator[Path]:
+    """`folder_written_whole` that raises UserError where the disk does not take a model."""
+    try:
+        with folder_written_whole(model) as folder:
+            yield folder
+    except (OSError, SafetensorError) as error:
+        # the cause is an OSError in both cases, by which the run's folder is kept
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise UserError(
+            f"{model}: cannot be saved ({' '.join(str(error).split())}); free space, then continue with "
+            f"gspo-train resume={model.parent}"
+        ) from cause
+
+
+def _remove_damaged(cached: Path, note: Callable[[str], None]) -> None:
+    """Remove a cached cold start that is not as it was stored: it is trained anew."""
+    if not cached.exists() or (what := damage(cached, resumes=False)) is None:
+        return
+    note(f"{cached} is damaged ({what}); it is trained anew")
+    if cached.is_dir() and not cached.is_symlink():
+        shutil.rmtree(cached)
+    else:
+        cached.unlink()
 
 
 def _store(model: Path, cached: Path, progress: Progress) -> None:
