@@ -42,6 +42,7 @@ LAYERS = [
     ["training", "compare"],
     ["api"],
     ["commands"],
+    ["start"],
 ]
 LAYER = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

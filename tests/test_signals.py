@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -17,7 +18,7 @@ from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.scoring import score_all
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.signals import Stopped, signals_handled_by, stop
-from tests.support.command_line import environment, gspo_train, script
+from tests.support.command_line import ROOT, environment, gspo_train, script
 from tests.support.whole_runs import SMALL, dotted
 
 LONG = [text for text in SMALL if not text.startswith("model.cold_start.")]
@@ -130,6 +131,23 @@ def test_a_second_signal_ends_at_once(begin, tmp_path):
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
     assert f"go on with gspo-train resume={folder}" in err
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.2, 0.4])
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path, seconds):
+    begun = (
+        "import gspo_cli.start as s; load = s.import_module; "
+        "s.import_module = lambda name: print(flush=True) or load(name); s.train()"
+    )
+    asked = [sys.executable, "-c", begun, *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
+    child = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    child.stdout.readline()
+    time.sleep(seconds)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in err
+    assert "stopped" in err
 
 
 class Sleeps(RewardFunction):
