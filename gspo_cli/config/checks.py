@@ -5,12 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
-
-import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.errors import UserError
 
@@ -27,14 +23,6 @@ def require(condition: bool, message: str) -> None:
 def override_key(text: str) -> str:
     """The key that an override sets, adds or deletes."""
     return text.lstrip("+~").partition("=")[0]
-
-
-def typed_changes(overrides: Collection[str]) -> DictConfig:
-    """What `key=value` texts set, in sections. Raises UserError on a text that is not an override."""
-    try:
-        return OmegaConf.from_dotlist([text.lstrip("+") for text in overrides])
-    except yaml.YAMLError as error:
-        raise UserError(f"{' '.join(overrides)}: cannot be read; write key=value") from error
 
 
 def require_path(key: str, path: str) -> None:

@@ -28,11 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.config import dependent, schema
 from gspo_cli.config.auto_hardware import auto_value
-from gspo_cli.config.checks import folder_name, require_name, typed_changes
+from gspo_cli.config.checks import folder_name, require_name
 from gspo_cli.config.extras import install
 from gspo_cli.config.hints import expected, meant, meant_of_task
 from gspo_cli.config.paths import CONF_DIR as CONF_DIR  # imported from here by others
 from gspo_cli.config.paths import PACKAGE as PACKAGE
+from gspo_cli.config.replayed import typed_changes
 from gspo_cli.errors import FOREIGN, UserError, as_exception
 from gspo_cli.plain_files import require_plain
 from gspo_cli.user_cache import fetched_or_hub

@@ -1,12 +1,14 @@
-"""What of a stored sweep's command is replayed unasked: see `gspo_cli.config.trust`. Free of torch."""
+"""What overrides set, and what of a stored sweep's command is replayed unasked: see `gspo_cli.config.trust`.
+Free of torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
     ChoiceSweep,
@@ -17,9 +19,11 @@ from hydra.core.override_parser.types import (
     RangeSweep,
 )
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.config.marks import PLAIN, marks_of
 from gspo_cli.config.paths import CONF_DIR
+from gspo_cli.errors import UserError
 
 FOLDER = "hydra.sweep.dir="  # begins an argument that is dropped: a resumed sweep stays in its folder
 # how many jobs and trials there are, how they are called and where they wait; values are numbers or words
@@ -30,6 +34,14 @@ OF_SWEEPS = {
     *("hydra.launcher.gpus_per_node",),
 }
 WORD = re.compile(r"[\w.+-]+")
+
+
+def typed_changes(overrides: Collection[str]) -> DictConfig:
+    """What `key=value` texts set, in sections. Raises UserError on a text that is not an override."""
+    try:
+        return OmegaConf.from_dotlist([text.lstrip("+") for text in overrides])
+    except yaml.YAMLError as error:
+        raise UserError(f"{' '.join(overrides)}: cannot be read; write key=value") from error
 
 
 def is_replayed(argument: str, schema: Any) -> bool:

@@ -20,9 +20,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gspo_cli.config.checks import typed_changes
 from gspo_cli.config.marks import ADDRESS, CODE, MODEL, PATH, PLAIN, REMOTE, SETTINGS, marks_of
-from gspo_cli.config.replayed import is_replayed
+from gspo_cli.config.replayed import is_replayed, typed_changes
 from gspo_cli.errors import UserError
 from gspo_cli.user_cache import cache_folder
 
