@@ -148,6 +148,24 @@ def test_a_name_that_stands_for_something_else_is_refused(template, reason):
             {"template": "{% for n in range(9999) %}{{ question.rjust(9999) }}{% endfor %}"},
             r"writes more than 1,000,000 characters",
         ),
+        *[
+            ({"template": f"{{{{ {each} }}}}"}, r"does not suit .*a\.jsonl:1 \(it fills up a text")
+            for each in (
+                "question.ljust(999999999999999)",
+                "question.zfill(999999999999999)",
+                "'%999999999999999d' % 1",
+                "'%(a)999999999999999d' % {'a': 1}",
+                "'%*d' % (999999999999999, 1)",
+                "'%999999999999999d'|format(1)",
+                "'{:999999999999999}'.format(1)",
+                "'{:.{}f}'.format(1, 999999999999999)",
+                "question|center(999999999999999)",
+                "question|indent(width=999999999999999)",
+                "[1]|tojson(indent=999999999999999)",
+                "[1]|batch(999999999999999, 1)|list",
+                "(1).to_bytes(999999999999999, 'big')",
+            )
+        ],
         ({"template": "{% set _ = row.update(a=1) %}"}, r"does not suit .*unsafe"),
         ({"template": "{{ '\\ud800' }}"}, r"does not suit .*surrogates"),
         ({"template": " "}, r"a\.jsonl:1: its prompt is empty"),
@@ -158,6 +176,9 @@ def test_a_name_that_stands_for_something_else_is_refused(template, reason):
             r"^task\.heldout_fraction=0\.5: task\.heldout_split",
         ),
         ({"subset": "main", "prompt": "question"}, r"^task\.subset=main: .* is one file"),
+        ({"split": "test", "prompt": "question"}, r"^task\.split=test: .* is one file"),
+        ({"heldout_split": "test", "prompt": "question"}, r"^task\.heldout_split=test: .* is one file"),
+        ({"revision": "main", "prompt": "question"}, r"^task\.revision=main: .* is not of the hub"),
         ({"prompt": "query"}, r'has no row .*a\.jsonl:1: has no column "query" but question, answer, level'),
     ],
 )
@@ -165,6 +186,30 @@ def test_a_setting_that_does_not_suit_the_data_is_named(settings, reason, tmp_pa
     path = write(tmp_path / "a.jsonl", *ROWS)
     with pytest.raises(UserError, match=reason):
         dataset(path, **settings).train_problems()
+
+
+def test_a_template_that_needs_too_much_memory_is_one_sentence(monkeypatch):
+    template = RowTemplate("task.template", "{{ a }}")
+
+    def full(row):
+        raise MemoryError
+
+    monkeypatch.setattr(template, "_rendered", full)
+    with pytest.raises(UserError, match=r"does not suit a:1 \(it needs too much memory\)"):
+        template({"a": 1}, "a:1")
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ '%05d|%s|100%%' % (7, 'x') }}", "00007|x|100%"),
+        ("{{ '{:>4}{{1234567}}'.format(7) }}", "   7{1234567}"),
+        ("{{ '%.2f'|format(1.5) }} {{ 7 % 4 }} {{ 'a'.ljust(3) }}|{{ 'a'|center(3) }}|", "1.50 3 a  | a |"),
+        ("{{ '{}'.format(12345678) }} {{ '%d' % 12345678 }}", "12345678 12345678"),
+    ],
+)
+def test_a_template_may_format_and_fill_up_texts(template, text):
+    assert RowTemplate("task.template", template)({}, "a:1") == text
 
 
 DEEP = "[" * 100_000

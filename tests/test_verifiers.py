@@ -174,7 +174,7 @@ def test_an_unknown_verifier_is_an_error_that_lists_the_choices():
 
 
 def test_a_function_of_the_user_is_found_by_its_path_and_goes_by_its_name(tmp_path, monkeypatch):
-    code = "def shout(text, gold):\n    return text == gold.upper()\n\nLEVEL = 3\n"
+    code = "def shout(text, gold):\n    return text == gold.upper()\n\ndef one(text): pass\nLEVEL = 3\n"
     (tmp_path / "my_grader.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     reward = VerifierReward("python:my_grader.shout")
@@ -182,6 +182,9 @@ def test_a_function_of_the_user_is_found_by_its_path_and_goes_by_its_name(tmp_pa
     assert judge(reward, "", "").total_reward == 0
     with pytest.raises(UserError, match=r"task\.verifier=.*not a function"):
         resolve_verifier("python:my_grader.LEVEL")
+    for wrong in ("python:os.getcwd", "python:my_grader.one"):
+        with pytest.raises(UserError, match=r"task\.verifier=.*does not take two arguments; give"):
+            resolve_verifier(wrong)
     for wrong in ("python:my_grader.absent", "python:absent_module.f", "python:f", "python:"):
         with pytest.raises(UserError, match=r"task\.verifier=.*cannot be imported"):
             resolve_verifier(wrong)

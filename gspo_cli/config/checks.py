@@ -27,6 +27,7 @@ def override_key(text: str) -> str:
 
 def require_path(key: str, path: str) -> None:
     """Raise UserError unless `path` can be that of a file, which need not be there."""
+    require(path.strip() != "", f"{key}={path!r}: is empty, which would mean the current folder; give a path")
     try:
         os.stat(Path(path).expanduser())
     except (OSError, ValueError, RuntimeError) as error:  # the last: ~ of an unknown user

@@ -145,6 +145,11 @@ def build_task(node: Any) -> Any:
     unknown = sorted(set(values) - {f.name for f in fields(cls)})
     if unknown:
         raise UserError(f"task.{unknown[0]}: is not a setting of {target}{_suggestion(unknown[0], cls)}")
+    for field in fields(cls):
+        value = values.get(field.name)
+        number = get_type_hints(cls)[field.name] is bool and type(value) in (int, float)
+        if number and value not in (0, 1):  # a structured node takes any number for true
+            raise UserError(f"task.{field.name}={value}: is not valid; {expected(cls, field.name)}")
     # a structured node reads the text "???" as no value, so it is set on the object
     marks = [name for name in values if values[name] == MISSING and not OmegaConf.is_missing(node, name)]
     held = literal({**values, **dict.fromkeys(marks, "")})

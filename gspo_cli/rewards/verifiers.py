@@ -7,6 +7,7 @@ answer, not a list of guesses.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -152,12 +153,27 @@ def resolve_verifier(name: str) -> Verifier:
         verifier = locate(name.removeprefix("python:"), "task.verifier")
         message = f"task.verifier={name}: is not a function; give (answer_text, gold) -> float"
         require(callable(verifier), message)
+        require(
+            _takes_two_texts(verifier),
+            f"task.verifier={name}: does not take two arguments; give (answer_text, gold) -> float",
+        )
         return verifier
     choices = ", ".join(VERIFIERS)
     require(name in VERIFIERS, f"task.verifier={name}: choose one of {choices}, or python:module.function")
     missing = name == "maths" and importlib.util.find_spec("math_verify") is None
     require(not missing, f"task.verifier=maths: needs math-verify; {install('math')}")
     return VERIFIERS[name]
+
+
+def _takes_two_texts(verifier: Callable[..., Any]) -> bool:
+    """Whether a function can be called with an answer and a gold, as far as its signature is known."""
+    try:
+        inspect.signature(verifier).bind("", "")
+    except TypeError:
+        return False
+    except ValueError:  # of a function in C without a signature
+        return True
+    return True
 
 
 def check_gold(name: str, gold: str, where: str) -> None:

@@ -19,6 +19,7 @@ from gspo_cli.types import AgentTurn, Demonstration, Message, Problem
 
 ROLES = ("system", "user", "assistant", "tool")
 HELDOUT = {"heldout_path", "heldout_split", "heldout_fraction", "heldout"}
+TEXTS = ("path", "heldout_path", "subset", "split", "revision", "heldout_split")
 SOURCE = {"path", "subset", "split", "revision", *HELDOUT}  # has no part in how a row becomes a problem
 
 
@@ -132,6 +133,10 @@ class FileTask(QuestionTask):
             self.path is not None,
             "task.path: is needed; give a file of rows, such as JSON lines, with task.path=<file>",
         )
+        for name in TEXTS:
+            value = getattr(self, name)
+            empty = value is not None and not value.strip()
+            require(not empty, f"task.{name}={value!r}: is empty; give a value, or leave it out")
         require_positive("task", self, "heldout")
         require(
             0 <= self.heldout_fraction < 1,
@@ -177,15 +182,16 @@ class FileTask(QuestionTask):
         """The setting that says what is held out: how many problems, what fraction, or which rows."""
         if self.heldout_path:
             key = "task.heldout_path"
-            return key, open_rows(self.heldout_path, key, split=self.heldout_split)
+            return key, open_rows(self.heldout_path, key, None, self.heldout_split, None, "heldout_split")
         if self.heldout_split:
-            return f"task.heldout_split={self.heldout_split}", self._rows(self.heldout_split)
+            rows = self._rows(self.heldout_split, "heldout_split")
+            return f"task.heldout_split={self.heldout_split}", rows
         if self.heldout_fraction:
             return f"task.heldout_fraction={self.heldout_fraction}", self.heldout_fraction
         return f"task.heldout={self.heldout}", self.heldout
 
-    def _rows(self, split: str) -> Rows:
-        return open_rows(str(self.path), "task.path", self.subset, split, self.revision)
+    def _rows(self, split: str, name: str = "split") -> Rows:
+        return open_rows(str(self.path), "task.path", self.subset, split, self.revision, name)
 
     def _index(self, rows: Rows) -> Index:
         names = [field.name for field in fields(self) if field.name not in SOURCE]

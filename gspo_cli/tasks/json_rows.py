@@ -48,13 +48,13 @@ class JsonFile:
         try:
             self._stat = os.stat(path)
             self._read()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"{self._setting}: cannot be read ({reason}); give an existing file") from error
-        except (EOFError, zlib.error) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(
                 f"{self._setting}: is not a whole compressed file ({error}); get it again"
             ) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{self._setting}: cannot be read ({reason}); give an existing file") from error
         require(
             len(self) > 0,
             f"{self._setting}: is empty; give a file with one JSON object on each line, or an array of them",

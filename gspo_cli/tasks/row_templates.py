@@ -7,17 +7,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, TypeVar
 
 from jinja2 import StrictUndefined, TemplateError
+from jinja2.filters import FILTERS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gspo_cli.errors import UserError
 from gspo_cli.tasks.problem_index import UnusableRow
 
 LONGEST = 1_000_000  # characters of a text
-FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
+# widths of formats that are long, or arguments, as in %1000000d, %*d, {:1000000} and {:{}}
+WIDE_PERCENT = re.compile(r"%(\([^)]*\))?[^%a-zA-Z]*(\*|\d{7})")
+WIDE_BRACES = re.compile(r"\{[^{}]*(\{|[^{}\d]\d{7})")
+SIZED = ("batch", "center", "indent", "slice", "tojson")  # filters whose arguments are sizes of the result
+FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    RecursionError,
+    MemoryError,
+)
 ALL = 'row is all columns; write row["name"] for one of them, row["row"] where that is its name'
 T = TypeVar("T")
 
@@ -73,22 +88,63 @@ class WholeRow(dict[str, Any]):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """What is not there is an error, and so is a text or a list that is repeated, or a large power."""
+    """What is not there is an error, and so is a text or a list that is repeated, a text that is filled up to
+    more than LONGEST characters, or a large power."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """A product or a power of numbers. Raises TypeError for other products and for large powers."""
+        """A product or a power of numbers, or a remainder or format. Raises TypeError for other products, for
+        large powers and for wide formats."""
+        if operator == "%":
+            _require_narrow(isinstance(left, str) and WIDE_PERCENT.search(left))
+            return super().call_binop(context, operator, left, right)
         numbers = all(isinstance(side, int | float) for side in (left, right))
         if not numbers or (operator == "**" and not (abs(left) < LONGEST and abs(right) <= 100)):
             raise TypeError(f"{operator} is for numbers here, which must be small where they are powers")
         return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Any, called: Any, /, *arguments: Any, **named: Any) -> Any:
+        """A call. Raises TypeError where a method of a value makes too long a text of it."""
+        method = getattr(called, "__wrapped__", called)  # the library wraps `format`
+        value, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(value, str) and name in ("format", "format_map"):
+            _require_narrow(WIDE_BRACES.search(value.replace("{{", "")))
+        elif isinstance(value, str | bytes | int):
+            _require_narrow(_has_large(arguments, named))
+        return super().call(context, called, *arguments, **named)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`obj.attribute`. Raises MethodNameError where that is a method although there is such a key."""
         if isinstance(obj, Mapping) and attribute in obj and hasattr(obj, attribute):
             raise MethodNameError(attribute)
         return super().getattr(obj, attribute)
+
+
+def _require_narrow(wide: object) -> None:
+    if wide:
+        raise TypeError(f"it fills up a text to more than {LONGEST:,} characters, or to a width in the row")
+
+
+def _has_large(arguments: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    return any(isinstance(each, int) and each > LONGEST for each in (*arguments, *named.values()))
+
+
+def _sized(name: str) -> Callable[..., Any]:
+    """The filter `name` of the library. It raises TypeError where its arguments are too large."""
+
+    @wraps(FILTERS[name])
+    def narrow(*arguments: Any, **named: Any) -> Any:
+        _require_narrow(_has_large(arguments, named))
+        return FILTERS[name](*arguments, **named)
+
+    return narrow
+
+
+def _formatted(form: Any, *arguments: Any, **named: Any) -> str:
+    """For `format`, which may not write wide texts."""
+    _require_narrow(WIDE_PERCENT.search(str(form)))
+    return FILTERS["format"](form, *arguments, **named)
 
 
 def _marked(value: Any, name: str) -> Any:
@@ -125,6 +181,7 @@ def _json(value: Any, **settings: Any) -> str:
 SANDBOX = Sandbox(undefined=StrictUndefined, finalize=_written)
 SANDBOX.tests["none"] = lambda value: value is None or isinstance(value, Null)
 SANDBOX.policies["json.dumps_function"] = _json
+SANDBOX.filters |= {**{name: _sized(name) for name in SIZED}, "format": _formatted}
 
 
 class RowTemplate:
@@ -185,4 +242,5 @@ def _tried(said: str, where: str, text: str, action: Callable[[], T]) -> T:
         fix = f'{owner}["{error.name}"] in place of {owner}.{error.name}, which is a method'
         raise UserError(f"{said}: {place}; write {fix}") from error
     except FAULTS as error:
-        raise UserError(f"{said}: {place} ({error}); correct it") from error
+        reason = "it needs too much memory" if isinstance(error, MemoryError) else error
+        raise UserError(f"{said}: {place} ({reason}); correct it") from error

@@ -4,6 +4,7 @@ what it has stays text, as it is written."""
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import zlib
 from collections.abc import Iterator
@@ -63,7 +64,9 @@ def _fields(path: str, kind: str, setting: str) -> Iterator[Iterator[list[str]]]
         raise UserError(
             f"{where} is not {kind} ({error}); write a quote inside of quotes twice, and close what is opened"
         ) from error
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{setting}: is not a whole compressed file ({error}); get it again") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"{setting}: cannot be read ({error}); correct the file") from error
 
 

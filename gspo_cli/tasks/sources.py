@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gspo_cli.config.checks import require, require_path
+from gspo_cli.errors import UserError
 from gspo_cli.tasks.json_rows import JsonFile
 from gspo_cli.tasks.tables import file_tables, hub_table
 
@@ -23,7 +24,9 @@ KINDS = {
     "csv": "csv",
     "tsv": "tsv",
 }
+ENDINGS = ", ".join(f".{name}" for name in KINDS)
 PACKED = (".gz", ".zst")
+ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]*://")
 OF_THE_LIBRARY = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 SPLITS = {  # the words by which the names of files tell their split, as on the hub
     "train": ("train", "training"),
@@ -73,27 +76,61 @@ class Rows:
 
 
 def open_rows(
-    path: str, key: str, subset: str | None = None, split: str | None = None, revision: str | None = None
+    path: str,
+    key: str,
+    subset: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    split_name: str = "split",
 ) -> Rows:
     """The rows of a file, of the files of a split in a folder, or of a split of a data set of the hub.
     Without `split` these are all files of a folder, and test of the hub.
 
-    `key` is the setting that gives `path`. Raises UserError where there is nothing to read."""
-    return Rows(f"{key}={path}", _parts(path, key, subset, split, revision))
+    `key` is the setting that gives `path`, task.`split_name` the one that gives `split`. Raises UserError
+    where there is nothing to read, or a setting does not suit what is read."""
+    require_path(key, path)
+    require(
+        ADDRESS.match(path) is None,
+        f"{key}={path}: is an address, from which nothing is read; download the file and give its path, or "
+        "give the id of a data set of the hub, such as openai/gsm8k",
+    )
+    return Rows(f"{key}={path}", _parts(path, key, subset, split, revision, split_name))
 
 
 def _parts(
-    path: str, key: str, subset: str | None, split: str | None, revision: str | None
+    path: str, key: str, subset: str | None, split: str | None, revision: str | None, split_name: str
 ) -> Sequence[Part]:
-    require_path(key, path)
     place = Path(path).expanduser()
+    if not place.exists() and HUB_ID.fullmatch(path) and _kind(place) is None:
+        return [hub_table(path, subset, split or "test", revision, key)]
+    require(
+        revision is None,
+        f"task.revision={revision}: {path} is not of the hub; set task.revision=null",
+    )
     if place.is_dir():
         kind, files = _files_of(place, key, subset, split)
         return _of_files(kind, files, key)
-    if not place.exists() and HUB_ID.fullmatch(path) and _kind(place) is None:
-        return [hub_table(path, subset, split or "test", revision, key)]
     require(subset is None, f"task.subset={subset}: {path} is one file; set task.subset=null")
-    return _of_files(_kind(place) or JSON, [str(place)], key)
+    require(
+        split is None or (split_name == "split" and split == "train"),
+        f"task.{split_name}={split}: {path} is one file, which has no splits; leave out "
+        f"task.{split_name}, or give a folder",
+    )
+    said = _kind(place)
+    return [_of_no_kind(str(place), key)] if said is None else _of_files(said, [str(place)], key)
+
+
+def _of_no_kind(path: str, key: str) -> JsonFile:
+    """The rows of a file whose name does not say what it is, if the first is JSON. Raises UserError."""
+    file = JsonFile(path, key)
+    try:
+        file.row(0)
+    except UserError as error:
+        raise UserError(
+            f"{key}={path}: its name does not end with one of {ENDINGS}, also with .gz or .zst, and it does "
+            "not begin with a row of JSON; give a file of one of these kinds"
+        ) from error
+    return file
 
 
 def _of_files(kind: str, files: Sequence[str], key: str) -> Sequence[Part]:
@@ -114,8 +151,9 @@ def _files_of(folder: Path, key: str, subset: str | None, split: str | None) -> 
     within = root.is_dir() and root.resolve().is_relative_to(folder.resolve())
     require(within, f"task.subset={subset}: {folder} has no such folder; give one that it has")
     found = [path for path in sorted(root.rglob("*")) if _is_data(path, root)]
-    names = ", ".join(f".{name}" for name in KINDS)
-    require(found != [], f"{key}={folder}: has no file of data; give one with {names}, also with .gz or .zst")
+    require(
+        found != [], f"{key}={folder}: has no file of data; give one with {ENDINGS}, also with .gz or .zst"
+    )
     inner = [path.relative_to(root) for path in found]
     chosen = inner if split is None else _of_split(inner, split)
     has = ", ".join(sorted({name for path in inner if (name := _split_of(path))})) or "train"
