@@ -16,6 +16,7 @@ from gspo_cli.diagnosis.columns import rows_of
 from gspo_cli.diagnosis.examination import examine
 from gspo_cli.errors import UserError
 from gspo_cli.manifest import damage
+from gspo_cli.run.files import remove_empty
 from gspo_cli.run.identity import state_of
 from gspo_cli.run.summary import known_summary
 from gspo_cli.training import cold_start
@@ -202,3 +203,23 @@ def test_a_complete_job_with_damaged_settings_is_one_sentence(text, damaged):
         (damaged / name).write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml"):
         state_of(damaged)
+
+
+def test_folders_of_a_refused_start_go_with_it_and_no_others(tmp_path, monkeypatch):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    (here / "outputs/task/run").mkdir(parents=True)
+    (elsewhere / "mine/run").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    remove_empty(Path("outputs/task/run"))
+    assert list(here.iterdir()) == []
+    remove_empty(elsewhere / "mine/run")
+    assert list((elsewhere / "mine").iterdir()) == []
+    (here / "outputs/task/run").mkdir(parents=True)
+    (here / "outputs/other").mkdir()
+    (here / "run").mkdir()
+    remove_empty(here / "outputs/task/run")
+    remove_empty(here / "run")
+    assert [path.name for path in here.rglob("*")] == ["outputs", "other"]
+    (here / "outputs/other/file").touch()
+    remove_empty(here / "outputs/other")
+    assert (here / "outputs/other/file").exists()

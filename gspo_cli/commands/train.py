@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -32,7 +31,7 @@ from gspo_cli.launching.sweep import (
     resumed_sweep,
 )
 from gspo_cli.run.data_stamp import CHANGED_DATA, check_data, write_data_stamp
-from gspo_cli.run.files import make_folder
+from gspo_cli.run.files import make_folder, remove_empty
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import State, state_of
 from gspo_cli.signals import Stopped
@@ -88,8 +87,8 @@ def job(node: DictConfig) -> float | None:
         traceback.print_exc()
         code, why = 1, f"{type(error).__name__}: {as_exception(error)}"
     finally:
-        with suppress(OSError):  # Hydra makes the folder before the configuration is checked
-            Path(HydraConfig.get().runtime.output_dir).rmdir()
+        # Hydra makes the folder before the configuration is checked
+        remove_empty(Path(HydraConfig.get().runtime.output_dir))
     if in_sweep():
         return record_present_job(code, why)
     # exit here: Hydra would print lines of its own around an exception

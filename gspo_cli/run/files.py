@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,17 @@ def make_folder(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be created ({error.strerror}); choose another") from error
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that is empty, and the empty ones around it that are below the current one."""
+    here = Path.cwd()
+    with suppress(OSError):  # not empty, or gone
+        folder.rmdir()
+        for parent in folder.absolute().parents:
+            if here not in parent.parents:
+                return
+            parent.rmdir()
 
 
 @contextmanager

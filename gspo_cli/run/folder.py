@@ -22,6 +22,7 @@ from gspo_cli.run.files import (
     json_ready,
     make_folder,
     read_json,
+    remove_empty,
     remove_leftovers,
     write_atomically,
     write_json,
@@ -137,8 +138,7 @@ class RunFolder:
         if self.writes and not self.has_progress:
             for name in OWN:
                 (self.path / name).unlink(missing_ok=True)
-            with suppress(OSError):  # not empty: there are files that are not ours
-                self.path.rmdir()
+            remove_empty(self.path)  # where there are files that are not ours, it is not
 
     def checkpoint_model(self, checkpoint: str, model: ModelConfig) -> ModelSource:
         """Where the model of a checkpoint is, and its adapter under LoRA (see `run_checkpoint`). Raises
