@@ -25,8 +25,9 @@ def override_key(text: str) -> str:
     return text.lstrip("+~").partition("=")[0]
 
 
-def require_path(key: str, path: str) -> None:
+def require_path(key: str, path: str | Path) -> None:
     """Raise UserError unless `path` can be that of a file, which need not be there."""
+    path = str(path)
     require(path.strip() != "", f"{key}={path!r}: is empty, which would mean the current folder; give a path")
     try:
         os.stat(Path(path).expanduser())
