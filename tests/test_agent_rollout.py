@@ -135,11 +135,11 @@ def test_an_agent_that_does_not_ask_again_in_time_is_left_out(run):
         return 1.0
 
     start = time.monotonic()
-    limits = Limits(max_turns=4, max_prompt_length=200, max_positions=512, seconds=1.0)
+    limits = Limits(max_turns=4, max_prompt_length=200, max_positions=512, seconds=5.0)
     found, _ = run(agent, limits=limits)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     release.set()
-    assert found[0].excluded == "the agent took longer than 1 s for its next request"
+    assert found[0].excluded == "the agent took longer than 5 s for its next request"
     assert [trajectory.excluded for trajectory in found[2:]] == [None] * 8
 
 
