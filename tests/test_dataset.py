@@ -41,7 +41,7 @@ def separated(path, rows, separator):
 def csv_gz(path, rows):
     plain = path.with_name("plain.csv")
     separated(plain, rows, ",")
-    path.write_bytes(gzip.compress(plain.read_bytes()))
+    path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
 
 
 WRITERS = {
@@ -49,7 +49,7 @@ WRITERS = {
     "bom_crlf.jsonl": lambda path, rows: path.write_bytes(
         b"\xef\xbb\xbf" + lines(rows).replace(b"\n", b"\r\n")
     ),
-    "a.jsonl.gz": lambda path, rows: path.write_bytes(gzip.compress(lines(rows))),
+    "a.jsonl.gz": lambda path, rows: path.write_bytes(gzip.compress(lines(rows), mtime=0)),
     "a.jsonl.zst": lambda path, rows: path.write_bytes(
         zstandard.compress(lines(rows[:5])) + zstandard.compress(lines(rows[5:]))  # two frames
     ),
@@ -205,14 +205,20 @@ def test_many_rows_are_read_when_they_are_drawn(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (gzip.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-20], "is not a whole compressed file"),
+        (
+            gzip.compress(b'{"prompt": "a", "answer": 1}\n' * 99, mtime=0)[:-20],
+            "is not a whole compressed file",
+        ),
         (zstandard.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-9], "is not a whole compressed file"),
         (json.dumps({"data": ROWS}, indent=1).encode(), 'is one JSON object .*only the array under "data"'),
         (
             b'{"data":\n[{"prompt": "a"}]}',
             'is one JSON object .*only the array under "data", or one object on',
         ),
-        (gzip.compress(json.dumps({"n": 1, "rows": []}, indent=1).encode()), 'the array under "rows"'),
+        (
+            gzip.compress(json.dumps({"n": 1, "rows": []}, indent=1).encode(), mtime=0),
+            'the array under "rows"',
+        ),
         (json.dumps({"0": ROWS[0]}, indent=1).encode(), "is one JSON object .*write an array, or one object"),
         (json.dumps(ROWS[0], indent=1).encode() * 2, "has JSON objects over several lines, not an array"),
         (b'{"prompt": "a"\n{"prompt": "b"}', r":1: is not JSON"),
