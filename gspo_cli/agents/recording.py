@@ -176,7 +176,8 @@ class Recorder:
 
 
 def _goes_on(segment: Segment, tools: str, said: Sequence[Spoken]) -> bool:
-    """Whether what is said is what was heard and answered in a segment, and new messages of others."""
+    """Whether a request continues a segment: it repeats all of its messages, and adds others, none of them
+    the assistant's."""
     known = len(segment.heard)
     new = [role for role, *_ in said[known:]]
     same = segment.tools == tools and [*said[:known]] == segment.heard

@@ -22,7 +22,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.randomness import derived_seed
-from gspo_cli.rollout.conversations import Limits, Start
+from gspo_cli.rollout.conversations import Limits, Start, run_to_end
 from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
 from gspo_cli.rollout.progress import RolloutProgress
 from gspo_cli.tasks.base import SystemPrompt
@@ -75,22 +75,9 @@ def roll_out_agents(
 
     -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
     out, averaged over turns."""
-    sampled = engine.sampled
-    if progress is not None:
-        progress.start(len(starts))
     with engine.session(), _serving() as endpoint:
         rollout = _AgentRollout(engine, chat, agent, endpoint, sampling, limits, seed)
-        try:
-            for start in starts:
-                rollout.begin(start)
-            while rollout.active:
-                rollout.go_on()
-                if progress is not None:
-                    progress.update(rollout.finished, engine.sampled - sampled)
-        finally:
-            rollout.close()
-    if progress is not None:
-        progress.end(engine.sampled - sampled)
+        run_to_end(rollout, engine, starts, progress)
     masses = [mass for conversation in rollout.conversations for mass in conversation.masses]
     return [_trajectory(c) for c in rollout.conversations], sum(masses) / max(1, len(masses))
 
@@ -213,7 +200,7 @@ class _AgentRollout:
             self._refuse(conversation, waiting, RequestError("messages", str(error)))
             return
         tokens = len(asked.segment.token_ids)
-        number = place * MOST_SEGMENTS + asked.segment.number
+        number = _number(place, asked.segment.number)
         if asked.turn == 0 and tokens > self.limits.max_prompt_length:
             reason = f"are {tokens} tokens, over rollout.max_prompt_length={self.limits.max_prompt_length}"
         elif tokens + self.sampling.max_new_tokens > self.limits.max_positions:
@@ -247,7 +234,7 @@ class _AgentRollout:
             conversation.arrived.remove(waiting)
         asked = conversation.asked.pop(waiting, None)
         if asked is not None:
-            number = place * MOST_SEGMENTS + asked.segment.number
+            number = _number(place, asked.segment.number)
             self._flight.pop(number, None)
             self.engine.cancel(number)
             conversation.recorder.cancelled(asked)
@@ -278,7 +265,7 @@ class _AgentRollout:
             self._forget(waiting)
         self.endpoint.close(place)
         for number in range(conversation.recorder.begun):
-            self.engine.cancel(place * MOST_SEGMENTS + number)
+            self.engine.cancel(_number(place, number))
         if conversation.running is not None:
             conversation.running.end()
 
@@ -290,6 +277,11 @@ class _AgentRollout:
     def _has_stop(self, stops: Sequence[str], ids: list[int]) -> bool:
         text = self.chat.text(ids)
         return any(stop in text for stop in stops)
+
+
+def _number(place: int, segment: int) -> int:
+    """What the engine calls a segment of the conversation at `place`."""
+    return place * MOST_SEGMENTS + segment
 
 
 def delivered(turns: TurnFormat, ids: list[int]) -> str:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from gspo_cli.concurrency import gather
 from gspo_cli.config.schema import RolloutConfig
@@ -101,10 +101,41 @@ def roll_out(
     -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
     out, averaged over turns."""
     rollout = _Rollout(engine, prompts, environment, sampling, limits, seed)
+    with engine.session():
+        run_to_end(rollout, engine, starts, progress)
+    masses = [mass for c in rollout.conversations for mass in c.truncated_mass]
+    return [c.trajectory for c in rollout.conversations], sum(masses) / max(1, len(masses))
+
+
+class Rollout(Protocol):
+    """Conversations that go on together, a token at a time."""
+
+    @property
+    def active(self) -> bool:
+        """Whether a conversation goes on."""
+
+    @property
+    def finished(self) -> int:
+        """Number of conversations that have ended."""
+
+    def begin(self, start: Start) -> None:
+        """Open a conversation."""
+
+    def go_on(self) -> None:
+        """Let all go on by one token."""
+
+    def close(self) -> None:
+        """Give up what has not ended."""
+
+
+def run_to_end(
+    rollout: Rollout, engine: RolloutEngine, starts: Sequence[Start], progress: RolloutProgress | None
+) -> None:
+    """Begin all `starts`, and let them go on until none is left; within the engine's session."""
     sampled = engine.sampled
     if progress is not None:
         progress.start(len(starts))
-    with engine.session(), closing(rollout):
+    with closing(rollout):
         for start in starts:
             rollout.begin(start)
         while rollout.active:
@@ -113,8 +144,6 @@ def roll_out(
                 progress.update(rollout.finished, engine.sampled - sampled)
     if progress is not None:
         progress.end(engine.sampled - sampled)
-    masses = [mass for c in rollout.conversations for mass in c.truncated_mass]
-    return [c.trajectory for c in rollout.conversations], sum(masses) / max(1, len(masses))
 
 
 class _Rollout:
