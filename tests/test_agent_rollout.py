@@ -11,8 +11,10 @@ import time
 import httpx
 import pytest
 
-from gspo_cli.agents.rollout import RETURNED, roll_out_agents
+from gspo_cli.agents.host import AgentHost
+from gspo_cli.agents.rollout import Waits
 from gspo_cli.agents.running import CommandAgent, FunctionAgent, last_json
+from gspo_cli.rewards.returned import RETURNED
 from gspo_cli.rollout.conversations import Limits, roll_out
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
@@ -56,15 +58,17 @@ async def later(problem, endpoint):
 
 @pytest.fixture
 def run(load):
-    policy = load("qwen3")
+    policy, warnings = load("qwen3"), []
 
-    def ran(function, begun=None, limits=LIMITS, agent=None, engine=None):
+    def ran(function, begun=None, limits=LIMITS, agent=None, engine=None, waits=None):
         engine = engine or TransformersEngine(policy, 256)
         made = agent or FunctionAgent(function)
-        asked = (begun or starts(), sampling(policy.chat, 8), limits, 3)
-        return roll_out_agents(engine, policy.chat, made, *asked)
+        with AgentHost(engine, policy.chat, made, waits or Waits(), warnings.append) as host:
+            found = host.roll_out(begun or starts(), sampling(policy.chat, 8), limits, 3)
+            host.tell(host.notes)
+        return found
 
-    ran.policy = policy
+    ran.policy, ran.warnings = policy, warnings
     return ran
 
 

@@ -24,7 +24,7 @@ from tests.support.configs import composed, composed_from_parts
 ROOT = Path(__file__).resolve().parent.parent
 
 
-FILE_TASKS = ("dataset", "gsm8k", "jsonl", "scenarios", "tau_retail", "tau2")
+FILE_TASKS = ("agent", "dataset", "gsm8k", "jsonl", "scenarios", "tau_retail", "tau2")
 
 
 def options(group: str) -> list[str]:
@@ -33,7 +33,8 @@ def options(group: str) -> list[str]:
 
 def task(name: str) -> list[str]:
     """Overrides that choose a task; those over a file need one."""
-    return [f"task={name}", *(["task.path=lines.jsonl"] if name in FILE_TASKS else [])]
+    file = ["task.path=lines.jsonl"] if name in FILE_TASKS else []
+    return [f"task={name}", *file, *(["task.agent=mine:run"] if name == "agent" else [])]
 
 
 @cache

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from gspo_cli.agents.answers import Answer, TokenLogprob, call_id
-from gspo_cli.agents.endpoint import LARGEST_BODY, Asked, Endpoint, Gone
+from gspo_cli.agents.endpoint import LARGEST_BODY, EndpointServer, Gone, Received
 from gspo_cli.agents.requests import RequestError
 from gspo_cli.types import AgentTurn, FinishReason, Message, RequestedCall
 
@@ -45,7 +45,7 @@ class Model:
             if isinstance(event, Gone):
                 self.gone.append(event.waiting)
                 continue
-            assert isinstance(event, Asked)
+            assert isinstance(event, Received)
             self.seen.append(event.waiting)
             self.release.wait(20)
             event.waiting.answer(self.answer(event.waiting))
@@ -68,7 +68,7 @@ class Model:
 
 @pytest.fixture
 def model():
-    endpoint = Endpoint()
+    endpoint = EndpointServer()
     endpoint.start()
     made = Model(endpoint)
     yield made
@@ -136,7 +136,11 @@ def test_a_request_reaches_the_model_as_it_was_sent(model):
     assert waiting.conversation == 5
     asked = waiting.request
     assert asked.messages == (Message("user", "Hi"),)
-    assert (asked.stops, asked.max_tokens, asked.overridden) == (("END",), 9, ("temperature",))
+    assert (asked.stops, asked.max_tokens, [name for name, _ in asked.sampling]) == (
+        ("END",),
+        9,
+        ["temperature"],
+    )
     assert [tool.name for tool in asked.tools] == ["find"]
 
 

@@ -251,7 +251,7 @@ def test_a_request_says_what_is_the_runs_to_decide():
     found = request(
         OPENING, temperature=0.2, top_p=None, frequency_penalty=0, seed=7, stop="END", max_tokens=9
     )
-    assert found.overridden == ("temperature", "seed")
+    assert [name for name, _ in found.sampling] == ["temperature", "seed"]
     assert (found.stops, found.max_tokens) == (("END",), 9)
     assert request(OPENING, max_completion_tokens=5, max_tokens=9).max_tokens == 5
     streamed = request(OPENING, stream=True, stream_options={"include_usage": True}, logprobs=True)

@@ -54,7 +54,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Received:
     """A new request is in."""
 
     waiting: Waiting
@@ -75,9 +75,9 @@ class _Conversation:
     unread: dict[bytes, Waiting] = field(default_factory=dict)
 
 
-class Endpoint:
-    """A server on a free port of the loopback interface, from `start` to `stop`. `inbox` receives `Asked` and
-    `Gone`."""
+class EndpointServer:
+    """A server on a free port of the loopback interface, from `start` to `stop`. `inbox` receives `Received`
+    and `Gone`."""
 
     def __init__(self, model: str = "policy") -> None:
         self.model = model
@@ -208,7 +208,7 @@ class Endpoint:
             state.unread.clear()
             state.waiting[digest] = found
             found.future.add_done_callback(lambda _: self._kept(found))
-            self.inbox.put(Asked(found))
+            self.inbox.put(Received(found))
         found.waiters += 1
         return found
 

@@ -38,8 +38,8 @@ class ClientTool(Tool):
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What a client asks for. `overridden` names sampling parameters that it gave, which are the run's;
-    `call_ids` are those of the assistant's calls in each message, by the place of the message."""
+    """What a client asks for. `sampling` holds the sampling parameters that it gave, which the run's
+    override."""
 
     messages: tuple[Message, ...]
     tools: tuple[ClientTool, ...] = ()
@@ -48,7 +48,7 @@ class ChatRequest:
     stream: bool = False
     with_usage: bool = False
     with_logprobs: bool = False
-    overridden: tuple[str, ...] = ()
+    sampling: tuple[tuple[str, Any], ...] = ()
 
 
 def read_request(body: Any) -> ChatRequest:
@@ -74,7 +74,7 @@ def read_request(body: Any) -> ChatRequest:
         stream=body.get("stream") is True,
         with_usage=isinstance(options, Mapping) and options.get("include_usage") is True,
         with_logprobs=body.get("logprobs") is True,
-        overridden=tuple(name for name in given if body[name] != HARMLESS.get(name)),
+        sampling=tuple((name, body[name]) for name in given if body[name] != HARMLESS.get(name)),
     )
 
 
@@ -139,6 +139,9 @@ def _messages(given: Any) -> tuple[Message, ...]:
     for place, data in enumerate(given):
         where = f"messages[{place}]"
         role = data.get("role") if isinstance(data, Mapping) else None
+        if role == "tool" and not waiting and data.get("tool_call_id") is None:
+            found.append(Message("tool", _text(data.get("content"), where)))  # of calls that are words
+            continue
         if role == "tool":
             which = _result_place(data, waiting, where)
             if which in results:

@@ -1,37 +1,39 @@
-"""Conversations of agents with the policy, in lock-step: a decoding step starts once every agent has asked
-for its next turn, or is over, so that what shares a batch never depends on how long somebody took."""
+"""Conversations of agents with the policy.
+
+In lock-step a decoding step starts once every agent has asked for its next turn, or is over, so that what
+shares a batch never depends on how long somebody took."""
 
 from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any
 
 from gspo_cli.agents.answers import Answer, TokenLogprob
-from gspo_cli.agents.endpoint import Asked as RequestIn
-from gspo_cli.agents.endpoint import Endpoint, Gone, Waiting
+from gspo_cli.agents.endpoint import EndpointServer, Gone, Waiting
 from gspo_cli.agents.recording import Asked, Recorder
-from gspo_cli.agents.requests import ClientTool, RequestError
-from gspo_cli.agents.running import Agent, Running
-from gspo_cli.agents.running import Endpoint as Access
+from gspo_cli.agents.requests import ChatRequest, ClientTool, RequestError
+from gspo_cli.agents.running import Agent, Endpoint, Running
+from gspo_cli.config.choices import AgentSchedule
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.randomness import derived_seed
-from gspo_cli.rollout.conversations import Limits, Start, run_to_end
+from gspo_cli.rewards.returned import RETURNED
+from gspo_cli.rollout.conversations import Limits, Start
 from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
-from gspo_cli.rollout.progress import RolloutProgress
 from gspo_cli.tasks.base import SystemPrompt
 from gspo_cli.tasks.tools import Speech, ToolCall, read_turn
 from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import AgentTurn, FinishReason, Outcome, RequestedCall, Trajectory
 
 MOST_SEGMENTS = 1_000  # of one conversation
-RETURNED = "returned"  # what the agent returned, in the outcome's details
+PULSE = 5.0  # seconds after which a loop of agents that does nothing is named
 
 
 @dataclass(frozen=True)
@@ -49,142 +51,193 @@ class _Conversation:
 
     start: Start
     recorder: Recorder
-    running: Running | None = None
+    running: Running | None = None  # None before its agent has started
     asked: dict[Waiting, Asked] = field(default_factory=dict)
     arrived: list[Waiting] = field(default_factory=list)
     masses: list[float] = field(default_factory=list)
     since: float = 0.0
     over: bool = False
     found: Any = None
+    late: bool = False
     refused: FinishReason | None = None
     excluded: str | None = None
 
 
-def roll_out_agents(
-    engine: RolloutEngine,
-    chat: ChatFormat,
-    agent: Agent,
-    starts: Sequence[Start],
-    sampling: Sampling,
-    limits: Limits,
-    seed: int,
-    progress: RolloutProgress | None = None,
-) -> tuple[list[Trajectory], float]:
-    """Run an agent on the problems of all `starts` at once; `seed` is the run's. What it returned is in its
-    trajectory's outcome.
+@dataclass(frozen=True)
+class Waits:
+    """How agents share the engine: in lock-step or not, and how many run at once."""
 
-    -> finished conversations in the order of `starts`, and the probability mass that top_p and top_k left
-    out, averaged over turns."""
-    with engine.session(), _serving() as endpoint:
-        rollout = _AgentRollout(engine, chat, agent, endpoint, sampling, limits, seed)
-        run_to_end(rollout, engine, starts, progress)
-    masses = [mass for conversation in rollout.conversations for mass in conversation.masses]
-    return [_trajectory(c) for c in rollout.conversations], sum(masses) / max(1, len(masses))
+    schedule: AgentSchedule = AgentSchedule.lockstep
+    concurrency: int = 256
 
 
-@contextmanager
-def _serving() -> Iterator[Endpoint]:
-    endpoint = Endpoint()
-    endpoint.start()
-    try:
-        yield endpoint
-    finally:
-        endpoint.stop()
+class AgentRollout:
+    """One rollout of an agent, whose conversations `endpoint` knows by numbers from `first` on. `notes` are
+    things that a person should hear of, by kind."""
 
-
-class _AgentRollout:
     def __init__(
         self,
         engine: RolloutEngine,
         chat: ChatFormat,
         agent: Agent,
-        endpoint: Endpoint,
+        endpoint: EndpointServer,
+        first: int,
+        waits: Waits,
         sampling: Sampling,
         limits: Limits,
         seed: int,
     ) -> None:
-        self.engine, self.chat, self.agent, self.endpoint = engine, chat, agent, endpoint
+        self.engine, self.chat, self.agent = engine, chat, agent
+        self.endpoint, self.first, self.waits = endpoint, first, waits
         self.sampling, self.limits, self.seed = sampling, limits, seed
-        self.conversations: list[_Conversation] = []
+        self.notes: dict[str, str] = {}
+        self._conversations: list[_Conversation] = []
+        self._queued: deque[int] = deque()
         self._flight: dict[int, tuple[int, Waiting]] = {}  # by the engine's number of a request
         self._formats: dict[tuple[ClientTool, ...], TurnFormat] = {}
 
     @property
     def active(self) -> bool:
         """Whether an agent goes on."""
-        return any(not conversation.over for conversation in self.conversations)
+        return any(not conversation.over for conversation in self._conversations)
 
     @property
     def finished(self) -> int:
         """Number of conversations that have ended."""
-        return sum(conversation.over for conversation in self.conversations)
+        return sum(conversation.over for conversation in self._conversations)
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """The conversations for the trainer, in the order of their starts."""
+        return [_trajectory(conversation) for conversation in self._conversations]
+
+    @property
+    def truncated_mass(self) -> float:
+        """The probability mass that top_p and top_k left out, averaged over turns."""
+        masses = [mass for conversation in self._conversations for mass in conversation.masses]
+        return sum(masses) / max(1, len(masses))
 
     def begin(self, start: Start) -> None:
-        """Start an agent."""
-        place = len(self.conversations)
-        conversation = _Conversation(start, Recorder(self._format), since=time.monotonic())
-        self.conversations.append(conversation)
-        access = Access(
-            self.endpoint.url, self.endpoint.open(place), self.endpoint.model, start.environment_seed
-        )
-        over = partial(self._report, place)
-        conversation.running = self.agent.start(start.problem, access, over)
+        """Start an agent, as soon as few enough others run."""
+        self._queued.append(len(self._conversations))
+        self._conversations.append(_Conversation(start, Recorder(self._format)))
+        self._fill()
 
     def go_on(self) -> None:
         """Wait until every agent has asked or is over, then draw a token for each request."""
         self._listen()
-        for place, conversation in enumerate(self.conversations):
+        for place, conversation in enumerate(self._conversations):
             for waiting in sorted(conversation.arrived, key=lambda each: each.digest):
                 self._ask(place, conversation, waiting)
             conversation.arrived.clear()
         for number, completion in sorted(self.engine.step().items()):
             place, waiting = self._flight.pop(number)
-            self._deliver(place, self.conversations[place], waiting, completion)
+            self._deliver(place, self._conversations[place], waiting, completion)
 
     def close(self) -> None:
         """End what still runs."""
-        for place, conversation in enumerate(self.conversations):
+        self._queued.clear()
+        for place, conversation in enumerate(self._conversations):
             if not conversation.over:
                 self._end(place, conversation, None)
-        self.agent.close()
+
+    def _fill(self) -> None:
+        """Start agents whose turn it is."""
+        running = sum(c.running is not None and not c.over for c in self._conversations)
+        while self._queued and running < self.waits.concurrency:
+            place = self._queued.popleft()
+            conversation = self._conversations[place]
+            key, start = self.endpoint.open(self.first + place), conversation.start
+            access = Endpoint(self.endpoint.url, key, self.endpoint.model, start.environment_seed)
+            conversation.since = time.monotonic()
+            conversation.running = self.agent.start(start.problem, access, partial(self._report, place))
+            running += 1
 
     def _report(self, place: int, found: Any) -> None:
-        self.endpoint.inbox.put(_Over(place, found))
+        self.endpoint.inbox.put(_Over(self.first + place, found))
 
     def _listen(self) -> None:
-        """Take what comes in until nobody is thought to be busy."""
+        """Take what comes in until nobody is thought to be busy, or something can be drawn without them."""
         while True:
-            busy = [
-                (conversation.since + self.limits.seconds, place)
-                for place, conversation in enumerate(self.conversations)
-                if not (conversation.over or conversation.asked or conversation.arrived)
-            ]
+            due, place = min(self._busy(), default=(inf, -1))
+            patience = due - time.monotonic() if place >= 0 and self._waits_for_all() else 0.0
             try:
-                wait = max(0.0, min(busy)[0] - time.monotonic()) if busy else 0.0
-                event = self.endpoint.inbox.get(timeout=wait) if wait else self.endpoint.inbox.get_nowait()
+                if patience > 0:
+                    event = self.endpoint.inbox.get(timeout=min(patience, PULSE))
+                else:
+                    event = self.endpoint.inbox.get_nowait()
             except queue.Empty:
-                if not busy:
+                if due <= time.monotonic():
+                    self._overdue(place)
+                elif patience > 0:
+                    self._name_blocked()
+                else:
                     return
-                self._overdue(min(busy)[1])
                 continue
             self._take(event)
 
+    def _busy(self) -> list[tuple[float, int]]:
+        """The agents that have not asked, and until when they may take."""
+        return [
+            (conversation.since + self.limits.seconds, place)
+            for place, conversation in enumerate(self._conversations)
+            if conversation.running is not None
+            and not (conversation.over or conversation.asked or conversation.arrived)
+        ]
+
+    def _waits_for_all(self) -> bool:
+        waiting = self._flight or any(conversation.arrived for conversation in self._conversations)
+        return self.waits.schedule is AgentSchedule.lockstep or not waiting
+
+    def _name_blocked(self) -> None:
+        where = self.agent.blocked()
+        if where:
+            self.notes.setdefault(
+                "blocked",
+                f"task.agent: the loop of its coroutines has been blocked for {PULSE:g} s {where}; await "
+                "what takes long, or make the agent a plain function, which gets a thread of its own",
+            )
+
     def _take(self, event: Any) -> None:
-        if isinstance(event, RequestIn):
-            conversation = self.conversations[event.waiting.conversation]
-            if conversation.over:
-                event.waiting.answer(RequestError("conversation", "is over", 410))
-            else:
-                conversation.arrived.append(event.waiting)
-        elif isinstance(event, Gone):
+        number = event.conversation if isinstance(event, _Over) else event.waiting.conversation
+        place = number - self.first
+        if place < 0:  # of an earlier rollout, whose keys are void
+            return
+        conversation = self._conversations[place]
+        if isinstance(event, Gone):
             self._forget(event.waiting)
-        elif not self.conversations[event.conversation].over:
-            self._end(event.conversation, self.conversations[event.conversation], event.found)
+        elif isinstance(event, _Over):
+            if not conversation.over:
+                self._end(place, conversation, event.found)
+                self._fill()
+        elif conversation.over:
+            event.waiting.answer(RequestError("conversation", "is over", 410))
+        else:
+            conversation.arrived.append(event.waiting)
+            self._name_sampling(event.waiting.request)
 
     def _overdue(self, place: int) -> None:
-        conversation = self.conversations[place]
-        conversation.excluded = f"the agent took longer than {self.limits.seconds:g} s for its next request"
+        conversation = self._conversations[place]
+        took = f"took longer than {self.limits.seconds:g} s for its next request"
+        conversation.excluded, conversation.late = f"the agent {took}", True
+        self.notes.setdefault(
+            "late",
+            f"task.agent: on problem {conversation.start.problem.id} it {took}, and the conversation is left "
+            "out; from here on the run cannot be reproduced to the bit; raise rollout.environment_timeout if "
+            "the agent needs longer",
+        )
         self._end(place, conversation, None)
+        self._fill()
+
+    def _name_sampling(self, request: ChatRequest) -> None:
+        mine = {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
+        asked = [f"{name}={value}" for name, value in request.sampling if mine.get(name) != value]
+        if asked and self.sampling.temperature > 0:
+            self.notes.setdefault(
+                "sampling",
+                f"task.agent: it asks for {', '.join(asked)}, which has no effect: answers are sampled as "
+                "rollout.temperature, top_p and top_k say, and greedily in evaluations",
+            )
 
     def _ask(self, place: int, conversation: _Conversation, waiting: Waiting) -> None:
         """Put a request in flight, or refuse it."""
@@ -214,9 +267,12 @@ class _AgentRollout:
             ends = partial(self._has_stop, request.stops) if request.stops else None
             keep = recorder.turns + 1 < self.limits.max_turns
             limit = request.max_tokens
-            self.engine.submit(
-                Request(list(asked.segment.token_ids), draw, number, limit, ends), self.sampling, keep
-            )
+            made = Request(list(asked.segment.token_ids), draw, number, limit, ends)
+            try:
+                self.engine.submit(made, self.sampling, keep)
+            except ValueError as error:  # the engine cannot end turns as the request asks
+                self._forget(waiting)
+                self._refuse(conversation, waiting, RequestError("stop", str(error)))
             return
         recorder.cancelled(asked)
         conversation.refused = FinishReason.length
@@ -228,8 +284,8 @@ class _AgentRollout:
 
     def _forget(self, waiting: Waiting) -> None:
         """Nobody waits for a request: its row goes, and it leaves no trace."""
-        place = waiting.conversation
-        conversation = self.conversations[place]
+        place = waiting.conversation - self.first
+        conversation = self._conversations[place]
         if waiting in conversation.arrived:
             conversation.arrived.remove(waiting)
         asked = conversation.asked.pop(waiting, None)
@@ -261,9 +317,15 @@ class _AgentRollout:
     def _end(self, place: int, conversation: _Conversation, found: Any) -> None:
         """An agent is over: what it still asks is refused, and its caches are freed."""
         conversation.over, conversation.found = True, found
+        if conversation.recorder.cause:
+            self.notes.setdefault(
+                "sequence",
+                "task.agent: a request did not go on with its conversation as it was, and began another "
+                f"sequence: {conversation.recorder.cause}; each sequence is read and trained by itself",
+            )
         for waiting in [*conversation.asked, *conversation.arrived]:
             self._forget(waiting)
-        self.endpoint.close(place)
+        self.endpoint.close(self.first + place)
         for number in range(conversation.recorder.begun):
             self.engine.cancel(_number(place, number))
         if conversation.running is not None:
@@ -318,5 +380,6 @@ def _trajectory(conversation: _Conversation) -> Trajectory:
         found = 0.0
     if not trajectory.num_actions and trajectory.excluded is None:
         trajectory.excluded = "the agent asked for no answer"
-    trajectory.outcome = Outcome(details={RETURNED: found})
+    counts = {"sequences": len(trajectory.spans), "timeouts": int(conversation.late)}
+    trajectory.outcome = Outcome(counts=counts, details={RETURNED: found})
     return trajectory

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -51,6 +52,10 @@ class Agent(Protocol):
     def start(self, problem: Problem, endpoint: Endpoint, over: Over) -> Running:
         """Begin a conversation about `problem`."""
 
+    def blocked(self) -> str:
+        """Where its loop has been held up since the last call, such as "at agent.py:12, in run"; "" where it
+        has not."""
+
     def close(self) -> None:
         """Free what it uses."""
 
@@ -79,6 +84,7 @@ class FunctionAgent:
         self.run = run
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._beat: threading.Event | None = None
 
     def start(self, problem: Problem, endpoint: Endpoint, over: Over) -> Running:
         """See `Agent`."""
@@ -91,6 +97,21 @@ class FunctionAgent:
         )
         thread.start()
         return _Thread(thread)
+
+    def blocked(self) -> str:
+        """See `Agent`."""
+        if self._loop is None or self._thread is None:
+            return ""
+        beat, self._beat = self._beat, threading.Event()
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        self._loop.call_soon_threadsafe(self._beat.set)
+        if beat is None or beat.is_set() or frame is None:
+            return ""
+        code, own = inspect.getsourcefile(inspect.unwrap(self.run)), frame
+        while own.f_back is not None and own.f_code.co_filename != code:
+            own = own.f_back
+        shown = own if own.f_code.co_filename == code else frame
+        return f"at {shown.f_code.co_filename}:{shown.f_lineno}, in {shown.f_code.co_name}"
 
     def close(self) -> None:
         """End the loop of asynchronous agents."""
@@ -140,6 +161,10 @@ class CommandAgent:
         running = _Process(self.command, problem, endpoint, over)
         running.thread.start()
         return running
+
+    def blocked(self) -> str:
+        """Never: each program runs by itself."""
+        return ""
 
     def close(self) -> None:
         """Nothing is left: each process ends with its conversation."""

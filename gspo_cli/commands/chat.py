@@ -116,7 +116,8 @@ def has_reward_object(folder: Path) -> bool:
 
 def talk(dialogues: Dialogues, problem: Problem, show: Show, free: bool) -> None:
     """A conversation with a person, until they end their input or write /quit."""
-    found = SingleTurn() if free else dialogues.config.task.environment()
+    task = dialogues.config.task
+    found = SingleTurn() if free or task.runs_agent else task.environment()
     environment = found if isinstance(found, ToolEnvironment) else None
     if environment is None:
         show("about", "Text only, without tools. End with /quit.")
@@ -137,7 +138,13 @@ def talk(dialogues: Dialogues, problem: Problem, show: Show, free: bool) -> None
 def watch(dialogues: Dialogues, problem: Problem, show: Show) -> None:
     """One conversation with the task's own user, and its reward."""
     show("about", about(problem))
-    trajectory = dialogues.run(problem, lambda: ShownEnvironment(dialogues.config.task.environment(), show))
+    task = dialogues.config.task
+    if task.runs_agent:
+        trajectory = dialogues.run_agent(problem)
+        for message in trajectory.messages:
+            show(message.role, message.content)
+    else:
+        trajectory = dialogues.run(problem, lambda: ShownEnvironment(task.environment(), show))
     dialogues.score(trajectory)
     if trajectory.excluded is not None:
         show("about", f"excluded: {trajectory.excluded}\n")

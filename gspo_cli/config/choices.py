@@ -258,6 +258,15 @@ class ToolForm(Enum):
     """as lines: `/get_order 482`"""
 
 
+class AgentSchedule(Enum):
+    """When the policy generates for agents that run beside it."""
+
+    lockstep = "lockstep"
+    """once every agent has asked or is over: reproducible to the bit"""
+    continuous = "continuous"
+    """as soon as one has asked: agents that take long hold up nobody; equal up to rounding"""
+
+
 class Tracker(Enum):
     """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
 

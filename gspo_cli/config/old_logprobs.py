@@ -16,6 +16,7 @@ def needs_recompute(config: RunConfig) -> str | None:
     """The setting that needs recomputed log-probabilities; None if none does."""
     algorithm, rollout, hardware = config.algorithm, config.rollout, config.hardware
     reasons = {
+        f"task={config.task.name}, whose agent may read its own words anew": config.task.runs_agent,
         f"rollout.engine={rollout.engine.value}": rollout.engine is not Engine.transformers,
         f"hardware.precision={hardware.precision.value}": hardware.precision is not Precision.fp32,
         f"hardware.zero_stage={hardware.zero_stage}": hardware.zero_stage > 0,

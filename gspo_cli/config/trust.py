@@ -20,7 +20,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gspo_cli.config.marks import ADDRESS, CODE, MODEL, PATH, PLAIN, REMOTE, SETTINGS, marks_of
+from gspo_cli.config.marks import ADDRESS, CODE, COMMAND, MODEL, PATH, PLAIN, REMOTE, SETTINGS, marks_of
 from gspo_cli.config.replayed import is_replayed, typed_changes
 from gspo_cli.errors import UserError
 from gspo_cli.user_cache import cache_folder
@@ -31,6 +31,7 @@ EMBEDDED = "embedded"
 OBJECT = "python object"  # a reward that a script gave, which no command builds
 SAYS = {
     CODE: "names code that would be imported",
+    COMMAND: "is a program that would be run",
     SETTINGS: "is passed to code",
     ADDRESS: "is an address that would be asked",
     PATH: "is a file outside of the folder",
@@ -298,7 +299,7 @@ def _has_text(value: Any) -> bool:
 
 def _file_of(name: str) -> Path | None:
     """The file of the module that a dotted name would import, without importing anything."""
-    module = name.rpartition(":")[2].rpartition(".")[0]
+    module = name.removeprefix("python:").replace(":", ".").rpartition(".")[0]
     places: list[str] | None = [*sys.path, os.getcwd()]
     spec = None
     for part in module.split("."):

@@ -121,6 +121,7 @@ class Task:
     `rollout.max_completion_length` (of one turn)."""
 
     TRUST: ClassVar[Marks] = {"name": PLAIN, "license": PLAIN, "source": PLAIN, "system_prompt": PLAIN}
+    runs_agent: ClassVar[bool] = False  # an agent beside the run writes the prompts: not those of problems
 
     name: str
     """Name of the task, in run folders and reports."""
@@ -173,6 +174,15 @@ class Task:
         """A fresh environment for one conversation."""
         return SingleTurn()
 
+    @property
+    def single_turn(self) -> bool:
+        """Whether every conversation is over after one turn of the agent."""
+        return self.environment().single_turn
+
     def reward(self) -> RewardFunction:
         """The task's own reward, in [0, 1]."""
         raise NotImplementedError
+
+    def scored_by(self, given: RewardFunction | None) -> RewardFunction:
+        """The reward of a run that names the reward `given`, or none."""
+        return self.reward() if given is None else given

@@ -68,28 +68,36 @@ class DatasetTask(JsonlTask):
     def problem(self, row: dict[str, Any], where: str) -> Problem:
         """The question and the reference of one row. Raises UnusableRow where it has none, UserError where
         one is empty or not a number."""
-        opening: tuple[Message, ...]
-        reference: str | None = None
-        if self.messages is None:
-            opening = (Message("user", self._question(row, where)),)
-        else:
-            opening, reference = _opening(_turns(_column(row, self.messages, where), where), where)
+        opening, reference = self.opening(row, where)
         if self.messages is None or self.answer is not None:
-            value = _column(row, self.answer or "answer", where)
-            readable = not isinstance(value, dict | list) or self.verifier.startswith(("json", "python:"))
-            if not readable:
-                kind = "an object" if isinstance(value, dict) else "a list"
-                raise UnusableRow(f"{where}: its answer is {kind}, which only task.verifier=json reads")
-            reference = _answer(value, where)
+            reference = self.reference(row, where)
         if reference is None:
             raise UnusableRow(f"{where}: its conversation has no assistant turn after another one")
+        self.check_reference(reference, where)
+        return Problem(id=row_name(row, where), messages=opening, answer=reference)
+
+    def opening(self, row: dict[str, Any], where: str) -> tuple[tuple[Message, ...], str | None]:
+        """The messages before the agent's turn; of a conversation also its last assistant turn, if it has
+        one. Raises as `problem` does."""
+        if self.messages is None:
+            return (Message("user", self._question(row, where)),), None
+        return _opening(_turns(_column(row, self.messages, where), where), where)
+
+    def reference(self, row: dict[str, Any], where: str) -> str:
+        """The answer of a row as text. Raises as `problem` does."""
+        value = _column(row, self.answer or "answer", where)
+        reads = self.verifier.startswith(("json", "python:"))
+        if isinstance(value, dict | list) and not reads:
+            kind = "an object" if isinstance(value, dict) else "a list"
+            raise UnusableRow(f"{where}: its answer is {kind}, which only task.verifier=json reads")
+        return _answer(value, where)
+
+    def check_reference(self, reference: str, where: str) -> None:
+        """Raise UnusableRow where the verifier takes no such reference."""
         try:
             check_gold(self.verifier, reference, where)
         except UserError as error:
             raise UnusableRow(str(error)) from error
-        name = row.get("id")
-        named = isinstance(name, str | int) and not isinstance(name, bool)
-        return Problem(id=str(name) if named else Path(where).name, messages=opening, answer=reference)
 
     def _question(self, row: dict[str, Any], where: str) -> str:
         if self._template is not None:
@@ -100,6 +108,13 @@ class DatasetTask(JsonlTask):
             raise UnusableRow(f"{where}: its prompt is {value!r:.60}, not a text")
         require(value.strip() != "", f"{where}: its prompt is empty; {LEFT_OUT}")
         return value
+
+
+def row_name(row: Mapping[str, Any], where: str) -> str:
+    """What the problem of a row is called: its id, or else its file and line."""
+    name = row.get("id")
+    named = isinstance(name, str | int) and not isinstance(name, bool)
+    return str(name) if named else Path(where).name
 
 
 def _column(row: Mapping[str, Any], name: str, where: str) -> Any:

@@ -155,6 +155,10 @@ class FileTask(QuestionTask):
         UserError, or UnusableRow for a row that is left out and counted."""
         raise NotImplementedError
 
+    def content(self, problem: Problem) -> str:
+        """What makes a problem another one: two with the same content are never on both sides."""
+        return repr(problem.messages)
+
     def keeps(self, row: dict[str, Any], where: str) -> bool:
         """Whether a row is used at all."""
         return True
@@ -176,7 +180,7 @@ class FileTask(QuestionTask):
             notes += heldout.notes("held-out rows")
         sides = self._problems(rows, train), self._problems(held if isinstance(held, Rows) else rows, kept)
         stamp = f"{index.stamp} {heldout.stamp}" if isinstance(heldout, Index) else index.stamp
-        return Split(*sides, dropped, lambda problem: repr(problem.messages), notes, stamp)
+        return Split(*sides, dropped, self.content, notes, stamp)
 
     def _held_out(self) -> tuple[str, int | float | Rows]:
         """The setting that says what is held out: how many problems, what fraction, or which rows."""
@@ -206,7 +210,8 @@ class FileTask(QuestionTask):
             return None
         problem = self.problem(row, where)
         bare = "\n".join(f"{message.role}: {message.content}" for message in problem.messages)
-        return Made(replace(problem, messages=self.asked(problem.messages)), bare)
+        asked = replace(problem, messages=self.asked(problem.messages))
+        return Made(asked, bare, self.content(asked))
 
     def _problems(self, rows: Rows, index: Index) -> Sequence[Problem]:
         def problem(place: int) -> Problem:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from gspo_cli.config.checks import require
 from gspo_cli.config.marks import CODE, Marks
 from gspo_cli.errors import UserError
+from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rewards.json_answers import gold_json, is_schema
 from gspo_cli.rewards.verifiers import VerifierReward, check_gold, resolve_verifier
 from gspo_cli.tasks.files import FileTask, prompt_messages
@@ -37,12 +38,16 @@ class JsonlTask(FileTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        resolve_verifier(self.verifier)
+        self.check_verifier()
         require(
             self.examples == 0 or self.verifier != "regex",
             f"task.examples={self.examples}: with task.verifier=regex the gold answers are patterns and not "
             "answers; set task.examples=0",
         )
+
+    def check_verifier(self) -> None:
+        """Raise UserError if `verifier` is none of those that there are."""
+        resolve_verifier(self.verifier)
 
     def problem(self, row: dict[str, Any], where: str) -> Problem:
         """The conversation up to the agent's turn, and the gold answer as text."""
@@ -78,7 +83,7 @@ class JsonlTask(FileTask):
             return f"\\boxed{{{problem.answer.strip().strip('$')}}}"
         return problem.answer
 
-    def reward(self) -> VerifierReward:
+    def reward(self) -> RewardFunction:
         """1 or 0 by `verifier`."""
         return VerifierReward(self.verifier)
 

@@ -31,10 +31,12 @@ class UnusableRow(UserError):
 
 
 class Made(NamedTuple):
-    """A problem of a row; `bare` is its conversation without what settings of a run add to it."""
+    """A problem of a row; `bare` is its conversation without what settings of a run add to it, and `content`
+    all by which problems differ."""
 
     problem: Problem
     bare: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _indexed(rows: Rows, make: Callable[[str, dict[str, Any]], Made | None]) -> 
             filtered += 1
             continue
         kept += place.to_bytes(4, "little")
-        by_content = hashlib.sha256(repr(made.problem.messages).encode()).digest()
+        by_content = hashlib.sha256(made.content.encode()).digest()
         stamp.update(by_content + f"{made.problem.answer!r}\n".encode())
         order += by_content[:8]
         share += hashlib.blake2b(made.bare.encode(), digest_size=8).digest()

@@ -234,7 +234,7 @@ def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_probl
         microbatch_tokens=config.hardware.tokens_per_microbatch,
         max_prompt_length=rollout.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
-        max_turns=None if config.task.environment().single_turn else rollout.max_turns,
+        max_turns=None if config.task.single_turn else rollout.max_turns,
         parameters=policy.num_parameters,
         trained_parameters=sum(math.prod(full_shape(p)) for p in policy.trainable()),
         lora_rank=config.model.lora_r if policy.has_adapter else None,

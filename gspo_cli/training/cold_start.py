@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
+from gspo_cli.agents.task import host_of
 from gspo_cli.config.model_schema import ColdStart
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.errors import UserError
@@ -168,16 +170,15 @@ def _cold_start(
         )
     engine = TransformersEngine(policy, config.rollout.batch_size)
     problems = task.train_problems()[:SCORE_PROBLEMS]
-    evaluator = Evaluator(config, ConversationRunner(config, task.reward(), engine, prompts))
 
     def scoring(done: int, total: int, note: str) -> None:
         if done < total:  # the end of a stage would end the view of the cold start
             progress("scoring", done, total, note)
 
-    def score() -> tuple[float, int]:
-        return evaluator.sampled_score(problems, scoring)
-
-    fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress, score)
+    with host_of(task, engine, policy.chat) or nullcontext() as agents:
+        runner = ConversationRunner(config, task.reward(), engine, prompts, agents=agents)
+        score = partial(Evaluator(config, runner).sampled_score, problems, scoring)
+        fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress, score)
     if policy.has_adapter:
         policy.model = merged(policy.model)
     policy.save(folder)

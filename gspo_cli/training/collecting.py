@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from gspo_cli.training.metrics import Clock
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.types import Problem, Trajectory
 
+if TYPE_CHECKING:  # its libraries are an extra
+    from gspo_cli.agents.host import AgentHost
+
 # finished conversations, all conversations, and a note with the sampled tokens per second
 Progress = Callable[[int, int, str], None]
 
@@ -31,7 +34,8 @@ Progress = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class ConversationRunner:
     """Runs and scores conversations. Each of `ranks` runs its share of the groups; `generating` is the
-    context in which generation is allowed, with gathered weights."""
+    context in which generation is allowed, with gathered weights. `agents` runs the task's own agent, where
+    it has one."""
 
     config: RunConfig
     reward: RewardFunction
@@ -39,6 +43,7 @@ class ConversationRunner:
     prompts: Prompts
     ranks: ProcessGroup = field(default_factory=ProcessGroup)
     generating: Callable[[], AbstractContextManager[None]] = nullcontext
+    agents: AgentHost | None = None
 
     def run(
         self,
@@ -57,20 +62,38 @@ class ConversationRunner:
         starts = [start for group in self.ranks.share(groups) for start in group]
         with clock.timing("rollout"), self.generating():
             limits = Limits.of(self.config.rollout, self.engine)
-            environment = self.config.task.environment
-            watched = None if progress is None else RolloutProgress(_with_rate(progress))
-            trajectories, mass = roll_out(
-                self.engine, self.prompts, environment, starts, sampling, limits, seed, watched
+            asked = (
+                sampling,
+                limits,
+                seed,
+                None if progress is None else RolloutProgress(_with_rate(progress)),
             )
+            if self.agents is not None:
+                trajectories, mass = self.agents.roll_out(starts, *asked)
+            else:
+                environment = self.config.task.environment
+                trajectories, mass = roll_out(self.engine, self.prompts, environment, starts, *asked)
         with clock.timing("reward"):
             self.score(trajectories)
-        if self.ranks.size == 1:
-            return trajectories, mass
+        notes = self._notes(trajectories)
         with clock.timing("rollout"):  # includes waiting for the slowest rank
-            parts = self.ranks.gather([(trajectories, mass)])
-        turns = [sum(t.num_turns for t in part) for part, _ in parts]
-        total = sum(mass * count for (_, mass), count in zip(parts, turns, strict=True))
-        return [t for part, _ in parts for t in part], total / max(1, sum(turns))
+            parts = self.ranks.gather([(trajectories, mass, notes)])
+        if self.agents is not None:
+            for _, _, noted in parts:
+                self.agents.tell(noted)
+        turns = [sum(t.num_turns for t in part) for part, _, _ in parts]
+        total = sum(mass * count for (_, mass, _), count in zip(parts, turns, strict=True))
+        return [t for part, _, _ in parts for t in part], total / max(1, sum(turns))
+
+    def _notes(self, trajectories: Sequence[Trajectory]) -> dict[str, str]:
+        """What to say of the agent's conversations, the reason of the first that failed included."""
+        if self.agents is None:
+            return {}
+        failed = next((t for t in trajectories if t.excluded is not None), None)
+        if failed is None:
+            return self.agents.notes
+        said = f"on problem {failed.problem.id} a conversation is left out: {failed.excluded}"
+        return {**self.agents.notes, "failed": f"task.agent: {said}"}
 
     def score(self, trajectories: Sequence[Trajectory]) -> None:
         """Score `trajectories` by the run's reward under its limits."""
@@ -169,7 +192,7 @@ class Collector:
         while len(found) < count:
             (problem,) = self.order.take(position, 1)
             position += 1
-            if len(self.runner.prompts.ids(problem.messages)) <= cap:
+            if self.config.task.runs_agent or len(self.runner.prompts.ids(problem.messages)) <= cap:
                 found.append(problem)
             elif position - start - len(found) > len(self.order.problems):
                 raise UserError(f"rollout.max_prompt_length={cap}: all problems are longer; use a higher one")

@@ -21,6 +21,7 @@ from gspo_cli.algorithm.advantages import (
 )
 from gspo_cli.config.choices import Credit, Truncated
 from gspo_cli.config.schema import AlgorithmConfig
+from gspo_cli.errors import UserError
 from gspo_cli.training.batch import Sample
 from gspo_cli.types import FinishReason, Trajectory
 
@@ -29,7 +30,15 @@ Group = Sequence[Trajectory]
 
 def trainable(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[Sample]:
     """A sample of every answer, group after group, with advantages of 0. No token is trained where the answer
-    was excluded, or was cut and the setting masks it."""
+    was excluded, or was cut and the setting masks it. Raises UserError where credit by turns meets several
+    sequences."""
+    several = next((t for group in groups for t in group if len(t.segments) > 1), None)
+    if several is not None and algorithm.credit is Credit.turn:
+        raise UserError(
+            f"algorithm.credit=turn: on problem {several.problem.id} the agent's conversation has "
+            f"{len(several.segments)} sequences, between whose turns no reward can be divided; use "
+            "algorithm.credit=trajectory"
+        )
     masks_cut = algorithm.truncated_completions is Truncated.mask
 
     def is_trained(trajectory: Trajectory) -> bool:

@@ -50,6 +50,14 @@ class Dialogues:
         [trajectory], _ = roll_out(self.engine, prompts, environment, [start], self.sampling, limits, 0)
         return trajectory
 
+    def run_agent(self, problem: Problem) -> Trajectory:
+        """The task's own agent on `problem`, to its end. Raises UserError where it cannot be run."""
+        limits = Limits.of(self.config.rollout, self.engine)
+        start = Start(problem, (0,), EVALUATION_SEED)
+        with self.config.task.host(self.engine, self.policy.chat) as agents:
+            [trajectory], _ = agents.roll_out([start], self.sampling, limits, 0)
+        return trajectory
+
     def score(self, trajectory: Trajectory) -> None:
         """Score a conversation by the run's reward."""
         training = self.config.training

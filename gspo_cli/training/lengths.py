@@ -103,16 +103,19 @@ def fitting(
 ) -> Sequence[Problem]:
     """Problems whose prompt is within rollout.max_prompt_length. Reports how many are not; raises UserError
     if none is, with a length that the model's positions allow. Of problems that are built when they are
-    drawn, only those `considered` are measured; the others are when they are drawn."""
+    drawn, only those `considered` are measured; the others are when they are drawn. What an agent of the
+    user's makes of a problem is not known before."""
     if isinstance(problems, Problems):
         first = considered(problems)
         fit = set(map(id, fitting(first, prompts, config, positions, f"first {split}", warn)))
         return problems.without(place for place, problem in enumerate(first) if id(problem) not in fit)
+    if not problems:
+        raise UserError(f"task: has no {split} problems; give a file that contains some")
+    if config.task.runs_agent:
+        return problems
     cap, answer = config.rollout.max_prompt_length, config.rollout.max_completion_length
     lengths = [len(prompts.ids(problem.messages)) for problem in problems]
     kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= cap]
-    if not problems:
-        raise UserError(f"task: has no {split} problems; give a file that contains some")
     if not kept:
         room = positions - (1 if "max_completion_length" in config.rollout.default_lengths else answer)
         longest = max((length for length in lengths if length <= room), default=None)

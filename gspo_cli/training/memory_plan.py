@@ -99,7 +99,7 @@ def micro_batch(config: RunConfig, model: Dimensions, ranks: int) -> tuple[int, 
 def longest_conversation(config: RunConfig, positions: int) -> int:
     """Tokens of the longest conversation; of several turns without what the other side says."""
     rollout = config.rollout
-    turns = 1 if config.task.environment().single_turn else rollout.max_turns
+    turns = 1 if config.task.single_turn else rollout.max_turns
     return min(positions, rollout.max_prompt_length + turns * rollout.max_completion_length)
 
 
@@ -253,7 +253,7 @@ def _rollout(config: RunConfig, model: Dimensions, ranks: int) -> dict[str, int]
     # the last token drawn is never fed
     room, before = cache_room(prompt, longest - 1)
     cache = rows * room * position
-    if not config.task.environment().single_turn:  # earlier turns stay in the cache
+    if not config.task.single_turn:  # earlier turns stay in the cache
         cache += max(conversations, evaluated * max(1, evaluation.samples)) * longest * position
     growing = rows * before * position // model.layers
     cast = BLOCK_BYTES * (model.width < 4 and not keeps_head(config, model))

@@ -52,7 +52,8 @@ def engine_noise(
     """Largest |s - 1| between a few sampled answers as the engine and as the policy score them."""
     rollout = config.rollout
     tokens = min(TOKENS, rollout.max_completion_length)
-    asked = sorted((list(prompts.ids(problem.messages)) for problem in problems[:PROBED]), key=len)
+    longest = rollout.max_prompt_length  # of an agent's problems it is not known what is read
+    asked = sorted((list(prompts.ids(p.messages))[:longest] for p in problems[:PROBED]), key=len)
     requests = [Request(ids, derived_seed(config.seed, "engine noise", i), i) for i, ids in enumerate(asked)]
     sampling = Sampling(rollout.temperature, 1.0, 0, tokens, prompts.chat.stop_ids)
     found = 0.0

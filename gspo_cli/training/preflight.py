@@ -121,7 +121,7 @@ def _samples(
     vocabulary = policy.causal_model.config.get_text_config().vocab_size
     samples = []
     for problem in problems[:ROWS]:
-        prompt = [*prompts.ids(problem.messages)]
+        prompt = [*prompts.ids(problem.messages)][: config.rollout.max_prompt_length]
         for _ in range(answers):
             ids = prompt + draw.integers(vocabulary, size=count).tolist()
             turns = [-1] * len(prompt) + [0] * count

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gspo_cli.agents.task import check_agent, host_of
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Engine, OldLogprobs, Precision
 from gspo_cli.config.schema import RunConfig
@@ -106,6 +107,8 @@ def _run_in(
         status = RunStatus.interrupted
         raise
     finally:
+        if trainer is not None:
+            trainer.parts.close()
         torch.set_num_threads(threads)  # the next run in this process starts from the same state
         summary = summarize(config, folder, trainer, status, reward_object=reward is not None)
         folder.write_summary(summary)
@@ -145,7 +148,8 @@ def build_parts(
     task: Task = config.task
     if config.rollout.engine is Engine.vllm:
         require_vllm()  # checked before a cold start, which takes minutes
-    reward = run_reward(config) if reward is None else reward
+    reward = run_reward(config) if reward is None else task.scored_by(reward)
+    check_agent(task)
     train, heldout = task.train_problems(), task.heldout_problems()
     write_data_stamp(folder, task)
     for note in task.notes():
@@ -168,7 +172,8 @@ def build_parts(
     train = fitting(train, prompts, config, engine.max_positions, "training", reporter.warn)
     heldout = fitting(heldout, prompts, config, engine.max_positions, "held-out", reporter.warn)
     heldout = heldout[: config.evaluation.problems]
-    return Parts(policy, strategy, reward, engine, prompts, train, heldout, sharing(config, policy, strategy))
+    shared, agents = sharing(config, policy, strategy), host_of(task, engine, policy.chat, reporter.warn)
+    return Parts(policy, strategy, reward, engine, prompts, train, heldout, shared, agents)
 
 
 def fit_memory(
@@ -271,6 +276,7 @@ def evaluate_only(
     answers."""
     task: Task = config.task
     set_threads(config)
+    check_agent(task)
     reward, heldout = run_reward(config), task.heldout_problems()
     policy = load_trained(config, source, adapter)
     fit_lengths(config, policy.max_positions, None, warn)
@@ -280,8 +286,9 @@ def evaluate_only(
     heldout = fitting(heldout, prompts, config, policy.max_positions, "held-out", warn)
     engine = transformers_engine(config, policy, None)  # the run's room may be that of a larger machine
     problems = heldout[: config.evaluation.problems]
-    runner = ConversationRunner(config, reward, engine, prompts)
-    found = Evaluator(config, runner).evaluate(problems, progress)
+    with host_of(task, engine, policy.chat, warn) or nullcontext() as agents:
+        runner = ConversationRunner(config, reward, engine, prompts, agents=agents)
+        found = Evaluator(config, runner).evaluate(problems, progress)
     return found.record, [ShownSample.of(answer, 0) for answer in found.greedy]
 
 
@@ -302,17 +309,19 @@ def set_threads(config: RunConfig) -> None:
 
 def build_reward(config: RunConfig) -> RewardFunction:
     """The reward that `reward` names by dotted path, made with `reward_settings`, or the task's own."""
-    if config.reward is None:
-        return config.task.reward()
-    return build(config.reward, config.reward_settings or {})
+    return _reward(config.task, config.reward, config.reward_settings or {})
+
+
+def _reward(task: Task, path: str | None, settings: Mapping[str, Any]) -> RewardFunction:
+    return task.scored_by(None if path is None else build(path, settings))
 
 
 def run_reward(config: RunConfig) -> RewardFunction:
     """`build_reward`, in a process of its own where training.isolate_reward says so."""
-    training, settings = config.training, config.reward_settings or {}
+    training = config.training
     if not training.isolate_reward:
         return build_reward(config)
-    make = config.task.reward if config.reward is None else partial(build, config.reward, settings)
+    make = partial(_reward, config.task, config.reward, config.reward_settings or {})
     return IsolatedReward(make, training.reward_concurrency, training.reward_timeout)
 
 

@@ -50,7 +50,7 @@ def sharing(config: RunConfig, policy: Policy, strategy: Strategy) -> Sharing:
     if config.training.share_prefixes is SharePrefixes.off:
         return Sharing(False, "training.share_prefixes=off")
     longest = longest_conversation(config, policy.max_positions)
-    single_turn = config.task.environment().single_turn
+    single_turn = config.task.single_turn
     reason = obstacle(policy, longest if single_turn else policy.max_positions)
     if reason is None:
         tried = _tried(config, policy, strategy, min(longest, LONGEST_ROW - BRANCH))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gspo_cli.config.choices import OnCollapse
 from gspo_cli.config.schema import RunConfig
@@ -32,6 +32,9 @@ from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.types import Problem
 
+if TYPE_CHECKING:  # its libraries are an extra
+    from gspo_cli.agents.host import AgentHost
+
 SHOWN = 3  # held-out conversations stored with each evaluation, the same ones in every run
 
 
@@ -47,6 +50,12 @@ class Parts:
     train_problems: Sequence[Problem]
     heldout_problems: Sequence[Problem]
     sharing: Sharing = ALONE
+    agents: AgentHost | None = None
+
+    def close(self) -> None:
+        """Free what serves others than this process."""
+        if self.agents is not None:
+            self.agents.close()
 
 
 class Trainer:
@@ -64,8 +73,8 @@ class Trainer:
         self.reporter, self.track = reporter, track
         self.ranks = parts.strategy.ranks
         self.updater = Updater(parts.policy, config, parts.strategy, parts.sharing)
-        generating = parts.strategy.generating
-        runner = ConversationRunner(config, parts.reward, parts.engine, parts.prompts, self.ranks, generating)
+        asked = parts.reward, parts.engine, parts.prompts, self.ranks, parts.strategy.generating
+        runner = ConversationRunner(config, *asked, parts.agents)
         order = ProblemOrder(parts.train_problems, config.seed)
         self.collector = Collector(config, runner, order, partial(reporter.stage, "rollout"))
         self.evaluator = Evaluator(config, runner)
