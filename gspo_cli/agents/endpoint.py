@@ -97,7 +97,8 @@ class EndpointServer:
 
     def start(self) -> None:
         """Listen. Raises RuntimeError where the server does not start."""
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # asyncio sends small packets at once only where the protocol is named
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self._socket.listen(1024)
         routes = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
@@ -49,6 +50,7 @@ class AgentHost:
         if self._server is None:
             self._server = EndpointServer()
             self._server.start()
+            _quieten_clients()
         with self.engine.session():
             asked = sampling, limits, seed
             rollout = AgentRollout(
@@ -56,7 +58,7 @@ class AgentHost:
             )
             self._begun += len(starts)
             run_to_end(rollout, self.engine, starts, progress)
-        self.notes = {**rollout.notes}
+        self.notes = rollout.notes
         return rollout.trajectories, rollout.truncated_mass
 
     def tell(self, notes: Mapping[str, str]) -> None:
@@ -79,3 +81,10 @@ class AgentHost:
         if self._server is not None:
             self._server.stop()
             self._server = None
+
+
+def _quieten_clients() -> None:
+    """Requests of agents in this process are no news: unless the user wishes, they are not logged."""
+    client = logging.getLogger("httpx")
+    if client.level == logging.NOTSET:
+        client.setLevel(logging.WARNING)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gspo_cli.agents.running import Agent, CommandAgent, FunctionAgent
 from gspo_cli.config.checks import require, require_positive
 from gspo_cli.config.choices import AgentSchedule
-from gspo_cli.config.compose import locate
+from gspo_cli.config.compose import OBJECT, locate
 from gspo_cli.config.extras import install
 from gspo_cli.config.marks import CODE, COMMAND, Marks
 from gspo_cli.errors import UserError
@@ -147,8 +147,17 @@ class AgentTask(DatasetTask):
         weighted = {name: part for name, part in parts.items() if part[0]}
         return other if share == 0 else WeightedReward(weighted, -inf, inf)
 
+    def use(self, function: Callable[..., Any]) -> None:
+        """Run `function`, whatever `agent` names."""
+        self.__dict__["_agent"] = FunctionAgent(function)
+
     def make_agent(self) -> Agent:
         """What runs the agent. Raises UserError where there is no such function or program."""
+        if str(self.agent).startswith(OBJECT):
+            raise UserError(
+                f"task.agent: was the {self.agent}, which a script gave, and no command can find; put it "
+                "into a module, and give task.agent=module:function"
+            )
         if self.command is not None:
             return CommandAgent(_runnable(self.command))
         function = locate(str(self.agent).replace(":", "."), "task.agent")

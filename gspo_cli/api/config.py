@@ -22,6 +22,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.sources import find_source
 
 EMBEDDED = ("tiny", "tiny_moe")
+FETCHED = "smollm2"  # the option of the model that `make smollm2` brings
 # agent, environment and function choose these groups; another option would undo a GSPOConfig's settings
 CHOSEN = ("task", "model", "algorithm", "rollout", "logging", "experiment", "resume")
 BILLIONS = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)[bB](?![A-Za-z])")
@@ -169,7 +170,7 @@ def model_overrides(name: str | Path) -> list[str]:
     of an adapter's base), or from the name itself (Qwen3-4B, Qwen3-30B-A3B); a model of unknown size counts
     as small. Raises UserError if `name` names no model."""
     name = str(name)
-    if name in EMBEDDED:
+    if name in (*EMBEDDED, FETCHED):
         return [f"model={name}"]
     base = Path(find_source(name).base)
     described = base / "config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -60,25 +61,36 @@ def _train(
     reward: RewardFunction | None,
     reporter: Reporter | None,
 ) -> MultiTurnAgent:
-    usable = reward is None or isinstance(reward, RewardFunction)
-    require(
-        usable, f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass"
-    )
     node = run_node(algorithm, settings, agent, environment)
     use_one_process(node)  # that of the script
     folder = RunFolder(run_place(node, settings))
     environment.apply(node, folder.path)
+    return execute(agent, node, build_config(node), folder, environment.write, reward, reporter)
+
+
+def execute(
+    agent: MultiTurnAgent,
+    node: DictConfig,
+    config: RunConfig,
+    folder: RunFolder,
+    write: Callable[[Path], None],
+    reward: RewardFunction | None,
+    reporter: Reporter | None,
+) -> MultiTurnAgent:
+    """Train `config`, which was built of `node`, in a new `folder`, in which `write` puts the data. Returns
+    `agent` with the trained weights. Raises UserError on a reward that is none."""
+    usable = reward is None or isinstance(reward, RewardFunction)
+    require(
+        usable, f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass"
+    )
     if reward is not None:
         # the saved configuration is the one that ran; a command cannot rebuild the object and reports that
         # on resume
-        made_by = f"{OBJECT} {type(reward).__module__}.{type(reward).__qualname__}"
-        config, node.reward = build_config(node), made_by
-    else:
-        config = build_config(node)
+        node.reward = f"{OBJECT} {type(reward).__module__}.{type(reward).__qualname__}"
     require_device(config.hardware, gpu_count)
     trust_own(plain_values(node), RunConfig)
     folder.create(resolved_yaml(node))
-    environment.write(folder.path)
+    write(folder.path)
     agent.policy = None  # do not keep a second copy of the model in memory while it trains
     agent.summary = train_here(config, node, folder, reporter=reporter, reward=reward)
     agent.policy = load_trained(config, *folder.checkpoint_model("last", config.model))

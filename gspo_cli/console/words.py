@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from gspo_cli.config.trust import OBJECT
 from gspo_cli.run.summary import RunStatus
 
 Record = Mapping[str, Any]
@@ -116,8 +117,11 @@ def describe(summary: Record) -> list[str]:
 
 def next_commands(summary: Record) -> list[tuple[str, str]]:
     """(command, why) in the order of use, only those that make sense after a run that ended this way. No
-    command can train with a reward object from a script; evaluation uses the task's own reward."""
+    command can train with a reward object from a script; evaluation uses the task's own reward. None can find
+    an agent that is an object of a script: what is left is to talk to the model."""
     run = _relative(Path(summary["run_folder"]))
+    if any(OBJECT in text for text in summary["overrides"] or ()):
+        return [(f"gspo-chat {shlex.quote(run)}", "talk to the model")] if summary["iterations"] else []
     commands = []
     if summary["status"] == RunStatus.collapsed:
         commands.append((f"gspo-doctor {shlex.quote(run)}", "see what went wrong, and what to change"))

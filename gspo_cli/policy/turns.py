@@ -143,6 +143,15 @@ def _as_line(turn: AgentTurn) -> str:
 
 
 def _with_guide(messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> tuple[Message, ...]:
-    """The messages, with a guide to calling the tools at the end of the system message."""
+    """The messages, with a guide to calling the tools at the end of the system message, and calls that were
+    made before as the guide says."""
     system, rest = (messages[0].content, messages[1:]) if messages[0].role == "system" else ("", messages)
-    return (Message("system", f"{system}\n\n{line_guide(tools)}".strip()), *rest)
+    return (Message("system", f"{system}\n\n{line_guide(tools)}".strip()), *map(_in_lines, rest))
+
+
+def _in_lines(message: Message) -> Message:
+    turn = message.content
+    if not isinstance(turn, AgentTurn) or not turn.calls:
+        return message
+    lines = [write_line(call.name, **call.arguments) for call in turn.calls]
+    return Message(message.role, "\n".join([turn.words, *lines] if turn.words else lines))
