@@ -284,5 +284,5 @@ def _until(holds, seconds=10):
         time.sleep(0.01)
 
 
-def test_packets_are_sent_at_once(serve):
-    assert serve.endpoint._socket.proto == socket.IPPROTO_TCP, "else each answer waits 40 ms for the client"
+def test_packets_are_sent_at_once(model):
+    assert model.endpoint._socket.proto == socket.IPPROTO_TCP, "else each answer waits 40 ms for the client"
