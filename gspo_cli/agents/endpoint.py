@@ -32,7 +32,7 @@ KEEP_ALIVE = 10.0  # seconds between signs of life in a stream
 STARTS, STOPS = 30.0, 10.0  # seconds for the server to start and to end
 SURROGATE = rb"\ud"  # how JSON writes half of one
 STRANGER = "is not one of this rollout; use the one the agent was given"
-OVER = "the conversation is over: its rollout has ended"
+ENDED = RequestError("conversation", "the conversation is over: its rollout has ended", 410)
 
 
 @dataclass(eq=False)
@@ -96,7 +96,7 @@ class EndpointServer:
         self._reads, self._stranger = reads, stranger
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._keys: dict[str, int] = {}
-        self._over: set[str] = set()
+        self._over: dict[str, RequestError] = {}
         self._conversations: dict[int, _Conversation] = {}
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
@@ -172,15 +172,15 @@ class EndpointServer:
         self._keys[key] = conversation
         return key
 
-    def close(self, conversation: int) -> None:
-        """Void the key of a conversation: later requests are told that it is over."""
+    def close(self, conversation: int, reason: RequestError = ENDED) -> None:
+        """Void the key of a conversation: requests that wait, and later ones, are told the `reason`."""
         found = self._conversations.pop(conversation, None)
         for key, place in list(self._keys.items()):
             if place == conversation:
                 del self._keys[key]
-                self._over.add(key)
+                self._over[key] = reason
         for waiting in list(found.waiting.values()) if found else ():
-            waiting.answer(RequestError("conversation", OVER, 410))
+            waiting.answer(reason)
 
     async def _models(self, request: Request) -> Response:
         refused = self._refused(request)
@@ -197,7 +197,7 @@ class EndpointServer:
         except ClientDisconnect:
             return Response(status_code=499)
         except KeyError:  # closed meanwhile
-            return _error(RequestError("conversation", OVER, 410))
+            return _error(ENDED)
         except RequestError as error:
             return _error(error)
         delivered = BackgroundTask(self._read, waiting)
@@ -218,7 +218,7 @@ class EndpointServer:
         if key in self._keys:
             return None
         if key in self._over:
-            return _error(RequestError("conversation", OVER, 410))
+            return _error(self._over[key])
         return _error(RequestError("api_key", self._stranger, 401))
 
     def _waiting(self, conversation: int, body: bytes) -> Waiting:

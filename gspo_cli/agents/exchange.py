@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 
 from gspo_cli.agents.answers import Answer, TokenLogprob
 from gspo_cli.agents.requests import ChatRequest, ClientTool
@@ -13,7 +15,7 @@ from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.rollout.engine import Completion, Request
 from gspo_cli.tasks.base import SystemPrompt
-from gspo_cli.tasks.tools import Speech, ToolCall, read_turn
+from gspo_cli.tasks.tools import Speech, ToolCall, read_turn, write_line
 from gspo_cli.tasks.tools.written import without_reasoning
 from gspo_cli.types import AgentTurn, RequestedCall
 
@@ -37,6 +39,14 @@ class Exchange:
             self._formats[key] = TurnFormat(self.chat, SystemPrompt(tools=tools))
         return self._formats[key]
 
+    def prompt_ids(self, request: ChatRequest) -> list[int]:
+        """Ids of a whole request, up to where the answer begins. Raises UserError where the chat template
+        rejects the messages."""
+        turns, messages = self.format_of(request.tools), request.messages
+        if turns.format.form is None:
+            messages = tuple(replace(each, content=_in_lines(each.content, turns)) for each in messages)
+        return turns.prompt_ids(messages, announced=True)
+
     def engine_request(
         self, request: ChatRequest, prompt_ids: Sequence[int], seed: int, number: int
     ) -> Request:
@@ -58,6 +68,21 @@ class Exchange:
     def _has_stop(self, stops: Sequence[str], ids: list[int]) -> bool:
         text = self.chat.text(ids)
         return any(stop in text for stop in stops)
+
+
+def _in_lines(content: str, turns: TurnFormat) -> str:
+    """A turn with calls as the policy writes it in the line form: values in the order of the tool's
+    parameters as far as they are given, others by name."""
+    if not isinstance(content, AgentTurn) or not content.calls:
+        return content
+    order = {tool.name: [parameter.name for parameter in tool.parameters] for tool in turns.tools}
+    lines = []
+    for call in content.calls:
+        given = dict(call.arguments)
+        first = takewhile(given.__contains__, order.get(call.name, []))
+        values = [given.pop(name) for name in [*first]]
+        lines.append(write_line(call.name, *values, **given))
+    return "\n".join(lines)
 
 
 def delivered(turns: TurnFormat, ids: list[int]) -> str:
