@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import httpx
 import pytest
@@ -73,9 +73,9 @@ def test_ctrl_c_ends_an_answer_that_is_being_made(folders, started):
     process, variables, _ = started(folders["gpt2"], "--key", "mine", "rollout.max_completion_length=400")
     assert variables["OPENAI_API_KEY"] == "mine"
     settings = {"base_url": variables["OPENAI_BASE_URL"], "api_key": "mine", "max_retries": 0}
-    with openai.OpenAI(**settings) as client, ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(create, client) for _ in range(64)]
-        time.sleep(0.3)  # some are in flight
+    with openai.OpenAI(**settings) as client, ThreadPoolExecutor(32) as pool:
+        jobs = [pool.submit(create, client) for _ in range(32)]
+        wait(jobs, return_when=FIRST_COMPLETED)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
         failed = [job.exception() for job in jobs if job.exception(20)]
