@@ -27,6 +27,11 @@ def chat() -> None:
     _run("chat")
 
 
+def serve() -> None:
+    """`gspo-serve`."""
+    _run("serve")
+
+
 def export() -> None:
     """`gspo-export`."""
     _run("export")

@@ -167,6 +167,12 @@ def test_keys_fields_sizes_and_paths_that_are_refused(model):
     headers = {"Authorization": f"Bearer {made.api_key}"}
     broken = httpx.post(f"{model.endpoint.url}/chat/completions", content=b"{", headers=headers)
     assert (broken.status_code, broken.json()["error"]["message"]) == (400, "body: is not JSON")
+    half = httpx.post(
+        f"{model.endpoint.url}/chat/completions",
+        content=rb'{"messages": [{"role": "user", "content": "\uD800"}]}',
+        headers=headers,
+    )
+    assert (half.status_code, "half of a surrogate pair" in half.text) == (400, True)
     model.turns["late"] = RequestError("messages", "are over the model's context", 400)
     with refused(openai.BadRequestError, "messages: are over the model's context"):
         create(made, "late")
@@ -220,6 +226,34 @@ def test_a_request_that_nobody_waits_for_is_gone_and_may_come_again(model):
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     again = httpx.post(f"{model.endpoint.url}/chat/completions", content=body, headers=headers, timeout=10)
     assert again.json()["choices"][0]["message"]["content"] == "Hi 2"
+
+
+def test_where_equal_requests_are_not_joined_each_is_answered(model):
+    model.endpoint.open(0, key="mine", joins=False)
+    made = openai.OpenAI(base_url=model.endpoint.url, api_key="mine")
+    model.clients.append(made)
+    model.release.clear()
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(create, made, "same") for _ in range(5)]
+        _until(
+            lambda: (
+                model.endpoint._conversations[0].waiting
+                and len(model.endpoint._conversations[0].waiting) == 5
+            )
+        )
+        model.release.set()
+        texts = {job.result(10).choices[0].message.content for job in jobs}
+    assert texts == {f"same {place}" for place in range(1, 6)}
+    _until(lambda: not model.endpoint._conversations[0].unread)
+
+
+def test_a_port_that_is_taken_is_an_error_before_anything_is_served(model):
+    port = int(model.endpoint.url.split(":")[2].split("/")[0])
+    with pytest.raises(OSError, match="in use"):
+        EndpointServer(port=port).bind()
+    again = EndpointServer()
+    again.bind()
+    again.stop()
 
 
 def test_a_stream_shows_that_it_lives(model, monkeypatch):

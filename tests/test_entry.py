@@ -20,7 +20,7 @@ from gspo_cli.launching.sweep import SweepStart
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "chat", "doctor", "compare", "worker"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "chat", "serve", "doctor", "compare", "worker"])
 def test_every_command_prints_the_version_of_gspo_cli(command, monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", {"gspo-cli": "3.2.1"}.__getitem__)
     monkeypatch.setattr(sys, "argv", [f"gspo-{command}", "--version"])

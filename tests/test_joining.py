@@ -60,8 +60,8 @@ def test_a_cancelled_request_leaves_the_others_as_they_are(load):
             engine.submit(request, chosen, keep_cache=True)
         with pytest.raises(ValueError, match="is in flight"):
             engine.submit(asked[3], chosen, keep_cache=True)
-        with pytest.raises(ValueError, match="sampled otherwise"):
-            engine.submit(Request([3], 0, 99_999), sampling(policy.chat, temperature=0.5), keep_cache=True)
+        with pytest.raises(ValueError, match="other stop ids"):
+            engine.submit(Request([3], 0, 99_999), replace(chosen, stop_ids=frozenset({1})), keep_cache=True)
         engine.cancel(asked[0].conversation)  # waits
         found |= engine.step()
         engine.cancel(later.conversation)  # is in flight
@@ -163,3 +163,54 @@ def test_a_request_can_end_its_turn_and_lower_its_cap(load):
         assert now.logprobs == pytest.approx(before.logprobs[:many], abs=1e-4)
     assert {(len(c.token_ids), c.finish_reason) for c in found[: len(capped)]} == {(2, FinishReason.length)}
     assert {(len(c.token_ids), c.finish_reason) for c in found[len(capped) :]} == {(3, FinishReason.stop)}
+
+
+HOW = [  # temperature, top_p, top_k, most new tokens
+    {"temperature": 1.0},
+    {"temperature": 0.0, "new_tokens": 5},
+    {"temperature": 0.6, "top_p": 0.8},
+    {"temperature": 1.3, "top_k": 4, "new_tokens": 40},
+]
+
+
+@pytest.mark.parametrize("full", [0.8, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_requests_that_are_sampled_differently_draw_beside_each_other_what_they_draw_alone(load, name, full):
+    policy = load(name)
+    asked = requests(policy.chat)
+    chosen = [sampling(policy.chat, **HOW[place % 4]) for place in range(len(asked))]
+    alone = [
+        generate(TransformersEngine(policy, 1), [r], how)[0] for r, how in zip(asked, chosen, strict=True)
+    ]
+    engine, found = Watched(policy, 256, full=full), {}
+    with engine.session():
+        for place in range(0, len(asked), 5):
+            for request, how in zip(asked[place : place + 5], chosen[place : place + 5], strict=True):
+                engine.submit(request, how, keep_cache=False)
+            for _ in range(2):
+                found |= engine.step()
+        while len(found) < len(asked):
+            found |= engine.step()
+    assert max(engine.drawn) > 5
+    assert [found[r.conversation].token_ids for r in asked] == [c.token_ids for c in alone]
+    for request, completion in zip(asked, alone, strict=True):
+        assert found[request.conversation].logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+        assert found[request.conversation].truncated_mass == pytest.approx(
+            completion.truncated_mass, abs=1e-5
+        )
+        assert found[request.conversation].finish_reason is completion.finish_reason
+    assert len({len(c.token_ids) for c in alone}) > 5
+
+
+def test_where_rows_join_at_once_none_waits_for_others_to_end(load):
+    policy = load("qwen3")
+    chosen = replace(sampling(policy.chat, 24), stop_ids=policy.chat.stop_ids)
+    for full, expected in ((0.8, 10), (1.0, 11)):
+        engine = Watched(policy, 256, full=full)
+        with engine.session():
+            for request in requests(policy.chat, groups=10, size=1):
+                engine.submit(request, chosen, keep_cache=False)
+            engine.step()
+            engine.submit(Request([3, 4], 7, 5_000), chosen, keep_cache=False)
+            engine.step()
+        assert engine.drawn[-1] == expected

@@ -74,6 +74,12 @@ def as_sent(turn, **changes):
 
 ANSWER = {"role": "assistant", "content": "Yes."}
 BROKEN = {"function": {"name": "f", "arguments": "{"}}
+
+
+def _declared(parameters):
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
 RESULT = {"role": "tool", "tool_call_id": "call00000", "content": "482: sent"}
 
 
@@ -235,6 +241,18 @@ def test_results_stand_in_the_order_of_their_calls():
             "messages[0]: a part of type image_url is not supported",
         ),
         (
+            {"messages": [*OPENING, {"role": "assistant", "tool_calls": 3}, OPENING[1]]},
+            "messages[2]: its tool_calls must be a list",
+        ),
+        (
+            {"messages": OPENING, "tools": [_declared({"required": 1})]},
+            "tools: the required parameters of f must be a list of names",
+        ),
+        (
+            {"messages": OPENING, "tools": [_declared({"properties": {"a": {"enum": 3}}})]},
+            "tools: the parameters of f must be a JSON schema of an object",
+        ),
+        (
             {"messages": [*OPENING, {"role": "assistant", "tool_calls": [BROKEN]}, OPENING[1]]},
             "messages[2]: has a tool call whose arguments are not JSON",
         ),
@@ -254,6 +272,7 @@ def test_a_request_says_what_is_the_runs_to_decide():
     assert [name for name, _ in found.sampling] == ["temperature", "seed"]
     assert (found.stops, found.max_tokens) == (("END",), 9)
     assert request(OPENING, max_completion_tokens=5, max_tokens=9).max_tokens == 5
+    assert request(OPENING, max_completion_tokens=None, max_tokens=9).max_tokens == 9
     streamed = request(OPENING, stream=True, stream_options={"include_usage": True}, logprobs=True)
     assert (streamed.stream, streamed.with_usage, streamed.with_logprobs) == (True, True, True)
     assert request(OPENING, tool_choice="none").tools == ()
@@ -284,3 +303,22 @@ def test_any_schema_can_be_announced(chat, parameters):
     tool = {"type": "function", "function": {"name": "odd", "parameters": parameters}}
     asked = recorder(chat).ask(request(OPENING, [tool]))
     assert "odd" in chat.tokenizer.decode(asked.prompt_ids)
+
+
+def test_calls_that_an_agent_shows_stand_as_the_guide_says(load):
+    """A history that was not sampled here, as examples or after a summary."""
+    made = recorder(load("gpt2").chat)
+    shown = AgentTurn("", "One moment.", "", (RequestedCall("get_order", {"lines": [1], "order_id": "482"}),))
+    alone = AgentTurn("", "", "", (RequestedCall("get_order", {"lines": [1]}),))
+    history = [
+        *OPENING,
+        as_sent(shown),
+        RESULT,
+        as_sent(alone),
+        RESULT,
+        {"role": "user", "content": "Thanks"},
+    ]
+    text = load("gpt2").chat.text(made.ask(request(history)).prompt_ids)
+    assert "One moment.\n/get_order 482 1\n" in text
+    assert "\n/get_order lines=1\n" in text
+    assert "<tool_call>" not in text

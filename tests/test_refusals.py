@@ -197,7 +197,10 @@ TOO_LONG = {
     "hydra.run.dir": ["gspo-train", "task=arithmetic", f"hydra.run.dir={LONG}"],
     "resume": ["gspo-train", f"resume={LONG}"],
     "resume of a sweep": ["gspo-train", "-m", f"resume={LONG}"],
-    **{command: [command, LONG] for command in ("gspo-eval", "gspo-chat", "gspo-doctor", "gspo-compare")},
+    **{
+        command: [command, LONG]
+        for command in ("gspo-eval", "gspo-chat", "gspo-serve", "gspo-doctor", "gspo-compare")
+    },
     "gspo-export": ["gspo-export", LONG, "out"],
 }
 

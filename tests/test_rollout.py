@@ -192,17 +192,17 @@ def test_turns_resume_their_cache_and_say_the_same(load, name):
 class Watched(TransformersEngine):
     """Remembers how many bytes it kept, the tokens of each pass, and how many rows were drawn for at once."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **more):
         self.kept, self.passes, self.drawn = [], [], []
-        super().__init__(*arguments)
+        super().__init__(*arguments, **more)
 
         run, add = self._forward._run, self._kept.add
         self._forward._run = lambda tokens, *rest: self.passes.append(tokens.numel()) or run(tokens, *rest)
         self._kept.add = lambda *row: add(*row) or self.kept.append(self._kept.nbytes)
 
-    def _draw(self, flight, chosen):
+    def _draw(self, flight):
         self.drawn.append(len(flight.rows))
-        return super()._draw(flight, chosen)
+        return super()._draw(flight)
 
 
 @pytest.mark.parametrize("name", NAMES)

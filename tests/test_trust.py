@@ -109,12 +109,13 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("key", STRANGE)
-@pytest.mark.parametrize("command", ["gspo-eval", "gspo-chat", "gspo-train"])
+@pytest.mark.parametrize("command", ["gspo-eval", "gspo-chat", "gspo-serve", "gspo-train"])
 def test_what_a_strangers_settings_name_is_not_honored_unasked(stranger, home, key, command):
     folder = stranger(**STRANGE[key])
     arguments = {
         "gspo-eval": [str(folder)],
         "gspo-chat": [str(folder), "--watch", "1"],
+        "gspo-serve": [str(folder), "--port", "0"],
         "gspo-train": [f"resume={folder}", "training.num_outer_iterations=3"],
     }[command]
     before = sorted(path for path in folder.rglob("*"))

@@ -12,7 +12,7 @@ import queue
 import secrets
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -30,7 +30,9 @@ from gspo_cli.agents.requests import ChatRequest, RequestError, read_request
 LARGEST_BODY = 16 * 2**20  # bytes
 KEEP_ALIVE = 10.0  # seconds between signs of life in a stream
 STARTS, STOPS = 30.0, 10.0  # seconds for the server to start and to end
-OVER = "the conversation is over: its rollout has ended"
+SURROGATE = rb"\ud"  # how JSON writes half of one
+STRANGER = "is not one of this rollout; use the one the agent was given"
+ENDED = RequestError("conversation", "the conversation is over: its rollout has ended", 410)
 
 
 @dataclass(eq=False)
@@ -69,21 +71,32 @@ class Gone:
 
 @dataclass
 class _Conversation:
-    """Requests without an answer, and the last answer as long as nobody has read it, by what was sent."""
+    """Requests without an answer, and the last answer as long as nobody has read it, by what was sent, if
+    equal requests are one (`joins`)."""
 
+    joins: bool = True
     waiting: dict[bytes, Waiting] = field(default_factory=dict)
     unread: dict[bytes, Waiting] = field(default_factory=dict)
 
 
 class EndpointServer:
-    """A server on a free port of the loopback interface, from `start` to `stop`. `inbox` receives `Received`
-    and `Gone`."""
+    """A server on the loopback interface, from `start` to `stop`. `inbox` receives `Received` and `Gone`.
 
-    def __init__(self, model: str = "policy") -> None:
-        self.model = model
+    `port` 0 is any free one. `reads` makes the request of a JSON body, and `stranger` is what somebody is
+    told whose key is none of the open ones."""
+
+    def __init__(
+        self,
+        model: str = "policy",
+        port: int = 0,
+        reads: Callable[[Any], ChatRequest] = read_request,
+        stranger: str = STRANGER,
+    ) -> None:
+        self.model, self.port = model, port
+        self._reads, self._stranger = reads, stranger
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._keys: dict[str, int] = {}
-        self._over: set[str] = set()
+        self._over: dict[str, RequestError] = {}
         self._conversations: dict[int, _Conversation] = {}
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
@@ -95,11 +108,25 @@ class EndpointServer:
         assert self._socket is not None
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
 
-    def start(self) -> None:
-        """Listen. Raises RuntimeError where the server does not start."""
+    def bind(self) -> None:
+        """Take the port, on which nothing answers before `start`. Raises OSError where it cannot be had."""
         # asyncio sends small packets at once only where the protocol is named
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._socket.bind(("127.0.0.1", 0))
+        if self.port:  # connections of a server that has ended do not hold a port that was chosen
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind(("127.0.0.1", self.port))
+        except OSError:
+            self._socket.close()
+            self._socket = None
+            raise
+
+    def start(self) -> None:
+        """Listen. Raises OSError where the port is taken, and RuntimeError where the server does not
+        start."""
+        if self._socket is None:
+            self.bind()
+        assert self._socket is not None
         self._socket.listen(1024)
         routes = [
             Route("/v1/chat/completions", self._completions, methods=["POST"]),
@@ -138,22 +165,23 @@ class EndpointServer:
         if self._socket is not None:
             self._socket.close()
 
-    def open(self, conversation: int) -> str:
-        """A conversation, whose requests carry the returned key."""
-        key = f"gspo-{secrets.token_urlsafe(24)}"
-        self._conversations[conversation] = _Conversation()
+    def open(self, conversation: int, key: str | None = None, joins: bool = True) -> str:
+        """A conversation, whose requests carry the returned key; None makes a random one. Equal requests in
+        flight are one that was sent again, unless `joins` is false."""
+        key = f"gspo-{secrets.token_urlsafe(24)}" if key is None else key
+        self._conversations[conversation] = _Conversation(joins)
         self._keys[key] = conversation
         return key
 
-    def close(self, conversation: int) -> None:
-        """Void the key of a conversation: later requests are told that it is over."""
+    def close(self, conversation: int, reason: RequestError = ENDED) -> None:
+        """Void the key of a conversation: requests that wait, and later ones, are told the `reason`."""
         found = self._conversations.pop(conversation, None)
         for key, place in list(self._keys.items()):
             if place == conversation:
                 del self._keys[key]
-                self._over.add(key)
+                self._over[key] = reason
         for waiting in list(found.waiting.values()) if found else ():
-            waiting.answer(RequestError("conversation", OVER, 410))
+            waiting.answer(reason)
 
     async def _models(self, request: Request) -> Response:
         refused = self._refused(request)
@@ -170,7 +198,7 @@ class EndpointServer:
         except ClientDisconnect:
             return Response(status_code=499)
         except KeyError:  # closed meanwhile
-            return _error(RequestError("conversation", OVER, 410))
+            return _error(ENDED)
         except RequestError as error:
             return _error(error)
         delivered = BackgroundTask(self._read, waiting)
@@ -191,21 +219,17 @@ class EndpointServer:
         if key in self._keys:
             return None
         if key in self._over:
-            return _error(RequestError("conversation", OVER, 410))
-        reason = "is not one of this rollout; use the one the agent was given"
-        return _error(RequestError("api_key", reason, 401))
+            return _error(self._over[key])
+        return _error(RequestError("api_key", self._stranger, 401))
 
     def _waiting(self, conversation: int, body: bytes) -> Waiting:
         """The request of a body: a new one, or the same that was sent before and has not been read."""
-        digest, state = blake2b(body, digest_size=16).digest(), self._conversations[conversation]
+        state = self._conversations[conversation]
+        digest = blake2b(body, digest_size=16).digest() if state.joins else secrets.token_bytes(16)
         found = state.waiting.get(digest) or state.unread.get(digest)
         if found is None:
-            try:
-                data = json.loads(body)
-            except (ValueError, RecursionError) as error:
-                raise RequestError("body", "is not JSON") from error
             loop = asyncio.get_running_loop()
-            found = Waiting(conversation, read_request(data), digest, loop, loop.create_future())
+            found = Waiting(conversation, self._reads(_parsed(body)), digest, loop, loop.create_future())
             state.unread.clear()
             state.waiting[digest] = found
             found.future.add_done_callback(lambda _: self._kept(found))
@@ -277,6 +301,19 @@ async def _body(request: Request) -> bytes:
             raise RequestError("body", f"is larger than {LARGEST_BODY // 2**20} MiB", 413)
         parts.append(part)
     return b"".join(parts)
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("body", "is not JSON") from error
+    if SURROGATE in body.lower():
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RequestError("body", "has half of a surrogate pair, which is not a character") from error
+    return data
 
 
 async def _disconnected(request: Request) -> None:

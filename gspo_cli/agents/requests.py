@@ -61,7 +61,8 @@ def read_request(body: Any) -> ChatRequest:
     if shape is not None and shape != {"type": "text"}:
         raise RequestError("response_format", "is not supported; say in words how the answer has to look")
     tools = _tools(body)
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    limit = body.get("max_completion_tokens")
+    limit = body.get("max_tokens") if limit is None else limit
     if limit is not None and not (isinstance(limit, int) and not isinstance(limit, bool) and limit > 0):
         raise RequestError("max_tokens", "must be an integer above 0")
     options = body.get("stream_options") or {}
@@ -107,13 +108,19 @@ def _tool(declared: Any) -> ClientTool:
     if not isinstance(name, str) or not name:
         raise RequestError("tools", "must have names")
     properties = (shape.get("properties") or {}) if isinstance(shape, Mapping) else None
-    if not isinstance(properties, Mapping) or not all(isinstance(p, Mapping) for p in properties.values()):
+    if not isinstance(properties, Mapping) or not all(map(_is_schema, properties.values())):
         raise RequestError("tools", f"the parameters of {name} must be a JSON schema of an object")
     required = shape.get("required") or []
+    if not isinstance(required, list):
+        raise RequestError("tools", f"the required parameters of {name} must be a list of names")
     parameters = tuple(_parameter(key, each, key in required) for key, each in properties.items())
     description = str(function.get("description") or "")
     whole = {"name": name, "description": description, "parameters": dict(shape)}
     return ClientTool(name, description, parameters, declared={"type": "function", "function": whole})
+
+
+def _is_schema(shape: Any) -> bool:
+    return isinstance(shape, Mapping) and isinstance(shape.get("enum") or [], list)
 
 
 def _parameter(name: str, shape: Mapping[str, Any], required: bool) -> Parameter:
@@ -151,7 +158,7 @@ def _messages(given: Any) -> tuple[Message, ...]:
         found += _in_order(results)
         waiting, results = [], {}
         if role == "assistant":
-            calls = [_call(call, where) for call in data.get("tool_calls") or ()]
+            calls = [_call(call, where) for call in _listed(data.get("tool_calls"), where)]
             waiting = [name for name, _ in calls]
             words = _text(data.get("content"), where).strip()
             turn = AgentTurn("", words, "", tuple(call for _, call in calls)) if calls else words
@@ -176,6 +183,12 @@ def _result_place(data: Mapping[str, Any], waiting: Sequence[str], where: str) -
     if found not in waiting:
         raise RequestError(where, "tool_call_id must be that of a call of the message before")
     return waiting.index(found)
+
+
+def _listed(calls: Any, where: str) -> list[Any]:
+    if not isinstance(calls or [], list):
+        raise RequestError(where, "its tool_calls must be a list")
+    return calls or []
 
 
 def _call(call: Any, where: str) -> tuple[str, RequestedCall]:

@@ -8,29 +8,24 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
 
-from gspo_cli.agents.answers import Answer, TokenLogprob
 from gspo_cli.agents.endpoint import EndpointServer, Gone, Waiting
+from gspo_cli.agents.exchange import Exchange
 from gspo_cli.agents.recording import Asked, Recorder
-from gspo_cli.agents.requests import ChatRequest, ClientTool, RequestError
+from gspo_cli.agents.requests import ChatRequest, RequestError
 from gspo_cli.agents.running import Agent, Endpoint, Running
 from gspo_cli.config.choices import AgentSchedule
 from gspo_cli.errors import UserError
 from gspo_cli.policy.chat import ChatFormat
-from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rewards.returned import RETURNED
 from gspo_cli.rollout.conversations import Limits, Start
-from gspo_cli.rollout.engine import Completion, Request, RolloutEngine, Sampling
-from gspo_cli.tasks.base import SystemPrompt
-from gspo_cli.tasks.tools import Speech, ToolCall, read_turn
-from gspo_cli.tasks.tools.written import without_reasoning
-from gspo_cli.types import AgentTurn, FinishReason, Outcome, RequestedCall, Trajectory
+from gspo_cli.rollout.engine import Completion, RolloutEngine, Sampling
+from gspo_cli.types import FinishReason, Outcome, Trajectory
 
 MOST_SEGMENTS = 1_000  # of one conversation
 PULSE = 5.0  # seconds after which a loop of agents that does nothing is named
@@ -87,14 +82,14 @@ class AgentRollout:
         limits: Limits,
         seed: int,
     ) -> None:
-        self.engine, self.chat, self.agent = engine, chat, agent
+        self.engine, self.agent = engine, agent
         self.endpoint, self.first, self.waits = endpoint, first, waits
         self.sampling, self.limits, self.seed = sampling, limits, seed
         self.notes: dict[str, str] = {}
         self._conversations: list[_Conversation] = []
         self._queued: deque[int] = deque()
         self._flight: dict[int, tuple[int, Waiting]] = {}  # by the engine's number of a request
-        self._formats: dict[tuple[ClientTool, ...], TurnFormat] = {}
+        self._exchange = Exchange(chat, endpoint.model)
 
     @property
     def active(self) -> bool:
@@ -120,7 +115,7 @@ class AgentRollout:
     def begin(self, start: Start) -> None:
         """Start an agent, as soon as few enough others run."""
         self._queued.append(len(self._conversations))
-        self._conversations.append(_Conversation(start, Recorder(self._format)))
+        self._conversations.append(_Conversation(start, Recorder(self._exchange.format_of)))
         self._fill()
 
     def go_on(self) -> None:
@@ -264,10 +259,8 @@ class AgentRollout:
             conversation.asked[waiting] = asked
             self._flight[number] = (place, waiting)
             draw = derived_seed(self.seed, "sample", *conversation.start.where, asked.turn, *asked.branch)
-            ends = partial(self._has_stop, request.stops) if request.stops else None
             keep = recorder.turns + 1 < self.limits.max_turns
-            limit = request.max_tokens
-            made = Request(list(asked.segment.token_ids), draw, number, limit, ends)
+            made = self._exchange.engine_request(request, asked.segment.token_ids, draw, number)
             try:
                 self.engine.submit(made, self.sampling, keep)
             except ValueError as error:  # the engine cannot end turns as the request asks
@@ -300,19 +293,13 @@ class AgentRollout:
         self, place: int, conversation: _Conversation, waiting: Waiting, completion: Completion
     ) -> None:
         asked = conversation.asked.pop(waiting)
-        request, ids = waiting.request, completion.token_ids
-        prompt_tokens = len(asked.segment.token_ids)
-        turn = _cut(delivered(asked.turns, ids), request.stops)
-        conversation.recorder.answered(asked, completion, turn)
+        name = "-".join(map(str, (*conversation.start.where, conversation.recorder.turns + 1)))
+        tokens = len(asked.segment.token_ids)
+        answer = self._exchange.answer(name, waiting.request, tokens, asked.turns, completion)
+        conversation.recorder.answered(asked, completion, answer.turn)
         conversation.masses.append(completion.truncated_mass)
         conversation.since = time.monotonic()
-        name = "-".join(map(str, (*conversation.start.where, conversation.recorder.turns)))
-        logprobs = None
-        if request.with_logprobs:
-            pairs = zip(ids, completion.logprobs, strict=True)
-            logprobs = [TokenLogprob(self.chat.token(token), value) for token, value in pairs]
-        reason = completion.finish_reason
-        waiting.answer(Answer(name, self.endpoint.model, turn, reason, prompt_tokens, len(ids), logprobs))
+        waiting.answer(answer)
 
     def _end(self, place: int, conversation: _Conversation, found: Any) -> None:
         """An agent is over: what it still asks is refused, and its caches are freed."""
@@ -331,42 +318,10 @@ class AgentRollout:
         if conversation.running is not None:
             conversation.running.end()
 
-    def _format(self, tools: tuple[ClientTool, ...]) -> TurnFormat:
-        if tools not in self._formats:
-            self._formats[tools] = TurnFormat(self.chat, SystemPrompt(tools=tools))
-        return self._formats[tools]
-
-    def _has_stop(self, stops: Sequence[str], ids: list[int]) -> bool:
-        text = self.chat.text(ids)
-        return any(stop in text for stop in stops)
-
 
 def _number(place: int, segment: int) -> int:
     """What the engine calls a segment of the conversation at `place`."""
     return place * MOST_SEGMENTS + segment
-
-
-def delivered(turns: TurnFormat, ids: list[int]) -> str:
-    """A sampled turn as the agent gets it: words, or an AgentTurn with calls; never reasoning. A call that
-    cannot be read is words."""
-    turn = turns.read(ids)
-    if isinstance(turn, AgentTurn):
-        if turn.calls:
-            return AgentTurn("", turn.words, "", turn.calls)
-        return str(turn) if turn.error else turn.words
-    tools = {tool.name: tool for tool in turns.tools}
-    found = read_turn(turn, tools) if tools else Speech(without_reasoning(turn))
-    if isinstance(found, ToolCall):
-        return AgentTurn("", "", "", (RequestedCall(found.name, found.arguments),))
-    return found.text if isinstance(found, Speech) else without_reasoning(turn)
-
-
-def _cut(turn: str, stops: Sequence[str]) -> str:
-    """A turn up to the first of `stops` in its words."""
-    words = turn.words if isinstance(turn, AgentTurn) else turn
-    for stop in stops:
-        words = words.partition(stop)[0]
-    return AgentTurn("", words, "", turn.calls) if isinstance(turn, AgentTurn) else words
 
 
 def _trajectory(conversation: _Conversation) -> Trajectory:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from gspo_cli.commands.chat_environments import HumanUser, Show, ShownEnvironment
 from gspo_cli.commands.entry import run_command
-from gspo_cli.commands.model_source import model_parser, resolve
+from gspo_cli.commands.model_source import has_reward_object, model_parser, resolve
 from gspo_cli.config.checks import require
-from gspo_cli.config.compose import OBJECT, load_saved
 from gspo_cli.tasks.base import SingleTurn, ToolEnvironment
 from gspo_cli.types import FinishReason, Problem
 
@@ -106,12 +105,6 @@ def parse() -> argparse.Namespace:
     require(not (watched and arguments.free), "--free: has no user to watch; leave out --free or --watch")
     require(0 <= temperature < math.inf, f"--temperature {temperature}: give 0 or more")
     return arguments
-
-
-def has_reward_object(folder: Path) -> bool:
-    """Whether a script gave a run its reward as a Python object, which no command can rebuild."""
-    saved = folder / "config.yaml"
-    return saved.is_file() and str(load_saved(saved).get("reward")).startswith(OBJECT)
 
 
 def talk(dialogues: Dialogues, problem: Problem, show: Show, free: bool) -> None:

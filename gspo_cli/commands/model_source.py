@@ -1,4 +1,4 @@
-"""What gspo-eval and gspo-chat share: the run or model on the command line, and its configuration."""
+"""What gspo-eval, gspo-chat and gspo-serve share: the run or model on the command line, and its settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.entry import command_parser
 from gspo_cli.config.auto_hardware import use_hardware_here
 from gspo_cli.config.checks import override_key
-from gspo_cli.config.compose import build_config, composed, literal, with_overrides
+from gspo_cli.config.compose import OBJECT, build_config, composed, literal, load_saved, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import FLAG
 from gspo_cli.run.folder import RunFolder
@@ -43,9 +43,7 @@ def model_parser(name: str, description: str, examples: str) -> argparse.Argumen
 def resolve(name: str, checkpoint: str, overrides: list[str]) -> tuple[RunConfig, str, Path | None]:
     """Configuration, where the model is, and its LoRA adapter if it has one. The folder of a run's checkpoint
     has the configuration of its run, unless another task or model preset is chosen. Raises UserError."""
-    folder = Path(name).expanduser()
-    chosen = {"task", "model"} & set(map(override_key, overrides))
-    run = folder if is_run(folder) else run_of(folder) if folder.is_dir() and not chosen else None
+    folder, run = Path(name).expanduser(), run_named(name, overrides)
     if run is None:
         config = _of_model(name, overrides)
         return config, *find_source(config.model.name, config.model.base)
@@ -57,6 +55,21 @@ def resolve(name: str, checkpoint: str, overrides: list[str]) -> tuple[RunConfig
     config = build_config(with_overrides(saved, overrides))
     named = checkpoint if is_run(folder) else folder.resolve().name
     return config, *RunFolder(run).checkpoint_model(named, config.model)
+
+
+def run_named(name: str, overrides: list[str]) -> Path | None:
+    """The run folder whose settings hold for what the command line names; None for a model by itself."""
+    folder = Path(name).expanduser()
+    if is_run(folder):
+        return folder
+    chosen = {"task", "model"} & set(map(override_key, overrides))
+    return run_of(folder) if folder.is_dir() and not chosen else None
+
+
+def has_reward_object(folder: Path) -> bool:
+    """Whether a script gave a run its reward as a Python object, which no command can rebuild."""
+    saved = folder / "config.yaml"
+    return saved.is_file() and str(load_saved(saved).get("reward")).startswith(OBJECT)
 
 
 def _of_model(name: str, overrides: list[str]) -> RunConfig:

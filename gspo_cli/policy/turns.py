@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from gspo_cli.config.choices import ToolForm
 from gspo_cli.errors import UserError
@@ -146,12 +147,23 @@ def _with_guide(messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> tuple
     """The messages, with a guide to calling the tools at the end of the system message, and calls that were
     made before as the guide says."""
     system, rest = (messages[0].content, messages[1:]) if messages[0].role == "system" else ("", messages)
-    return (Message("system", f"{system}\n\n{line_guide(tools)}".strip()), *map(_in_lines, rest))
+    return (
+        Message("system", f"{system}\n\n{line_guide(tools)}".strip()),
+        *(_in_lines(each, tools) for each in rest),
+    )
 
 
-def _in_lines(message: Message) -> Message:
+def _in_lines(message: Message, tools: Sequence[Tool]) -> Message:
+    """A message whose calls stand as lines: values in the order of the tool's parameters, as far as they are
+    given, others by name."""
     turn = message.content
     if not isinstance(turn, AgentTurn) or not turn.calls:
         return message
-    lines = [write_line(call.name, **call.arguments) for call in turn.calls]
-    return Message(message.role, "\n".join([turn.words, *lines] if turn.words else lines))
+    order = {tool.name: [parameter.name for parameter in tool.parameters] for tool in tools}
+    lines = [turn.words] if turn.words else []
+    for call in turn.calls:
+        named = dict(call.arguments)
+        first = list(takewhile(named.__contains__, order.get(call.name, [])))
+        values = [named.pop(name) for name in first]
+        lines.append(write_line(call.name, *values, **named))
+    return Message(message.role, "\n".join(lines))

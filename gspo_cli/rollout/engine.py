@@ -48,7 +48,8 @@ class Completion:
 
 class RolloutEngine(Protocol):
     """Generates with the policy's current weights. The same request gives the same tokens whatever else is in
-    flight. All requests of a session are sampled alike."""
+    flight. What is in flight together has the same stop ids, and the same sampling unless an engine says that
+    it mixes them."""
 
     sampled: int
     """Tokens drawn so far, in all sessions."""
@@ -64,7 +65,7 @@ class RolloutEngine(Protocol):
     def submit(self, request: Request, sampling: Sampling, keep_cache: bool) -> None:
         """Take a request; it joins those in flight at one of the next steps. `keep_cache`: the conversation
         may continue. Raises ValueError if one of this conversation is in flight already, or the engine cannot
-        end turns as the request asks."""
+        end turns as the request asks, or sample it beside those in flight."""
 
     def step(self) -> dict[int, Completion]:
         """Draw a token for every request in flight. Returns what ended, by conversation."""

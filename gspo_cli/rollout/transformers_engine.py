@@ -9,9 +9,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
@@ -31,9 +33,16 @@ class _Row:
     that the row's cache holds; the cache is to be kept if `keep`."""
 
     request: Request
+    sampling: Sampling
     keep: bool
     width: int | None = None
     fed: list[int] = field(default_factory=list)
+
+    @property
+    def most(self) -> int:
+        """Most tokens of the answer."""
+        limit = self.sampling.max_new_tokens
+        return min(limit, self.request.limit or limit)
 
 
 @dataclass
@@ -53,14 +62,15 @@ class _Flight:
     going: Tensor
 
     @classmethod
-    def begin(cls, rows: list[_Row], batch: Batch, limit: int) -> _Flight:
-        """Rows of which nothing is drawn, with answers of at most `limit` tokens."""
+    def begin(cls, rows: list[_Row], batch: Batch) -> _Flight:
+        """Rows of which nothing is drawn."""
         device, count = batch.mask.device, len(rows)
+        limit = max(row.sampling.max_new_tokens for row in rows)
         uniform = uniforms([row.request.seed for row in rows], limit, device)
         tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
         logprobs, truncated = torch.zeros(2, count, limit, device=device)
         counts = torch.zeros(count, dtype=torch.long, device=device)
-        most = torch.tensor([min(limit, row.request.limit or limit) for row in rows], device=device)
+        most = torch.tensor([row.most for row in rows], device=device)
         return cls(rows, batch, uniform, tokens, logprobs, truncated, counts, most, counts == 0)
 
     def tensors(self) -> Iterator[Tensor]:
@@ -84,8 +94,19 @@ class _Flight:
 
     def join(self, other: _Flight, batch: Batch) -> _Flight:
         """The rows of both, whose `batch` is given."""
-        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        limit = max(self.tokens.shape[1], other.tokens.shape[1])
+        widened = ([_widened(tensor, limit) for tensor in each.tensors()] for each in (self, other))
+        pairs = zip(*widened, strict=True)
         return _Flight([*self.rows, *other.rows], batch, *map(torch.cat, pairs))
+
+    @cached_property
+    def kinds(self) -> dict[tuple[float, float, int], list[int]]:
+        """Places of the rows by how they are sampled: temperature, top_p and top_k."""
+        found: dict[tuple[float, float, int], list[int]] = {}
+        for place, row in enumerate(self.rows):
+            how = row.sampling
+            found.setdefault((how.temperature, how.top_p, how.top_k), []).append(place)
+        return found
 
     def record(self, drawn: tuple[Tensor, Tensor, Tensor], stop_ids: Tensor) -> dict[int, Completion]:
         """Append a token to every row; `drawn` are tokens, logprobs and truncated mass (R,), `stop_ids` (S,)
@@ -122,11 +143,14 @@ class _Flight:
 class TransformersEngine:
     """`RolloutEngine` over the policy's own weights: there is nothing to synchronize."""
 
-    def __init__(self, policy: Policy, batch_size: int, cache_bytes: int | None = None) -> None:
+    def __init__(
+        self, policy: Policy, batch_size: int, cache_bytes: int | None = None, full: float = FULL
+    ) -> None:
         """`cache_bytes` bounds the caches of rows in flight and, apart from them, those that are kept; a
-        single row always fits."""
+        single row always fits. `full` is the share of a batch below which rows that have ended leave it, and
+        waiting ones join; at 1 they do so at once, which copies more."""
         self.policy, self.sampled = policy, 0
-        self.batch_size, self.cache_bytes = batch_size, cache_bytes
+        self.batch_size, self.cache_bytes, self.full = batch_size, cache_bytes, full
         cache = new_cache(policy.causal_model.config)
         if not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
             raise UserError(
@@ -138,7 +162,7 @@ class TransformersEngine:
         self._kept = KeptRows(cache_bytes)
         self._waiting: dict[int, _Row] = {}  # by conversation, in the order of their requests
         self._flight: _Flight | None = None
-        self._sampling: Sampling | None = None
+        self._stops: frozenset[int] = frozenset()
         self._stop_ids = torch.tensor([])
 
     @property
@@ -166,21 +190,22 @@ class TransformersEngine:
         finally:
             if casts and torch.autocast_decrement_nesting() == 0:
                 torch.clear_autocast_cache()
-            self._waiting, self._flight, self._sampling = {}, None, None
+            self._waiting, self._flight = {}, None
             self._kept.clear()
 
     def submit(self, request: Request, sampling: Sampling, keep_cache: bool) -> None:
-        """See `RolloutEngine`. Raises ValueError also where requests in flight are sampled otherwise."""
+        """See `RolloutEngine`. Each request is sampled as its own `sampling` says; raises ValueError where
+        those in flight have other stop ids."""
         rows = [] if self._flight is None else self._flight.rows
         asked = {row.request.conversation for row in rows if row.width is None}
         if request.conversation in asked or request.conversation in self._waiting:
             raise ValueError(f"a request of conversation {request.conversation} is in flight")
-        if (asked or self._waiting) and sampling != self._sampling:
-            raise ValueError("requests in flight are sampled otherwise")
-        if sampling != self._sampling:
-            self._sampling = sampling
-            self._stop_ids = torch.tensor(sorted(sampling.stop_ids), device=self.policy.device)
-        self._waiting[request.conversation] = _Row(request, keep_cache and self._joins)
+        if (asked or self._waiting) and sampling.stop_ids != self._stops:
+            raise ValueError("requests in flight have other stop ids")
+        if sampling.stop_ids != self._stops:
+            self._stops = sampling.stop_ids
+            self._stop_ids = torch.tensor(sorted(self._stops), device=self.policy.device)
+        self._waiting[request.conversation] = _Row(request, sampling, keep_cache and self._joins)
 
     def cancel(self, conversation: int) -> None:
         """See `RolloutEngine`."""
@@ -199,40 +224,53 @@ class TransformersEngine:
     def step(self) -> dict[int, Completion]:
         """See `RolloutEngine`. Rows that wait join once a fifth of the batch is free for them, and those that
         have ended leave it then: both copy the caches of all rows."""
-        sampling = self._sampling
-        if sampling is None:
-            return {}
         with self.policy.autocasting():
             count = 0 if self._flight is None else len(self._flight.rows)
             live = [] if self._flight is None else self._flight.live()
             joining: list[_Row] = []
-            many = max(1.0, (1 - FULL) * count)  # rows that are worth a copy of all
-            due = len(live) < FULL * count
+            many = max(1.0, (1 - self.full) * count)  # rows that are worth a copy of all
+            due = len(live) < self.full * count
             if due or min(len(self._waiting), self.batch_size - len(live)) >= many:
-                joining = self._next(len(live), sampling.max_new_tokens)
+                joining = self._next(len(live))
                 due = due or len(joining) >= many
             if due and len(live) < count:
                 self._let_go(live)
             self._feed()
             if due and joining:
-                self._admit(joining, sampling.max_new_tokens)
+                self._admit(joining)
             flight = self._flight
             if flight is None:
                 return {}
             self.sampled += len(flight.live())
-            found = flight.record(self._draw(flight, sampling), self._stop_ids)
+            found = flight.record(self._draw(flight), self._stop_ids)
         if not flight.needed():
             self._flight = None  # its memory is free before anything else happens
         return found
 
-    def _draw(self, flight: _Flight, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-        hidden = flight.batch.hidden
-        if sampling.temperature == 0:
-            return greedy(self.policy.next_token_logits(hidden, 1.0))
-        logits = self.policy.next_token_logits(hidden, sampling.temperature)
+    def _draw(self, flight: _Flight) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, logprobs and truncated mass (R,): rows that are sampled alike are drawn together."""
         at = flight.counts.clamp(max=flight.uniform.shape[1] - 1)[:, None]
         uniform = flight.uniform.gather(dim=1, index=at).squeeze(dim=1)
-        return draw(logits, uniform, sampling.top_p, sampling.top_k)
+        hidden = flight.batch.hidden
+        if len(flight.kinds) == 1:
+            [how] = flight.kinds
+            return self._drawn(hidden, uniform, *how)
+        index = [torch.tensor(places, device=hidden.device) for places in flight.kinds.values()]
+        parts = [
+            self._drawn(hidden[rows], uniform[rows], *how)
+            for how, rows in zip(flight.kinds, index, strict=True)
+        ]
+        order = torch.cat(index).argsort()
+        tokens, logprobs, truncated = (torch.cat(each)[order] for each in zip(*parts, strict=True))
+        return tokens, logprobs, truncated
+
+    def _drawn(
+        self, hidden: Tensor, uniform: Tensor, temperature: float, top_p: float, top_k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`_draw` of rows that are sampled alike. hidden (R, D), uniform (R,)"""
+        if temperature == 0:
+            return greedy(self.policy.next_token_logits(hidden, 1.0))
+        return draw(self.policy.next_token_logits(hidden, temperature), uniform, top_p, top_k)
 
     def _feed(self) -> None:
         """Run the last tokens of the rows in flight."""
@@ -251,13 +289,14 @@ class TransformersEngine:
                 self._kept.add(row.request.conversation, flight.batch.take(place, row.width, row.fed))
         self._flight = flight.select(live) if live else None
 
-    def _next(self, live: int, new_tokens: int) -> list[_Row]:
+    def _next(self, live: int) -> list[_Row]:
         """Those waiting rows that fit beside `live` ones: by length, but conversations that may go on in
         their order, so that few have begun whose caches have no room."""
         if not self._waiting or (live and not self._joins):
             return []
         going = [] if self._flight is None else [row for row in self._flight.rows if row.width is None]
         longest = max((len(row.request.prompt_ids) for row in going), default=0)
+        new_tokens = max((row.sampling.max_new_tokens for row in going), default=0)
 
         def rank(row: _Row) -> tuple[int, int]:
             return row.request.conversation if row.keep else -1, len(row.request.prompt_ids)
@@ -265,6 +304,7 @@ class TransformersEngine:
         found: list[_Row] = []
         for row in sorted(self._waiting.values(), key=rank)[: max(0, self.batch_size - live)]:
             longest = max(longest, len(row.request.prompt_ids))
+            new_tokens = max(new_tokens, row.sampling.max_new_tokens)
             beside = live + len(found)
             if beside and (beside + 1) * SPARE * (longest + new_tokens) > self._room:
                 break
@@ -274,7 +314,7 @@ class TransformersEngine:
     def _covers(self, row: _Row) -> bool:
         return self._kept.covers(row.request.conversation, row.request.prompt_ids)
 
-    def _admit(self, rows: list[_Row], limit: int) -> None:
+    def _admit(self, rows: list[_Row]) -> None:
         """Put rows in flight, after what their kept caches hold, where there are any."""
         for row in rows:
             del self._waiting[row.request.conversation]
@@ -290,11 +330,16 @@ class TransformersEngine:
             keep = any(row.keep for row in begun)
             batches.append((begun, self._forward.prefill([row.request.prompt_ids for row in begun], keep)))
         for joining, batch in batches:
-            other = _Flight.begin(joining, batch, limit)
+            other = _Flight.begin(joining, batch)
             flight = self._flight
             self._flight = (
                 other if flight is None else flight.join(other, self._forward.join(flight.batch, batch))
             )
+
+
+def _widened(tensor: Tensor, limit: int) -> Tensor:
+    """A tensor (R, N) with zeros up to (R, limit); one of (R,) as it is."""
+    return tensor if tensor.dim() == 1 else pad(tensor, (0, limit - tensor.shape[1]))
 
 
 def _completion(

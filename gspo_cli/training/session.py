@@ -27,7 +27,7 @@ from gspo_cli.rewards.base import RewardFunction, build
 from gspo_cli.rewards.isolated import IsolatedReward
 from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
-from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.rollout.transformers_engine import FULL, TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.data_stamp import check_data, write_data_stamp
 from gspo_cli.run.folder import RunFolder
@@ -259,10 +259,13 @@ def build_engine(config: RunConfig, policy: Policy, source: str) -> RolloutEngin
     return transformers_engine(config, policy, config.rollout.cache_gb)
 
 
-def transformers_engine(config: RunConfig, policy: Policy, cache_gb: float | None) -> TransformersEngine:
-    """The engine whose caches take `cache_gb` GiB; half of it is for conversations that wait."""
+def transformers_engine(
+    config: RunConfig, policy: Policy, cache_gb: float | None, full: float = FULL
+) -> TransformersEngine:
+    """The engine whose caches take `cache_gb` GiB; half of it is for conversations that wait. `full` is as in
+    `TransformersEngine`."""
     room = cache_gb or default_cache_gb(policy.device, processes=1)
-    return TransformersEngine(policy, config.rollout.batch_size, int(room * 2**29))
+    return TransformersEngine(policy, config.rollout.batch_size, int(room * 2**29), full)
 
 
 def evaluate_only(

@@ -21,7 +21,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from gspo_cli.commands import chat, compare, doctor, evaluate, export, train
+from gspo_cli.commands import chat, compare, doctor, evaluate, export, serve, train
 from gspo_cli.launching.sweep import SweepStart
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,6 +29,7 @@ MODULES = {
     "gspo-train": train,
     "gspo-eval": evaluate,
     "gspo-chat": chat,
+    "gspo-serve": serve,
     "gspo-compare": compare,
     "gspo-export": export,
     "gspo-doctor": doctor,
