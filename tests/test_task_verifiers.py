@@ -285,7 +285,7 @@ def test_a_run_trains_on_an_environment_and_a_second_is_the_same_to_the_bit(tmp_
     other, _ = whole(tmp_path / "other", reporter, *chosen)
     assert summary["status"] == "completed"
     assert [line["excluded"] for line in one.read("metrics.jsonl")] == [0, 0]
-    assert {"reward/near", "reward/guesses"} <= set(one.read("metrics.jsonl")[0])
+    assert {"rewards/near/mean", "rewards/guesses/mean"} <= set(one.read("metrics.jsonl")[0])
     assert logged(one, "metrics.jsonl") == logged(other, "metrics.jsonl")
     assert logged(one, "evals.jsonl") == logged(other, "evals.jsonl")
     assert state(one.path)[0] == state(other.path)[0]

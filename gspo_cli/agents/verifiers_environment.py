@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -29,6 +30,8 @@ SHELL = (
     "bash"  # the package's default for an environment that brings no agent; it runs commands of the policy
 )
 KEYS = itertools.count()
+for name in ("verifiers", "aiohttp.access", "httpx"):  # they report every request and every episode
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class EpisodeError(Exception):
@@ -215,24 +218,26 @@ def reward_of(episode: vf.Episode, seat: str) -> RewardResult:
     scores by name, before weights, and the metrics. Raises EpisodeError where there is not exactly one run
     with all its scores."""
     traces = [trace for trace in episode.traces if trace.agent.name == seat]
-    errors = [*(trace.last_error for trace in episode.traces if not trace.ok), episode.last_error]
-    error = next((each for each in errors if each is not None), None)
     if not episode.ok:
-        said = "the episode failed" if error is None else f"{error.type}: {error.message}"
+        errors = [
+            error for each in (*episode.traces, episode) for error in each.errors
+        ]  # the first is the cause
+        said = f"{errors[0].type}: {errors[0].message}" if errors else "the episode failed"
         raise EpisodeError(" ".join(said.split()))
     if len(traces) != 1:
         raise EpisodeError(f"{seat} ran {len(traces)} times in the episode; a conversation has one reward")
     [trace] = traces
     if not trace.agent.trainable:
         raise EpisodeError(f"the environment says that {seat} is not to be trained")
-    scores = {name: None if each is None else each.score for name, each in trace.rewards.items()}
-    unscored = [name for name, value in (*scores.items(), *trace.metrics.items()) if value is None]
+    unscored = [name for name, each in (*trace.rewards.items(), *trace.metrics.items()) if each is None]
     if unscored:
         raise EpisodeError(f"{', '.join(unscored)} gave no score ({trace.stop_condition})")
+    scores = {name: float(each.score) for name, each in trace.rewards.items() if each is not None}
     if not scores:
         raise EpisodeError("the environment has no rewards")
     bad = [name for name, value in scores.items() if not isfinite(value)]
     if bad:
         raise EpisodeError(f"the score {bad[0]} is {scores[bad[0]]}, not a finite number")
-    metrics = {f"{name}_metric" if name in scores else name: value for name, value in trace.metrics.items()}
-    return RewardResult(float(trace.reward), {**metrics, **scores})
+    metrics = {name: float(value) for name, value in trace.metrics.items() if value is not None}
+    apart = {f"{name}_metric" if name in scores else name: value for name, value in metrics.items()}
+    return RewardResult(float(trace.reward), {**apart, **scores})

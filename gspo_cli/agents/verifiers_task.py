@@ -120,7 +120,7 @@ class VerifiersTask(AgentBase):
         )
         given = dict(self.arguments or {})
         train = self._library.source_of(self.environment_id, given, "task.arguments")
-        if self.heldout_arguments is None:
+        if not self.heldout_arguments:
             return train, train
         changed = merged(given, self.heldout_arguments)
         return train, self._library.source_of(self.environment_id, changed, "task.heldout_arguments")
@@ -159,7 +159,7 @@ class VerifiersTask(AgentBase):
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def merged(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(given: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """`given` with `changes`, mapping by mapping."""
     found = dict(given)
     for name, value in changes.items():
