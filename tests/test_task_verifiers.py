@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -139,23 +140,31 @@ def test_conversations_are_the_same_to_the_bit(load):
         assert one.outcome == other.outcome
 
 
-def test_tools_are_announced_called_and_answered():
+def called(name, **arguments):
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return {"id": f"id-{name}-{len(arguments)}", "type": "function", "function": function}
+
+
+def test_tools_are_announced_called_and_answered_and_calls_that_are_denied_are_not_made():
     task = task_of("weigh_things", heldout=1)
-    [problem] = task.train_problems()
-    function = {"name": "scales_weigh", "arguments": '{"thing": "anvil"}'}
-    call = {"id": "abc", "type": "function", "function": function}
-    unknown = {"id": "xyz", "type": "function", "function": {"name": "guess", "arguments": "{}"}}
+    problems = [*task.train_problems(), *task.heldout_problems()]
+    [problem] = [each for each in problems if each.metadata["thing"] == "anvil"]
+    calls = [called("scales_weigh", thing="anvil"), called("guess")]
+    calls.append(called("scales_weigh", thing="feather", twice=True))
     turns = (
-        {"role": "assistant", "content": None, "tool_calls": [call, unknown]},
+        {"role": "assistant", "content": None, "tool_calls": calls},
         {"role": "assistant", "content": "It weighs 50 kg."},
     )
     with scripted(*turns) as (url, asked):
         found = asyncio.run(task.make_agent().run(problem, Endpoint(url, "key", "m", 0)))
     assert [tool["function"]["name"] for tool in asked[0]["tools"]] == ["scales_weigh"]
-    heard = asked[1]["messages"][-2:]
-    assert [message["tool_call_id"] for message in heard] == ["abc", "xyz"]
-    assert heard[0]["content"] == "anvil: 50 kg"
-    assert heard[1]["content"] == "error: there is no tool guess; the tools are scales_weigh"
+    heard = asked[1]["messages"][-3:]
+    assert [message["tool_call_id"] for message in heard] == [call["id"] for call in calls]
+    assert [message["content"] for message in heard] == [
+        "anvil: 50 kg",
+        "error: there is no tool guess; the tools are scales_weigh",
+        "Feathers may not be weighed.",
+    ]
     assert (found.total_reward, dict(found.component_rewards)) == (1.0, {"right": 1.0})
 
 
@@ -177,6 +186,54 @@ def test_a_limit_of_the_run_ends_a_conversation_which_is_scored(load):
         found = trajectory.outcome.details[RETURNED]
         total, _, _ = replayed("guess_number", int(trajectory.problem.id), answers(trajectory), rounds=2)
         assert found.total_reward == total
+
+
+def test_a_conversation_that_becomes_too_long_ends_and_is_scored(load):
+    limits = type(LIMITS)(max_turns=9, max_prompt_length=200, max_positions=90)
+    task = task_of("guess_number", problems=5, arguments={"rounds": 9})
+    trajectories = talked(load("qwen3"), task, samples=1, limits=limits)
+    assert {t.finish_reason.name for t in trajectories} == {"length"}
+    for trajectory in trajectories:
+        assert (trajectory.excluded, trajectory.num_turns < 9) == (None, True)
+        assert trajectory.outcome.details[RETURNED].component_rewards["near"] > 0
+
+
+def test_several_runs_of_the_policy_in_one_episode_are_no_conversation(load):
+    several = task_of(arguments={"id": "best-of-n", "n": 2})
+    found = talked(load("qwen3"), several, samples=1)
+    reasons = {t.excluded for t in found if t.problem.metadata["word"] != "maple"}
+    assert reasons == {
+        "the agent raised EpisodeError: agent ran 2 times in the episode; a conversation has one reward"
+    }
+
+
+def odd(**arguments):
+    task = task_of("odd_scores", heldout=1, arguments=arguments)
+    with scripted({"role": "assistant", "content": "1"}) as (url, _):
+        problem = task.train_problems()[0]
+        return asyncio.run(task.make_agent().run(problem, Endpoint(url, "key", "m", 0)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"taskset": {"task": {"kind": "nan"}}}, "the score right is nan, not a finite number"),
+        ({"taskset": {"task": {"kind": "none"}}}, "the environment has no rewards"),
+        ({"trained": False}, "the environment says that agent is not to be trained"),
+        (
+            {"taskset": {"task": {"kind": "slow"}}, "agent": {"timeout": {"scoring": 0.05}}},
+            "right gave no score .scoring_timeout.",
+        ),
+    ],
+)
+def test_an_episode_without_a_score_has_no_reward(arguments, reason):
+    with pytest.raises(Exception, match=f"^{reason}$") as caught:
+        odd(**arguments)
+    assert type(caught.value).__name__ == "EpisodeError"
+
+
+def test_a_metric_by_the_name_of_a_reward_keeps_a_name_of_its_own():
+    assert odd().component_rewards == {"right": 0.5, "right_metric": 3.0}
 
 
 # --- problems

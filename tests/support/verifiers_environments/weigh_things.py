@@ -31,6 +31,17 @@ class WeighTask(vf.Task[WeighData]):
     def toolsets(cls, config: vf.TaskConfig) -> list[vf.Toolset]:
         return [Scales(ScalesConfig())]
 
+    @vf.intercept
+    async def guard(self, request: vf.Request) -> vf.Request | None:
+        """Feathers may not be weighed."""
+        *before, last = request.messages
+        calls = [call for message in before for call in getattr(message, "tool_calls", None) or ()]
+        asked = next((call for call in calls if call.id == getattr(last, "tool_call_id", None)), None)
+        if asked is None or "feather" not in asked.arguments:
+            return None
+        denied = last.model_copy(update={"content": "Feathers may not be weighed."})
+        return request.model_copy(update={"messages": [*before, denied]})
+
     @vf.reward
     async def right(self, trace: vf.Trace) -> float:
         said = [node.message.content or "" for node in trace.nodes if node.message.role == "assistant"]
