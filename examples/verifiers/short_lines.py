@@ -8,12 +8,13 @@ import verifiers.v1 as vf
 
 __all__ = ["ShortLines"]
 
-THINGS = """river mountain candle bridge garden window forest letter market winter summer island harbor ladder
-lantern mirror orchard pencil pillow planet rabbit ribbon saddle school shadow spider spring stable station
-stone storm street tailor temple thunder ticket tiger tower tractor train tunnel umbrella valley village violin
-wagon walnut water whale wheat wheel whistle willow wizard wolf apple bakery barrel basket blanket bottle bucket
-button camel canyon carpet castle cherry circus clock coffee copper cotton cradle desert dragon engine feather
-fiddle flower fountain glacier guitar hammer helmet honey kettle""".split()
+THINGS = """river mountain candle bridge garden window forest letter market winter summer island
+harbor ladder lantern mirror orchard pencil pillow planet rabbit ribbon saddle school shadow spider
+spring stable station stone storm street tailor temple thunder ticket tiger tower tractor train
+tunnel umbrella valley village violin wagon walnut water whale wheat wheel whistle willow wizard
+wolf apple bakery barrel basket blanket bottle bucket button camel canyon carpet castle cherry
+circus clock coffee copper cotton cradle desert dragon engine feather fiddle flower fountain glacier
+guitar hammer helmet honey kettle"""
 
 
 class LineData(vf.TaskData):
@@ -50,6 +51,6 @@ class LinesConfig(vf.TasksetConfig):
 
 class ShortLines(vf.Taskset[LineTask, LinesConfig]):
     def load(self) -> Iterator[LineTask]:
-        for thing in THINGS:
+        for thing in THINGS.split():
             asked = f"Write one line about a {thing}, in at most {self.config.words} words."
             yield LineTask(LineData(prompt=asked, thing=thing), self.config.task)
