@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 args ?=
 workers ?= 2
 
-.PHONY: help install train smollm2 test lint format docs wheel kills bench clean
+.PHONY: help install train smollm2 test verifiers lint format docs wheel kills bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+verifiers: $(INSTALLED) ## test task=verifiers, whose package needs an older openai, in an environment of its own
+	$(BIN)/python -m venv $(VENV)/verifiers
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(VENV)/verifiers/lib/python3*/site-packages)/base.pth
+	$(VENV)/verifiers/bin/pip install -qq --disable-pip-version-check verifiers==0.4.0
+	OMP_NUM_THREADS=1 $(VENV)/verifiers/bin/python -m pytest -n $(workers) tests/test_task_verifiers.py $(args)
 
 format: $(INSTALLED) ## rewrite files in the house format
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from gspo_cli.agents.host import AgentHost
 from gspo_cli.agents.rollout import Waits
 from gspo_cli.agents.running import CommandAgent, FunctionAgent, last_json
+from gspo_cli.config.choices import AgentSchedule
 from gspo_cli.rewards.returned import RETURNED
 from gspo_cli.rollout.conversations import Limits, roll_out
 from gspo_cli.rollout.prompts import Prompts
@@ -260,3 +262,66 @@ def test_the_reward_of_a_program_is_its_last_line_of_json():
     assert last_json('1\n{"total": 2}\nwords') == {"total": 2}
     assert last_json("") is None
     assert last_json("[" * 100_000) is None
+
+
+def test_continuous_draws_the_same_without_waiting_for_those_who_take_long(run):
+    """An agent that waits for the others to be over would wait for ever in lock-step."""
+    barrier = threading.Barrier(10)  # all conversations: two of them have yet to begin, the others are over
+
+    def patient(problem, endpoint):
+        if problem.id == "p0":
+            barrier.wait(30)
+            return echo(problem, endpoint)
+        found = echo(problem, endpoint)
+        barrier.wait(30)
+        return found
+
+    together, _ = run(echo)
+    apart, _ = run(patient, waits=Waits(AgentSchedule.continuous))
+    for one, two in zip(together, apart, strict=True):
+        assert one.token_ids == two.token_ids
+        assert two.sampling_logprobs == pytest.approx(one.sampling_logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("schedule", AgentSchedule)
+def test_few_at_once_are_the_same_conversations(run, schedule):
+    running, most = set(), []
+
+    def counted(problem, endpoint):
+        running.add(endpoint.api_key)
+        most.append(len(running))
+        found = echo(problem, endpoint)
+        running.discard(endpoint.api_key)
+        return found
+
+    all_at_once, _ = run(echo)
+    few, _ = run(counted, waits=Waits(schedule, concurrency=3))
+    assert max(most) <= 3
+    assert [t.token_ids for t in few] == [t.token_ids for t in all_at_once]
+
+
+def test_a_loop_that_is_blocked_is_named_with_its_line(run, monkeypatch):
+    monkeypatch.setattr("gspo_cli.agents.rollout.PULSE", 0.05)
+
+    async def blocking(problem, endpoint):
+        if problem.id == "p0":
+            time.sleep(1)  # blocks
+        return await later(problem, endpoint)
+
+    run(blocking)
+    [said] = [text for text in run.warnings if "blocked" in text]
+    line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "# blocks" in text)
+    assert f"at {__file__}:{line}, in blocking" in said
+
+
+def test_an_agent_that_is_late_makes_a_run_that_says_so(run):
+    def slow(problem, endpoint):
+        if problem.id == "p0":
+            time.sleep(3)
+        return echo(problem, endpoint)
+
+    limits = Limits(max_turns=4, max_prompt_length=200, max_positions=512, seconds=1.5)
+    found, _ = run(slow, limits=limits)
+    assert [t.outcome.counts["timeouts"] for t in found[:3]] == [1, 1, 0]
+    [said] = [text for text in run.warnings if "took longer" in text]
+    assert "cannot be reproduced to the bit" in said

@@ -59,7 +59,7 @@ OWNERS = {
     "tensorboard": {"run/trackers.py"},
     "math_verify": {"rewards/maths_worker.py"},
     "reasoning_gym": {"tasks/reasoning_gym.py"},
-    "httpx": {"chat_endpoint.py"},
+    "httpx": {"chat_endpoint.py", "agents/verifiers_chat.py"},
     "bitsandbytes": {"policy/quantization.py", "policy/optimizers.py"},
     "vllm": {"rollout/vllm_engine.py"},
     "deepspeed": {"training/zero.py", "policy/weights.py"},
@@ -71,6 +71,8 @@ OWNERS = {
     "zstandard": {"tasks/json_rows.py"},
     "starlette": {"agents/endpoint.py"},
     "uvicorn": {"agents/endpoint.py"},
+    "verifiers": {"agents/verifiers_environment.py", "agents/verifiers_chat.py"},
+    "openai": {"agents/verifiers_chat.py"},
 }
 OPTIONAL = {
     "datasets",

@@ -283,6 +283,7 @@ def test_demonstration_files_hold_conversations_or_prompts_with_answers(tmp_path
 
 PUBLISHED_TARGETS = {  # as in the config.yaml of finished runs: these names never move
     "gspo_cli.agents.task.AgentTask": {"path": "lines.jsonl", "agent": "mine:run"},
+    "gspo_cli.agents.verifiers_task.VerifiersTask": {},
     "gspo_cli.tasks.arithmetic.Arithmetic": {},
     "gspo_cli.tasks.countdown.Countdown": {},
     "gspo_cli.tasks.customer_service.CustomerService": {},

@@ -123,9 +123,14 @@ def call_id(answer: str, place: int) -> str:
     return "".join(digits)
 
 
-def error_body(message: str, field: str | None = None, kind: str = "invalid_request_error") -> dict[str, Any]:
+def error_body(
+    message: str,
+    field: str | None = None,
+    kind: str = "invalid_request_error",
+    code: str | None = None,
+) -> dict[str, Any]:
     """What a request that failed is told."""
-    return {"error": {"message": message, "type": kind, "param": field, "code": None}}
+    return {"error": {"message": message, "type": kind, "param": field, "code": code}}
 
 
 def _sent(data: dict[str, Any]) -> str:

@@ -324,4 +324,4 @@ async def _disconnected(request: Request) -> None:
 def _error(error: RequestError) -> Response:
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     # clients of the OpenAI SDK repeat what fails with 408, 409, 429 and 5xx by themselves
-    return JSONResponse(error_body(str(error), error.field, kind), status_code=error.status)
+    return JSONResponse(error_body(str(error), error.field, kind, error.code), status_code=error.status)

@@ -15,14 +15,17 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty
 HARMLESS = {"frequency_penalty": 0, "presence_penalty": 0}  # values that ask for nothing
 MOST_STOPS, LONGEST_STOP = 4, 200  # texts, characters
 MOST_MESSAGES, MOST_TOOLS = 2_000, 128
+TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
+TOO_MANY = "turn_limit_exceeded"
 
 
 class RequestError(Exception):
-    """A request that cannot be served: its HTTP status, and a sentence that names the field."""
+    """A request that cannot be served: its HTTP status, a sentence that names the field, and the code of a
+    limit that it has reached."""
 
-    def __init__(self, field_name: str, reason: str, status: int = 400) -> None:
+    def __init__(self, field_name: str, reason: str, status: int = 400, code: str | None = None) -> None:
         super().__init__(f"{field_name}: {reason}")
-        self.field, self.status = field_name, status
+        self.field, self.status, self.code = field_name, status, code
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from gspo_cli.agents.endpoint import EndpointServer, Gone, Waiting
 from gspo_cli.agents.exchange import Exchange
 from gspo_cli.agents.recording import Asked, Recorder
-from gspo_cli.agents.requests import ChatRequest, RequestError
+from gspo_cli.agents.requests import TOO_LONG, TOO_MANY, ChatRequest, RequestError
 from gspo_cli.agents.running import Agent, Endpoint, Running
 from gspo_cli.config.choices import AgentSchedule
 from gspo_cli.errors import UserError
@@ -240,7 +240,7 @@ class AgentRollout:
         if recorder.turns + len(conversation.asked) >= self.limits.max_turns:
             conversation.refused = FinishReason.turns
             reason = f"has had the {self.limits.max_turns} answers of rollout.max_turns"
-            self._refuse(conversation, waiting, RequestError("conversation", reason))
+            self._refuse(conversation, waiting, RequestError("conversation", reason, code=TOO_MANY))
             return
         try:
             asked = recorder.ask(request)
@@ -248,13 +248,13 @@ class AgentRollout:
             self._refuse(conversation, waiting, RequestError("messages", str(error)))
             return
         tokens = len(asked.segment.token_ids)
-        number = _number(place, asked.segment.number)
+        number, code = _number(place, asked.segment.number), TOO_LONG
         if asked.turn == 0 and tokens > self.limits.max_prompt_length:
             reason = f"are {tokens} tokens, over rollout.max_prompt_length={self.limits.max_prompt_length}"
         elif tokens + self.sampling.max_new_tokens > self.limits.max_positions:
             reason = f"are {tokens} tokens, and the model has {self.limits.max_positions} positions"
         elif asked.segment.number >= MOST_SEGMENTS:
-            reason = f"begin more than {MOST_SEGMENTS} sequences in one conversation"
+            reason, code = f"begin more than {MOST_SEGMENTS} sequences in one conversation", TOO_MANY
         else:
             conversation.asked[waiting] = asked
             self._flight[number] = (place, waiting)
@@ -269,7 +269,7 @@ class AgentRollout:
             return
         recorder.cancelled(asked)
         conversation.refused = FinishReason.length
-        self._refuse(conversation, waiting, RequestError("messages", reason))
+        self._refuse(conversation, waiting, RequestError("messages", reason, code=code))
 
     def _refuse(self, conversation: _Conversation, waiting: Waiting, error: RequestError) -> None:
         conversation.since = time.monotonic()

@@ -7,23 +7,18 @@ import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gspo_cli.agents.base import AgentBase
 from gspo_cli.agents.running import Agent, CommandAgent, FunctionAgent
-from gspo_cli.config.checks import require, require_positive
-from gspo_cli.config.choices import AgentSchedule
+from gspo_cli.config.checks import require
 from gspo_cli.config.compose import OBJECT, locate
-from gspo_cli.config.extras import install
 from gspo_cli.config.marks import CODE, COMMAND, Marks
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.rewards.composition import WeightedReward
-from gspo_cli.rewards.returned import ReturnedReward
 from gspo_cli.rewards.verifiers import VerifierReward
-from gspo_cli.tasks.base import Environment, Task
+from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.dataset import DatasetTask, row_name
 from gspo_cli.types import Message, Problem
 
@@ -36,14 +31,13 @@ UNSCORED = "none"
 
 
 @dataclass
-class AgentTask(DatasetTask):
+class AgentTask(DatasetTask, AgentBase):
     """An agent as it is, which talks to the policy behind an OpenAI-compatible endpoint.
 
     Its problems are rows, as in `DatasetTask`; a row need not have a prompt or an answer. Subclasses may
     write `make_agent`."""
 
     TRUST: ClassVar[Marks] = {"agent": CODE, "command": COMMAND}
-    runs_agent: ClassVar[bool] = True
 
     verifier: str = UNSCORED
     """How the agent's last answer is scored: `none`, or as in task=dataset, which needs answers in the rows.
@@ -54,30 +48,17 @@ class AgentTask(DatasetTask):
     command: str | None = None
     """Program in place of a function, such as "node agent.js": the problem on its standard input, the
     endpoint in OPENAI_BASE_URL and OPENAI_API_KEY, and the reward as the last line of its output, as JSON."""
-    return_share: float | None = None
-    """Weight of what the agent returns, where `reward` or `verifier` scores too; the rest is theirs. null is
-    0 with them and 1 without; 0 to 1."""
-    schedule: AgentSchedule = AgentSchedule.lockstep
-    """When the policy generates."""
-    concurrency: int = 256
-    """Conversations that run at once, each with a thread or a process of its own, unless the function is
-    async; above 0."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("agent", "command") if getattr(self, name) is not None]
         self.check_program(given)
         super().__post_init__()
-        require_positive("task", self, "concurrency")
+        AgentBase.__post_init__(self)  # the bases of data end the chain of super()
         for name, value in (("instructions", False), ("examples", 0), ("system_prompt", "")):
             require(
                 getattr(self, name) == value,
                 f"task.{name}={getattr(self, name)}: the agent writes its own prompts; leave it out",
             )
-        share = self.return_share
-        require(
-            share is None or 0 <= share <= 1,
-            f"task.return_share={share}: must be from 0 to 1; give such as 0.5",
-        )
 
     def check_program(self, given: list[str]) -> None:
         """Raise UserError unless one of `agent` and `command` is `given`."""
@@ -96,11 +77,6 @@ class AgentTask(DatasetTask):
     def answer_form(self) -> str:
         """None: the agent says how to answer."""
         return ""
-
-    @property
-    def single_turn(self) -> bool:
-        """False: how many answers an agent asks for is its own affair."""
-        return False
 
     def problem(self, row: dict[str, Any], where: str) -> Problem:
         """A row as a problem: its question, or the row itself as JSON, its answer if it has one, and all its
@@ -121,31 +97,15 @@ class AgentTask(DatasetTask):
         """The whole row."""
         return repr(problem.messages) + _as_json(problem.metadata)
 
-    def environment(self) -> Environment:
-        """Raises UserError: there is none."""
-        raise UserError("task=agent: has no environment of its own; the agent talks to the policy itself")
-
     def reward(self) -> RewardFunction:
         """What `verifier` says, or the agent itself."""
         return self.scored_by(None)
 
     def scored_by(self, given: RewardFunction | None) -> RewardFunction:
-        """`given` or the verifier, what the agent returned, or both, weighted. Raises UserError where there
-        is nothing to weigh."""
-        other = given
-        if other is None and self.verifier != UNSCORED:
-            other = VerifierReward(self.verifier)
-        if other is None:
-            require(
-                self.return_share is None,
-                f"task.return_share={self.return_share}: there is nothing to weigh it against; give reward= "
-                "or task.verifier=, or leave it out",
-            )
-            return ReturnedReward()
-        share = self.return_share or 0.0
-        parts = {"agent": (share, ReturnedReward()), "scored": (1 - share, other)}
-        weighted = {name: part for name, part in parts.items() if part[0]}
-        return other if share == 0 else WeightedReward(weighted, -inf, inf)
+        """See `AgentBase`; without `given`, the verifier scores if there is one."""
+        if given is None and self.verifier != UNSCORED:
+            given = VerifierReward(self.verifier)
+        return AgentBase.scored_by(self, given)
 
     def use(self, function: Callable[..., Any]) -> None:
         """Run `function`, whatever `agent` names."""
@@ -164,32 +124,10 @@ class AgentTask(DatasetTask):
         require(callable(function), f"task.agent={self.agent}: is not a function; give my_module:run")
         return FunctionAgent(function)
 
-    @cached_property
-    def _agent(self) -> Agent:
-        return self.make_agent()
-
-    def check_agent(self) -> None:
-        """Raise UserError where the agent cannot be run here: before a model is loaded."""
-        try:
-            import gspo_cli.agents.host  # noqa: F401
-        except ImportError as error:
-            raise UserError(f"task={self.name}: needs packages ({error}); {install('agents')}") from error
-        _ = self._agent
-
-    def host(
-        self, engine: RolloutEngine, chat: ChatFormat, warn: Callable[[str], None] = lambda text: None
-    ) -> AgentHost:
-        """Runs the agent with the policy of `engine`; to be closed. Raises as `check_agent` does."""
-        self.check_agent()
-        from gspo_cli.agents.host import AgentHost
-        from gspo_cli.agents.rollout import Waits
-
-        return AgentHost(engine, chat, self._agent, Waits(self.schedule, self.concurrency), warn)
-
 
 def check_agent(task: Task) -> None:
-    """`AgentTask.check_agent` where the task has an agent."""
-    if isinstance(task, AgentTask):
+    """`AgentBase.check_agent` where the task has an agent."""
+    if isinstance(task, AgentBase):
         task.check_agent()
 
 
@@ -200,7 +138,7 @@ def host_of(
     warn: Callable[[str], None] = lambda text: None,
 ) -> AgentHost | None:
     """What runs the task's agent; None for a task with environments."""
-    return task.host(engine, chat, warn) if isinstance(task, AgentTask) else None
+    return task.host(engine, chat, warn) if isinstance(task, AgentBase) else None
 
 
 def _runnable(command: str) -> str:

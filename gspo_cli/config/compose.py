@@ -90,13 +90,19 @@ def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> Dict
         GlobalHydra.instance().hydra = running
 
 
+def import_from_here() -> None:
+    """Let modules of the current folder be imported."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file of the folder never takes the place of a library
+
+
 def locate(path: Any, key: str) -> Any:
     """The object a dotted path names, also by a former name. Raises UserError naming `key`."""
     if not isinstance(path, str):
         raise UserError(f"{key}={path}: is not a dotted name; give module.Name")
     module_name, _, name = MOVED.get(path, path).rpartition(".")
-    if not path.startswith("gspo_cli.") and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file of the folder never takes the place of a library
+    if not path.startswith("gspo_cli."):
+        import_from_here()
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 PLAIN = "plain"  # only shown, or one of a few words
 CODE = "code"  # the dotted name of something to import
+MODULE = "module"  # the name of a module to import, or of something in it after a colon
 COMMAND = "command"  # a program that is run
 SETTINGS = "settings"  # arguments of such code: addresses, names of variables, files
 ADDRESS = "address"  # of a server that is asked

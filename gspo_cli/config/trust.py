@@ -20,7 +20,18 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gspo_cli.config.marks import ADDRESS, CODE, COMMAND, MODEL, PATH, PLAIN, REMOTE, SETTINGS, marks_of
+from gspo_cli.config.marks import (
+    ADDRESS,
+    CODE,
+    COMMAND,
+    MODEL,
+    MODULE,
+    PATH,
+    PLAIN,
+    REMOTE,
+    SETTINGS,
+    marks_of,
+)
 from gspo_cli.config.replayed import is_replayed, typed_changes
 from gspo_cli.errors import UserError
 from gspo_cli.user_cache import cache_folder
@@ -31,6 +42,7 @@ EMBEDDED = "embedded"
 OBJECT = "python object"  # a reward that a script gave, which no command builds
 SAYS = {
     CODE: "names code that would be imported",
+    MODULE: "names code that would be imported",
     COMMAND: "is a program that would be run",
     SETTINGS: "is passed to code",
     ADDRESS: "is an address that would be asked",
@@ -173,7 +185,7 @@ def digest_of(items: Collection[Marked]) -> str:
     """A hash of marked values; code is hashed with the file that its name means here. Never of what is typed
     each time."""
     parts = [
-        [item.key, item.value, str(_file_of(str(item.value))) if item.kind == CODE else None]
+        [item.key, item.value, str(_code_of(item)) if item.kind in (CODE, MODULE) else None]
         for item in sorted(items, key=lambda item: item.key)
         if item.kind != REMOTE
     ]
@@ -295,6 +307,14 @@ def _has_text(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_text, value))
     return isinstance(value, str) and value != ""
+
+
+def _code_of(item: Marked) -> Path | None:
+    """The file that a marked name of code would import."""
+    name = str(item.value)
+    if item.kind == MODULE and ":" not in name:  # as packages of environments are called: owner/name@version
+        name = f"{name.rpartition('/')[2].partition('@')[0].replace('-', '_').lower()}:"
+    return _file_of(name)
 
 
 def _file_of(name: str) -> Path | None:
