@@ -73,4 +73,4 @@ def run(problem: Problem, endpoint: Endpoint) -> float:
     looked_up = any(m.type == "tool" and not str(m.content).startswith("error") for m in said)
     left = shop.execute("SELECT id, item, status FROM orders ORDER BY id").fetchall()
     right = looked_up and left == sorted(tuple(order) for order in row["orders_after"])
-    return 0.3 * looked_up + 0.4 * right + 0.3 * (row["told"] in str(said[-1].content).lower())
+    return 0.6 * right + 0.4 * (right and row["told"] in str(said[-1].content).lower())

@@ -41,6 +41,6 @@ for (let turn = 0; turn < 3 && !reply; turn++) {
   }
   if (!message.tool_calls) reply = message.content || "-";
 }
-const right = row.orders_after.every(([id, , status]) => orders.get(id).status === status);
+const right = lookedUp && row.orders_after.every(([id, , status]) => orders.get(id).status === status);
 const told = reply.toLowerCase().includes(row.told);
-console.log(JSON.stringify({ reward: 0.3 * lookedUp + 0.4 * (lookedUp && right) + 0.3 * told }));
+console.log(JSON.stringify({ reward: 0.6 * right + 0.4 * (right && told) }));

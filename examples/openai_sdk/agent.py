@@ -91,5 +91,5 @@ def run(problem: Problem, endpoint: Endpoint) -> float:
             looked_up = looked_up or not result.startswith("error")
             messages.append({"role": "tool", "tool_call_id": each.id, "content": result})
     left = shop.execute("SELECT id, item, status FROM orders ORDER BY id").fetchall()
-    right = sorted(tuple(order) for order in row["orders_after"])
-    return 0.3 * looked_up + 0.4 * (looked_up and left == right) + 0.3 * (row["told"] in reply.lower())
+    right = looked_up and left == sorted(tuple(order) for order in row["orders_after"])
+    return 0.6 * right + 0.4 * (right and row["told"] in reply.lower())
