@@ -225,7 +225,7 @@ def test_a_request_that_nobody_waits_for_is_gone_and_may_come_again(model):
     assert model.gone == model.seen
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     again = httpx.post(f"{model.endpoint.url}/chat/completions", content=body, headers=headers, timeout=10)
-    assert again.json()["choices"][0]["message"]["content"] == "Hi 2"
+    assert again.json()["choices"][0]["message"]["content"] == "Hi 1", "an answer that came too late is kept"
 
 
 def test_where_equal_requests_are_not_joined_each_is_answered(model):
@@ -320,3 +320,39 @@ def _until(holds, seconds=10):
 
 def test_packets_are_sent_at_once(model):
     assert model.endpoint._socket.proto == socket.IPPROTO_TCP, "else each answer waits 40 ms for the client"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}',
+        json.dumps({"messages": HELLO}).encode("utf-16"),
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "Hi"},
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {"id": "a", "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}
+                        ],
+                    },
+                    {"role": "tool", "tool_call_id": "a", "content": "x"},
+                ]
+            }
+        ).encode(),
+        b"[" * 100_000,
+    ],
+)
+def test_texts_that_are_no_characters_are_refused(model, body):
+    headers = {"Authorization": f"Bearer {model.endpoint.open(0)}"}
+    answer = httpx.post(f"{model.endpoint.url}/chat/completions", content=body, headers=headers)
+    assert (answer.status_code, model.seen) == (400, [])
+
+
+def test_a_refusal_of_a_stream_is_an_error_with_its_code(model):
+    model.turns["long"] = RequestError("messages", "are too long", code="context_length_exceeded")
+    with pytest.raises(openai.BadRequestError) as caught:
+        list(create(client(model), "long", stream=True))
+    assert caught.value.code == "context_length_exceeded"

@@ -165,10 +165,11 @@ def test_anything_else_begins_a_sequence_and_says_why(chat, messages, tools, cau
     first = made.ask(request(OPENING))
     sampled = say(made, first, CALL)
     other = made.ask(request(messages, tools))
-    assert made.cause.startswith(cause)
+    assert made.cause == ""
     assert other.segment is not first.segment
     assert (other.turn, len(other.branch)) == (0, 3)
     again = say(made, other, "Yes.")
+    assert made.cause.startswith(cause)
     found = made.trajectory(Problem("p", ()))
     begins = len(first.segment.token_ids)
     assert found.segments == [0, begins]
@@ -183,13 +184,23 @@ def test_requests_at_the_same_time_are_branches_and_equal_ones_draw_anew(chat):
     made = recorder(chat)
     first = made.ask(request(OPENING))
     second, third = made.ask(request(OPENING)), made.ask(request(OPENING))
-    assert made.cause == "it asked again before it had its answer"
     assert first.branch == ()
     assert second.branch[:2] == third.branch[:2]
     assert (second.branch[2], third.branch[2]) == (0, 1)
     for asked in (third, first, second):
         say(made, asked, "Yes.")
+    assert made.cause == "it asked again before it had its answer"
     assert len(made.trajectory(Problem("p", ())).spans) == 3
+
+
+def test_a_cancelled_branch_is_drawn_again_as_it_was(chat):
+    made = recorder(chat)
+    first, second = made.ask(request(OPENING)), made.ask(request(EDITED))
+    made.cancelled(second)
+    assert made.ask(request(EDITED)).branch == second.branch
+    made.cancelled(first)
+    assert made.ask(request(OPENING)).branch == (), "the first again"
+    assert made.cause == ""
 
 
 def test_a_cancelled_request_leaves_no_trace(chat):
@@ -319,6 +330,6 @@ def test_calls_that_an_agent_shows_stand_as_the_guide_says(load):
         {"role": "user", "content": "Thanks"},
     ]
     text = load("gpt2").chat.text(made.ask(request(history)).prompt_ids)
-    assert "One moment.\n/get_order 482 1\n" in text
+    assert "One moment.\n/get_order lines=1 order_id=482\n" in text
     assert "\n/get_order lines=1\n" in text
     assert "<tool_call>" not in text

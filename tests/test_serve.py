@@ -281,7 +281,7 @@ def test_a_policy_calls_tools_and_reads_their_results_in_the_form_it_writes(serv
     ids = made.service._exchange.prompt_ids(read_request({"messages": said, "tools": [FIND]}))
     assert again.usage.prompt_tokens == len(ids)
     text = chat.tokenizer.decode(ids)
-    assert "<|assistant|>/find lamp 3<|end|><|tool|>a lamp<|end|>" in text
+    assert "<|assistant|>/find what=lamp many=3<|end|><|tool|>a lamp<|end|>" in text
 
 
 def test_a_history_of_calls_is_written_as_the_model_writes_them(load):

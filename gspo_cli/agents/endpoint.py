@@ -26,11 +26,13 @@ from starlette.routing import Route
 
 from gspo_cli.agents.answers import Answer, error_body
 from gspo_cli.agents.requests import ChatRequest, RequestError, read_request
+from gspo_cli.types import AgentTurn
 
 LARGEST_BODY = 16 * 2**20  # bytes
 KEEP_ALIVE = 10.0  # seconds between signs of life in a stream
 STARTS, STOPS = 30.0, 10.0  # seconds for the server to start and to end
 SURROGATE = rb"\ud"  # how JSON writes half of one
+MOST_OVER = 10_000  # keys of conversations that are over which are still known
 STRANGER = "is not one of this rollout; use the one the agent was given"
 ENDED = RequestError("conversation", "the conversation is over: its rollout has ended", 410)
 
@@ -48,9 +50,10 @@ class Waiting:
 
     def answer(self, found: Answer | RequestError) -> None:
         """Deliver. Called from the thread that owns the model."""
-        self.loop.call_soon_threadsafe(self._set, found)
+        self.loop.call_soon_threadsafe(self.take, found)
 
-    def _set(self, found: Answer | RequestError) -> None:
+    def take(self, found: Answer | RequestError) -> None:
+        """Deliver, in the server's own thread."""
         if not self.future.done():
             self.future.set_result(found)
 
@@ -180,6 +183,8 @@ class EndpointServer:
             if place == conversation:
                 del self._keys[key]
                 self._over[key] = reason
+        while len(self._over) > MOST_OVER:
+            del self._over[next(iter(self._over))]
         for waiting in list(found.waiting.values()) if found else ():
             waiting.answer(reason)
 
@@ -201,18 +206,18 @@ class EndpointServer:
             return _error(ENDED)
         except RequestError as error:
             return _error(error)
-        delivered = BackgroundTask(self._read, waiting)
-        if waiting.request.stream:
-            events = self._stream(request, waiting)
-            return StreamingResponse(events, media_type="text/event-stream", background=delivered)
-        found = await self._answered(request, waiting)
+        stream = waiting.request.stream
+        try:
+            found = await self._answered(request, waiting, KEEP_ALIVE if stream else None)
+        except TimeoutError:  # from here on signs of life keep the connection up
+            return StreamingResponse(self._stream(waiting), media_type="text/event-stream")
         if found is None:
             return Response(status_code=499)
-        return (
-            _error(found)
-            if isinstance(found, RequestError)
-            else JSONResponse(found.body(), background=delivered)
-        )
+        if isinstance(found, RequestError):
+            return _error(found)
+        if stream:
+            return StreamingResponse(self._stream(waiting), media_type="text/event-stream")
+        return JSONResponse(found.body(), background=BackgroundTask(self._read, waiting))
 
     def _refused(self, request: Request) -> Response | None:
         key = _key(request)
@@ -229,7 +234,10 @@ class EndpointServer:
         found = state.waiting.get(digest) or state.unread.get(digest)
         if found is None:
             loop = asyncio.get_running_loop()
-            found = Waiting(conversation, self._reads(_parsed(body)), digest, loop, loop.create_future())
+            read = self._reads(_parsed(body))
+            if SURROGATE in body.lower():
+                _require_characters(read)
+            found = Waiting(conversation, read, digest, loop, loop.create_future())
             state.unread.clear()
             state.waiting[digest] = found
             found.future.add_done_callback(lambda _: self._kept(found))
@@ -238,10 +246,15 @@ class EndpointServer:
         return found
 
     def _kept(self, waiting: Waiting) -> None:
-        """An answer is there: it can be read again until somebody has."""
+        """An answer is there: it can be read again until somebody has. One that was sent again meanwhile
+        gets it, too."""
         state = self._conversations.get(waiting.conversation)
-        if state is not None and state.waiting.pop(waiting.digest, None) is not None:
-            state.unread[waiting.digest] = waiting
+        if state is None or not state.joins:
+            return
+        again = state.waiting.pop(waiting.digest, waiting)
+        if again is not waiting:
+            again.take(waiting.future.result())
+        state.unread[waiting.digest] = waiting
 
     async def _read(self, waiting: Waiting) -> None:
         """An answer was sent as a whole: the next equal request is a new one."""
@@ -249,16 +262,25 @@ class EndpointServer:
         if state is not None:
             state.unread.pop(waiting.digest, None)
 
-    async def _answered(self, request: Request, waiting: Waiting) -> Answer | RequestError | None:
-        """The answer; None if the client has gone before."""
+    async def _answered(
+        self, request: Request, waiting: Waiting, seconds: float | None
+    ) -> Answer | RequestError | None:
+        """The answer; None if the client has gone before. Raises TimeoutError after `seconds`, with the
+        client still waiting."""
         gone = asyncio.ensure_future(_disconnected(request))
+        left = True
         try:
             either: set[asyncio.Future[Any]] = {waiting.future, gone}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED, timeout=seconds)
+            await asyncio.sleep(0)  # a client that has gone by now does not read the answer
+            if not (gone.done() or waiting.future.done()):
+                left = False
+                raise TimeoutError
         finally:
             gone.cancel()
-            waiting.waiters -= 1
-        if waiting.future.done():
+            if left:
+                waiting.waiters -= 1
+        if waiting.future.done() and not gone.done():
             return waiting.future.result()
         self._leave(waiting)
         return None
@@ -270,22 +292,23 @@ class EndpointServer:
                 state.waiting.pop(waiting.digest, None)
             self.inbox.put(Gone(waiting))
 
-    async def _stream(self, request: Request, waiting: Waiting) -> AsyncIterator[str]:
-        """Signs of life, then the finished answer as events."""
-        try:
-            while not waiting.future.done():
-                await asyncio.wait({waiting.future}, timeout=KEEP_ALIVE)
-                if not waiting.future.done():
+    async def _stream(self, waiting: Waiting) -> AsyncIterator[str]:
+        """Signs of life, then the finished answer as events. A client that goes ends it before its end."""
+        if not waiting.future.done():
+            try:
+                while not waiting.future.done():
                     yield ": the agent's turn is not finished\n\n"
-        finally:
-            waiting.waiters -= 1
-            self._leave(waiting)
+                    await asyncio.wait({waiting.future}, timeout=KEEP_ALIVE)
+            finally:
+                waiting.waiters -= 1
+                self._leave(waiting)
         found = waiting.future.result()
         if isinstance(found, RequestError):
-            yield f"data: {json.dumps(error_body(str(found), found.field))}\n\n"
+            yield f"data: {json.dumps(_body_of(found))}\n\ndata: [DONE]\n\n"
             return
         for event in found.events(waiting.request.with_usage):
             yield event
+        await self._read(waiting)
 
 
 def _key(request: Request) -> str:
@@ -305,15 +328,21 @@ async def _body(request: Request) -> bytes:
 
 def _parsed(body: bytes) -> Any:
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return json.loads(body.decode())
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
         raise RequestError("body", "is not JSON") from error
-    if SURROGATE in body.lower():
-        try:
-            json.dumps(data, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise RequestError("body", "has half of a surrogate pair, which is not a character") from error
-    return data
+
+
+def _require_characters(request: ChatRequest) -> None:
+    """Raise RequestError where a text, or one within the arguments of a call, is none of characters."""
+    calls = [call for m in request.messages if isinstance(m.content, AgentTurn) for call in m.content.calls]
+    told = [str(message.content) for message in request.messages]
+    made = [[call.name, dict(call.arguments)] for call in calls]
+    declared = [tool.schema() for tool in request.tools]
+    try:
+        json.dumps([told, made, declared, request.stops], ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError("body", "has half of a surrogate pair, which is not a character") from error
 
 
 async def _disconnected(request: Request) -> None:
@@ -322,6 +351,10 @@ async def _disconnected(request: Request) -> None:
 
 
 def _error(error: RequestError) -> Response:
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
     # clients of the OpenAI SDK repeat what fails with 408, 409, 429 and 5xx by themselves
-    return JSONResponse(error_body(str(error), error.field, kind, error.code), status_code=error.status)
+    return JSONResponse(_body_of(error), status_code=error.status)
+
+
+def _body_of(error: RequestError) -> dict[str, Any]:
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return error_body(str(error), error.field, kind, error.code)

@@ -61,7 +61,8 @@ class Exchange:
         return Answer(name, self.model, turn, completion.finish_reason, prompt_tokens, len(ids), logprobs)
 
     def _has_stop(self, stops: Sequence[str], ids: list[int]) -> bool:
-        text = self.chat.text(ids)
+        """Whether the last token completes a stop text: a character takes four tokens at most."""
+        text = self.chat.text(ids[-4 * max(map(len, stops)) - 8 :])
         return any(stop in text for stop in stops)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from gspo_cli.agents.endpoint import EndpointServer
 from gspo_cli.agents.rollout import AgentRollout, Waits
-from gspo_cli.agents.running import Agent
+from gspo_cli.agents.running import LOCAL, Agent
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.rollout.conversations import Limits, Start, run_to_end
 from gspo_cli.rollout.engine import RolloutEngine, Sampling
@@ -51,6 +52,7 @@ class AgentHost:
             self._server = EndpointServer()
             self._server.start()
             _quieten_clients()
+            _reach_without_proxy()
         with self.engine.session():
             asked = sampling, limits, seed
             rollout = AgentRollout(
@@ -88,3 +90,11 @@ def _quieten_clients() -> None:
     client = logging.getLogger("httpx")
     if client.level == logging.NOTSET:
         client.setLevel(logging.WARNING)
+
+
+def _reach_without_proxy() -> None:
+    """Clients in this process talk to this machine directly, where others go through a proxy."""
+    for name in ("NO_PROXY", "no_proxy"):
+        known = os.environ.get(name, "")
+        if LOCAL not in known:
+            os.environ[name] = f"{known},{LOCAL}".strip(",")

@@ -38,6 +38,8 @@ class Segment:
     turn_ids: list[int] = field(default_factory=list)
     asked: bool = False
     calls: int = 0
+    branch: tuple[int, ...] = ()
+    why: str = ""
 
     def add(self, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1) -> None:
         """Append ids: sampled ones with their log-probabilities, or others."""
@@ -66,13 +68,11 @@ class Asked:
 
 class Recorder:
     """The sequences of one conversation, of which `begun` have begun. `format_of` makes the format of turns
-    for tools; `cause` tells why the first request that did not go on had to begin anew."""
+    for tools; `cause` tells why the first request that was answered and did not go on had to begin anew."""
 
     def __init__(self, format_of: Callable[[tuple[ClientTool, ...]], TurnFormat]) -> None:
         self._format_of = format_of
         self._segments: list[Segment] = []
-        self._branches: dict[int, tuple[int, ...]] = {}
-        self._seen: dict[tuple[int, int], int] = {}
         self._answers: list[tuple[Segment, Completion]] = []
         self.cause = ""
         self.begun = 0
@@ -83,18 +83,16 @@ class Recorder:
         return len(self._answers)
 
     def ask(self, request: ChatRequest) -> Asked:
-        """Where a request goes on. `cause` then tells why the first one that did not go on had to begin anew.
-
-        Raises UserError where the chat template rejects the messages."""
+        """Where a request goes on. Raises UserError where the chat template rejects the messages."""
         tools, said = _tools(request.tools), [_spoken(message) for message in request.messages]
         turns = self._format_of(request.tools)
         segment = next((s for s in reversed(self._segments) if _goes_on(s, tools, said)), None)
         if segment is None:
-            self.cause = self.cause or self._why(tools, said)
-            segment = Segment(self.begun, tools, [], [])
+            ids = turns.prompt_ids(request.messages, announced=True)
+            segment = Segment(self.begun, tools, [], [], branch=self._branch(ids), why=self._why(tools, said))
             self.begun += 1
-            segment.add(turns.prompt_ids(request.messages, announced=True))
-            self._begin(segment)
+            segment.add(ids)
+            self._segments.append(segment)
         else:
             new = request.messages[len(segment.heard) :]
             segment.add(turns.after(segment.messages[-1].content, new, segment.token_ids[-1]))
@@ -103,7 +101,7 @@ class Recorder:
         segment.heard += said[len(segment.heard) :]
         segment.asked = True
         segment.calls += 1
-        return Asked(segment, turns, segment.calls - 1, self._branches[id(segment)])
+        return Asked(segment, turns, segment.calls - 1, segment.branch)
 
     def answered(self, asked: Asked, completion: Completion, turn: str) -> None:
         """Record what was sampled for a request, and the `turn` that was delivered to the agent."""
@@ -113,6 +111,7 @@ class Recorder:
         segment.messages.append(message)
         segment.heard.append(_spoken(message))
         segment.asked = False
+        self.cause = self.cause or segment.why
         self._answers.append((segment, completion))
 
     def cancelled(self, asked: Asked) -> None:
@@ -147,16 +146,14 @@ class Recorder:
         found.progress = [{} for _ in range(self.turns)]
         return found
 
-    def _begin(self, segment: Segment) -> None:
-        branch: tuple[int, ...] = ()
-        if self._segments:
-            digest = blake2b(array("q", segment.token_ids).tobytes(), digest_size=8).digest()
-            parts = (int.from_bytes(digest[:4]), int.from_bytes(digest[4:]))
-            count = self._seen.get(parts, 0)
-            self._seen[parts] = count + 1
-            branch = (*parts, count)
-        self._segments.append(segment)
-        self._branches[id(segment)] = branch
+    def _branch(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """What tells a sequence that begins with `ids` from others: nothing for the first."""
+        taken = {segment.branch for segment in self._segments}
+        if () not in taken:
+            return ()
+        digest = blake2b(array("q", ids).tobytes(), digest_size=8).digest()
+        parts = int.from_bytes(digest[:4]), int.from_bytes(digest[4:])
+        return next((*parts, count) for count in range(len(taken) + 1) if (*parts, count) not in taken)
 
     def _why(self, tools: str, said: Sequence[Spoken]) -> str:
         """Why a request does not go on with the last segment, in words; "" for the first."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from typing import Any
 
-from gspo_cli.agents.endpoint import EndpointServer, Gone, Waiting
+from gspo_cli.agents.endpoint import ENDED, EndpointServer, Gone, Received, Waiting
 from gspo_cli.agents.exchange import Exchange
 from gspo_cli.agents.recording import Asked, Recorder
 from gspo_cli.agents.requests import TOO_LONG, TOO_MANY, ChatRequest, RequestError
@@ -28,6 +28,7 @@ from gspo_cli.rollout.engine import Completion, RolloutEngine, Sampling
 from gspo_cli.types import FinishReason, Outcome, Trajectory
 
 MOST_SEGMENTS = 1_000  # of one conversation
+MOST_VAIN = 10  # requests in a row that are refused, or given up by the client
 PULSE = 5.0  # seconds after which a loop of agents that does nothing is named
 
 
@@ -54,6 +55,7 @@ class _Conversation:
     over: bool = False
     found: Any = None
     late: bool = False
+    vain: int = 0  # requests without an answer since the last one that had one
     refused: FinishReason | None = None
     excluded: str | None = None
 
@@ -125,9 +127,12 @@ class AgentRollout:
             for waiting in sorted(conversation.arrived, key=lambda each: each.digest):
                 self._ask(place, conversation, waiting)
             conversation.arrived.clear()
-        for number, completion in sorted(self.engine.step().items()):
-            place, waiting = self._flight.pop(number)
-            self._deliver(place, self._conversations[place], waiting, completion)
+        ended = self.engine.step()
+        self._hear()  # who has gone meanwhile gets no answer, and leaves no trace
+        for number, completion in sorted(ended.items()):
+            if number in self._flight:
+                place, waiting = self._flight.pop(number)
+                self._deliver(self._conversations[place], waiting, completion)
 
     def close(self) -> None:
         """End what still runs."""
@@ -171,6 +176,11 @@ class AgentRollout:
                 continue
             self._take(event)
 
+    def _hear(self) -> None:
+        """Take what has come in already."""
+        while not self.endpoint.inbox.empty():
+            self._take(self.endpoint.inbox.get())
+
     def _busy(self) -> list[tuple[float, int]]:
         """The agents that have not asked, and until when they may take."""
         return [
@@ -197,17 +207,23 @@ class AgentRollout:
         number = event.conversation if isinstance(event, _Over) else event.waiting.conversation
         place = number - self.first
         if place < 0:  # of an earlier rollout, whose keys are void
+            if isinstance(event, Received):
+                event.waiting.answer(ENDED)
             return
         conversation = self._conversations[place]
         if isinstance(event, Gone):
             self._forget(event.waiting)
+            if not conversation.over:
+                self._in_vain(place)
         elif isinstance(event, _Over):
             if not conversation.over:
                 self._end(place, conversation, event.found)
                 self._fill()
         elif conversation.over:
-            event.waiting.answer(RequestError("conversation", "is over", 410))
-        else:
+            event.waiting.answer(ENDED)
+        elif not event.waiting.future.done():  # else it was sent again, and has its answer by now
+            if conversation.asked or conversation.arrived:
+                self._name_parallel(conversation)
             conversation.arrived.append(event.waiting)
             self._name_sampling(event.waiting.request)
 
@@ -223,6 +239,13 @@ class AgentRollout:
         )
         self._end(place, conversation, None)
         self._fill()
+
+    def _name_parallel(self, conversation: _Conversation) -> None:
+        self.notes.setdefault(
+            "parallel",
+            f"task.agent: on problem {conversation.start.problem.id} it asks for several answers at once; "
+            "what is drawn then depends on which comes first: the run cannot be reproduced to the bit",
+        )
 
     def _name_sampling(self, request: ChatRequest) -> None:
         mine = {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
@@ -240,12 +263,13 @@ class AgentRollout:
         if recorder.turns + len(conversation.asked) >= self.limits.max_turns:
             conversation.refused = FinishReason.turns
             reason = f"has had the {self.limits.max_turns} answers of rollout.max_turns"
-            self._refuse(conversation, waiting, RequestError("conversation", reason, code=TOO_MANY))
+            self._refuse(place, waiting, RequestError("conversation", reason, code=TOO_MANY))
             return
         try:
             asked = recorder.ask(request)
-        except UserError as error:
-            self._refuse(conversation, waiting, RequestError("messages", str(error)))
+        except Exception as error:  # whatever a request is, it ends no run
+            why = str(error) if isinstance(error, UserError) else f"cannot be read ({type(error).__name__})"
+            self._refuse(place, waiting, RequestError("messages", why))
             return
         tokens = len(asked.segment.token_ids)
         number, code = _number(place, asked.segment.number), TOO_LONG
@@ -265,15 +289,29 @@ class AgentRollout:
                 self.engine.submit(made, self.sampling, keep)
             except ValueError as error:  # the engine cannot end turns as the request asks
                 self._forget(waiting)
-                self._refuse(conversation, waiting, RequestError("stop", str(error)))
+                self._refuse(place, waiting, RequestError("stop", str(error)))
             return
         recorder.cancelled(asked)
         conversation.refused = FinishReason.length
-        self._refuse(conversation, waiting, RequestError("messages", reason, code=code))
+        self._refuse(place, waiting, RequestError("messages", reason, code=code))
 
-    def _refuse(self, conversation: _Conversation, waiting: Waiting, error: RequestError) -> None:
-        conversation.since = time.monotonic()
+    def _refuse(self, place: int, waiting: Waiting, error: RequestError) -> None:
         waiting.answer(error)
+        self._in_vain(place)
+
+    def _in_vain(self, place: int) -> None:
+        """A request has no answer: an agent that goes on and on like that would hold up all others."""
+        conversation = self._conversations[place]
+        conversation.since = time.monotonic()
+        conversation.vain += 1
+        if conversation.vain == MOST_VAIN and not conversation.over:
+            if conversation.refused is None:
+                conversation.excluded = (
+                    f"{MOST_VAIN} of the agent's requests in a row were refused, or given up by its client, "
+                    "whose timeout has to be longer than the other agents take"
+                )
+            self._end(place, conversation, 0.0)
+            self._fill()
 
     def _forget(self, waiting: Waiting) -> None:
         """Nobody waits for a request: its row goes, and it leaves no trace."""
@@ -287,16 +325,17 @@ class AgentRollout:
             self._flight.pop(number, None)
             self.engine.cancel(number)
             conversation.recorder.cancelled(asked)
-        conversation.since = time.monotonic()
 
-    def _deliver(
-        self, place: int, conversation: _Conversation, waiting: Waiting, completion: Completion
-    ) -> None:
+    def _deliver(self, conversation: _Conversation, waiting: Waiting, completion: Completion) -> None:
         asked = conversation.asked.pop(waiting)
         name = "-".join(map(str, (*conversation.start.where, conversation.recorder.turns + 1)))
         tokens = len(asked.segment.token_ids)
         answer = self._exchange.answer(name, waiting.request, tokens, asked.turns, completion)
+        most = waiting.request.max_tokens
+        if completion.finish_reason is FinishReason.length and most and most < self.sampling.max_new_tokens:
+            completion = replace(completion, finish_reason=FinishReason.stop)  # as the agent wished
         conversation.recorder.answered(asked, completion, answer.turn)
+        conversation.refused, conversation.vain = None, 0
         conversation.masses.append(completion.truncated_mass)
         conversation.since = time.monotonic()
         waiting.answer(answer)

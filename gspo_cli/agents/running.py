@@ -14,15 +14,21 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from gspo_cli.config.trust import INHERITED
 from gspo_cli.errors import FOREIGN, as_exception
 from gspo_cli.types import Problem
 
 SHOWN = 300  # characters of what a program wrote to its standard error
+READ = 65_536  # bytes at the end of what a program wrote that are looked at
+ENDS = 5.0  # seconds for a program to end
+LOCAL = "127.0.0.1,localhost"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Endpoint:
     same for all conversations of a problem in an iteration, for whatever an agent draws itself."""
 
     base_url: str
-    api_key: str
+    api_key: str = field(repr=False)
     model: str
     seed: int
 
@@ -85,10 +91,12 @@ class FunctionAgent:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._beat: threading.Event | None = None
+        self._going: set[Over] = set()  # of coroutines
 
     def start(self, problem: Problem, endpoint: Endpoint, over: Over) -> Running:
         """See `Agent`."""
-        if inspect.iscoroutinefunction(self.run):
+        problem = deepcopy(problem)  # what one conversation changes in its row is its own affair
+        if _is_async(self.run):
             return _Task(
                 asyncio.run_coroutine_threadsafe(self._await(problem, endpoint, over), self._running_loop())
             )
@@ -107,7 +115,7 @@ class FunctionAgent:
         self._loop.call_soon_threadsafe(self._beat.set)
         if beat is None or beat.is_set() or frame is None:
             return ""
-        code, own = inspect.getsourcefile(inspect.unwrap(self.run)), frame
+        code, own = _source(self.run), frame
         while own.f_back is not None and own.f_code.co_filename != code:
             own = own.f_back
         shown = own if own.f_code.co_filename == code else frame
@@ -116,49 +124,75 @@ class FunctionAgent:
     def close(self) -> None:
         """End the loop of asynchronous agents."""
         if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            with contextlib.suppress(RuntimeError):  # it was ended by an agent
+                self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
-            if not self._thread.is_alive():
-                self._loop.close()
             self._loop = self._thread = None
 
     def _call(self, problem: Problem, endpoint: Endpoint, over: Over) -> None:
         try:
             found = self.run(problem, endpoint)
+            if inspect.isawaitable(found):
+                found = asyncio.run(_awaited(found))
+        except KeyboardInterrupt:  # not from a person: those reach the main thread alone
+            found = RuntimeError("raised KeyboardInterrupt")
         except FOREIGN as error:
             found = as_exception(error)
         over(found)
 
     async def _await(self, problem: Problem, endpoint: Endpoint, over: Over) -> None:
+        self._going.add(over)
         try:
             found = await self.run(problem, endpoint)
         except asyncio.CancelledError:
-            over(RuntimeError("was cancelled"))
+            self._over(over, RuntimeError("was cancelled"))
             raise
         except FOREIGN as error:
             found = as_exception(error)
-        over(found)
+        self._over(over, found)
+
+    def _over(self, over: Over, found: Any) -> None:
+        if over in self._going:
+            self._going.discard(over)
+            over(found)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="agents", daemon=True)
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
+            loop = self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop_on, args=(loop,), name="agents", daemon=True)
             self._thread.start()
         return self._loop
+
+    def _loop_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run the loop; what ends it, such as sys.exit in a task of somebody's, ends all its agents."""
+        try:
+            loop.run_forever()
+        except BaseException as error:  # a thread has nobody to raise it to
+            for over in [*self._going]:
+                self._over(over, RuntimeError(f"the loop of all agents was ended by {type(error).__name__}"))
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        with contextlib.suppress(BaseException):  # what somebody's code does while it is cancelled
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
 
 
 class CommandAgent:
     """A program: the problem as JSON on its standard input and in `problem.json` of a fresh working folder,
     the endpoint in its environment, and the reward as the last line of its output that is JSON.
 
-    The program is looked up from the current folder, which PATH and arguments may refer to."""
+    Arguments that are files of the current folder become paths that hold in the working folder; the current
+    folder is in GSPO_START_FOLDER."""
 
     def __init__(self, command: str) -> None:
-        self.command = [_found(part) for part in shlex.split(command)]
+        self.command = resolved(command)
+        self._running: list[_Process] = []
 
     def start(self, problem: Problem, endpoint: Endpoint, over: Over) -> Running:
         """See `Agent`."""
         running = _Process(self.command, problem, endpoint, over)
+        self._running = [each for each in self._running if each.thread.is_alive()] + [running]
         running.thread.start()
         return running
 
@@ -167,7 +201,11 @@ class CommandAgent:
         return ""
 
     def close(self) -> None:
-        """Nothing is left: each process ends with its conversation."""
+        """End what still runs, and wait for its folders to be removed."""
+        for running in self._running:
+            running.end()
+        for running in self._running:
+            running.thread.join(ENDS)
 
 
 class _Process:
@@ -180,7 +218,7 @@ class _Process:
     def end(self) -> None:
         """End the process and all that it started."""
         self.ended = True
-        if self.process is not None:
+        if self.process is not None and self.process.returncode is None:
             _end_group(self.process)
 
     def _run(self) -> None:
@@ -193,55 +231,99 @@ class _Process:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _finished(self, folder: Path) -> Any:
-        given = json.dumps(asdict(self.problem), default=str).encode()
-        (folder / "problem.json").write_bytes(given)
-        variables = {
+        place = folder / "problem.json"
+        place.write_text(json.dumps(_plain(asdict(self.problem)), ensure_ascii=False), encoding="utf-8")
+        output, errors = folder / ".output", folder / ".errors"  # files: a child that lives on holds no pipe
+        with place.open("rb") as given, output.open("wb") as written, errors.open("wb") as complaints:
+            process = subprocess.Popen(
+                self.command,
+                stdin=given,
+                stdout=written,
+                stderr=complaints,
+                cwd=folder,
+                env=self._variables(),
+                start_new_session=True,
+            )
+            self.process = process
+            if self.ended:
+                _end_group(process)
+            try:
+                process.wait()
+            finally:
+                _end_group(process)
+        if process.returncode:
+            code = process.returncode
+            how = f"exit code {code}" if code > 0 else f"signal {-code}"
+            said = " ".join(_tail(errors).replace(self.endpoint.api_key, "***").split())[-SHOWN:]
+            return RuntimeError(f"{self.command[0]} ended with {how}{': ' if said else ''}{said}")
+        return last_json(_tail(output))
+
+    def _variables(self) -> dict[str, str]:
+        """The environment of the program. What this process trusts is no affair of it."""
+        kept = {name: value for name, value in os.environ.items() if name != INHERITED}
+        near = ",".join(filter(None, (os.environ.get("NO_PROXY"), LOCAL)))
+        return kept | {
             "OPENAI_BASE_URL": self.endpoint.base_url,
             "OPENAI_API_KEY": self.endpoint.api_key,
             "OPENAI_MODEL": self.endpoint.model,
             "GSPO_SEED": str(self.endpoint.seed),
+            "GSPO_START_FOLDER": os.getcwd(),
+            "NO_PROXY": near,
+            "no_proxy": near,
         }
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=folder,
-                env={**os.environ, **variables},
-                start_new_session=True,
-            )
-            self.process = process
-            try:
-                if self.ended:
-                    _end_group(process)
-                output, _ = process.communicate(given)
-            finally:
-                _end_group(process)
-            errors.seek(max(0, errors.tell() - 4 * SHOWN))
-            written = " ".join(errors.read().decode(errors="replace").split())[-SHOWN:]
-        if process.returncode:
-            how = (
-                f"exit code {process.returncode}"
-                if process.returncode > 0
-                else f"signal {-process.returncode}"
-            )
-            return RuntimeError(f"{self.command[0]} ended with {how}{': ' if written else ''}{written}")
-        return last_json(output.decode(errors="replace"))
 
 
 def last_json(output: str) -> Any:
-    """The value of the last line that is JSON; None if there is none."""
+    """The value of the last line that is a JSON number or object; None if there is none."""
     for line in reversed(output.splitlines()):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(line)
+        if line.lstrip()[:1] in tuple("{-0123456789"):
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(line)
     return None
 
 
-def _found(part: str) -> str:
-    """A path that exists in the current folder, as one that holds elsewhere."""
-    path = Path(part)
-    return str(path.resolve()) if not path.is_absolute() and path.exists() else part
+def resolved(command: str) -> list[str]:
+    """A command as its parts. The program is looked up on PATH, or is a path; arguments that are files of the
+    current folder become paths that hold elsewhere. Raises ValueError where a quote is not closed."""
+    program, *arguments = shlex.split(command)
+    parts = [str(Path(program).resolve()) if os.sep in program else program]
+    for before, part in zip([program, *arguments], arguments, strict=False):
+        path = Path(part)
+        is_file = before != "-m" and not path.is_absolute() and path.is_file()
+        parts.append(str(path.resolve()) if is_file else part)
+    return parts
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - READ))
+        return file.read().decode(errors="replace")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it in all languages: no NaN, and what is not of JSON as text."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+
+
+def _is_async(run: Callable[..., Any]) -> bool:
+    while isinstance(run, partial):
+        run = run.func
+    return inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(getattr(run, "__call__", None))  # noqa: B004
+
+
+def _source(run: Callable[..., Any]) -> str | None:
+    """The file of a function, or of what is called in its place."""
+    while isinstance(run, partial):
+        run = run.func
+    with contextlib.suppress(TypeError):
+        return inspect.getsourcefile(inspect.unwrap(run))
+    with contextlib.suppress(TypeError):
+        return inspect.getsourcefile(type(run))
+    return None
+
+
+async def _awaited(found: Awaitable[Any]) -> Any:
+    return await found
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

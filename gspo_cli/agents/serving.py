@@ -104,8 +104,9 @@ class PolicyService:
         turns, asked = self._exchange.format_of(request.tools), asked_sampling(request)
         try:
             prompt_ids = self._exchange.prompt_ids(request)
-        except UserError as error:  # the chat template rejects the messages
-            raise RequestError("messages", str(error)) from error
+        except Exception as error:  # whatever a request is, it ends no service
+            why = str(error) if isinstance(error, UserError) else f"cannot be read ({type(error).__name__})"
+            raise RequestError("messages", why) from error
         room = self.engine.max_positions - len(prompt_ids)
         if room < 1:
             raise RequestError(

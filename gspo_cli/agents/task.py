@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -81,15 +82,17 @@ class AgentTask(DatasetTask, AgentBase):
     def problem(self, row: dict[str, Any], where: str) -> Problem:
         """A row as a problem: its question, or the row itself as JSON, its answer if it has one, and all its
         columns as metadata. Raises as `DatasetTask.problem` does."""
-        said = any(getattr(self, name) is not None for name in ("prompt", "messages", "template"))
+        asked = any(getattr(self, name) is not None for name in ("prompt", "messages", "template"))
+        scored = self.verifier != UNSCORED
+        messages: tuple[Message, ...] = (Message("user", _as_json(row)),)
         answer: str | None = None
-        if said or row.get("prompt") is not None:
+        with (
+            nullcontext() if asked else suppress(UserError)
+        ):  # what nobody has asked for may look as it likes
             messages, answer = self.opening(row, where)
-        else:
-            messages = (Message("user", _as_json(row)),)
-        if self.answer is not None or row.get("answer") is not None or self.verifier != UNSCORED:
+        with nullcontext() if scored or self.answer else suppress(UserError):
             answer = answer if answer and not self.answer else self.reference(row, where)
-        if self.verifier != UNSCORED:
+        if scored:
             self.check_reference(answer or "", where)
         return Problem(row_name(row, where), messages, answer or "", row)
 

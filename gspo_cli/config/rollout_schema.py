@@ -57,7 +57,8 @@ class RolloutConfig:
     environment_concurrency: int = 16
     """Maximum environments that wait for something (such as a user behind a URL) at once; above 0."""
     environment_timeout: float = 120.0
-    """Seconds that an environment may wait within one turn; above 0."""
+    """Seconds that an environment may wait within one turn, or an agent (task=agent) may take for its next
+    request; above 0."""
     vllm_memory: float = 0.4
     """Share of the GPU's memory for vLLM's weights and cache; without a GPU, share of the machine's memory
     for the cache; between 0 and 1."""

@@ -185,7 +185,7 @@ def digest_of(items: Collection[Marked]) -> str:
     """A hash of marked values; code is hashed with the file that its name means here. Never of what is typed
     each time."""
     parts = [
-        [item.key, item.value, str(_code_of(item)) if item.kind in (CODE, MODULE) else None]
+        [item.key, item.value, _meaning_of(item)]
         for item in sorted(items, key=lambda item: item.key)
         if item.kind != REMOTE
     ]
@@ -307,6 +307,19 @@ def _has_text(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_text, value))
     return isinstance(value, str) and value != ""
+
+
+def _meaning_of(item: Marked) -> str | None:
+    """What a marked value means here: the file of code, the files that a command names."""
+    if item.kind in (CODE, MODULE):
+        return str(_code_of(item))
+    if item.kind != COMMAND:
+        return None
+    try:
+        parts = shlex.split(str(item.value))
+    except ValueError:  # is refused later
+        return None
+    return str([str(Path(part).resolve()) for part in parts if Path(part).exists()])
 
 
 def _code_of(item: Marked) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import takewhile
 
 from gspo_cli.config.choices import ToolForm
 from gspo_cli.errors import UserError
@@ -149,21 +148,14 @@ def _with_guide(messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> tuple
     system, rest = (messages[0].content, messages[1:]) if messages[0].role == "system" else ("", messages)
     return (
         Message("system", f"{system}\n\n{line_guide(tools)}".strip()),
-        *(_in_lines(each, tools) for each in rest),
+        *map(_in_lines, rest),
     )
 
 
-def _in_lines(message: Message, tools: Sequence[Tool]) -> Message:
-    """A message whose calls stand as lines: values in the order of the tool's parameters, as far as they are
-    given, others by name."""
+def _in_lines(message: Message) -> Message:
+    """A message whose calls stand as lines, as in demonstrations."""
     turn = message.content
     if not isinstance(turn, AgentTurn) or not turn.calls:
         return message
-    order = {tool.name: [parameter.name for parameter in tool.parameters] for tool in tools}
-    lines = [turn.words] if turn.words else []
-    for call in turn.calls:
-        named = dict(call.arguments)
-        first = list(takewhile(named.__contains__, order.get(call.name, [])))
-        values = [named.pop(name) for name in first]
-        lines.append(write_line(call.name, *values, **named))
-    return Message(message.role, "\n".join(lines))
+    lines = [write_line(call.name, **call.arguments) for call in turn.calls]
+    return Message(message.role, "\n".join([turn.words, *lines] if turn.words else lines))

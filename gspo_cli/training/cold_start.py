@@ -30,6 +30,7 @@ from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.weights import merged
 from gspo_cli.randomness import generator
+from gspo_cli.rewards.base import build
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.files import folder_written_whole, remove_leftovers
@@ -176,7 +177,9 @@ def _cold_start(
             progress("scoring", done, total, note)
 
     with host_of(task, engine, policy.chat) or nullcontext() as agents:
-        runner = ConversationRunner(config, task.reward(), engine, prompts, agents=agents)
+        given = config.reward if task.runs_agent else None  # an agent may return none itself
+        reward = task.scored_by(None if given is None else build(given, config.reward_settings or {}))
+        runner = ConversationRunner(config, reward, engine, prompts, agents=agents)
         score = partial(Evaluator(config, runner).sampled_score, problems, scoring)
         fine_tune(policy, fitting, model.cold_start, config.hardware.tokens_per_microbatch, progress, score)
     if policy.has_adapter:
