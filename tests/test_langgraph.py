@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import threading
 from pathlib import Path
 
@@ -23,8 +22,8 @@ pytest.importorskip("langchain_openai", reason="needs the extra dev")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TURNS = [
     AgentTurn("", "", "", (RequestedCall("get_order", {"order": "470"}),)),
-    AgentTurn("", "", "", (RequestedCall("refund_order", {"order": "470"}),)),
-    "Your order 470 is refunded.",
+    AgentTurn("", "", "", (RequestedCall("get_stock", {"item": "lamp"}),)),
+    "Order 470 is shipped.",
 ]
 
 
@@ -45,9 +44,8 @@ def chat(request, load):
 
 @pytest.mark.parametrize("name", ["langgraph", "openai_sdk"])
 def test_the_agent_of_an_example_is_one_sequence_of_the_ids_that_were_sampled(chat, name):
-    rows = map(json.loads, (EXAMPLES / "openai_sdk" / "customers.jsonl").read_text().splitlines())
-    row = next(rows) | {"orders": [["470", "desk", "shipped"]], "orders_after": [["470", "desk", "refunded"]]}
-    problem = Problem("p", (), metadata=row | {"prompt": "Refund order 470.", "told": "refunded"})
+    row = {"prompt": "Where is order 470?", "orders": [["470", "desk", "shipped"]], "stock": [["lamp", 3]]}
+    problem = Problem("p", (), metadata=row | {"told": "shipped"})
     server = EndpointServer()
     server.start()
     exchange, sampled = Exchange(chat, "policy"), []

@@ -1,5 +1,6 @@
 """The support agent of ../openai_sdk as a LangGraph graph: the model, its tools, and what leads where."""
 
+import re
 import sqlite3
 from typing import Any
 
@@ -12,52 +13,54 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from gspo_cli import Endpoint, Problem
 
 POLICY = "You work for a shop. Use a tool, then tell the customer in a short sentence what it said."
+EXAMPLES = [
+    ("Where is order 512?", "get_order", {"order": "512"}, "order 512: shipped", "Order 512 is shipped."),
+    ("Is there a sofa?", "get_stock", {"item": "sofa"}, "sofa: 3 left", "Yes, 3 of the sofa are left."),
+]
 
 
 def tools_of(shop: sqlite3.Connection) -> list[BaseTool]:
-    """The tools over one customer's orders."""
+    """The tools over the database of a shop."""
 
     @tool
     def get_order(order: str) -> str:
         """Look up an order"""
-        found = shop.execute("SELECT item, status FROM orders WHERE id = ?", (order,)).fetchone()
-        return f"order {order}: {', '.join(found)}" if found else f"error: there is no order {order!r}"
+        found = shop.execute("SELECT status FROM orders WHERE id = ?", (order,)).fetchone()
+        return f"order {order}: {found[0]}" if found else f"error: there is no order {order}"
 
     @tool
-    def refund_order(order: str) -> str:
-        """Pay an order back"""
-        found = shop.execute("UPDATE orders SET status = 'refunded' WHERE id = ?", (order,)).rowcount
-        return f"order {order}: refunded" if found else f"error: there is no order {order!r}"
+    def get_stock(item: str) -> str:
+        """Look up how many there are"""
+        found = shop.execute("SELECT count FROM stock WHERE item = ?", (item,)).fetchone()
+        return f"{item}: {found[0]} left" if found else f"error: there is no {item}"
 
-    return [get_order, refund_order]
+    return [get_order, get_stock]
 
 
 def history() -> list[AnyMessage]:
     """Two conversations that went well, which show a small model what is wanted."""
     shown: list[AnyMessage] = [SystemMessage(POLICY)]
-    for question, name, order, result, reply in (
-        ("Where is order 512?", "get_order", "512", "order 512: sofa, shipped", "Your order 512 is shipped."),
-        (
-            "Please pay order 733 back.",
-            "refund_order",
-            "733",
-            "order 733: refunded",
-            "Your order 733 is refunded.",
-        ),
-    ):
-        call: Any = {"name": name, "args": {"order": order}, "id": name}
+    for question, name, arguments, result, reply in EXAMPLES:
+        call: Any = {"name": name, "args": arguments, "id": name}
         shown += [HumanMessage(question), AIMessage("", tool_calls=[call])]
         shown += [ToolMessage(result, tool_call_id=name), AIMessage(reply)]
     return shown
 
 
-def run(problem: Problem, endpoint: Endpoint) -> float:
-    """Serve one customer, and say how well that went, from 0 to 1."""
-    row = problem.metadata
-    shop = sqlite3.connect(":memory:", check_same_thread=False)  # LangGraph runs tools in threads of its own
+def open_shop(row: Any) -> sqlite3.Connection:
+    """A fresh database with a customer's orders and what is in stock. LangGraph runs tools in threads."""
+    shop = sqlite3.connect(":memory:", check_same_thread=False)
     shop.execute("CREATE TABLE orders (id TEXT PRIMARY KEY, item TEXT, status TEXT)")
+    shop.execute("CREATE TABLE stock (item TEXT PRIMARY KEY, count INTEGER)")
     shop.executemany("INSERT INTO orders VALUES (?, ?, ?)", row["orders"])
-    tools = tools_of(shop)
+    shop.executemany("INSERT INTO stock VALUES (?, ?)", row["stock"])
+    return shop
+
+
+def run(problem: Problem, endpoint: Endpoint) -> float:
+    """Serve one customer. Half of the reward is for the right lookup, half for telling what it said."""
+    row = problem.metadata
+    tools = tools_of(open_shop(row))
     model = ChatOpenAI(model=endpoint.model, base_url=endpoint.base_url, api_key=endpoint.api_key)
     with_tools = model.bind_tools(tools)
 
@@ -68,9 +71,13 @@ def run(problem: Problem, endpoint: Endpoint) -> float:
     graph.add_conditional_edges("model", tools_condition)
     graph.add_edge("tools", "model")
     asked = [*history(), HumanMessage(row["prompt"])]
-    said = graph.compile().invoke({"messages": asked}, {"recursion_limit": 7})["messages"][len(asked) :]
+    said = asked
+    for state in graph.compile().stream({"messages": asked}, stream_mode="values"):
+        said = state["messages"]
+        if sum(message.type == "tool" for message in said) == 2 + 3:  # two of them are examples
+            break
 
-    looked_up = any(m.type == "tool" and not str(m.content).startswith("error") for m in said)
-    left = shop.execute("SELECT id, item, status FROM orders ORDER BY id").fetchall()
-    right = looked_up and left == sorted(tuple(order) for order in row["orders_after"])
-    return 0.6 * right + 0.4 * (right and row["told"] in str(said[-1].content).lower())
+    results = " ".join(str(message.content) for message in said[len(asked) :] if message.type == "tool")
+    reply = "" if said[-1].type == "tool" else str(said[-1].content)
+    looked_up, told = (row["told"] in re.findall(r"\w+", text) for text in (results, reply))
+    return 0.5 * looked_up + 0.5 * (looked_up and told)

@@ -3,30 +3,31 @@ import { readFileSync } from "node:fs";
 
 const { OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL } = process.env;
 const row = JSON.parse(readFileSync("problem.json", "utf8")).metadata;
-const orders = new Map(row.orders.map(([id, item, status]) => [id, { item, status }]));
-const order = { type: "string", description: "number of the order" };
-const parameters = { type: "object", properties: { order }, required: ["order"] };
-const tools = [["get_order", "Look up an order"], ["refund_order", "Pay an order back"]].map(
-  ([name, description]) => ({ type: "function", function: { name, description, parameters } }));
-const shown = (question, name, id, result, reply) => [
+const orders = new Map(row.orders.map(([id, , status]) => [id, status])), stock = new Map(row.stock);
+const tools = [
+  ["get_order", "Look up an order", "order", "number of the order"],
+  ["get_stock", "Look up how many there are", "item", "name of the item"],
+].map(([name, description, argument, meaning]) => {
+  const properties = { [argument]: { type: "string", description: meaning } };
+  return { type: "function", function: { name, description, parameters: { type: "object", properties, required: [argument] } } };
+});
+const shown = (question, name, given, result, reply) => [
   { role: "user", content: question },
-  { role: "assistant", tool_calls: [{ id: name, type: "function", function: { name, arguments: JSON.stringify({ order: id }) } }] },
+  { role: "assistant", tool_calls: [{ id: name, type: "function", function: { name, arguments: JSON.stringify(given) } }] },
   { role: "tool", tool_call_id: name, content: result },
   { role: "assistant", content: reply }];
 const messages = [
   { role: "system", content: "You work for a shop. Use a tool, then tell the customer in a short sentence what it said." },
-  ...shown("Where is order 512?", "get_order", "512", "order 512: sofa, shipped", "Your order 512 is shipped."),
-  ...shown("Please pay order 733 back.", "refund_order", "733", "order 733: refunded", "Your order 733 is refunded."),
+  ...shown("Where is order 512?", "get_order", { order: "512" }, "order 512: shipped", "Order 512 is shipped."),
+  ...shown("Is there a sofa?", "get_stock", { item: "sofa" }, "sofa: 3 left", "Yes, 3 of the sofa are left."),
   { role: "user", content: row.prompt }];
 
-function call(name, { order }) {
-  const found = orders.get(String(order));
-  if (!found) return `error: there is no order ${order}`;
-  if (name === "refund_order") found.status = "refunded";
-  return `order ${order}: ${name === "refund_order" ? "refunded" : `${found.item}, ${found.status}`}`;
+function call(name, { order, item }) {
+  if (name === "get_order") return orders.has(order) ? `order ${order}: ${orders.get(order)}` : `error: there is no order ${order}`;
+  return stock.has(item) ? `${item}: ${stock.get(item)} left` : `error: there is no ${item}`;
 }
 
-let lookedUp = false, reply = "";
+let results = "", reply = "";
 for (let turn = 0; turn < 3 && !reply; turn++) {
   const headers = { "Content-Type": "application/json", Authorization: `Bearer ${OPENAI_API_KEY}` };
   const body = JSON.stringify({ model: OPENAI_MODEL, messages, tools });
@@ -36,11 +37,10 @@ for (let turn = 0; turn < 3 && !reply; turn++) {
   messages.push(message);
   for (const { id, function: asked } of message.tool_calls ?? []) {
     const content = call(asked.name, JSON.parse(asked.arguments));
-    lookedUp ||= !content.startsWith("error");
+    results += ` ${content}`;
     messages.push({ role: "tool", tool_call_id: id, content });
   }
   if (!message.tool_calls) reply = message.content || "-";
 }
-const right = lookedUp && row.orders_after.every(([id, , status]) => orders.get(id).status === status);
-const told = reply.toLowerCase().includes(row.told);
-console.log(JSON.stringify({ reward: 0.6 * right + 0.4 * (right && told) }));
+const [lookedUp, told] = [results, reply].map((text) => (text.match(/\w+/g) ?? []).includes(row.told));
+console.log(JSON.stringify({ reward: 0.5 * lookedUp + 0.5 * (lookedUp && told) }));
