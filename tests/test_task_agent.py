@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import dataclass, fields, replace
 
@@ -376,3 +377,19 @@ def test_a_program_is_trained_from_the_command_line_of_a_run(tmp_path, reporter,
     assert summary["status"] == "completed"
     assert [line["excluded"] for line in folder.read("metrics.jsonl")] == [0, 0]
     assert "old_logprobs: recompute" in folder.config.read_text()
+
+
+def test_a_client_in_this_process_reports_no_request(load, caplog):
+    """gspo-train shows what is logged from INFO on: a line for each request would hide the run."""
+    policy = load("qwen3")
+
+    def agent(problem, endpoint):
+        return float(len(ask(endpoint, [{"role": "user", "content": "hi"}])))
+
+    engine = TransformersEngine(policy, 256)
+    with (
+        caplog.at_level(logging.INFO),
+        AgentHost(engine, policy.chat, FunctionAgent(agent), Waits()) as host,
+    ):
+        host.roll_out(starts()[:2], sampling(policy.chat, 8), LIMITS, 3)
+    assert [record for record in caplog.records if record.name.startswith("httpx")] == []

@@ -87,9 +87,9 @@ class AgentHost:
 
 def _quieten_clients() -> None:
     """Requests of agents in this process are no news: unless the user wishes, they are not logged."""
-    client = logging.getLogger("httpx")
-    if client.level == logging.NOTSET:
-        client.setLevel(logging.WARNING)
+    for client in map(logging.getLogger, ("httpx", "httpx2")):  # the second is the OpenAI SDK's own
+        if client.level == logging.NOTSET:
+            client.setLevel(logging.WARNING)
 
 
 def _reach_without_proxy() -> None:
