@@ -14,7 +14,7 @@ from gspo_cli.agents.host import AgentHost
 from gspo_cli.agents.rollout import Waits
 from gspo_cli.agents.running import FunctionAgent
 from gspo_cli.agents.task import AgentTask
-from gspo_cli.config.choices import OldLogprobs
+from gspo_cli.config.choices import Engine, OldLogprobs
 from gspo_cli.config.compose import build_config, resolved_yaml
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import marked
@@ -271,6 +271,19 @@ def test_bad_settings_are_refused_in_one_sentence(tmp_path, settings, sentence):
 
     with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
         use()
+
+
+def test_vllm_runs_agents_in_lockstep_only():
+    chosen = [
+        "task=agent",
+        f"task.agent={__name__}:serve",
+        "task.path=rows.jsonl",
+        "rollout=vllm",
+        "hardware=cpu",
+    ]
+    assert build_config(composed_from_parts(*chosen)).rollout.engine is Engine.vllm
+    with pytest.raises(UserError, match=r"task\.schedule=continuous: vLLM .*use task\.schedule=lockstep"):
+        build_config(composed_from_parts(*chosen, "task.schedule=continuous"))
 
 
 def test_what_a_strangers_run_would_execute_is_marked():

@@ -176,6 +176,7 @@ def build_config(node: DictConfig) -> schema.RunConfig:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.RunConfig), values))
         assert isinstance(config, schema.RunConfig)
         config.task = build_task(node.task)
+        config.check_task()
         for key in ("task.name", "model.label", "algorithm.name"):
             group, _, name = key.partition(".")
             require_name(key, getattr(getattr(config, group), name))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from gspo_cli.config.algorithm_schema import AlgorithmConfig
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 from gspo_cli.config.choices import (
+    AgentSchedule,
     Attention,
     Device,
     Engine,
@@ -197,6 +198,15 @@ class RunConfig(RunSettings):
             start is None or start <= longest,
             f"training.length_curriculum_start={start}: must not exceed rollout.max_completion_length="
             f"{longest}; use training.length_curriculum_start={max(1, longest // 2)}",
+        )
+
+    def check_task(self) -> None:
+        """Raise UserError where the task, which is built last, does not suit the other groups."""
+        together = getattr(self.task, "schedule", None) is not AgentSchedule.continuous
+        require(
+            together or self.rollout.engine is not Engine.vllm,
+            "task.schedule=continuous: vLLM draws for all that have asked at once; use "
+            "task.schedule=lockstep, or rollout=transformers",
         )
 
     def _check_sizes(self) -> None:
