@@ -82,7 +82,7 @@ class Coroutine:
     """An agent that steps the environment, as a coroutine; one client serves all conversations."""
 
     def __init__(self, turns: int) -> None:
-        self.turns = turns
+        self.turns, self.running = turns, 0
         self.client: openai.AsyncOpenAI | None = None
 
     async def run(self, problem: Problem, endpoint: Endpoint) -> float:
@@ -90,7 +90,18 @@ class Coroutine:
         if self.client is None:
             http = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=None)
             self.client = openai.AsyncOpenAI(base_url=endpoint.base_url, api_key="-", http_client=http)
-        client = self.client.with_options(base_url=endpoint.base_url, api_key=endpoint.api_key)
+        shared, self.running = self.client, self.running + 1
+        client = shared.with_options(base_url=endpoint.base_url, api_key=endpoint.api_key)
+        try:
+            return await self.talk(problem, endpoint, client)
+        finally:
+            self.running -= 1
+            if not self.running:
+                self.client = None
+                await shared.close()
+
+    async def talk(self, problem: Problem, endpoint: Endpoint, client: openai.AsyncOpenAI) -> float:
+        """All turns of one conversation."""
         environment = Talk(self.turns)
         said: list[Any] = [_sent(message) for message in environment.reset(problem, endpoint.seed)]
         while True:

@@ -43,7 +43,7 @@ from gspo_cli.training.sharing import Sharing, attention_share
 from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Problem, Trajectory
 
-ONE_TURN = SimpleNamespace(environment=lambda: SimpleNamespace(single_turn=True))
+ONE_TURN = SimpleNamespace(single_turn=True, runs_agent=False)
 ROLLOUT, SCORE = 0.5, 0.15  # shares of a job's time; the update has the rest
 
 

@@ -217,7 +217,10 @@ def test_scenarios_without_goals_need_a_reward(tmp_path, reporter):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: get_config_for_task("cooking"), "^task=cooking: is not an option; choose one of arithmetic"),
+        (
+            lambda: get_config_for_task("cooking"),
+            "^task=cooking: is not an option; choose one of agent, arithmetic",
+        ),
         (lambda: ConversationEnvironment(task="cooking").task(), "^task=cooking: is not an option"),
         (lambda: GSPOConfig.from_training_config(GSPOConfig(), clip_left=1), "GSPOConfig.clip_left: is not"),
         (

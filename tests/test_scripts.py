@@ -50,6 +50,30 @@ def test_every_script_is_run():
     assert [name for name in others if f'"{name}"' not in here] == []
 
 
+# ---- benchmark_agents.py
+
+
+def test_the_benchmark_of_agents_compares_the_same_tokens(run_script, capsys):
+    pytest.importorskip("openai", reason="needs the extra dev")
+    with pytest.raises(SystemExit) as ended:
+        run_script(
+            "benchmark_agents.py", "--conversations", "3", "--turns", "2", "--repeats", "1", "--threads", "1"
+        )
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "6 requests of" in printed
+    assert "same tokens in lock-step: yes" in printed
+    for way in ("in process", "plain client", "OpenAI SDK, async", "plain client, continuous"):
+        assert f"| {way} | " in printed
+
+
+def test_nothing_is_left_of_conversations_that_end_in_all_ways(run_script, capsys):
+    pytest.importorskip("openai", reason="needs the extra dev")
+    with pytest.raises(SystemExit) as ended:
+        run_script("benchmark_agents.py", "--leaks", "100", "--threads", "1")
+    assert ended.value.code == 0, capsys.readouterr().out
+
+
 # ---- benchmark.py
 
 
