@@ -30,7 +30,7 @@ SHELL = (
     "bash"  # the package's default for an environment that brings no agent; it runs commands of the policy
 )
 KEYS = itertools.count()
-for name in ("verifiers", "aiohttp.access", "httpx"):  # they report every request and every episode
+for name in ("verifiers", "aiohttp.access"):  # they report every request and every episode
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
