@@ -9,6 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -25,16 +29,30 @@ def signals_handled_by(handler: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
+    last = signal.SIGINT
+
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        last = signal.Signals(number)
         if number == signal.SIGHUP:
             _leave_terminal()
         handler(number)
 
+    def send_again(lost: UnraisableHookArgs) -> None:
+        """Python drops what is raised in a destructor or a weak reference's callback, where a signal can
+        arrive (thousands run while modules are imported)."""
+        if isinstance(lost.exc_value, Stopped):
+            threading.Timer(0.02, signal.raise_signal, [last]).start()
+        else:
+            reported(lost)
+
     numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, handle) for number in numbers}
+    reported, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield
     finally:
+        sys.unraisablehook = reported
         for number, before in previous.items():
             signal.signal(number, before)
 

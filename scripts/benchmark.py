@@ -38,6 +38,7 @@ SIDES = {"ours": "gspo-cli", "recompute": "recomputing", "trl": "TRL"}
 SETTINGS = {"ours": (), "recompute": ("rollout.old_logprobs=recompute",)}
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
 SHORTEST = 0.01  # seconds (or GB): what is less has no ratio
+NO_PASS = 0.001  # seconds: a stage that takes less has computed nothing
 DRAWN_TOLERANCE = 0.1  # how far the sides' token counts may differ where lengths are drawn
 
 
@@ -109,7 +110,7 @@ def shares(record: Record, rate: float) -> Record:
     products. 0 where a side has no such pass."""
     return {
         f"{stage}_share": record[f"{stage}_operations"] / record[stage] / rate
-        if record[stage] >= SHORTEST
+        if record[stage] >= NO_PASS
         else 0.0
         for stage in ("score", "update")
     }

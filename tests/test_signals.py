@@ -150,6 +150,19 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path, seconds):
     assert "stopped" in err
 
 
+def test_a_signal_in_a_destructor_is_not_lost():
+    class Interrupted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def wait():
+        Interrupted()
+        time.sleep(5)
+
+    with signals_handled_by(stop), pytest.raises(Stopped):
+        wait()
+
+
 class Sleeps(RewardFunction):
     def compute_reward(self, trajectory, turn, context):
         time.sleep(600)

@@ -120,7 +120,7 @@ def next_commands(summary: Record) -> list[tuple[str, str]]:
     command can train with a reward object from a script; evaluation uses the task's own reward. None can find
     an agent that is an object of a script: what is left is to talk to the model."""
     run = _relative(Path(summary["run_folder"]))
-    if any(text.startswith("task.agent=") and OBJECT in text for text in summary.get("overrides") or ()):
+    if any(OBJECT in text and "task.agent=" in text for text in summary.get("overrides") or ()):
         return [(f"gspo-chat {shlex.quote(run)}", "talk to the model")] if summary["iterations"] else []
     commands = []
     if summary["status"] == RunStatus.collapsed:
