@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import textwrap
 import threading
@@ -105,7 +106,7 @@ def test_whatever_can_be_awaited_is_an_agent(run, function):
     assert FunctionAgent(function).blocked() == ""
 
 
-def test_a_task_that_ends_the_loop_of_all_ends_its_agents_with_the_cause(run):
+def test_a_task_that_ends_the_loop_of_all_ends_its_agents_with_the_cause(run, caplog):
     async def agent(problem, endpoint):
         if problem.id == "p0":
             asyncio.get_running_loop().call_soon(sys.exit, 3)
@@ -118,6 +119,9 @@ def test_a_task_that_ends_the_loop_of_all_ends_its_agents_with_the_cause(run):
     again, _ = run(None, starts()[2:], agent=made)
     assert {t.excluded for t in again} == {None}
     assert time.monotonic() - start < 60
+    made.close()
+    gc.collect()
+    assert "pending" not in caplog.text
 
 
 def test_each_conversation_has_its_own_row(run):

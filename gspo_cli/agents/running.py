@@ -170,11 +170,11 @@ class FunctionAgent:
         except BaseException as error:  # a thread has nobody to raise it to
             for over in [*self._going]:
                 self._over(over, RuntimeError(f"the loop of all agents was ended by {type(error).__name__}"))
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        with contextlib.suppress(BaseException):  # what somebody's code does while it is cancelled
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        while left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            with contextlib.suppress(BaseException):  # sys.exit once more, which leaves the rest pending
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.close()
 
 
