@@ -25,7 +25,7 @@ class LossStats(Accumulator):
     """Sums over trained tokens and sequences.
 
     `deviation_*` describe ratio - 1 at the algorithm's own level: per sequence, or per token for token
-    ratios."""
+    ratios. `kl_sum` is of the penalty against the reference, `moved_sum` of k3 from the old policy."""
 
     tokens: float = 0.0
     sequences: float = 0.0
@@ -38,6 +38,7 @@ class LossStats(Accumulator):
     deviation_min: float = minimum()
     deviation_max: float = maximum()
     kl_sum: float = 0.0
+    moved_sum: float = 0.0
     loss: float = 0.0
 
 
@@ -182,7 +183,9 @@ def policy_loss(
     per_token = algorithm.ratio_level is RatioLevel.token
     # at the sequence levels all tokens of a row have the same value
     reported = log_ratio.detach() if per_token else log_ratio.detach()[:, :1]
-    return loss, _stats(loss, reported, low, high, kl, action_mask, weights)
+    # the tokens were sampled from the old policy: k3 of KL(old || policy), near 0 in double
+    moved = kl_penalty(old_logprobs.double(), logprobs.detach().double(), action_mask, KLEstimator.k3)
+    return loss, _stats(loss, reported, low, high, kl, moved, action_mask, weights)
 
 
 def check_shapes(
@@ -213,6 +216,7 @@ def _stats(
     low: Tensor,
     high: Tensor,
     kl: Tensor,
+    moved: Tensor,
     action_mask: Tensor,
     weights: Tensor | None,
 ) -> LossStats:
@@ -234,6 +238,7 @@ def _stats(
         deviation.min(),
         deviation.max(),
         kl.detach().sum(),
+        moved.sum(),
         loss.detach(),
     ]
     return LossStats(*torch.stack([value.double() for value in sums]).tolist())

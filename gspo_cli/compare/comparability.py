@@ -33,7 +33,8 @@ CARRIED = {
 def refuse_one_update(runs: Sequence[StoredRun]) -> None:
     """Raise UserError if a run made one update per rollout."""
     for run in runs:
-        if run.config["training"]["updates_per_rollout"] == 1:
+        training = run.config["training"]
+        if training["updates_per_rollout"] * training.get("passes", 1) == 1:
             raise UserError(
                 f"{run.folder}: training.updates_per_rollout=1: with one update per rollout the ratio is 1 "
                 "and nothing clips: GSPO and GRPO have the same gradient; use training.updates_per_rollout=4"

@@ -33,6 +33,12 @@ class TrainingConfig:
     """Optimizer steps per iteration, each on its own minibatch of the answers; divides
     generations_per_iteration; above 0. The default is the model's, or what is nearest and divides a given
     generations_per_iteration."""
+    passes: int = 1
+    """Passes over the answers of an iteration, each of updates_per_rollout steps on the same minibatches;
+    above 0. From the second on every minibatch has ratios other than 1."""
+    target_kl: float | None = None
+    """Ends an iteration's updates after the first whose minibatch is this far from the old policy, in nats
+    per trained token (logged as approx_kl); above 0; null makes all updates."""
     minibatch_by: MinibatchBy = MinibatchBy.answer
     """What a minibatch is made of. The default is `group` where updates_per_rollout divides the prompts of an
     iteration, else `answer`."""
@@ -76,13 +82,19 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         group, generations = "training", self.generations_per_iteration
         require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
-        require_positive(group, self, "updates_per_rollout", "max_grad_norm", "length_curriculum_iterations")
+        require_positive(group, self, "updates_per_rollout", "passes")
+        require_positive(group, self, "max_grad_norm", "length_curriculum_iterations")
         require_positive(group, self, "reward_concurrency", "reward_timeout")
         require_not_negative(group, self, "warmup_iterations", "weight_decay", "max_rollbacks")
         require(
             0 < self.rollback_learning_rate <= 1,
             f"training.rollback_learning_rate={self.rollback_learning_rate}: multiplies the learning rate "
             "after a rollback and must be above 0 and at most 1; give 0.5",
+        )
+        require(
+            self.target_kl is None or self.target_kl > 0,
+            f"training.target_kl={self.target_kl}: is a KL divergence in nats and must be above 0; give a "
+            "value such as 0.01, or null to make all updates",
         )
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
@@ -114,6 +126,11 @@ class TrainingConfig:
     def prompts_per_iteration(self) -> int:
         """Problems drawn per iteration."""
         return self.generations_per_iteration // self.num_generations
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer steps per iteration, in all passes."""
+        return self.updates_per_rollout * self.passes
 
     @property
     def answers_per_update(self) -> int:

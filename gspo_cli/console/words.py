@@ -159,7 +159,7 @@ def _partner(summary: Record) -> list[tuple[str, str]]:
     if own is None:
         own = [override(key, str(summary[key])) for key in ("task", "model")]
         why += "; add your other settings"
-    if "training.updates_per_rollout=1" in own:
+    if "training.updates_per_rollout=1" in own and not any(t.startswith("training.passes=") for t in own):
         return []  # the algorithms do not differ then, and gspo-compare refuses
     of_algorithm = [text for text in own if text.startswith(("algorithm=", "algorithm."))]
     arm = " ".join([summary["algorithm"], *(t for t in of_algorithm if t.startswith("algorithm."))])

@@ -192,11 +192,11 @@ def clip_saturation(run: History) -> Finding | None:
     """Most answers that an update after the first could learn from are clipped away.
 
     A sequence ratio clips answers, a token ratio tokens; the first update of a batch has ratio 1."""
-    updates = run.config.training.updates_per_rollout
     per_token = run.config.algorithm.ratio_level is RatioLevel.token
     what, metric = ("tokens", "clip_ratio/token") if per_token else ("answers", "clip_ratio/sequence")
 
     def possible(record: Record) -> float:
+        updates = number_of(record, "updates") or run.config.training.updates_per_iteration
         return (1 - 1 / updates) * (1 - (number_of(record, "frac_reward_zero_std") or 0.0))
 
     def clipped(record: Record) -> float:

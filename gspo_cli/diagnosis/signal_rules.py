@@ -63,7 +63,7 @@ def _is_still(run: History, record: Record) -> bool:
     usual = run.config.algorithm.learning_rate
     if spread is None or not number_of(record, "grad_norm") or (rate is not None and rate < usual / 2):
         return False
-    if run.config.training.updates_per_rollout == 1 or number_of(record, "updates") == 1:
+    if run.config.training.updates_per_iteration == 1 or number_of(record, "updates") == 1:
         return False  # the ratio is 1 whatever the policy does
     if (number_of(record, "frac_reward_zero_std") or 0.0) >= EQUAL_GROUPS - 1e-9:
         return False
@@ -100,7 +100,7 @@ def _latest_kl(run: History) -> float | None:
 def nothing_clips(run: History) -> Finding | None:
     """Updates so small that nothing clips, and the reward does not rise."""
     bounded = run.config.algorithm.clip_mode is not ClipMode.none
-    several = run.config.training.updates_per_rollout > 1
+    several = run.config.training.updates_per_iteration > 1
     clipped = run.values("clip_ratio/token")
     if not (bounded and several and len(clipped) >= WINDOW) or any(clipped) or run.reward_rises:
         return None
@@ -121,7 +121,7 @@ def nothing_clips(run: History) -> Finding | None:
 
 def one_update(run: History) -> Finding | None:
     """Why nothing is ever clipped."""
-    if run.config.training.updates_per_rollout > 1 or not run.records:
+    if run.config.training.updates_per_iteration > 1 or not run.records:
         return None
     return Finding(
         "one_update",

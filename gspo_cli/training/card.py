@@ -77,6 +77,7 @@ class Sizes:
     answers_per_prompt: int
     answers: int
     updates: int
+    passes: int
     answers_per_update: int
     epochs: float
     train_problems: int
@@ -225,7 +226,8 @@ def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_probl
         prompts=training.prompts_per_iteration,
         answers_per_prompt=training.num_generations,
         answers=training.generations_per_iteration,
-        updates=training.updates_per_rollout,
+        updates=training.updates_per_iteration,
+        passes=training.passes,
         answers_per_update=training.answers_per_update,
         epochs=training.num_outer_iterations * training.prompts_per_iteration / train_problems,
         train_problems=train_problems,
@@ -241,6 +243,10 @@ def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_probl
     )
 
 
+def _passes_text(sizes: Sizes) -> str:
+    return "" if sizes.passes == 1 else f", in {sizes.passes} passes"
+
+
 def card_text(card: Card) -> str:
     """The card as text: its title, then one fact per line."""
     objective, sizes, sampling = card.objective, card.sizes, card.sampling
@@ -252,7 +258,7 @@ def card_text(card: Card) -> str:
         "advantage": objective.advantage,
         "reference": objective.reference,
         "iteration": f"{sizes.prompts} prompts x {sizes.answers_per_prompt} answers = {sizes.answers} answers"
-        f" -> {sizes.updates} updates of {sizes.answers_per_update} answers",
+        f" -> {sizes.updates} updates of {sizes.answers_per_update} answers{_passes_text(sizes)}",
         "run": f"{sizes.iterations} iterations = {answers:,} answers, {updates:,} updates;"
         f" about {sizes.epochs:.2g} epochs of {sizes.train_problems:,} problems",
         "micro-batch": f"up to {sizes.microbatch_tokens:,} tokens, padding included; {_sharing_text(card)}",

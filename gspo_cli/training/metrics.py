@@ -22,6 +22,7 @@ from gspo_cli.algorithm.correction import EngineStats
 from gspo_cli.algorithm.counterfactual import CounterfactualStats, LengthStats
 from gspo_cli.algorithm.objective import LossStats
 from gspo_cli.policy.routing import RoutingStats
+from gspo_cli.training.batch import MiniBatch
 from gspo_cli.types import FinishReason, Trajectory
 
 GRAM = 4  # tokens: shorter ones repeat in any text
@@ -69,6 +70,13 @@ class UpdateReport:
     with_kl: bool = False
     oom_events: int = 0
     tokens_per_microbatch: int = 0
+
+    def count(self, minibatch: MiniBatch) -> None:
+        """Add a minibatch that an update was made on."""
+        self.tokens += minibatch.tokens
+        self.sequences += minibatch.sequences
+        self.short_tokens += minibatch.short_tokens
+        self.short_sequences += minibatch.short_sequences
 
 
 class Clock:
@@ -187,6 +195,7 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         "clip_ratio/sequence": stats.clipped_sequences / sequences,
         "clip_range/left": report.clip_range[0],
         "clip_range/right": report.clip_range[1],
+        "approx_kl": stats.moved_sum / max(1.0, stats.tokens),
         "entropy": sums.entropy_sum / sums.entropy_tokens if sums.entropy_tokens else None,
         "grad_norm": mean(report.grad_norms),
         "learning_rate": report.learning_rate,

@@ -104,7 +104,7 @@ def _trained(config: RunConfig, run: RunFolder, source: ModelSource, base: str) 
         "learning rate": f"{algorithm.learning_rate:g}",
         "KL coefficient": f"{algorithm.beta:g}",
         "iteration": f"{training.prompts_per_iteration} prompts x {training.num_generations} answers, "
-        f"{training.updates_per_rollout} updates",
+        f"{training.updates_per_iteration} updates",
         "checkpoint": _checkpoint(source),
         "sampled tokens": number(summary.get("num_tokens") or 0),
         "seed": str(config.seed),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -58,12 +59,13 @@ class Updater:
             sharing,
         )
         self.steps, self.rate_factor = 0, 1.0
-        self.total_steps = config.training.num_outer_iterations * config.training.updates_per_rollout
+        self.total_steps = config.training.num_outer_iterations * config.training.updates_per_iteration
         self.counterfactuals = counterfactual_objectives(config.algorithm, config.model.presets)
 
     def run(self, samples: Sequence[Sample], order: np.random.Generator, clock: Clock) -> UpdateReport:
         """Split `samples` (the same on every rank) into `updates_per_rollout` minibatches and take one
-        optimizer step on each. The report covers all ranks."""
+        optimizer step on each, in each of the passes, or as many as `target_kl` allows. The report covers
+        all ranks."""
         report = UpdateReport(
             Sums(counterfactuals={name: CounterfactualStats() for name in self.counterfactuals}),
             clip_range=self.algorithm.clip_range,
@@ -73,12 +75,14 @@ class Updater:
         with clock.timing("score"):
             report.sums += self._fitting(lambda: self._score(minibatches), minibatches, report)
         with clock.timing("update"):
-            for index, minibatch in enumerate(minibatches):
-                self._step(index, minibatches, report)
-                report.tokens += minibatch.tokens
-                report.sequences += minibatch.sequences
-                report.short_tokens += minibatch.short_tokens
-                report.short_sequences += minibatch.short_sequences
+            begun, passes = self.steps, self.config.training.passes
+            for number, index in product(range(passes), range(len(minibatches))):
+                rest = minibatches if number + 1 < passes else minibatches[index:]
+                found = self._step(minibatches[index], rest, report, first=number == index == 0)
+                report.count(minibatches[index])
+                if self._far(found):
+                    break
+            self.steps = begun + passes * len(minibatches)  # the schedule counts steps that were left out
             report.sums = sum(self.strategy.ranks.gather([report.sums]), start=Sums())
         report.tokens_per_microbatch = self.collator.budget
         if self.algorithm.is_calibrated:
@@ -158,10 +162,17 @@ class Updater:
             micro.probe = self._logprobs(micro)[0]
         return sums
 
-    def _step(self, index: int, minibatches: list[MiniBatch], report: UpdateReport) -> None:
-        """One optimizer step on minibatch `index`."""
-        first, minibatch = index == 0, minibatches[index]
-        found = self._fitting(lambda: self._gradient(minibatch, first), minibatches[index:], report)
+    def _far(self, found: Sums) -> bool:
+        """Whether the minibatch that `found` is of, on all ranks, was beyond `target_kl`."""
+        limit = self.config.training.target_kl
+        if limit is None:
+            return False
+        parts = self.strategy.ranks.gather([(found.stats.moved_sum, found.stats.tokens)])
+        return sum(moved for moved, _ in parts) > limit * sum(tokens for _, tokens in parts)
+
+    def _step(self, minibatch: MiniBatch, rest: list[MiniBatch], report: UpdateReport, first: bool) -> Sums:
+        """One optimizer step. `rest` are the minibatches that are still to come, this one included."""
+        found = self._fitting(lambda: self._gradient(minibatch, first), rest, report)
         report.sums += found
         report.sums.last_routing = found.routing
         scheduled = learning_rate(self.config, self.steps, self.total_steps)
@@ -173,11 +184,12 @@ class Updater:
             report.skipped += 1
         self.steps += 1
         report.updates += 1
+        return found
 
     def _gradient(self, minibatch: MiniBatch, first: bool) -> Sums:
-        """Add up the gradient of a minibatch. In the first minibatch the experts are those of the old policy
-        anyway."""
-        found = Sums()
+        """Add up the gradient of a minibatch. In the `first` of an iteration the experts are those of the old
+        policy anyway; what it computes is kept for later passes."""
+        found, scored = Sums(), []
         replay, balance = self.config.algorithm.routing_replay, self.config.model.router_aux_loss > 0
         with self.policy.updating():
             for micro in minibatch.micro_batches:
@@ -187,16 +199,21 @@ class Updater:
                     if balance and micro.action_mask[:, 1:].any():
                         loss = loss + self._balance_loss(routed, micro, minibatch.computed, sums)
                     self.strategy.backward(loss)
-                if micro.experts is not None:
+                if first:
+                    scored.append((logprobs, routed.experts(micro.token_ids.shape)))
+                elif micro.experts is not None:
                     sums.routing += routed.changes(micro.experts, micro.action_mask)
                 if first:
                     sums += _against_sampling(micro, logprobs)
-                if micro.probe is not None and micro.action_mask.any():
+                if first and micro.probe is not None and micro.action_mask.any():
                     mask = micro.action_mask
                     difference = torch.where(mask, logprobs - micro.probe, 0)
                     error = torch.expm1(sequence_log_ratio(difference, mask))
                     sums.first_step_abs_err = error.abs().max().item()
                 found += sums
+        for micro, (logprobs, experts) in zip(minibatch.micro_batches, scored, strict=False):
+            if micro.old_logprobs is None:  # else the engine's
+                micro.old_logprobs, micro.experts = logprobs, experts
         return found
 
     def _fitting(
@@ -272,7 +289,7 @@ def _against_sampling(micro: MicroBatch, old_logprobs: Tensor) -> Sums:
 def learning_rate(config: RunConfig, step: int, total_steps: int) -> float:
     """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule. Never 0 on the first
     step."""
-    warmup = config.training.warmup_iterations * config.training.updates_per_rollout
+    warmup = config.training.warmup_iterations * config.training.updates_per_iteration
     peak = config.algorithm.learning_rate
     if step < warmup:
         return peak * (step + 1) / warmup
