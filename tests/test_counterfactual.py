@@ -110,17 +110,20 @@ def test_an_advantage_per_token_clips_part_of_a_sequence_in_gspo_token_and_all_o
     assert found["gspo_token"].y == pytest.approx(2 * (3.3 / 4 - 1), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo"])
+OBJECTIVES = ["gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo", "sapo", "gmpo", "luspo"]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_own_objective_as_its_shadow_has_its_clip_shares_and_correlation_one(configure, name):
     algorithm = configure(f"algorithm={name}")[0].algorithm
-    batch = random_batch(spread=1e-3 if name.startswith("gspo") else 0.3)
+    batch = random_batch(spread=1e-3 if name in ("gspo", "gspo_token", "luspo") else 0.3)
     stats = policy_loss(*batch, algorithm, 1.0)[1]
     own = Objective.of(algorithm)
     seen = observe(*batch, own, {"own": own}, median=5)
     shadow = seen.counterfactuals["own"]
     assert shadow.clipped_tokens == stats.clipped_low + stats.clipped_high
     assert shadow.clipped_sequences == stats.clipped_sequences
-    assert (stats.clipped_sequences > 0) == (name != "rloo")
+    assert (stats.clipped_sequences > 0) == (name not in ("rloo", "sapo"))
     assert shadow.compared == 16
     assert shadow.correlation == 1.0
     halves = seen.short + seen.long

@@ -202,7 +202,8 @@ def test_the_worked_advantages_are_what_the_code_computes():
 def test_the_worked_aggregations_are_what_the_code_computes():
     mask = torch.tensor([[True, False, False], [True, True, True]])
     values = []
-    for aggregation in (Aggregation.sequence_mean, Aggregation.token_mean, Aggregation.constant):
+    listed_there = (Aggregation.sequence_mean, Aggregation.token_mean, Aggregation.constant)
+    for aggregation in (*listed_there, Aggregation.sequence_sum):
         config = algorithm(RatioLevel.token, aggregation)
         zeros, signs = torch.zeros(2, 3), torch.tensor([[1.0], [-1.0]])
         loss, _ = policy_loss(zeros, zeros, signs, mask, config, loss_denominator([1, 3], aggregation, 10))

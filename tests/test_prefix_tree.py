@@ -29,7 +29,7 @@ from gspo_cli.training.update import Updater
 from tests.support.batches import Small, conversations, weights
 
 TREE = Sharing(True, attention_share=1e-4)
-OBJECTIVES = ("gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo")
+OBJECTIVES = ("gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo", "sapo", "gmpo", "luspo")
 
 
 def model(cls, **settings):

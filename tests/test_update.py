@@ -15,6 +15,8 @@ from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.support.batches import Small, samples_of, weights
 
+OBJECTIVES = ("gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo", "sapo", "gmpo", "luspo")
+
 
 def gradient(policy, config, samples, shift=0.02):
     """Loss and flat gradient of one step over `samples`; old log-probabilities are the policy's, shifted by
@@ -39,8 +41,7 @@ def gradient(policy, config, samples, shift=0.02):
 
 @pytest.mark.parametrize(
     ("algorithm", "name"),
-    [(each, "qwen3") for each in ("gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo")]
-    + [("gspo", "qwen3_moe"), ("grpo", "qwen3_moe")],
+    [(each, "qwen3") for each in OBJECTIVES] + [("gspo", "qwen3_moe"), ("grpo", "qwen3_moe")],
 )
 def test_loss_and_gradient_do_not_depend_on_the_layout(load, configure, algorithm, name):
     config, _ = configure(f"algorithm={algorithm}", "algorithm.beta=0.1")

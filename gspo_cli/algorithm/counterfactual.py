@@ -3,8 +3,9 @@ sequences, at the ratios of an update; and the run's own objective by length of 
 
 Shapes: B sequences, T tokens, aligned as in `gspo_cli.types`. They need no extra forward pass and do not
 influence training. Compared are the clips and the weight of a sequence: the mean over its trained tokens of
-ratio x 1[not clipped] (of the capped ratio for clip_mode=stop_gradient). In the gradient it is the factor of
-the sequence's advantage (GSPO paper, Eq. 10 and 12). The metrics are named `shadow/<objective>/...`."""
+ratio x 1[not clipped] (of the capped ratio for clip_mode=stop_gradient, of ratio x the gate's slope for
+soft_gate, and with the ratio of the clipped tokens for token_log). In the gradient it is the factor of the
+sequence's advantage (GSPO paper, Eq. 10 and 12). The metrics are named `shadow/<objective>/...`."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from gspo_cli.algorithm.accumulators import Accumulator
+from gspo_cli.algorithm.gates import clip_sides, clipped_mean, gate_fading, over_dual
 from gspo_cli.algorithm.objective import (
     answers,
-    clip_sides,
     sequence_log_ratio,
     token_log_ratio,
     trained_mean,
@@ -32,16 +33,26 @@ ROUNDING = 1e-12  # a variance below this share of the sum of squares is roundin
 
 @dataclass(frozen=True)
 class Objective:
-    """What determines the weight of a token: ratio level, clip mode and [lowest, highest] ratio."""
+    """What determines the weight of a token: ratio level, clip mode, [lowest, highest] ratio (log ratio for
+    token_log), the dual clip's bound, and the temperatures of the soft gate."""
 
     level: RatioLevel
     mode: ClipMode
     band: tuple[float, float]
+    dual: float | None = None
+    taus: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, algorithm: AlgorithmConfig) -> Objective:
         """The objective of `algorithm`, with its current band."""
-        return cls(algorithm.ratio_level, algorithm.clip_mode, algorithm.band)
+        mode = algorithm.clip_mode
+        return cls(
+            algorithm.ratio_level,
+            mode,
+            algorithm.log_band if mode is ClipMode.token_log else algorithm.band,
+            algorithm.clip_ratio_dual,
+            (algorithm.tau_pos, algorithm.tau_neg) if mode is ClipMode.soft_gate else None,
+        )
 
     @classmethod
     def preset(cls, level: RatioLevel, preset: LevelPreset) -> Objective:
@@ -53,16 +64,16 @@ def counterfactual_objectives(algorithm: AlgorithmConfig, presets: Presets) -> d
     """gspo, gspo_token and grpo with the model's preset bands, without those that equal the run's own
     objective.
 
-    A sequence-level run leaves out its own level. A token-level run leaves out grpo where clip mode and band
-    are those of the preset (aggregation and advantages change no weight). gspo and gspo_token are equal where
-    a sequence has one advantage: gspo_token is included with `credit=turn` only, and for a gspo_token run
-    gspo is included as well."""
+    A sequence-level run that clips sequences leaves out its own level. A token-level run leaves out grpo
+    where clip mode and band are those of the preset (aggregation and advantages change no weight). gspo and
+    gspo_token are equal where a sequence has one advantage: gspo_token is included with `credit=turn` only,
+    and for a gspo_token run gspo is included as well."""
     gspo = Objective.preset(RatioLevel.sequence, presets.sequence)
     gspo_token = Objective.preset(RatioLevel.sequence_token, presets.sequence)
     grpo = Objective.preset(RatioLevel.token, presets.token)
     level, by_turn = algorithm.ratio_level, algorithm.credit is Credit.turn
     wanted = {
-        "gspo": level is RatioLevel.token or (level is RatioLevel.sequence_token and by_turn),
+        "gspo": algorithm.clips_tokens or (level is RatioLevel.sequence_token and by_turn),
         "gspo_token": level is RatioLevel.token and by_turn,
         "grpo": Objective.of(algorithm) != grpo,
     }
@@ -179,19 +190,32 @@ def _applied(
     if objective.level is RatioLevel.sequence:
         # one term per sequence, in which advantages per token count as their mean
         advantages = advantages if advantages.shape[1] == 1 else trained_mean(advantages, action_mask)
-    low, high = clip_sides(at_level.exp(), advantages, objective.mode, objective.band)
-    deviation = torch.expm1(at_level)  # exact near 0, where the GSPO band lies
-    if objective.mode is ClipMode.stop_gradient:
-        bottom, top = objective.band
-        deviation = deviation.clamp(min=bottom - 1, max=top - 1)
+    if objective.mode is ClipMode.token_log:
+        log_s, low, high = clipped_mean(log_ratio, advantages, action_mask, objective.band)
+        deviation = torch.where(low | high, -1, torch.expm1(log_s))
     else:
-        deviation = torch.where(low | high, -1, deviation)
+        low, high = clip_sides(at_level.exp(), advantages, objective.mode, objective.band)
+        if objective.dual is not None:
+            high = high | over_dual(at_level.exp(), advantages, objective.dual)
+        deviation = _token_weight(objective, at_level, advantages, low | high)
     if deviation.shape[1] > 1:
         total = torch.where(action_mask, deviation, 0).sum(dim=1, dtype=torch.float64)
         weight = total / action_mask.sum(dim=1).clamp(min=1)
     else:
         weight = deviation[:, 0].double()
     return weight, low & action_mask, high & action_mask, at_level
+
+
+def _token_weight(objective: Objective, at_level: Tensor, advantages: Tensor, clipped: Tensor) -> Tensor:
+    """Weight - 1 of each ratio. (B, T) or (B, 1) -> of the same shape"""
+    deviation = torch.expm1(at_level)  # exact near 0, where the GSPO band lies
+    if objective.mode is ClipMode.stop_gradient:
+        bottom, top = objective.band
+        return deviation.clamp(min=bottom - 1, max=top - 1)
+    if objective.taus is not None:
+        fading = gate_fading(deviation, advantages, *objective.taus)
+        return torch.where(fading < 1, deviation * (1 - fading) - fading, -1)  # an overflowed ratio has none
+    return torch.where(clipped, -1, deviation)
 
 
 def _by_length(at_level: Tensor, clipped: Tensor, action_mask: Tensor, rows: Tensor) -> list[Tensor]:

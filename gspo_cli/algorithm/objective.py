@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gspo_cli.algorithm.accumulators import Accumulator, maximum, minimum
-from gspo_cli.config.choices import Aggregation, ClipMode, KLEstimator, RatioLevel
+from gspo_cli.algorithm.gates import surrogate
+from gspo_cli.config.choices import Aggregation, KLEstimator, RatioLevel
 from gspo_cli.config.schema import AlgorithmConfig
 
 
@@ -76,38 +77,6 @@ def importance_log_ratio(
     return log_s.detach() + own
 
 
-def surrogate(
-    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, action_mask: Tensor, algorithm: AlgorithmConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Objective term per token and the tokens clipped from below and from above. -> three (B, T)
-
-    min(ratio A, clip(ratio) A) is `ratio A` except where A > 0 and ratio > 1 + right, or A < 0 and
-    ratio < 1 - left; there it is a constant, so the gradient is exactly 0 (GSPO paper, Eq. 5)."""
-    low, high = algorithm.band
-    value = log_ratio.detach().exp()
-    weight = value.clamp(min=low, max=high) * advantages
-    clipped_low, clipped_high = clip_sides(value, advantages, algorithm.clip_mode, algorithm.band)
-    if algorithm.clip_mode is ClipMode.stop_gradient:
-        # CISPO, arXiv 2506.13585 Eq. 4: only the weight is capped, every token keeps its gradient
-        term = weight * torch.where(action_mask, logprobs, 0)
-        return term, clipped_low & action_mask, clipped_high & action_mask
-    clipped = clipped_low | clipped_high
-    # mask before exp: the gradient of an overflowed ratio is nan even where it is not used
-    term = torch.where(clipped, weight, torch.where(clipped, 0, log_ratio).exp() * advantages)
-    return term, clipped_low & action_mask, clipped_high & action_mask
-
-
-def clip_sides(
-    value: Tensor, advantages: Tensor, mode: ClipMode, band: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Where a ratio is clipped from below and from above; never where A = 0. (B, T) or (B, 1) -> two of the
-    same shape"""
-    low, high = band
-    if mode is ClipMode.stop_gradient:
-        return (value < low) & (advantages != 0), (value > high) & (advantages != 0)
-    return (advantages < 0) & (value < low), (advantages > 0) & (value > high)
-
-
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor, estimator: KLEstimator) -> Tensor:
     """KL(policy || reference) per token. (B, T) -> (B, T), 0 where not trained.
 
@@ -132,7 +101,7 @@ def loss_denominator(
 ) -> float:
     """The denominator of one optimizer step, from the trained tokens of each of its sequences; at least 1.
 
-    Sequences without a trained token do not count."""
+    Sequences without a trained token do not count; `sequence_mean` and `sequence_sum` count the others."""
     counts = [count for count in action_counts if count > 0]
     if aggregation is Aggregation.token_mean:
         return float(max(1, sum(counts)))
@@ -173,7 +142,8 @@ def policy_loss(
     """
     check_shapes(logprobs, old_logprobs, advantages, action_mask, algorithm.ratio_level)
     log_ratio = importance_log_ratio(logprobs, old_logprobs, action_mask, algorithm.ratio_level)
-    term, low, high = surrogate(log_ratio, logprobs, advantages, action_mask, algorithm)
+    by_token = token_log_ratio(logprobs, old_logprobs, action_mask)
+    term, low, high = surrogate(log_ratio, by_token, logprobs, advantages, action_mask, algorithm)
     loss = -aggregate(term.expand_as(logprobs), action_mask, algorithm.aggregation, denominator, weights)
     kl = torch.zeros_like(logprobs)
     if ref_logprobs is not None and algorithm.kl_in_loss:

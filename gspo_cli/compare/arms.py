@@ -70,7 +70,7 @@ def _with(run: StoredRun, keys: Sequence[str]) -> str:
 def _usual(run: StoredRun, key: str) -> bool:
     """Whether a setting of the algorithm has the schema's default or the preset of the model."""
     value = run.algorithm.get(key)
-    level = "token" if run.settings.algorithm.ratio_level is RatioLevel.token else "sequence"
+    level = "token" if run.settings.algorithm.clips_tokens else "sequence"
     preset = run.config["model"]["presets"][level]
     if key in preset:
         return value == preset[key]
@@ -104,6 +104,9 @@ def objective(run: StoredRun) -> str:
     terms = {
         ClipMode.min: f"min({ratio} A, clip({ratio}) A), clip range {left} / {right}",
         ClipMode.stop_gradient: f"sg[clip({ratio})] A log pi(y_t), clip range {left} / {right}",
+        ClipMode.soft_gate: f"4/tau sigmoid(tau ({ratio} - 1)) A, tau {algorithm.tau_pos:g} / "
+        f"{algorithm.tau_neg:g}",
+        ClipMode.token_log: f"exp(mean_t clip(log w_t)) A, clip range {left} / {right} in logs",
         ClipMode.none: f"{ratio} A, no clipping",
     }
     parts = [
@@ -111,6 +114,8 @@ def objective(run: StoredRun) -> str:
         algorithm.aggregation.value,
         f"learning rate {number(algorithm.learning_rate)}",
     ]
+    if algorithm.clip_ratio_dual is not None:
+        parts.append(f"at least {algorithm.clip_ratio_dual:g} A for A < 0")
     if algorithm.beta:
         parts.append(f"beta {number(algorithm.beta)}")
     if algorithm.routing_replay:

@@ -7,7 +7,17 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gspo_cli.config.checks import require, require_at_most, require_not_negative, require_positive
+from gspo_cli.config.algorithm_checks import (
+    CLIP_FRACTION,
+    TAU_NEG,
+    TAU_POS,
+    WIDEST,
+    check_advantage,
+    check_calibration,
+    check_clip,
+    check_ranges,
+    check_ratio,
+)
 from gspo_cli.config.choices import (
     AdvantageBaseline,
     AdvantageScale,
@@ -23,9 +33,6 @@ from gspo_cli.config.choices import (
 from gspo_cli.config.marks import PLAIN, Marks
 from gspo_cli.config.missing import MISSING
 
-WIDEST = 1e3  # of a clip band, and of a ratio's bound
-CLIP_FRACTION = 0.15  # share of tokens: what GSPO clips with the paper's band (Fig. 2)
-
 
 @dataclass
 class AlgorithmConfig:
@@ -40,16 +47,26 @@ class AlgorithmConfig:
     clip_mode: ClipMode = ClipMode.min
     """What the clip does to a ratio outside the band."""
     clip_range_left: float | None = MISSING
-    """Width of the clip band below 1; above 0; null leaves that side unbounded."""
+    """Width of the clip band below 1, with clip_mode=token_log below 0 on the log ratio; above 0; null leaves
+    that side unbounded."""
     clip_range_right: float | None = MISSING
-    """Width of the clip band above 1; above 0; null leaves that side unbounded."""
+    """Width of the clip band above 1, with clip_mode=token_log above 0 on the log ratio; above 0; null leaves
+    that side unbounded."""
+    clip_ratio_dual: float | None = None
+    """Largest ratio that counts where the advantage is negative (dual-clip PPO), above 1; null sets no bound;
+    used with clip_mode=min only."""
+    tau_pos: float = TAU_POS
+    """Temperature of the gate where the advantage is positive; above 0; used with clip_mode=soft_gate."""
+    tau_neg: float = TAU_NEG
+    """The same where the advantage is negative; above 0; a higher one fades faster."""
     clip_calibration: ClipCalibration = ClipCalibration.none
     """Where the clip band comes from."""
     clip_fraction: float = CLIP_FRACTION
     """Share of the trained tokens that a calibrated band should clip; above 0, and below 1; used with
     clip_calibration=quantile only."""
     aggregation: Aggregation = Aggregation.sequence_mean
-    """How token terms become one loss; ratio levels other than `token` allow `sequence_mean` only."""
+    """How token terms become one loss; ratio levels other than `token` allow `sequence_mean` and
+    `sequence_sum` only."""
     advantage_baseline: AdvantageBaseline = AdvantageBaseline.group_mean
     """What is subtracted from a reward."""
     advantage_scale: AdvantageScale = AdvantageScale.group_std
@@ -86,82 +103,27 @@ class AlgorithmConfig:
     """Replays the experts that the old policy chose in a Mixture-of-Experts model."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_range_left", "clip_range_right"):
-            value = getattr(self, name)
-            require(
-                value is None or 0 < value <= WIDEST,
-                f"algorithm.{name}={value}: is a width around 1 and must be above 0 and at most {WIDEST:g}; "
-                "use null for no bound",
-            )
-        require_positive("algorithm", self, "learning_rate", "dynamic_sampling_max_rounds")
-        require_at_most("algorithm", self, learning_rate=1.0, beta=1e3)
-        require(
-            self.engine_correction_max is None or 1 < self.engine_correction_max <= WIDEST,
-            f"algorithm.engine_correction_max={self.engine_correction_max}: is an upper bound of a "
-            "ratio and must be above 1 and at most 1000; use null for the default",
-        )
-        require_not_negative("algorithm", self, "beta", "truncation_penalty", "advantage_std_floor")
-        require(
-            self.advantage_std_floor == 0 or self.advantage_scale is not AdvantageScale.none,
-            f"algorithm.advantage_std_floor={self.advantage_std_floor}: only applies where "
-            "something divides; set algorithm.advantage_scale=group_std or batch_std, or a floor of 0",
-        )
-        require(
-            0 < self.discount <= 1,
-            f"algorithm.discount={self.discount}: must be above 0 and at most 1; give 1 for no discount",
-        )
-        whole = self.ratio_level is RatioLevel.sequence
-        require(
-            self.credit is Credit.turn or self.discount == 1,
-            f"algorithm.discount={self.discount}: only applies to credit by turns; use "
-            f"{'algorithm=gspo_token ' if whole else ''}algorithm.credit=turn, or algorithm.discount=1",
-        )
-        require(
-            self.credit is Credit.trajectory or not whole,
-            "algorithm.credit=turn: a sequence ratio takes one advantage for the whole conversation; use "
-            "algorithm=gspo_token or algorithm=grpo",
-        )
-        if self.ratio_level is not RatioLevel.token:
-            require(
-                self.aggregation is Aggregation.sequence_mean,
-                f"algorithm.aggregation={self.aggregation.value}: a sequence-level ratio needs "
-                "sequence_mean; "
-                "other aggregations weight sequences by length",
-            )
-            require(
-                self.clip_mode is not ClipMode.stop_gradient,
-                "algorithm.clip_mode=stop_gradient: is defined for token ratios (CISPO); "
-                "set algorithm.ratio_level=token or algorithm.clip_mode=min",
-            )
-        if self.clip_mode is ClipMode.min:
-            require(
-                self.clip_range_left is not None and self.clip_range_right is not None,
-                "algorithm.clip_range_left, clip_range_right: clip_mode=min needs both widths; give two "
-                "numbers",
-            )
+        check_ranges(self)
+        check_advantage(self)
+        check_ratio(self)
+        check_clip(self)
+        check_calibration(self)
 
-        self._check_calibration()
+    @property
+    def has_band(self) -> bool:
+        """Whether the clip mode has a clip band, bounded or not."""
+        return self.clip_mode not in (ClipMode.none, ClipMode.soft_gate)
 
-    def _check_calibration(self) -> None:
-        require(
-            0 < self.clip_fraction < 1,
-            f"algorithm.clip_fraction={self.clip_fraction}: must be above 0 and below 1; give a share of the "
-            f"trained tokens such as {CLIP_FRACTION}",
-        )
-        require(
-            self.is_calibrated or self.clip_fraction == CLIP_FRACTION,
-            f"algorithm.clip_fraction={self.clip_fraction}: only applies with algorithm.clip_calibration="
-            + (
-                "quantile; set that, or leave it out"
-                if self.clip_range != (None, None)
-                else "quantile, and there is no clip band to calibrate; leave it out"
-            ),
-        )
-        require(
-            not self.is_calibrated or self.clip_range != (None, None),
-            "algorithm.clip_calibration=quantile: there is no clip band to calibrate; use clip_mode=min with "
-            "two widths, or clip_calibration=none",
-        )
+    @property
+    def clips_tokens(self) -> bool:
+        """Whether what is clipped are the ratios of single tokens, not one ratio of an answer."""
+        return self.ratio_level is RatioLevel.token or self.clip_mode is ClipMode.token_log
+
+    @property
+    def widest_left(self) -> float:
+        """The left width beyond which nothing can be clipped: no ratio is below 0, log ratios have no such
+        bound."""
+        return WIDEST if self.clip_mode is ClipMode.token_log else 1.0
 
     @property
     def is_calibrated(self) -> bool:
@@ -186,13 +148,22 @@ class AlgorithmConfig:
 
     @property
     def band(self) -> tuple[float, float]:
-        """[1 - left, 1 + right], unbounded on a side whose width is null."""
+        """[1 - left, 1 + right], with clip_mode=token_log [exp(-left), exp(right)]; unbounded on a side whose
+        width is null."""
         left, right = self.clip_range
+        if self.clip_mode is ClipMode.token_log:
+            return 0.0 if left is None else math.exp(-left), math.inf if right is None else math.exp(right)
         return -math.inf if left is None else 1 - left, math.inf if right is None else 1 + right
+
+    @property
+    def log_band(self) -> tuple[float, float]:
+        """[-left, right], what log ratios are clipped to with clip_mode=token_log."""
+        left, right = self.clip_range
+        return -math.inf if left is None else -left, math.inf if right is None else right
 
     @property
     def clip_range(self) -> tuple[float | None, float | None]:
         """Widths of the band, None if a side has no bound."""
-        if self.clip_mode is ClipMode.none:
+        if not self.has_band:
             return None, None
         return self.clip_range_left, self.clip_range_right

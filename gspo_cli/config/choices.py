@@ -23,6 +23,10 @@ class ClipMode(Enum):
     """`min(ratio A, clip(ratio) A)`; a clipped token has no gradient"""
     stop_gradient = "stop_gradient"
     """clipped ratio as a constant weight, every token keeps its gradient (CISPO)"""
+    soft_gate = "soft_gate"
+    """a smooth gate in place of the clip, whose gradient fades away from 1 (SAPO)"""
+    token_log = "token_log"
+    """token ratios are clipped before their geometric mean is taken (GMPO); widths are of log ratios"""
     none = "none"
     """`ratio A`, not clipped"""
 
@@ -44,6 +48,8 @@ class Aggregation(Enum):
     """mean per answer, then over answers"""
     token_mean = "token_mean"
     """mean over all trained tokens of the update"""
+    sequence_sum = "sequence_sum"
+    """sum per answer, then mean over answers"""
     constant = "constant"
     """sum divided by answers x max_completion_length"""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gspo_cli.config.choices import ClipMode, Engine, EngineCorrection, OldLogprobs, Precision
+from gspo_cli.config.choices import Engine, EngineCorrection, OldLogprobs, Precision
 from gspo_cli.config.schema import RunConfig
 
 ENGINE_SHARE = 0.05  # of the narrowest clip width
@@ -33,7 +33,7 @@ def narrowest_width(config: RunConfig) -> float:
     """The narrower side of the clip band; infinite without one."""
     algorithm = config.algorithm
     widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
-    return min(widths) if algorithm.clip_mode is not ClipMode.none and widths else math.inf
+    return min(widths) if algorithm.has_band and widths else math.inf
 
 
 def shared_by_runs(configs: Sequence[RunConfig]) -> dict[str, Any]:

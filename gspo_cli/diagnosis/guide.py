@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from gspo_cli.config.choices import ClipMode, Device, Optimizer
+from gspo_cli.config.choices import Device, Optimizer
 from gspo_cli.config.schema import RunSettings
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import Finding, History, Severity, number_of, preset_rate, slower
@@ -91,7 +91,7 @@ def steadier(config: RunSettings) -> list[str]:
 
 def _band(config: RunSettings, factor: float) -> list[str]:
     """The clip band `factor` times as wide, as overrides in one text; none where nothing clips."""
-    if config.algorithm.clip_mode is ClipMode.none:
+    if not config.algorithm.has_band:
         return []
     sides = zip(("left", "right"), config.algorithm.clip_range, strict=True)
     wide = [f"algorithm.clip_range_{name}={factor * side:.3g}" for name, side in sides if side is not None]

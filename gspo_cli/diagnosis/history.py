@@ -10,7 +10,6 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from gspo_cli.config.choices import ClipMode, RatioLevel
 from gspo_cli.config.schema import RunSettings
 
 Record = Mapping[str, Any]
@@ -163,8 +162,7 @@ def slower(run: History) -> str:
 def preset_rate(run: History) -> float:
     """The learning rate that suits model and ratio level."""
     presets = run.config.model.presets
-    per_token = run.config.algorithm.ratio_level is RatioLevel.token
-    return (presets.token if per_token else presets.sequence).learning_rate
+    return (presets.token if run.config.algorithm.clips_tokens else presets.sequence).learning_rate
 
 
 def widths(run: History) -> Sequence[float]:
@@ -173,7 +171,7 @@ def widths(run: History) -> Sequence[float]:
     newest = run.records[-1] if run.records else {}
     left, right = run.config.algorithm.clip_range
     sides = (newest.get("clip_range/left", left), newest.get("clip_range/right", right))
-    bounded = run.config.algorithm.clip_mode is not ClipMode.none
+    bounded = run.config.algorithm.has_band
     return [width for width in sides if bounded and width is not None]
 
 

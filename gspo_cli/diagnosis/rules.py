@@ -8,7 +8,7 @@ import math
 from bisect import insort
 from statistics import median
 
-from gspo_cli.config.choices import AdvantageScale, OldLogprobs, RatioLevel
+from gspo_cli.config.choices import AdvantageScale, OldLogprobs
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     LASTING,
@@ -192,7 +192,7 @@ def clip_saturation(run: History) -> Finding | None:
     """Most answers that an update after the first could learn from are clipped away.
 
     A sequence ratio clips answers, a token ratio tokens; the first update of a batch has ratio 1."""
-    per_token = run.config.algorithm.ratio_level is RatioLevel.token
+    per_token = run.config.algorithm.clips_tokens
     what, metric = ("tokens", "clip_ratio/token") if per_token else ("answers", "clip_ratio/sequence")
 
     def possible(record: Record) -> float:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 
-from gspo_cli.config.choices import AdvantageScale, ClipMode, RatioLevel
+from gspo_cli.config.choices import AdvantageScale, RatioLevel
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     WINDOW,
@@ -99,7 +99,7 @@ def _latest_kl(run: History) -> float | None:
 
 def nothing_clips(run: History) -> Finding | None:
     """Updates so small that nothing clips, and the reward does not rise."""
-    bounded = run.config.algorithm.clip_mode is not ClipMode.none
+    bounded = run.config.algorithm.clip_range != (None, None)
     several = run.config.training.updates_per_iteration > 1
     clipped = run.values("clip_ratio/token")
     if not (bounded and several and len(clipped) >= WINDOW) or any(clipped) or run.reward_rises:

@@ -44,6 +44,7 @@ RATIOS = {
 MEANS = {
     Aggregation.sequence_mean: "mean over answers of the mean over their trained tokens",
     Aggregation.token_mean: "mean over all trained tokens of the update",
+    Aggregation.sequence_sum: "mean over answers of the sum over their trained tokens",
     Aggregation.constant: "sum over trained tokens / (answers x max_completion_length)",
 }
 SCALES = {
@@ -138,8 +139,15 @@ def formula(algorithm: AlgorithmConfig) -> str:
         term = f"{ratio} A"
     elif algorithm.clip_mode is ClipMode.stop_gradient:
         term = f"sg[clip({ratio}, {low:g}, {high:g})] A log pi(y_t)"
+    elif algorithm.clip_mode is ClipMode.soft_gate:
+        tau = f"tau = {algorithm.tau_pos:g} for A > 0, {algorithm.tau_neg:g} for A < 0"
+        term = f"4/tau sigmoid(tau ({ratio} - 1)) A, {tau}"
+    elif algorithm.clip_mode is ClipMode.token_log:
+        term = f"exp(mean_t clip(w_t, {low:.6g}, {high:.6g})) A"
     else:
         term = f"min({ratio} A, clip({ratio}, {low:.6g}, {high:.6g}) A)"
+    if algorithm.clip_ratio_dual is not None:
+        term = f"{term}, at least {algorithm.clip_ratio_dual:g} A for A < 0"
     if algorithm.kl_in_loss:
         term += f" - {algorithm.beta:g} KL_{algorithm.kl_estimator.value}"
     return term

@@ -86,8 +86,8 @@ class Updater:
             report.sums = sum(self.strategy.ranks.gather([report.sums]), start=Sums())
         report.tokens_per_microbatch = self.collator.budget
         if self.algorithm.is_calibrated:
-            fraction, widths = self.algorithm.clip_fraction, self.algorithm.clip_range
-            self.set_clip_range(calibrated(report.sums.candidates, report.tokens, fraction, widths))
+            target = self.algorithm.clip_fraction, self.algorithm.clip_range, self.algorithm.widest_left
+            self.set_clip_range(calibrated(report.sums.candidates, report.tokens, *target))
         return report
 
     def set_clip_range(self, widths: tuple[float | None, float | None]) -> None:

@@ -1,0 +1,130 @@
+"""Checks of the group `algorithm`: ranges, and combinations that have no meaning. Each raises UserError that
+names the key and the fix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gspo_cli.config.checks import require, require_at_most, require_not_negative, require_positive
+from gspo_cli.config.choices import AdvantageScale, Aggregation, ClipMode, Credit, RatioLevel
+
+if TYPE_CHECKING:
+    from gspo_cli.config.algorithm_schema import AlgorithmConfig
+
+WIDEST = 1e3  # of a clip band, and of a ratio's bound
+CLIP_FRACTION = 0.15  # share of tokens: what GSPO clips with the paper's band (Fig. 2)
+TAU_POS, TAU_NEG = 1.0, 1.05  # of SAPO's gate, as published
+
+
+def check_ranges(algorithm: AlgorithmConfig) -> None:
+    """Each number within its range."""
+    for name in ("clip_range_left", "clip_range_right"):
+        value = getattr(algorithm, name)
+        require(
+            value is None or 0 < value <= WIDEST,
+            f"algorithm.{name}={value}: is a width around 1 and must be above 0 and at most {WIDEST:g}; "
+            "use null for no bound",
+        )
+    require_positive("algorithm", algorithm, "learning_rate", "dynamic_sampling_max_rounds")
+    require_positive("algorithm", algorithm, "tau_pos", "tau_neg")
+    require_at_most("algorithm", algorithm, learning_rate=1.0, beta=1e3, tau_pos=1e3, tau_neg=1e3)
+    require(
+        algorithm.engine_correction_max is None or 1 < algorithm.engine_correction_max <= WIDEST,
+        f"algorithm.engine_correction_max={algorithm.engine_correction_max}: is an upper bound of a "
+        "ratio and must be above 1 and at most 1000; use null for the default",
+    )
+    require(
+        algorithm.clip_ratio_dual is None or 1 < algorithm.clip_ratio_dual <= WIDEST,
+        f"algorithm.clip_ratio_dual={algorithm.clip_ratio_dual}: is an upper bound of a ratio and must be "
+        "above 1 and at most 1000; give 3, or null for no bound",
+    )
+    require_not_negative("algorithm", algorithm, "beta", "truncation_penalty", "advantage_std_floor")
+
+
+def check_advantage(algorithm: AlgorithmConfig) -> None:
+    """What concerns rewards and advantages."""
+    require(
+        algorithm.advantage_std_floor == 0 or algorithm.advantage_scale is not AdvantageScale.none,
+        f"algorithm.advantage_std_floor={algorithm.advantage_std_floor}: only applies where "
+        "something divides; set algorithm.advantage_scale=group_std or batch_std, or a floor of 0",
+    )
+    require(
+        0 < algorithm.discount <= 1,
+        f"algorithm.discount={algorithm.discount}: must be above 0 and at most 1; give 1 for no discount",
+    )
+    whole = algorithm.ratio_level is RatioLevel.sequence
+    require(
+        algorithm.credit is Credit.turn or algorithm.discount == 1,
+        f"algorithm.discount={algorithm.discount}: only applies to credit by turns; use "
+        f"{'algorithm=gspo_token ' if whole else ''}algorithm.credit=turn, or algorithm.discount=1",
+    )
+    require(
+        algorithm.credit is Credit.trajectory or not whole,
+        "algorithm.credit=turn: a sequence ratio takes one advantage for the whole conversation; use "
+        "algorithm=gspo_token or algorithm=grpo",
+    )
+
+
+def check_ratio(algorithm: AlgorithmConfig) -> None:
+    """Which aggregations and clip modes a ratio level allows."""
+    if algorithm.ratio_level is not RatioLevel.token:
+        require(
+            algorithm.aggregation in (Aggregation.sequence_mean, Aggregation.sequence_sum),
+            f"algorithm.aggregation={algorithm.aggregation.value}: a sequence-level ratio needs "
+            "sequence_mean, or sequence_sum (LUSPO); other aggregations weight sequences by length",
+        )
+        require(
+            algorithm.clip_mode is not ClipMode.stop_gradient,
+            "algorithm.clip_mode=stop_gradient: is defined for token ratios (CISPO); "
+            "set algorithm.ratio_level=token or algorithm.clip_mode=min",
+        )
+    require(
+        algorithm.clip_mode is not ClipMode.token_log or algorithm.ratio_level is RatioLevel.sequence,
+        "algorithm.clip_mode=token_log: clips the tokens of a geometric mean (GMPO); set "
+        "algorithm.ratio_level=sequence or algorithm.clip_mode=min",
+    )
+
+
+def check_clip(algorithm: AlgorithmConfig) -> None:
+    """What each clip mode needs, and settings of another mode."""
+    mode = algorithm.clip_mode
+    if mode in (ClipMode.min, ClipMode.token_log):
+        require(
+            algorithm.clip_range_left is not None and algorithm.clip_range_right is not None,
+            f"algorithm.clip_range_left, clip_range_right: clip_mode={mode.value} needs both widths; give "
+            "two numbers",
+        )
+    require(
+        algorithm.clip_ratio_dual is None or mode is ClipMode.min,
+        f"algorithm.clip_ratio_dual={algorithm.clip_ratio_dual}: bounds the term of clip_mode=min; set "
+        "algorithm.clip_mode=min, or algorithm.clip_ratio_dual=null",
+    )
+    for name, default in (("tau_pos", TAU_POS), ("tau_neg", TAU_NEG)):
+        value = getattr(algorithm, name)
+        require(
+            mode is ClipMode.soft_gate or value == default,
+            f"algorithm.{name}={value}: only applies to the soft gate; use algorithm=sapo, or leave it out",
+        )
+
+
+def check_calibration(algorithm: AlgorithmConfig) -> None:
+    """Where a clip band can be calibrated."""
+    require(
+        0 < algorithm.clip_fraction < 1,
+        f"algorithm.clip_fraction={algorithm.clip_fraction}: must be above 0 and below 1; give a share of "
+        f"the trained tokens such as {CLIP_FRACTION}",
+    )
+    require(
+        algorithm.is_calibrated or algorithm.clip_fraction == CLIP_FRACTION,
+        f"algorithm.clip_fraction={algorithm.clip_fraction}: only applies with algorithm.clip_calibration="
+        + (
+            "quantile; set that, or leave it out"
+            if algorithm.clip_range != (None, None)
+            else "quantile, and there is no clip band to calibrate; leave it out"
+        ),
+    )
+    require(
+        not algorithm.is_calibrated or algorithm.clip_range != (None, None),
+        "algorithm.clip_calibration=quantile: there is no clip band to calibrate; use clip_mode=min with "
+        "two widths, or clip_calibration=none",
+    )
