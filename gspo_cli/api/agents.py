@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.api.agent import AgentConfig, MultiTurnAgent
+from gspo_cli.api.awaiting import bordered
 from gspo_cli.api.config import GSPOConfig, get_config_for_task, model_overrides, write_setting
 from gspo_cli.api.training import execute, run_place
 from gspo_cli.config.auto_hardware import use_one_process
@@ -23,6 +24,7 @@ from gspo_cli.sources import settled
 HELD_OUT = 5  # of a list of problems, every fifth is held out, at most 200
 
 
+@bordered
 def train_agent(
     run: Callable[..., Any],
     problems: Sequence[Mapping[str, Any]] | str | Path,

@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.api.awaiting import bordered
 from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.compose import composed, literal
 from gspo_cli.errors import UserError
@@ -145,6 +146,7 @@ class GSPOConfig:
                 write_setting(node, key if name in self.given else DEFAULTS.get(name, key), value)
 
 
+@bordered
 def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "gspo") -> GSPOConfig:
     """The presets of a task and a model, as `gspo-train task=... model=...` would use them.
 
