@@ -44,6 +44,7 @@ def train_agent(
     its `run_folder`. Raises UserError on bad input."""
     require(callable(run), f"run: is a {type(run).__name__}; give a function run(problem, endpoint)")
     config = config or get_config_for_task("agent", str(model), algorithm)
+    algorithm = "gspo_token" if config.use_gspo_token and algorithm == "gspo" else algorithm
     node = composed(["task=agent", *model_overrides(model), f"algorithm={algorithm}", *config.overrides])
     config.apply(node)
     settled(node, [*config.overrides])
@@ -57,6 +58,7 @@ def train_agent(
     ):
         write_setting(node, "task.heldout", min(200, max(1, len(rows) // HELD_OUT)))
     write_setting(node, "task.agent", _name(run))
+    config.apply_sizes(node)
     checked = build_config(node)
     checked.task.use(run)
 

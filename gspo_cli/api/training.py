@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from gspo_cli.api.agent import MultiTurnAgent
 from gspo_cli.api.awaiting import bordered, train_in_thread
-from gspo_cli.api.config import KEYS, GSPOConfig, model_overrides, write_setting
+from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
@@ -55,7 +55,8 @@ async def train_with_gspo(
     cancelling the task, ends the run after the current iteration with a checkpoint; Ctrl-C returns the agent
     with the status interrupted. Raises UserError on bad input, and what a callback raised.
     """
-    return await train("gspo", config, agent, environment, reward_model, reporter, callbacks)
+    algorithm = "gspo_token" if config.use_gspo_token else "gspo"
+    return await train(algorithm, config, agent, environment, reward_model, reporter, callbacks)
 
 
 @bordered
@@ -68,6 +69,11 @@ async def train_with_gspo_token(
     callbacks: Sequence[Any] = (),
 ) -> MultiTurnAgent:
     """`train_with_gspo` with the token variant (Eq. 13-14), which takes `credit="turn"`, too."""
+    require(
+        config.use_gspo_token is not False,
+        "GSPOConfig.use_gspo_token=False: train_with_gspo_token trains the token variant; call "
+        "train_with_gspo, or leave it out",
+    )
     return await train("gspo_token", config, agent, environment, reward_model, reporter, callbacks)
 
 
@@ -85,6 +91,7 @@ async def train(
     use_one_process(node)  # that of the script
     folder = RunFolder(run_place(node, settings))
     environment.apply(node, folder.path)
+    settings.apply_sizes(node)
     config = build_config(node)
     watch = Watch(folder.path, callbacks, asyncio.get_running_loop())
 
@@ -142,8 +149,7 @@ def run_node(
         write_setting(node, "task.system_prompt", agent.config.system_prompt)
     if agent.config.device != "auto":
         write_setting(node, "hardware.device", agent.config.device)
-    typed = [f"{KEYS[name]}=" for name in settings.given if name in KEYS]
-    settled(node, [*settings.overrides, *typed])
+    settled(node, settings.typed)
     return node
 
 
