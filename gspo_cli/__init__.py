@@ -21,6 +21,7 @@ _HOMES = {
     "Problem": "gspo_cli.types",
     "RewardFunction": "gspo_cli.rewards.base",
     "RewardResult": "gspo_cli.types",
+    "UserError": "gspo_cli.errors",
     "create_customer_service_reward": "gspo_cli.rewards.conversation",
 }
 __all__ = sorted(_HOMES)

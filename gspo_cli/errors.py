@@ -6,6 +6,8 @@ from gspo_cli.signals import can_be_ctrl_c
 class UserError(Exception):
     """Bad input: one sentence that names the key or file and the fix. Commands print it and exit with 2."""
 
+    __module__ = "gspo_cli"  # where scripts import it from, as their tracebacks say
+
 
 FOREIGN = BaseException  # what code that is not ours may raise; `as_exception` lets the user's Ctrl-C through
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+from gspo_cli.api.awaiting import bordered
 from gspo_cli.api.config import EMBEDDED
 from gspo_cli.config.auto_hardware import visible_gpus
 from gspo_cli.config.checks import require
@@ -50,7 +53,8 @@ class AgentConfig:
 
 class MultiTurnAgent:
     """Talks in turns with the model's own chat template, or the plain one where it has none. `summary` and
-    `run_folder` are those of the run that trained it."""
+    `run_folder` are those of the run that trained it. Other tasks of the event loop run while it loads or
+    answers; it gives one answer at a time."""
 
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
@@ -58,17 +62,16 @@ class MultiTurnAgent:
         self.policy: Policy | None = None
         self.summary: Mapping[str, Any] = {}
         self.run_folder: Path | None = None
+        self._busy = Lock()
 
+    @bordered
     async def initialize(self) -> None:
         """Load the model. A model that is built for its task exists only after training. Raises UserError if
         loading fails."""
         if self.policy is None and self.config.model_name not in EMBEDDED:
-            model = ModelConfig(label="agent", name=str(self.config.model_name), use_lora=False)
-            found = "cuda" if visible_gpus() else "cpu"
-            device = found if self.config.device == "auto" else self.config.device
-            hardware = HardwareConfig(device=Device(device))
-            self.policy = load_policy(str(self.config.model_name), model, hardware)
+            self.policy = await asyncio.to_thread(self._load)
 
+    @bordered
     async def generate_response(
         self, messages: Sequence[Message | Mapping[str, str]] | str, seed: int = 0
     ) -> str:
@@ -76,14 +79,22 @@ class MultiTurnAgent:
 
         The same seed gives the same text. Raises UserError before the model is loaded, and on an invalid
         conversation."""
-        policy, config = self.policy, self.config
-        if policy is None:
+        if self.policy is None:
             raise UserError(
-                f"agent: {config.model_name} is not loaded; call `await agent.initialize()`, or train "
+                f"agent: {self.config.model_name} is not loaded; call `await agent.initialize()`, or train "
                 "it first if it is a tiny model"
             )
         spoken = conversation([Message("user", messages)] if isinstance(messages, str) else messages)
-        chat = policy.chat
+        return await asyncio.to_thread(self._answer, self.policy, spoken, seed)
+
+    def _load(self) -> Policy:
+        model = ModelConfig(label="agent", name=str(self.config.model_name), use_lora=False)
+        found = "cuda" if visible_gpus() else "cpu"
+        device = found if self.config.device == "auto" else self.config.device
+        return load_policy(str(self.config.model_name), model, HardwareConfig(device=Device(device)))
+
+    def _answer(self, policy: Policy, spoken: tuple[Message, ...], seed: int) -> str:
+        config, chat = self.config, policy.chat
         prompts = Prompts(chat, self.system)
         ids = [token for piece, _ in prompts.pieces(prompts.messages(spoken)) for token in piece]
         room = policy.max_positions - len(ids)
@@ -95,7 +106,8 @@ class MultiTurnAgent:
             config.temperature, config.top_p, 0, min(config.max_new_tokens, room), chat.stop_ids
         )
         request = Request(ids, derived_seed(seed, "agent", len(spoken)), 0)
-        [completion] = generate(TransformersEngine(policy, 1), [request], sampling)
+        with self._busy:
+            [completion] = generate(TransformersEngine(policy, 1), [request], sampling)
         turn = prompts.turns.read(completion.token_ids)
         return without_reasoning(turn)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.api.agent import AgentConfig, MultiTurnAgent
+from gspo_cli.api.awaiting import bordered
 from gspo_cli.api.config import GSPOConfig, get_config_for_task, model_overrides, write_setting
 from gspo_cli.api.training import execute, run_place
 from gspo_cli.config.auto_hardware import use_one_process
@@ -23,6 +24,7 @@ from gspo_cli.sources import settled
 HELD_OUT = 5  # of a list of problems, every fifth is held out, at most 200
 
 
+@bordered
 def train_agent(
     run: Callable[..., Any],
     problems: Sequence[Mapping[str, Any]] | str | Path,
@@ -42,6 +44,7 @@ def train_agent(
     its `run_folder`. Raises UserError on bad input."""
     require(callable(run), f"run: is a {type(run).__name__}; give a function run(problem, endpoint)")
     config = config or get_config_for_task("agent", str(model), algorithm)
+    algorithm = "gspo_token" if config.use_gspo_token and algorithm == "gspo" else algorithm
     node = composed(["task=agent", *model_overrides(model), f"algorithm={algorithm}", *config.overrides])
     config.apply(node)
     settled(node, [*config.overrides])
@@ -55,6 +58,7 @@ def train_agent(
     ):
         write_setting(node, "task.heldout", min(200, max(1, len(rows) // HELD_OUT)))
     write_setting(node, "task.agent", _name(run))
+    config.apply_sizes(node)
     checked = build_config(node)
     checked.task.use(run)
 

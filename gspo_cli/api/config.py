@@ -5,19 +5,21 @@ This module makes no choices of its own: a `GSPOConfig` is a flat view of conf/,
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.api.awaiting import bordered
+from gspo_cli.api.carried_over import CARRIED, carried, carried_sizes, check_carried, not_a_setting
 from gspo_cli.config.checks import override_key, require
-from gspo_cli.config.compose import composed, literal
+from gspo_cli.config.compose import build_config, composed, literal
+from gspo_cli.config.sizes import Sizes, fitted_sizes
 from gspo_cli.errors import UserError
 from gspo_cli.sources import find_source
 
@@ -65,7 +67,13 @@ class GSPOConfig:
     The numbers of answers and updates that are not given follow those that are, as on the command line.
     `overrides` are further settings as on the command line, e.g. ["training.schedule=cosine"], and win;
     `output_dir` is where run folders are made. `use_8bit` or `use_4bit` quantizes frozen weights, under LoRA.
-    Raises UserError on overrides of a whole group."""
+
+    The settings after `output_dir` are other names of TRL and the guide; None leaves them to the
+    configuration. `save_steps`, `eval_steps` and `warmup_steps` count iterations. Micro-batches have at most
+    the tokens of `per_device_train_batch_size` longest answers with their prompts.
+    `gradient_accumulation_steps` changes nothing. With `use_gspo_token`, `train_with_gspo` trains the token
+    variant. Raises UserError on an unknown setting, on a value that has no counterpart here (`lora_dropout`
+    above 0, `logging_steps` other than 1), and on overrides of a whole group."""
 
     num_generations: int = 4
     generations_per_iteration: int = 100
@@ -95,15 +103,36 @@ class GSPOConfig:
     seed: int = 0
     overrides: Sequence[str] = ()
     output_dir: str | Path = "outputs"
+    per_device_train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+    num_iterations: int | None = None
+    logging_steps: int | None = None
+    save_steps: int | None = None
+    save_total_limit: int | None = None
+    eval_steps: int | None = None
+    warmup_steps: int | None = None
+    lr_scheduler_type: str | None = None
+    max_grad_norm: float | None = None
+    weight_decay: float | None = None
+    top_k: int | None = None
+    bf16: bool | None = None
+    lora_dropout: float | None = None
+    lora_target_modules: Sequence[str] | str | None = None
+    use_gspo_token: bool | None = None
 
+    @bordered
     def __new__(cls, *values: Any, **named: Any) -> GSPOConfig:
         """Remembers which settings are given: later they look like defaults of the same value."""
+        known = [each.name for each in fields(cls)]
+        for name in named:
+            require(name in known, not_a_setting(name, known, KEYS | CARRIED))
         config = super().__new__(cls)
         config._given = frozenset([*(each.name for each in fields(cls)[: len(values)]), *named])
         return config
 
     def __post_init__(self) -> None:
         self._made = {name: getattr(self, name) for name in DEFAULTS}
+        check_carried(vars(self))
         for text in self.overrides:
             require(
                 override_key(text) not in CHOSEN,
@@ -112,15 +141,38 @@ class GSPOConfig:
             )
 
     @classmethod
-    def from_training_config(cls, base: GSPOConfig, **overrides: Any) -> GSPOConfig:
-        """`base` with other values. Raises UserError on an unknown setting."""
-        known = [f.name for f in fields(cls)]
+    @bordered
+    def from_training_config(cls, base: GSPOConfig | Mapping[str, Any], **overrides: Any) -> GSPOConfig:
+        """`base`, a GSPOConfig or what its `to_dict` returned, with other values. Raises UserError on an
+        unknown setting."""
+        usable = isinstance(base, GSPOConfig | Mapping)
+        require(usable, f"from_training_config: base is a {type(base).__name__}; give a GSPOConfig or a dict")
+        start = base if isinstance(base, GSPOConfig) else cls(**base)
+        known = [each.name for each in fields(cls)]
         for name in overrides:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"available settings are {', '.join(known)}"
-                raise UserError(f"GSPOConfig.{name}: is not a setting; {hint}")
-        return replace(base, **overrides)._with_given(base.given | overrides.keys())
+            require(name in known, not_a_setting(name, known, KEYS | CARRIED))
+        return replace(start, **overrides)._with_given(start.given | overrides.keys())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name as plain values, with the numbers of answers and updates that will run; those
+        that are left to the task and the configuration are left out. `GSPOConfig(**config.to_dict())` trains
+        the same."""
+        wanted = Sizes(self.num_generations, self.generations_per_iteration, self.updates_per_rollout)
+        given = {name: value for name, value in asdict(wanted).items() if name in self.given}
+        values = vars(self) | asdict(fitted_sizes(given, wanted, processes=1))
+        named = {each.name: values[each.name] for each in fields(self)}
+        return {name: _plain(value) for name, value in named.items() if value is not None}
+
+    @bordered
+    def validate(self, task: str = "customer_service", model_name: str | Path = "tiny") -> list[str]:
+        """What follows from the settings, in sentences: defaults that were adjusted to fit them, and what has
+        no effect. Nothing is loaded or trained. Raises UserError on settings that cannot run together."""
+        algorithm = "gspo_token" if self.use_gspo_token else "gspo"
+        groups = [f"task={task}", *model_overrides(model_name), f"algorithm={algorithm}"]
+        node = composed([*groups, *self.overrides])
+        self.apply(node)
+        self.apply_sizes(node)
+        return build_config(node).notes
 
     @property
     def given(self) -> frozenset[str]:
@@ -143,8 +195,34 @@ class GSPOConfig:
             left_to_task = name in OF_TASK and value is None
             if key not in named and not left_to_task:
                 write_setting(node, key if name in self.given else DEFAULTS.get(name, key), value)
+        for key, value in carried(vars(self)).items():
+            if key not in named:
+                write_setting(node, key, value)
+
+    def apply_sizes(self, node: DictConfig) -> None:
+        """Write what follows the lengths of `node`, whose other settings are all written, and note it."""
+        sizes, notes = carried_sizes(node, vars(self))
+        for key, value in sizes.items():
+            if key not in map(override_key, self.overrides):
+                write_setting(node, key, value)
+        if notes:
+            write_setting(node, "notes", [*node.notes, *notes])
+
+    @property
+    def typed(self) -> list[str]:
+        """The settings that were given, as the beginnings of overrides."""
+        keys = KEYS | CARRIED
+        return [*self.overrides, *(f"{keys[name]}=" for name in sorted(self.given) if name in keys)]
 
 
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it."""
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+
+
+@bordered
 def get_config_for_task(task: str, model_name: str = "tiny", algorithm: str = "gspo") -> GSPOConfig:
     """The presets of a task and a model, as `gspo-train task=... model=...` would use them.
 

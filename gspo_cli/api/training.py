@@ -1,15 +1,25 @@
-"""Training from Python: the same configuration, session and run folder as `gspo-train`."""
+"""Training from Python: the same configuration, session and run folder as `gspo-train`.
+
+A callback is any object with some of these methods, plain or coroutines, each of which takes one dict:
+`on_start` (title, run_folder, iteration, total_iterations, card), `on_iteration` (a line of metrics.jsonl),
+`on_evaluation` (a line of evals.jsonl) and `on_end` (summary.json). One that returns False ends the run
+early: after the current iteration, with an evaluation, a checkpoint and the status stopped_early. What one
+raises ends the run with a checkpoint and the status failed, and is raised once `agent` has the trained
+weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from gspo_cli.api.agent import MultiTurnAgent
-from gspo_cli.api.config import KEYS, GSPOConfig, model_overrides, write_setting
+from gspo_cli.api.awaiting import bordered, train_in_thread
+from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
@@ -24,48 +34,71 @@ from gspo_cli.sources import EMBEDDED, settled
 from gspo_cli.training.job import train_here
 from gspo_cli.training.process_group import gpu_count
 from gspo_cli.training.session import load_trained
+from gspo_cli.training.watch import Watch
 
 
+@bordered
 async def train_with_gspo(
     config: GSPOConfig,
     agent: MultiTurnAgent,
     environment: ConversationEnvironment,
     reward_model: RewardFunction | None = None,
     reporter: Reporter | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> MultiTurnAgent:
-    """Train `agent` with GSPO (arXiv 2507.18071, Eq. 5); returns it with the trained weights.
+    """Train `agent` with GSPO (arXiv 2507.18071, Eq. 5); returns it with the trained weights, its `summary`
+    and its `run_folder`.
 
     Training begins with the model that `agent.config` names. With `reward_model` None the environment's own
-    reward is used; `reporter` None shows progress in the terminal. The run folder is made under
-    `config.output_dir`. Blocks until the run is over. Raises UserError on bad input.
+    reward is used; `reporter` None shows progress in the terminal; `callbacks` are as described above. The
+    run folder is made under `config.output_dir`. Other tasks of the event loop run meanwhile. Ctrl-C, or
+    cancelling the task, ends the run after the current iteration with a checkpoint; Ctrl-C returns the agent
+    with the status interrupted. Raises UserError on bad input, and what a callback raised.
     """
-    return _train("gspo", config, agent, environment, reward_model, reporter)
+    algorithm = "gspo_token" if config.use_gspo_token else "gspo"
+    return await train(algorithm, config, agent, environment, reward_model, reporter, callbacks)
 
 
+@bordered
 async def train_with_gspo_token(
     config: GSPOConfig,
     agent: MultiTurnAgent,
     environment: ConversationEnvironment,
     reward_model: RewardFunction | None = None,
     reporter: Reporter | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> MultiTurnAgent:
     """`train_with_gspo` with the token variant (Eq. 13-14), which takes `credit="turn"`, too."""
-    return _train("gspo_token", config, agent, environment, reward_model, reporter)
+    require(
+        config.use_gspo_token is not False,
+        "GSPOConfig.use_gspo_token=False: train_with_gspo_token trains the token variant; call "
+        "train_with_gspo, or leave it out",
+    )
+    return await train("gspo_token", config, agent, environment, reward_model, reporter, callbacks)
 
 
-def _train(
+async def train(
     algorithm: str,
     settings: GSPOConfig,
     agent: MultiTurnAgent,
     environment: ConversationEnvironment,
-    reward: RewardFunction | None,
-    reporter: Reporter | None,
+    reward: RewardFunction | None = None,
+    reporter: Reporter | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> MultiTurnAgent:
+    """`train_with_gspo` with any option of conf/algorithm. Raises UserError on one that is not there."""
     node = run_node(algorithm, settings, agent, environment)
     use_one_process(node)  # that of the script
     folder = RunFolder(run_place(node, settings))
     environment.apply(node, folder.path)
-    return execute(agent, node, build_config(node), folder, environment.write, reward, reporter)
+    settings.apply_sizes(node)
+    config = build_config(node)
+    watch = Watch(folder.path, callbacks, asyncio.get_running_loop())
+
+    def work() -> MultiTurnAgent:
+        return execute(agent, node, config, folder, environment.write, reward, reporter, watch)
+
+    return await train_in_thread(work, watch)
 
 
 def execute(
@@ -76,9 +109,11 @@ def execute(
     write: Callable[[Path], None],
     reward: RewardFunction | None,
     reporter: Reporter | None,
+    watch: Watch | None = None,
 ) -> MultiTurnAgent:
     """Train `config`, which was built of `node`, in a new `folder`, in which `write` puts the data. Returns
-    `agent` with the trained weights. Raises UserError on a reward that is none."""
+    `agent` with the trained weights. Raises UserError on a reward that is none, and the error that `watch`
+    keeps of a callback."""
     usable = reward is None or isinstance(reward, RewardFunction)
     require(
         usable, f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass"
@@ -92,9 +127,11 @@ def execute(
     folder.create(resolved_yaml(node))
     write(folder.path)
     agent.policy = None  # do not keep a second copy of the model in memory while it trains
-    agent.summary = train_here(config, node, folder, reporter=reporter, reward=reward)
+    agent.summary = train_here(config, node, folder, reporter=reporter, reward=reward, watch=watch)
     agent.policy = load_trained(config, *folder.checkpoint_model("last", config.model))
     agent.system, agent.run_folder = config.task.system_prompt_and_tools(), folder.path
+    if watch is not None and watch.error is not None:
+        raise watch.error
     return agent
 
 
@@ -112,8 +149,7 @@ def run_node(
         write_setting(node, "task.system_prompt", agent.config.system_prompt)
     if agent.config.device != "auto":
         write_setting(node, "hardware.device", agent.config.device)
-    typed = [f"{KEYS[name]}=" for name in settings.given if name in KEYS]
-    settled(node, [*settings.overrides, *typed])
+    settled(node, settings.typed)
     return node
 
 

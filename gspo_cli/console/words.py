@@ -142,7 +142,7 @@ def _continue(summary: Record, resume: str) -> list[tuple[str, str]]:
         why = f"continue training, to iteration {2 * total}"
         return [(f"{resume} training.num_outer_iterations={2 * total}", why)]
     if status == RunStatus.stopped_early:
-        why = f"continue training to iteration {total}, past the score that stopped it"
+        why = f"continue training to iteration {total}, past where it stopped"
         return [(f"{resume} evaluation.stop_at_score=null", why)]
     if status == RunStatus.collapsed:
         why = "return to the checkpoint before the collapse and continue with a lower learning rate"

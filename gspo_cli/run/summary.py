@@ -15,8 +15,8 @@ from gspo_cli.run.logs import has_iteration
 class RunStatus(StrEnum):
     """How a run ended; the values are those of `status` in summary.json.
 
-    `stopped_early`: the held-out score reached evaluation.stop_at_score. `collapsed`: the monitor found that
-    the policy collapsed, and training.on_collapse ended the run."""
+    `stopped_early`: the held-out score reached evaluation.stop_at_score, or a callback of a script ended the
+    run. `collapsed`: the monitor found that the policy collapsed, and training.on_collapse ended the run."""
 
     completed = "completed"
     interrupted = "interrupted"

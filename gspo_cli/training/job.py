@@ -22,6 +22,7 @@ from gspo_cli.run.summary import RunStatus
 from gspo_cli.run.trackers import Mirror, NoTracker, make_tracker
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.session import run_training, summarize
+from gspo_cli.training.watch import Watch
 
 
 def train_here(
@@ -31,17 +32,21 @@ def train_here(
     ranks: ProcessGroup | None = None,
     reporter: Reporter | None = None,
     reward: RewardFunction | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Train in this process, alone or as one of `ranks`, with a tracker, and the terminal or `reporter`.
-    Returns the summary."""
+    """Train in this process, alone or as one of `ranks`, with a tracker, and the terminal or `reporter`;
+    `watch` hears of all events, too, and may end the run. Returns the summary."""
     terminal = make_console()
     shown = terminal if reporter is None else reporter
+    stop = None
+    if watch is not None:
+        shown, stop = watch.showing(shown), watch.stop
     tracker: Mirror = NoTracker()
     if run.writes:
         tracker = make_tracker(config.logging, run.path, plain_values(node), shown.warn)
     status = RunStatus.failed
     try:
-        summary = run_training(config, run, shown, tracker.log, reward, ranks)
+        summary = run_training(config, run, shown, tracker.log, reward, ranks, stop)
         status = RunStatus(summary["status"])
     finally:
         tracker.finish(status)

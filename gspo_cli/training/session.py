@@ -52,6 +52,7 @@ from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.sharing import sharing
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
+from gspo_cli.training.watch import StopRequest
 from gspo_cli.training.zero import ZeroStrategy, sharded_loading
 
 ASKED = 256  # problems of each split whose prompts are measured for the card
@@ -64,19 +65,20 @@ def run_training(
     track: Callable[[dict[str, Any], int], None] = lambda values, step: None,
     reward: RewardFunction | None = None,
     ranks: ProcessGroup | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Train `config` in `folder`, where its config.yaml is; resumes from the last checkpoint there.
 
-    `reward` None takes the one that `config` names; `ranks` None is this process alone. Returns the summary,
-    which is also written. A failure is recorded in it and raised. Raises UserError if another process
-    trains in the folder."""
+    `reward` None takes the one that `config` names; `ranks` None is this process alone; `stop` may end the
+    run after an iteration. Returns the summary, which is also written. A failure is recorded in it and
+    raised. Raises UserError if another process trains in the folder."""
     if ranks is None and config.hardware.zero_stage > 0:
         raise UserError(
             "hardware.zero_stage: the processes of ZeRO are started by the gspo-train command; use "
             "that command, or hardware.zero_stage=0"
         )
     with folder.locked():
-        return _run_in(config, folder, reporter, track, reward, ranks)
+        return _run_in(config, folder, reporter, track, reward, ranks, stop)
 
 
 def _run_in(
@@ -86,6 +88,7 @@ def _run_in(
     track: Callable[[dict[str, Any], int], None],
     reward: RewardFunction | None,
     ranks: ProcessGroup | None,
+    stop: StopRequest | None,
 ) -> dict[str, Any]:
     """`run_training` in a folder that no other process trains in."""
     check_data(folder, config.task)  # before anything is written
@@ -93,7 +96,7 @@ def _run_in(
     status, threads = RunStatus.failed, torch.get_num_threads()
     try:
         parts = build_parts(config, folder, reporter, reward, ranks)
-        trainer = Trainer(config, parts, folder, reporter, track)
+        trainer = Trainer(config, parts, folder, reporter, track, stop)
         trainer.resume()
         with naming_what_saves_memory(config, folder.path):
             card = measured_card(config, parts, folder, reporter)

@@ -30,6 +30,7 @@ from gspo_cli.training.monitor import Monitor
 from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
+from gspo_cli.training.watch import StopRequest
 from gspo_cli.types import Problem
 
 if TYPE_CHECKING:  # its libraries are an extra
@@ -59,7 +60,8 @@ class Parts:
 
 
 class Trainer:
-    """Runs `config` over `parts`, writing to `folder` and reporting to `reporter` and `track`."""
+    """Runs `config` over `parts`, writing to `folder` and reporting to `reporter` and `track`. `stop` may
+    end it after an iteration."""
 
     def __init__(
         self,
@@ -68,9 +70,11 @@ class Trainer:
         folder: RunFolder,
         reporter: Reporter,
         track: Callable[[dict[str, Any], int], None] = lambda values, step: None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.config, self.parts, self.folder = config, parts, folder
         self.reporter, self.track = reporter, track
+        self.stop = stop or StopRequest()
         self.ranks = parts.strategy.ranks
         self.updater = Updater(parts.policy, config, parts.strategy, parts.sharing)
         asked = parts.reward, parts.engine, parts.prompts, self.ranks, parts.strategy.generating
@@ -97,7 +101,8 @@ class Trainer:
         self.monitor.evals += [r for r in self.folder.read("evals.jsonl") if r["iteration"] <= reached]
 
     def train(self) -> RunStatus:
-        """Train to the end, a stop request, or `evaluation.stop_at_score`. Returns the status of the run."""
+        """Train to the end, a request to stop, or `evaluation.stop_at_score`. Returns the status of the
+        run."""
         total = self.config.training.num_outer_iterations
         if self.state.initial_eval is None:
             self._evaluate(Clock())
@@ -107,6 +112,8 @@ class Trainer:
                 return self._finish(RunStatus.stopped_early)
             if self.ranks.any(self.stop_requested):
                 return self._finish(RunStatus.interrupted)
+            if self.stop.status is not None:
+                return self._finish(self.stop.status)
             self._iterate()
             if self._lost:
                 return self._finish(RunStatus.collapsed)
@@ -203,7 +210,8 @@ class Trainer:
 
     def _evaluate_and_save(self, rolled_back: bool) -> None:
         iteration = self.state.iteration
-        last = self._lost or iteration == self.config.training.num_outer_iterations
+        stopped = self._lost or self.stop.status is RunStatus.stopped_early
+        last = stopped or iteration == self.config.training.num_outer_iterations
         every = self.config.evaluation.every
         improved = False
         if last or (every and iteration % every == 0):
