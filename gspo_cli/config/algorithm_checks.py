@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gspo_cli.config.checks import require, require_at_most, require_not_negative, require_positive
 from gspo_cli.config.choices import AdvantageScale, Aggregation, ClipMode, Credit, RatioLevel
+from gspo_cli.config.value_schema import ValueConfig
 
 if TYPE_CHECKING:
     from gspo_cli.config.algorithm_schema import AlgorithmConfig
@@ -54,7 +55,7 @@ def check_advantage(algorithm: AlgorithmConfig) -> None:
     )
     whole = algorithm.ratio_level is RatioLevel.sequence
     require(
-        algorithm.credit is Credit.turn or algorithm.discount == 1,
+        algorithm.credit is Credit.turn or algorithm.discount == 1 or algorithm.has_critic,
         f"algorithm.discount={algorithm.discount}: only applies to credit by turns; use "
         f"{'algorithm=gspo_token ' if whole else ''}algorithm.credit=turn, or algorithm.discount=1",
     )
@@ -62,6 +63,38 @@ def check_advantage(algorithm: AlgorithmConfig) -> None:
         algorithm.credit is Credit.trajectory or not whole,
         "algorithm.credit=turn: a sequence ratio takes one advantage for the whole conversation; use "
         "algorithm=gspo_token or algorithm=grpo",
+    )
+
+
+def check_value(algorithm: AlgorithmConfig) -> None:
+    """What an actor-critic needs, and its settings elsewhere."""
+    if not algorithm.has_critic:
+        require(
+            algorithm.value == ValueConfig(),
+            "algorithm.value: only applies to an actor-critic; use algorithm=ppo or algorithm=a2c, or leave "
+            "it out",
+        )
+        return
+    key = "algorithm.advantage_baseline=value"
+    require(
+        algorithm.ratio_level is not RatioLevel.sequence,
+        f"{key}: gives each token an advantage, and a sequence ratio takes one for all; use "
+        "algorithm.ratio_level=token or sequence_token",
+    )
+    require(
+        algorithm.advantage_scale is not AdvantageScale.group_std,
+        "algorithm.advantage_scale=group_std: a value head takes the place of the group; use "
+        "algorithm.advantage_scale=batch_std or none",
+    )
+    require(
+        not algorithm.dynamic_sampling,
+        f"algorithm.dynamic_sampling=true: with {key} answers of equal reward teach, too; use "
+        "algorithm.dynamic_sampling=false",
+    )
+    require(
+        not algorithm.kl_in_reward,
+        f"algorithm.kl_estimator=k1: {key} takes the KL penalty in the loss; use "
+        "algorithm.kl_estimator=k2 or k3",
     )
 
 

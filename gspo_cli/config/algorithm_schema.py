@@ -4,7 +4,7 @@ band."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from gspo_cli.config.algorithm_checks import (
@@ -17,6 +17,7 @@ from gspo_cli.config.algorithm_checks import (
     check_clip,
     check_ranges,
     check_ratio,
+    check_value,
 )
 from gspo_cli.config.choices import (
     AdvantageBaseline,
@@ -32,6 +33,7 @@ from gspo_cli.config.choices import (
 )
 from gspo_cli.config.marks import PLAIN, Marks
 from gspo_cli.config.missing import MISSING
+from gspo_cli.config.value_schema import ValueConfig
 
 
 @dataclass
@@ -78,7 +80,8 @@ class AlgorithmConfig:
     credit: Credit = Credit.trajectory
     """Which reward a turn of the agent gets credit for; `turn` needs a ratio level with a token axis."""
     discount: float = 1.0
-    """Discount factor of later rewards per turn, used with credit=turn only; at most 1, and above 0."""
+    """Discount factor of later rewards per turn, used with credit=turn, or per step of the estimate with
+    advantage_baseline=value; at most 1, and above 0."""
     beta: float = 0.0
     """Weight of the KL penalty against the model before training; 0 disables it; 0 or more."""
     kl_estimator: KLEstimator = KLEstimator.k3
@@ -99,12 +102,15 @@ class AlgorithmConfig:
     engine_correction_max: float | None = None
     """Upper bound of the engine ratio, above 1; null means 2 for token_truncate and 1.05 for
     sequence_mask."""
+    value: ValueConfig = field(default_factory=ValueConfig)
+    """The value head of advantage_baseline=value."""
     routing_replay: bool = False
     """Replays the experts that the old policy chose in a Mixture-of-Experts model."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
         check_advantage(self)
+        check_value(self)
         check_ratio(self)
         check_clip(self)
         check_calibration(self)
@@ -124,6 +130,11 @@ class AlgorithmConfig:
         """The left width beyond which nothing can be clipped: no ratio is below 0, log ratios have no such
         bound."""
         return WIDEST if self.clip_mode is ClipMode.token_log else 1.0
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a value head is the baseline, which makes an advantage of every answer by itself."""
+        return self.advantage_baseline is AdvantageBaseline.value
 
     @property
     def is_calibrated(self) -> bool:

@@ -61,6 +61,8 @@ class AdvantageBaseline(Enum):
     """mean of the group"""
     leave_one_out = "leave_one_out"
     """mean of the other answers of the group"""
+    value = "value"
+    """what a value head expects; advantages are generalized advantage estimates (PPO, A2C)"""
 
 
 class AdvantageScale(Enum):
@@ -69,9 +71,19 @@ class AdvantageScale(Enum):
     group_std = "group_std"
     """standard deviation of the group (n - 1)"""
     batch_std = "batch_std"
-    """standard deviation of all rewards of the iteration (n - 1)"""
+    """standard deviation of all rewards of the iteration (n - 1); with advantage_baseline=value the
+    advantages of its trained tokens get mean 0 and deviation 1 (whitening)"""
     none = "none"
     """nothing"""
+
+
+class GaeSteps(Enum):
+    """What a step of generalized advantage estimation is."""
+
+    token = "token"
+    """a token"""
+    turn = "turn"
+    """a turn of the agent, whose tokens share an advantage"""
 
 
 class Credit(Enum):

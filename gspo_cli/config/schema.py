@@ -182,6 +182,7 @@ class RunConfig(RunSettings):
             "reward_settings: only applies with reward=<dotted path>; set reward, or leave "
             "reward_settings out",
         )
+        self._check_group()
         self._check_sizes()
         self._check_distribution()
         self._check_engine()
@@ -207,6 +208,15 @@ class RunConfig(RunSettings):
             together or self.rollout.engine is not Engine.vllm,
             "task.schedule=continuous: vLLM draws for all that have asked at once; use "
             "task.schedule=lockstep, or rollout=transformers",
+        )
+
+    def _check_group(self) -> None:
+        total = self.training.generations_per_iteration
+        least = next((n for n in range(2, total + 1) if total % n == 0), 2)
+        require(
+            self.training.num_generations >= 2 or self.algorithm.has_critic,
+            "training.num_generations=1: an advantage compares an answer with the other answers to its "
+            f"prompt; use training.num_generations={least} or more, or algorithm=ppo",
         )
 
     def _check_sizes(self) -> None:

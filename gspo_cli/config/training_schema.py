@@ -24,8 +24,8 @@ class TrainingConfig:
     num_outer_iterations: int = 100
     """Iterations of sampling, scoring and updating; above 0."""
     num_generations: int = MISSING
-    """Answers per prompt, which form the group of an advantage; at least 2. The default is the model's, or
-    what is nearest and divides a given generations_per_iteration."""
+    """Answers per prompt, which form the group of an advantage; at least 2, with a value head 1. The default
+    is the model's, or what is nearest and divides a given generations_per_iteration."""
     generations_per_iteration: int = MISSING
     """Answers sampled in an iteration, a multiple of num_generations and of updates_per_rollout; above 0. The
     default is the model's, or the nearest such multiple."""
@@ -80,7 +80,7 @@ class TrainingConfig:
     """Maximum number of rollbacks; the next collapse stops the run; 0 or more."""
 
     def __post_init__(self) -> None:
-        group, generations = "training", self.generations_per_iteration
+        group = "training"
         require_positive(group, self, "num_outer_iterations", "num_generations", "generations_per_iteration")
         require_positive(group, self, "updates_per_rollout", "passes")
         require_positive(group, self, "max_grad_norm", "length_curriculum_iterations")
@@ -105,12 +105,6 @@ class TrainingConfig:
             f"training.minibatch_by=group: training.updates_per_rollout={self.updates_per_rollout} does not "
             f"divide the {self.prompts_per_iteration} prompts of an iteration; use "
             "training.minibatch_by=answer, or a number of updates that does",
-        )
-        least = next((n for n in range(2, generations + 1) if generations % n == 0), 2)
-        require(
-            self.num_generations >= 2,
-            "training.num_generations=1: an advantage compares an answer with the other answers to its "
-            f"prompt; use training.num_generations={least} or more",
         )
         require(
             self.length_curriculum_start is None or self.length_curriculum_start > 0,

@@ -21,6 +21,7 @@ from gspo_cli.policy.packed import PackedRows
 from gspo_cli.policy.routing import Routing, predicting
 from gspo_cli.policy.soundness import require_linear_logits
 from gspo_cli.policy.tree_attention import block_mask, has_tree_attention
+from gspo_cli.policy.value_head import ValueHead
 from gspo_cli.policy.weights import full_shape, gathered, parameter_count
 
 
@@ -93,20 +94,22 @@ class Policy(nn.Module):
         with_entropy: bool = False,
         reference: bool = False,
         rows: PackedRows | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        value_head: ValueHead | None = None,
+    ) -> tuple[Tensor, ...]:
         """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is
-        false; with `reference` those of the model as it was before training. `rows` is what to compute them
-        from, where sequences share their beginnings.
+        false, and with a `value_head` its values (B, T); with `reference` those of the model as it was before
+        training. `rows` is what to compute them from, where sequences share their beginnings.
 
         Padding is on the right, where causal attention never looks, so plain sequences need no mask."""
         if reference:
             return self._reference(token_ids, action_mask, temperature, rows)
-        return self._score(self.causal_model, token_ids, action_mask, temperature, with_entropy, rows)
+        scored = (token_ids, action_mask, temperature, with_entropy, rows, value_head)
+        return self._score(self.causal_model, *scored)
 
     @torch.no_grad()
     def _reference(
         self, token_ids: Tensor, action_mask: Tensor, temperature: float, rows: PackedRows | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         if self._frozen_reference is not None:
             return self._score(self._frozen_reference, token_ids, action_mask, temperature, False, rows)
         if not isinstance(self.model, PeftModel):
@@ -180,7 +183,8 @@ class Policy(nn.Module):
         temperature: float,
         with_entropy: bool,
         rows: PackedRows | None,
-    ) -> tuple[Tensor, Tensor]:
+        value_head: ValueHead | None = None,
+    ) -> tuple[Tensor, ...]:
         trained = action_mask.clone()
         trained[:, 0] = False  # nothing precedes the first token
         head = self.head(causal)
@@ -193,14 +197,15 @@ class Policy(nn.Module):
             else:
                 hidden = self._packed(causal, rows)[rows.predictors]
                 targets = rows.targets
-        values = LinearLogprobs.apply(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+        found = LinearLogprobs.apply(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+        if value_head is not None:
+            found = (*found, value_head(hidden))
         if rows is not None:
-            values = tuple(value[rows.places] for value in values)
-        logprobs, entropy = (
-            torch.zeros(trained.shape, dtype=v.dtype, device=v.device).masked_scatter(trained, v)
-            for v in values
+            found = tuple(each[rows.places] for each in found)
+        return tuple(
+            torch.zeros(trained.shape, dtype=each.dtype, device=each.device).masked_scatter(trained, each)
+            for each in found
         )
-        return logprobs, entropy
 
     def _packed(self, causal: PreTrainedModel, rows: PackedRows) -> Tensor:
         """Last hidden state of each node. -> (R * L, D)"""

@@ -31,7 +31,7 @@ SIMILAR = 0.75
 class Sample:
     """A sequence to train on, or an answer of several: its tokens, which of them are trained, and one
     advantage, or one per token. `span` is where it stands in its trajectory, and `weight` its share of the
-    mean over sequences."""
+    mean over sequences. With a critic, `values` before the updates and `returns`, one per token."""
 
     token_ids: Sequence[int]
     action_mask: Sequence[bool]
@@ -39,6 +39,8 @@ class Sample:
     trajectory: Trajectory
     span: slice = field(default_factory=lambda: slice(None))
     weight: float = 1.0
+    values: list[float] | None = None
+    returns: list[float] | None = None
 
     @classmethod
     def of(cls, trajectory: Trajectory, advantages: Sequence[float] = (0.0,), trained: bool = True) -> Sample:
@@ -109,9 +111,9 @@ class MicroBatch:
     """token_ids, action_mask, sampling_logprobs (B, T); advantages (B, 1) or (B, T); weights (B,) of the
     sequences in their mean (None: all 1); and what was scored (None: not needed): log-probabilities (B, T),
     and the experts that the old policy chose (B, T, L, k).
-    `probe` is a second scoring of the first minibatch: the difference between it and the update pass is
-    noise. `rows` is what is computed, None for the plain sequences; `layout` holds the samples of each row,
-    those of one tree."""
+    `values` and `returns` (B, T) are a critic's. `probe` is a second scoring of the first minibatch: the
+    difference between it and the update pass is noise. `rows` is what is computed, None for the plain
+    sequences; `layout` holds the samples of each row, those of one tree."""
 
     layout: list[list[Sample]]
     token_ids: Tensor
@@ -124,6 +126,8 @@ class MicroBatch:
     ref_logprobs: Tensor | None = None
     probe: Tensor | None = None
     experts: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
 
     @property
     def samples(self) -> list[Sample]:
@@ -195,6 +199,8 @@ def collate(
             action_mask=torch.zeros(1, 2, dtype=torch.bool, device=device),
             sampling_logprobs=torch.zeros(1, 2, device=device),
             advantages=torch.zeros(1, 1, device=device),
+            values=torch.zeros(1, 2, device=device),
+            returns=torch.zeros(1, 2, device=device),
         )
     length = width or max(sample.length for sample in samples)
     per_token = any(len(sample.advantages) > 1 for sample in samples)
@@ -203,6 +209,11 @@ def collate(
     ]
     sampled = [sample.sampling_logprobs for sample in samples]
     weights = [sample.weight for sample in samples]
+
+    def per_position(rows: list[list[float] | None]) -> Tensor | None:
+        known = [row for row in rows if row is not None]
+        return padded(known, length, 0.0, torch.float32, device) if len(known) == len(rows) else None
+
     return MicroBatch(
         layout=[[sample] for sample in samples],
         token_ids=padded([s.token_ids for s in samples], length, pad_id, torch.long, device),
@@ -210,6 +221,8 @@ def collate(
         sampling_logprobs=padded(sampled, length, 0.0, torch.float32, device),
         advantages=padded(advantages, length if per_token else 1, 0.0, torch.float32, device),
         weights=None if set(weights) == {1.0} else torch.tensor(weights, device=device),
+        values=per_position([s.values for s in samples]),
+        returns=per_position([s.returns for s in samples]),
     )
 
 

@@ -161,6 +161,8 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
         reward = f"r - {algorithm.beta:g} KL_k1"
     if algorithm.truncated_completions is Truncated.penalise:
         reward += f" - {algorithm.truncation_penalty:g} [cut]"
+    if algorithm.has_critic:
+        return _critic_formula(algorithm, reward)
     baseline = "mean of the group's other answers" if others else "mean of the group"
     scale = SCALES[algorithm.advantage_scale]
     if algorithm.advantage_std_floor:
@@ -169,6 +171,15 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
         earned = f"R_k: reward from turn k on, discount {algorithm.discount:g}"
         return f"A_k = (R_k - {baseline} at turn k){scale}; {earned}, r = {reward}"
     return f"A = ({reward} - {baseline}){scale}"
+
+
+def _critic_formula(algorithm: AlgorithmConfig, reward: str) -> str:
+    value, where = algorithm.value, "each turn's" if algorithm.credit is Credit.turn else "the conversation's"
+    white = ", whitened" if algorithm.advantage_scale is AdvantageScale.batch_std else ""
+    return (
+        f"A = GAE over {value.gae_steps.value}s{white}: lambda {value.gae_lambda:g}, discount "
+        f"{algorithm.discount:g}; {reward} at {where} end; value head at {value.learning_rate:g}"
+    )
 
 
 def objective_card(

@@ -109,6 +109,8 @@ class Checkpoints:
             with folder_written_whole(target) as temporary:
                 optimizer = updater.strategy.save(temporary)
                 saved = {"state": asdict(state), "optimizer": optimizer, "steps": updater.steps}
+                if updater.critic is not None:
+                    saved["critic"] = updater.critic.state_dict()
                 torch.save(saved, temporary / "trainer.pt")
                 write_manifest(temporary)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -123,6 +125,7 @@ class Checkpoints:
         """Load optimizer and counters; the policy was loaded from the same folder."""
         saved, state = _read(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
+        _restore_critic(saved, updater)
         updater.steps = saved["steps"]
         _return_clip_range(state, updater)
         configured = updater.config.hardware.tokens_per_microbatch
@@ -139,6 +142,7 @@ class Checkpoints:
         saved, state = _read(checkpoint)
         updater.strategy.restore_weights(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
+        _restore_critic(saved, updater)
         _return_clip_range(state, updater)
 
     def _link(self, checkpoint: Path, state: TrainerState) -> None:
@@ -173,6 +177,11 @@ def _read(checkpoint: Path) -> tuple[dict[str, Any], TrainerState]:
             "from the checkpoint before it"
         ) from error
     return saved, state
+
+
+def _restore_critic(saved: dict[str, Any], updater: Updater) -> None:
+    if updater.critic is not None:
+        updater.critic.load_state_dict(saved["critic"])
 
 
 def _return_clip_range(state: TrainerState, updater: Updater) -> None:

@@ -173,10 +173,13 @@ class Collector:
                 (useful if differs else flat).append(group)
             masses.append(mass)
         everything = useful + flat
-        metrics = {
+        of_groups = {
             "frac_reward_zero_std": len(flat) / len(everything),
             "frac_reward_small_std": sum(hardly_differ(everything, algorithm)) / len(everything),
             "frac_reward_outlier": sum(outlier_groups(everything, algorithm)) / len(everything),
+        }
+        metrics = {
+            **({} if algorithm.has_critic else of_groups),  # with a value head nothing depends on the group
             "sampling/rounds": len(masses),
             "sampling/skipped_problems": position - cursor - len(everything),
             "sampling/truncated_mass": sum(masses) / len(masses),

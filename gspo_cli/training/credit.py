@@ -33,11 +33,15 @@ def trainable(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[Sampl
     was excluded, or was cut and the setting masks it. Raises UserError where credit by turns meets several
     sequences."""
     several = next((t for group in groups for t in group if len(t.segments) > 1), None)
-    if several is not None and algorithm.credit is Credit.turn:
+    if several is not None and (algorithm.credit is Credit.turn or algorithm.has_critic):
+        what, instead = (
+            ("advantage_baseline=value", "algorithm=gspo")
+            if algorithm.has_critic
+            else ("credit=turn", "algorithm.credit=trajectory")
+        )
         raise UserError(
-            f"algorithm.credit=turn: on problem {several.problem.id} the agent's conversation has "
-            f"{len(several.segments)} sequences, between whose turns no reward can be divided; use "
-            "algorithm.credit=trajectory"
+            f"algorithm.{what}: on problem {several.problem.id} the agent's conversation has "
+            f"{len(several.segments)} sequences, between whose turns no reward can be divided; use {instead}"
         )
     masks_cut = algorithm.truncated_completions is Truncated.mask
 
@@ -73,6 +77,17 @@ def with_advantages(
         # a turn in which an environment failed has no reward of its own
         replace(s, advantages=[turns[i] if 0 <= i < len(turns) else 0.0 for i in s.trajectory.turn_ids])
         for s, turns in zip(samples, by_turn, strict=True)
+    ]
+
+
+def rewards_in_turns(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[list[float]]:
+    """What each turn of each answer earned, group after group; they add up to the reward used in training.
+    An answer without a reward has no turns."""
+    rewards, _ = _rewards(groups, algorithm)
+    return [
+        _earned(trajectory, float(rewards[p, g]))
+        for p, group in enumerate(groups)
+        for g, trajectory in enumerate(group)
     ]
 
 
@@ -127,10 +142,15 @@ def _turns(groups: Sequence[Group], rewards: Tensor, discount: float) -> tuple[T
     taken = torch.zeros(*rewards.shape, longest, dtype=torch.bool)
     for p, group in enumerate(groups):
         for g, trajectory in enumerate(group):
-            turns = trajectory.num_turns
-            if turns == 0 or trajectory.reward is None:
-                continue
-            earned[p, g, :turns] = torch.tensor(trajectory.turn_rewards, dtype=torch.float64)
-            earned[p, g, turns - 1] += rewards[p, g] - sum(trajectory.turn_rewards)
-            taken[p, g, :turns] = True
+            turns = _earned(trajectory, float(rewards[p, g]))
+            earned[p, g, : len(turns)] = torch.tensor(turns, dtype=torch.float64)
+            taken[p, g, : len(turns)] = True
     return rewards_to_go(earned, discount), taken
+
+
+def _earned(trajectory: Trajectory, reward: float) -> list[float]:
+    """The reward of each turn; what `reward` has more than their sum belongs to the last."""
+    if trajectory.num_turns == 0 or trajectory.reward is None:
+        return []
+    *before, last = trajectory.turn_rewards
+    return [*before, last + (reward - sum(trajectory.turn_rewards))]

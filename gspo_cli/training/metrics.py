@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gspo_cli.algorithm.accumulators import Accumulator, maximum
+from gspo_cli.algorithm.actor_critic import ValueStats
 from gspo_cli.algorithm.advantages import ZERO_RANGE
 from gspo_cli.algorithm.calibration import Candidates
 from gspo_cli.algorithm.correction import EngineStats
@@ -48,6 +49,7 @@ class Sums(Accumulator):
     short: LengthStats = field(default_factory=LengthStats)
     long: LengthStats = field(default_factory=LengthStats)
     candidates: tuple[Candidates, ...] = ()
+    value: ValueStats = field(default_factory=ValueStats)
 
 
 @dataclass
@@ -67,6 +69,7 @@ class UpdateReport:
     updates: int = 0
     skipped: int = 0
     learning_rate: float = 0.0
+    value_rate: float = 0.0
     with_kl: bool = False
     oom_events: int = 0
     tokens_per_microbatch: int = 0
@@ -222,6 +225,12 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         metrics |= {
             "sampling/dropped_fraction": sums.engine.dropped / sums.engine.counted,
             "sampling/engine_ratio_mean": sums.engine.ratio_sum / sums.engine.counted,
+        }
+    if sums.value.tokens:
+        metrics |= {
+            "value/loss": sums.value.squares / sums.value.tokens / 2,
+            "value/clipped": sums.value.clipped / sums.value.tokens,
+            "value/learning_rate": report.value_rate,
         }
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens

@@ -15,7 +15,7 @@ from gspo_cli.policy.optimizers import make_optimizer
 from gspo_cli.policy.policy import Policy
 from gspo_cli.training.process_group import ProcessGroup
 
-Scores = tuple[Tensor, Tensor]  # log-probabilities and entropy
+Scores = tuple[Tensor, ...]  # log-probabilities, entropy, and values where a value head was given
 OptimizerState = dict[str, Any]  # of torch's AdamW over `policy.trainable()`, gathered, for every strategy
 
 

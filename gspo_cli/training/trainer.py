@@ -24,6 +24,7 @@ from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
 from gspo_cli.training.credit import Group, trainable, with_advantages
+from gspo_cli.training.critic import value_metrics, with_value_advantages
 from gspo_cli.training.evaluation import Evaluation, Evaluator
 from gspo_cli.training.metrics import Clock, mean, peak_memory_gb, rollout_metrics, update_metrics
 from gspo_cli.training.monitor import Monitor
@@ -128,7 +129,8 @@ class Trainer:
                 f"training: every conversation was excluded, the first because {trajectories[0].excluded}; "
                 f"fix that, then continue with resume={self.folder.path}"
             )
-        samples = self._credited(collected.groups)
+        with clock.timing("score"):
+            samples = self._credited(collected.groups)
         report = self.updater.run(samples, generator(self.config.seed, "minibatches", iteration), clock)
         with clock.timing("rollout"):
             pushed = self.parts.engine.refresh()
@@ -138,6 +140,8 @@ class Trainer:
         self.state.num_tokens += tokens
         metrics = rollout_metrics(trajectories, self.config.training.num_generations)
         metrics |= collected.metrics | update_metrics(report) | pushed
+        if self.updater.critic is not None:
+            metrics |= value_metrics(samples)
         record = self._line(metrics, tokens, clock)
         news = self.monitor.look(record)
         back = self._answer_collapse(self.monitor.collapse)
@@ -151,6 +155,8 @@ class Trainer:
         """Samples of all answers with their advantages; the KL term of the reward needs scoring first."""
         algorithm = self.config.algorithm
         samples = trainable(groups, algorithm)
+        if algorithm.has_critic:
+            return with_value_advantages(samples, groups, algorithm, self.updater.values(samples))
         kl = self.updater.reward_kl(samples) if algorithm.kl_in_reward else None
         return with_advantages(samples, groups, algorithm, kl)
 

@@ -29,9 +29,10 @@ from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.routing import RouterPass, RoutingStats, require_routing
 from gspo_cli.training.batch import MicroBatch, MiniBatch, Sample
 from gspo_cli.training.collator import Collator
+from gspo_cli.training.critic import Critic
 from gspo_cli.training.metrics import Clock, Sums, UpdateReport
 from gspo_cli.training.sharing import ALONE, Sharing
-from gspo_cli.training.strategy import OneProcess, Strategy
+from gspo_cli.training.strategy import OneProcess, Scores, Strategy
 
 
 class Updater:
@@ -58,6 +59,7 @@ class Updater:
             config.hardware.tokens_per_microbatch,
             sharing,
         )
+        self.critic = Critic(policy, config, self.strategy.ranks) if config.algorithm.has_critic else None
         self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_iteration
         self.counterfactuals = counterfactual_objectives(config.algorithm, config.model.presets)
@@ -104,7 +106,7 @@ class Updater:
         places = {id(piece): place for place, piece in pieces}
         mine: list[tuple[int, float]] = []
         for micro in self.collator.micro_batches([piece for _, piece in pieces]):
-            kl = reward_kl(self._logprobs(micro)[0], self._reference(micro), micro.action_mask).tolist()
+            kl = reward_kl(self._logprobs(micro), self._reference(micro), micro.action_mask).tolist()
             mine += [
                 (places[id(piece)], piece.weight * value)
                 for piece, value in zip(micro.samples, kl, strict=False)
@@ -114,6 +116,22 @@ class Updater:
             found[place] += value
         return found
 
+    @torch.no_grad()
+    def values(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """The critic's value of each token of each sample, 0 where it is not trained."""
+        places = {id(sample): place for place, sample in enumerate(samples)}
+        mine: list[tuple[int, list[float]]] = []
+        for micro in self.collator.micro_batches([sample for sample in samples if sample.num_actions]):
+            found = self._scored(micro, values=True)[2].tolist()
+            mine += [
+                (places[id(sample)], row[: sample.length])
+                for sample, row in zip(micro.samples, found, strict=False)
+            ]
+        values = [[0.0] * sample.length for sample in samples]
+        for place, row in self.strategy.ranks.gather(mine):
+            values[place] = row
+        return values
+
     def loss(
         self, micro: MicroBatch, denominator: float, first: bool = False, median: float = math.inf
     ) -> tuple[Tensor, Sums, Tensor]:
@@ -121,7 +139,7 @@ class Updater:
         (B, T). `first` and `median` are of its minibatch: the first one of an iteration, and the median of
         its answers' trained tokens."""
         algorithm = self.algorithm
-        logprobs, entropy = self._logprobs(micro, first)
+        logprobs, entropy, *values = self._scored(micro, first, values=True)
         # before the first step the old policy is this one: the ratio is exactly 1
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
         weights, counted = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
@@ -132,6 +150,9 @@ class Updater:
         seen = observe(*scored, own, others, median, not first, micro.weights)
         sums = Sums(stats, engine=counted, counterfactuals=seen.counterfactuals)
         sums.short, sums.long = seen.short, seen.long
+        if self.critic is not None:
+            error, sums.value = self.critic.loss(values[0], micro, denominator)
+            loss = loss + error
         if algorithm.is_calibrated:
             sums.candidates = (candidates(*scored, algorithm),)
         if first:
@@ -155,11 +176,11 @@ class Updater:
                     micro.probe = micro.sampling_logprobs if index == 0 else None
                 elif index > 0:
                     with self.policy.routing.watched(rows=micro.rows) as routed:
-                        micro.old_logprobs = self._logprobs(micro)[0]
+                        micro.old_logprobs = self._logprobs(micro)
                     micro.experts = routed.experts(micro.token_ids.shape)
                     sums += _against_sampling(micro, micro.old_logprobs)
         for micro in [] if from_engine else minibatches[0].micro_batches[:1]:
-            micro.probe = self._logprobs(micro)[0]
+            micro.probe = self._logprobs(micro)
         return sums
 
     def _far(self, found: Sums) -> bool:
@@ -178,6 +199,9 @@ class Updater:
         scheduled = learning_rate(self.config, self.steps, self.total_steps)
         report.learning_rate = scheduled * self.rate_factor
         norm = self.strategy.step(report.learning_rate)
+        if self.critic is not None:
+            relative = report.learning_rate / self.config.algorithm.learning_rate
+            report.value_rate = self.critic.step(relative)
         if math.isfinite(norm):
             report.grad_norms.append(norm)
         else:
@@ -244,6 +268,8 @@ class Updater:
 
     def _halve(self, minibatches: list[MiniBatch]) -> None:
         self.strategy.drop_gradient()
+        if self.critic is not None:
+            self.critic.drop_gradient()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         largest = max(micro.computed for m in minibatches for micro in m.micro_batches)
@@ -263,10 +289,14 @@ class Updater:
         )
         return self.config.model.router_aux_loss * sequences / computed * value
 
-    def _logprobs(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, micro: MicroBatch) -> Tensor:
+        return self._scored(micro)[0]
+
+    def _scored(self, micro: MicroBatch, with_entropy: bool = False, values: bool = False) -> Scores:
         temperature = self.config.rollout.temperature
         scored = (micro.token_ids, micro.action_mask, temperature)
-        return self.strategy.forward(*scored, with_entropy=with_entropy, rows=micro.rows)
+        head = self.critic.head if values and self.critic is not None else None
+        return self.strategy.forward(*scored, with_entropy=with_entropy, rows=micro.rows, value_head=head)
 
     def _reference(self, micro: MicroBatch) -> Tensor:
         temperature = self.config.rollout.temperature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,10 @@ def steps(config, model: Path, folder: Path, ranks: ProcessGroup | None, rounds:
         torch.save(optimizer, folder / "optimizer.pt")
     strategy.ranks.wait()
     if ranks is not None:  # ranks take a wrong way and return to what was saved, one process goes on
+        critic = deepcopy(updater.critic and updater.critic.state_dict())
         update(updater, seed=9)
+        if critic is not None:
+            updater.critic.load_state_dict(critic)
         strategy.restore_weights(folder)
         strategy.restore_optimizer(torch.load(folder / "optimizer.pt"))
     found.append(update(updater, seed=7))
@@ -56,6 +60,9 @@ def update(updater: Updater, seed: int) -> dict:
     if seed == 1:  # only one conversation has work: a rank is idle
         for sample in samples[1:]:
             sample.advantages = [0.0]
+    if updater.critic is not None:
+        for sample, values in zip(samples, updater.values(samples), strict=True):
+            sample.values, sample.returns = values, [sample.advantages[0]] * sample.length
     return update_metrics(updater.run(samples, np.random.default_rng(seed), Clock()))
 
 

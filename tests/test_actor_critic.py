@@ -1,0 +1,333 @@
+"""Actor-critic: values, generalized advantage estimates, the value loss, and whole runs of ppo and a2c."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+import torch
+
+from gspo_cli.algorithm.actor_critic import explained_variance, gae, value_loss, whitened
+from gspo_cli.errors import UserError
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.training.checkpoint import Checkpoints, TrainerState
+from gspo_cli.training.critic import value_metrics, with_value_advantages
+from gspo_cli.training.metrics import Clock, update_metrics
+from gspo_cli.training.sharing import Sharing
+from gspo_cli.training.update import Updater
+from gspo_cli.types import FinishReason, Problem, Trajectory
+from tests.support.batches import conversations, weights
+from tests.support.command_line import gspo_train
+from tests.support.whole_runs import SMALL
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_estimate_is_the_discounted_sum_of_temporal_differences(seed):
+    draw = random.Random(seed)
+    steps, discount, lam = draw.randint(1, 9), draw.uniform(0.5, 1), draw.uniform(0, 1)
+    rewards, values = ([draw.gauss(0, 1) for _ in range(steps)] for _ in range(2))
+    after = [*values[1:], 0.0]
+    deltas = [r + discount * v2 - v for r, v, v2 in zip(rewards, values, after, strict=True)]
+    expected = [
+        sum((discount * lam) ** (later - k) * deltas[later] for later in range(k, steps))
+        for k in range(steps)
+    ]
+    assert gae(rewards, values, discount, lam) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_extremes_of_lambda_are_the_return_and_the_next_value():
+    rewards, values = [1.0, 2.0, 4.0], [0.5, 1.0, 3.0]
+    assert gae(rewards, values, 1.0, 1.0) == [7 - 0.5, 6 - 1.0, 4 - 3.0]
+    assert gae(rewards, values, 0.5, 0.0) == [1 + 0.5 - 0.5, 2 + 1.5 - 1.0, 4 - 3.0]
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_the_value_loss_and_its_gradient_are_those_of_single_tokens(clip):
+    generator = torch.Generator().manual_seed(0)
+    values, old, returns = (torch.randn(6, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    mask = torch.rand(6, 5, generator=generator) < 0.7
+    values.requires_grad_()
+    found, stats = value_loss(values, old, returns, mask, clip)
+    [gradient] = torch.autograd.grad(found.sum(), values)
+    clipped = 0
+    for row, place in np.ndindex(6, 5):
+        v, o, r = (t[row, place].item() for t in (values, old, returns))
+        loss, slope = (v - r) ** 2 / 2, v - r
+        if clip is not None:
+            limited = o + min(clip, max(-clip, v - o))
+            if (limited - r) ** 2 / 2 > loss:
+                loss, slope, clipped = (limited - r) ** 2 / 2, 0.0, clipped + bool(mask[row, place])
+        assert found[row, place].item() == pytest.approx(loss * bool(mask[row, place]), abs=1e-14)
+        assert gradient[row, place].item() == pytest.approx(slope * bool(mask[row, place]), abs=1e-14)
+    assert (stats.tokens, stats.clipped) == (mask.sum(), clipped)
+    assert clip is None or clipped > 3
+    assert stats.squares == pytest.approx((values - returns).detach()[mask].square().sum().item())
+
+
+def test_what_is_not_trained_may_hold_anything():
+    values = torch.tensor([[1.0, torch.nan]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    found, _ = value_loss(values, values.detach(), torch.tensor([[2.0, torch.inf]]), mask, 0.2)
+    [gradient] = torch.autograd.grad(found.sum(), values)
+    assert (found.sum().item(), gradient.tolist()) == (0.5, [[-1.0, 0.0]])
+
+
+def test_whitening_gives_mean_0_and_deviation_1():
+    draw = random.Random(0)
+    values = [draw.gauss(3, 2) for _ in range(50)]
+    found = whitened(values, 0.0)
+    assert (fmean(found), stdev(found)) == pytest.approx((0, 1), abs=1e-12)
+    assert whitened(values, 100.0) == pytest.approx([(v - fmean(values)) / 100 for v in values])
+    assert whitened([0.1 + 0.2, 0.3, 0.3], 0.0) == [0, 0, 0]
+    assert whitened([2.0], 0.0) == [0.0]
+
+
+def test_explained_variance():
+    returns = [1.0, 2.0, 3.0]
+    assert explained_variance(returns, returns) == 1
+    assert explained_variance([2.0, 2.0, 2.0], returns) == 0
+    assert explained_variance([3.0, 2.0, 1.0], returns) == pytest.approx(-3)
+    assert explained_variance(returns, [2.0, 2.0, 2.0]) is None
+
+
+# two turns of two tokens each, an observation between them; the second turn's reward is 0.25 more than told
+TURNS = [-1, 0, 0, -1, 1, 1]
+VALUES = [9.0, 0.1, 0.2, 9.0, 0.3, 0.4]
+TRAJECTORY = Trajectory(
+    Problem("p", ()), [1, 2, 3, 4, 5, 6], [t >= 0 for t in TURNS], [0.0] * 6, TURNS, [],
+    FinishReason.stop, turn_rewards=[1.0, 0.5], reward=1.75,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "rewards", "places"),
+    [
+        ("gae_steps=token", [0, 0, 0, 1.75], [1, 2, 4, 5]),
+        ("gae_steps=token credit=turn", [0, 1, 0, 0.75], [1, 2, 4, 5]),
+        ("gae_steps=turn", [0, 1.75], [1, 4]),
+        ("gae_steps=turn credit=turn", [1, 0.75], [1, 4]),
+    ],
+)
+def test_rewards_and_values_of_a_conversation_by_token_and_by_turn(configure, settings, rewards, places):
+    from gspo_cli.training.batch import Sample
+
+    overrides = [f"algorithm.{'value.' * ('gae' in each)}{each}" for each in settings.split()]
+    overrides += [
+        "algorithm.discount=0.9",
+        "algorithm.value.gae_lambda=0.8",
+        "algorithm.advantage_scale=none",
+    ]
+    config, _ = configure("algorithm=ppo", *overrides)
+    [sample] = with_value_advantages([Sample.of(TRAJECTORY)], [[TRAJECTORY]], config.algorithm, [VALUES])
+    steps = gae(rewards, [VALUES[place] for place in places], 0.9, 0.8)
+    of_step = [steps[sum(p <= place for p in places) - 1] if TURNS[place] >= 0 else 0.0 for place in range(6)]
+    assert sample.advantages == pytest.approx(of_step, abs=1e-12)
+    first = [max(p for p in places if p <= place) if TURNS[place] >= 0 else None for place in range(6)]
+    expected = [0.0 if p is None else a + VALUES[p] for p, a in zip(first, of_step, strict=True)]
+    assert sample.returns == pytest.approx(expected, abs=1e-12)
+    assert sample.values == VALUES
+
+
+def test_advantages_of_an_iteration_are_whitened_over_its_trained_tokens(configure):
+    from gspo_cli.training.batch import Sample
+
+    config, _ = configure("algorithm=ppo")
+    excluded = replace(TRAJECTORY, reward=None, excluded="failed")
+    samples = [
+        Sample.of(TRAJECTORY),
+        Sample.of(excluded, trained=False),
+        Sample.of(replace(TRAJECTORY, reward=0)),
+    ]
+    groups = [[sample.trajectory for sample in samples]]
+    found = with_value_advantages(samples, groups, config.algorithm, [VALUES] * 3)
+    trained = [a for s in found for a, m in zip(s.advantages, s.action_mask, strict=True) if m]
+    assert len(trained) == 8
+    assert (fmean(trained), stdev(trained)) == pytest.approx((0, 1), abs=1e-12)
+    assert found[1].advantages == [0.0] * 6
+    metrics = value_metrics(found)
+    assert metrics["value/mean"] == pytest.approx(0.25)
+    assert metrics["value/explained_variance"] < 1
+
+
+# ---- updates
+
+
+def updater_of(load, configure, *overrides, sharing=False, **settings):
+    config, _ = configure("algorithm=ppo", "algorithm.learning_rate=0.01", *overrides)
+    policy = load("qwen3", **settings)
+    updater = Updater(policy, config, sharing=Sharing(sharing, attention_share=1e-4))
+    with torch.no_grad():  # a head of zeros has no gradient for the model
+        updater.critic.head.weight += torch.linspace(-0.1, 0.1, 32)
+    return updater
+
+
+def valued(updater, seed=0):
+    samples = conversations(updater.policy.causal_model.config.vocab_size, seed=seed)
+    draw = random.Random(seed)
+    return [
+        replace(
+            sample,
+            advantages=[draw.gauss(0, 1) for _ in sample.token_ids],
+            values=values,
+            returns=[draw.gauss(0, 1) for _ in sample.token_ids],
+        )
+        for sample, values in zip(samples, updater.values(samples), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("sharing", [False, True])
+def test_the_value_of_a_token_is_read_from_the_state_that_predicts_it(load, configure, sharing):
+    updater = updater_of(load, configure, sharing=sharing)
+    samples = conversations(updater.policy.causal_model.config.vocab_size)
+    for sample, values in zip(samples, updater.values(samples), strict=True):
+        ids = torch.tensor([sample.token_ids])
+        with torch.no_grad():
+            hidden = updater.policy.causal_model.base_model(ids).last_hidden_state[0]
+            expected = hidden[:-1] @ updater.critic.head.weight
+        for place, trained in enumerate(sample.action_mask):
+            assert values[place] == pytest.approx(expected[place - 1].item() if trained else 0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+def test_the_step_is_that_of_plain_torch(load, configure, coefficient):
+    settings = (
+        f"algorithm.value.coefficient={coefficient}",
+        *("training.updates_per_rollout=1", "training.max_grad_norm=1e6"),
+    )
+    updater = updater_of(load, configure, *settings)
+    samples = valued(updater)
+    head, model = updater.critic.head, updater.policy.causal_model
+    weight, bias = (p.detach().clone().requires_grad_() for p in (head.weight, head.bias))
+    policy_terms, value_terms = [], []
+    for sample in samples:
+        ids = torch.tensor([sample.token_ids])
+        out = model(ids, output_hidden_states=True)
+        hidden = out.hidden_states[-1][0]
+        logprobs = out.logits[0].float().log_softmax(-1)
+        for place in (i for i, trained in enumerate(sample.action_mask) if trained):
+            logprob = logprobs[place - 1, sample.token_ids[place]]
+            policy_terms.append((logprob - logprob.detach()).exp() * sample.advantages[place])
+            error = hidden[place - 1] @ weight + bias - sample.returns[place]
+            value_terms.append(error.square() / 2)
+    policy_loss, value = -torch.stack(policy_terms).mean(), torch.stack(value_terms).mean()
+    parameters = updater.policy.trainable()
+    grads = torch.autograd.grad(policy_loss + coefficient * value, parameters, retain_graph=True)
+    expected_head = torch.autograd.grad(value, [weight, bias])
+    updater.strategy.step = lambda rate: (
+        found.update(model=[p.grad.clone() for p in parameters]) or updater.strategy.drop_gradient() or 1.0
+    )
+    found = {}
+    own = updater.critic.step
+    updater.critic.step = lambda rate: (
+        found.update(head=[p.grad.clone() for p in (head.weight, head.bias)]) or own(rate)
+    )
+    report = updater.run(samples, np.random.default_rng(0), Clock())
+    for mine, theirs in zip(found["model"], grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
+    for mine, theirs in zip(found["head"], expected_head, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
+    metrics = update_metrics(report)
+    assert metrics["value/loss"] == pytest.approx(value.item(), abs=1e-6)
+    assert metrics["value/learning_rate"] == 1e-3
+
+
+def test_the_layout_changes_no_gradient_of_the_head(load, configure):
+    found = []
+    for budget in (1, 60, 10_000):
+        settings = (f"hardware.tokens_per_microbatch={budget}", "training.updates_per_rollout=2")
+        updater = updater_of(load, configure, *settings, sharing=budget == 60)
+        updater.run(valued(updater), np.random.default_rng(0), Clock())
+        found.append(torch.cat([updater.critic.head.weight, weights(updater.policy)]))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=5e-5)
+    torch.testing.assert_close(found[2], found[0], rtol=0, atol=5e-5)
+
+
+def test_a_rollback_takes_the_head_back(load, configure, tmp_path):
+    updater = updater_of(load, configure)
+    checkpoints = Checkpoints(tmp_path, updater.config.checkpoint)
+    checkpoints.save(updater, TrainerState())
+    before = updater.critic.head.weight.detach().clone()
+    updater.run(valued(updater), np.random.default_rng(0), Clock())
+    assert not torch.equal(updater.critic.head.weight, before)
+    checkpoints.roll_back(0, updater)
+    assert torch.equal(updater.critic.head.weight, before)
+    assert not updater.critic.optimizer.state_dict()["state"]
+
+
+# ---- whole runs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm=ppo", "training.num_generations=1"),
+        ("algorithm=a2c", "model.use_lora=true", "training.updates_per_rollout=1"),
+    ],
+)
+def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path, overrides):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder, iterations in ((whole, 4), (stopped, 2)):
+        total = f"training.num_outer_iterations={iterations}"
+        done = gspo_train(*SMALL, *overrides, total, f"hydra.run.dir={folder}")
+        assert done.returncode == 0, done.stderr
+    done = gspo_train(f"resume={stopped}", "training.num_outer_iterations=4")
+    assert done.returncode == 0, done.stderr
+    one, other = (RunFolder(folder).read("metrics.jsonl") for folder in (whole, stopped))
+    timeless = [[{k: v for k, v in line.items() if not is_time(k)} for line in run] for run in (one, other)]
+    assert timeless[0] == timeless[1]
+    assert all(np.isfinite(line["value/loss"]) for line in one)
+    assert one[-1]["value/mean"] != 0
+    heads = [
+        torch.load(f / "checkpoints" / "last" / "trainer.pt")["critic"]["head"] for f in (whole, stopped)
+    ]
+    assert torch.equal(heads[0]["weight"], heads[1]["weight"])
+
+
+def is_time(key):
+    return key.startswith(("time/", "memory/")) or key == "tokens_per_second"
+
+
+def test_conversations_of_several_turns_are_trained_by_turn(tmp_path):
+    asked = [
+        "task=customer_service",
+        "algorithm=ppo",
+        "algorithm.value.gae_steps=turn",
+        "algorithm.credit=turn",
+    ]
+    small = [text for text in SMALL if not text.startswith("task")]
+    done = gspo_train(*small, *asked, "training.num_outer_iterations=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    [line] = RunFolder(tmp_path / "run").read("metrics.jsonl")
+    assert line["num_turns"] > 1
+    assert line["value/return_mean"] != 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["algorithm=gspo", "algorithm.value.clip=0.3"], "algorithm.value: only applies to an actor-critic"),
+        (["algorithm=gspo", "algorithm.advantage_baseline=value"], "a sequence ratio takes one for all"),
+        (["algorithm=ppo", "algorithm.advantage_scale=group_std"], "advantage_scale=batch_std or none"),
+        (["algorithm=ppo", "algorithm.dynamic_sampling=true"], "algorithm.dynamic_sampling=false"),
+        (["algorithm=ppo", "algorithm.beta=0.1", "algorithm.kl_estimator=k1"], "kl_estimator=k2 or k3"),
+        (["algorithm=ppo", "algorithm.value.gae_lambda=2"], "gae_lambda=2.0: must be from 0 to 1"),
+        (["algorithm=ppo", "algorithm.value.clip=0"], "algorithm.value.clip=0.0: must be above 0"),
+        (["algorithm=gspo", "training.num_generations=1"], "or algorithm=ppo"),
+    ],
+)
+def test_bad_combinations_are_one_sentence(configure, overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        configure(*overrides)
+
+
+def test_an_agent_with_several_sequences_is_refused(configure):
+    from gspo_cli.training.credit import trainable
+
+    config, _ = configure("algorithm=ppo")
+    with pytest.raises(
+        UserError, match=r"algorithm\.advantage_baseline=value: on problem p .* use algorithm=gspo"
+    ):
+        trainable([[replace(TRAJECTORY, segments=[0, 3])]], config.algorithm)
