@@ -68,6 +68,8 @@ def counterfactual_objectives(algorithm: AlgorithmConfig, presets: Presets) -> d
     where clip mode and band are those of the preset (aggregation and advantages change no weight). gspo and
     gspo_token are equal where a sequence has one advantage: gspo_token is included with `credit=turn` only,
     and for a gspo_token run gspo is included as well."""
+    if algorithm.in_pairs:
+        return {}  # no ratio, no advantage
     gspo = Objective.preset(RatioLevel.sequence, presets.sequence)
     gspo_token = Objective.preset(RatioLevel.sequence_token, presets.sequence)
     grpo = Objective.preset(RatioLevel.token, presets.token)

@@ -6,7 +6,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gspo_cli.config.checks import require, require_at_most, require_not_negative, require_positive
-from gspo_cli.config.choices import AdvantageScale, Aggregation, ClipMode, Credit, RatioLevel
+from gspo_cli.config.choices import (
+    AdvantageBaseline,
+    AdvantageScale,
+    Aggregation,
+    ClipMode,
+    Credit,
+    EngineCorrection,
+    RatioLevel,
+)
 from gspo_cli.config.value_schema import ValueConfig
 
 if TYPE_CHECKING:
@@ -95,6 +103,37 @@ def check_value(algorithm: AlgorithmConfig) -> None:
         not algorithm.kl_in_reward,
         f"algorithm.kl_estimator=k1: {key} takes the KL penalty in the loss; use "
         "algorithm.kl_estimator=k2 or k3",
+    )
+
+
+def check_preference(algorithm: AlgorithmConfig) -> None:
+    """What a comparison in pairs needs."""
+    if not algorithm.in_pairs:
+        return
+    key = f"algorithm.preference={algorithm.preference.value}"
+    require(algorithm.beta > 0, f"algorithm.beta=0: {key} needs its beta; give a value such as 0.1")
+    fixed = {
+        "ratio_level": (algorithm.ratio_level, RatioLevel.token),
+        "clip_mode": (algorithm.clip_mode, ClipMode.none),
+        "advantage_baseline": (algorithm.advantage_baseline, AdvantageBaseline.group_mean),
+        "advantage_scale": (algorithm.advantage_scale, AdvantageScale.none),
+        "credit": (algorithm.credit, Credit.trajectory),
+        "engine_correction": (algorithm.engine_correction, EngineCorrection.none),
+    }
+    for name, (value, needed) in fixed.items():
+        require(
+            value is needed,
+            f"algorithm.{name}={value.value}: has no meaning for pairs; use algorithm.{name}={needed.value}, "
+            "or algorithm.preference=none",
+        )
+    require(
+        algorithm.aggregation in (Aggregation.sequence_sum, Aggregation.sequence_mean),
+        f"algorithm.aggregation={algorithm.aggregation.value}: a pair compares whole answers; use "
+        "sequence_sum, or sequence_mean for the mean over tokens",
+    )
+    require(
+        not algorithm.routing_replay,
+        f"algorithm.routing_replay=true: {key} has no old policy to replay; use false",
     )
 
 

@@ -15,6 +15,7 @@ from gspo_cli.config.algorithm_checks import (
     check_advantage,
     check_calibration,
     check_clip,
+    check_preference,
     check_ranges,
     check_ratio,
     check_value,
@@ -28,6 +29,7 @@ from gspo_cli.config.choices import (
     Credit,
     EngineCorrection,
     KLEstimator,
+    Preference,
     RatioLevel,
     Truncated,
 )
@@ -102,6 +104,8 @@ class AlgorithmConfig:
     engine_correction_max: float | None = None
     """Upper bound of the engine ratio, above 1; null means 2 for token_truncate and 1.05 for
     sequence_mask."""
+    preference: Preference = Preference.none
+    """Whether the best answer of a group is compared with its worst, by which loss; `beta` is the loss's."""
     value: ValueConfig = field(default_factory=ValueConfig)
     """The value head of advantage_baseline=value."""
     routing_replay: bool = False
@@ -111,6 +115,7 @@ class AlgorithmConfig:
         check_ranges(self)
         check_advantage(self)
         check_value(self)
+        check_preference(self)
         check_ratio(self)
         check_clip(self)
         check_calibration(self)
@@ -132,6 +137,11 @@ class AlgorithmConfig:
         return WIDEST if self.clip_mode is ClipMode.token_log else 1.0
 
     @property
+    def in_pairs(self) -> bool:
+        """Whether answers are compared in pairs, which have no ratio to an old policy."""
+        return self.preference is not Preference.none
+
+    @property
     def has_critic(self) -> bool:
         """Whether a value head is the baseline, which makes an advantage of every answer by itself."""
         return self.advantage_baseline is AdvantageBaseline.value
@@ -150,12 +160,12 @@ class AlgorithmConfig:
     @property
     def kl_in_loss(self) -> bool:
         """Whether a KL penalty is added to the loss (k2, k3), which needs reference log-probabilities."""
-        return self.beta > 0 and self.kl_estimator is not KLEstimator.k1
+        return self.beta > 0 and self.kl_estimator is not KLEstimator.k1 and not self.in_pairs
 
     @property
     def kl_in_reward(self) -> bool:
         """Whether k1 is subtracted from the reward before advantages."""
-        return self.beta > 0 and self.kl_estimator is KLEstimator.k1
+        return self.beta > 0 and self.kl_estimator is KLEstimator.k1 and not self.in_pairs
 
     @property
     def band(self) -> tuple[float, float]:

@@ -86,6 +86,17 @@ class GaeSteps(Enum):
     """a turn of the agent, whose tokens share an advantage"""
 
 
+class Preference(Enum):
+    """Whether answers are compared in pairs in place of advantages, by which loss."""
+
+    none = "none"
+    """no: every answer has an advantage"""
+    dpo = "dpo"
+    """`-log sigmoid(beta h)`, with h how much more the best answer gained than the worst (DPO)"""
+    ipo = "ipo"
+    """`(h - 1 / (2 beta))^2` (IPO)"""
+
+
 class Credit(Enum):
     """Which reward a turn of the agent gets credit for."""
 

@@ -219,6 +219,12 @@ class RunConfig(RunSettings):
             f"prompt; use training.num_generations={least} or more, or algorithm=ppo",
         )
 
+        require(
+            self.training.target_kl is None or not self.algorithm.in_pairs,
+            f"training.target_kl={self.training.target_kl}: algorithm.preference="
+            f"{self.algorithm.preference.value} has no old policy; use training.target_kl=null",
+        )
+
     def _check_sizes(self) -> None:
         sizes, hardware = self.training.sizes, self.hardware
         processes = (hardware.processes or 1) * hardware.nodes

@@ -63,7 +63,8 @@ def _is_still(run: History, record: Record) -> bool:
     usual = run.config.algorithm.learning_rate
     if spread is None or not number_of(record, "grad_norm") or (rate is not None and rate < usual / 2):
         return False
-    if run.config.training.updates_per_iteration == 1 or number_of(record, "updates") == 1:
+    one_update = run.config.training.updates_per_iteration == 1 or number_of(record, "updates") == 1
+    if one_update or run.config.algorithm.in_pairs:
         return False  # the ratio is 1 whatever the policy does
     if (number_of(record, "frac_reward_zero_std") or 0.0) >= EQUAL_GROUPS - 1e-9:
         return False
@@ -121,7 +122,7 @@ def nothing_clips(run: History) -> Finding | None:
 
 def one_update(run: History) -> Finding | None:
     """Why nothing is ever clipped."""
-    if run.config.training.updates_per_iteration > 1 or not run.records:
+    if run.config.training.updates_per_iteration > 1 or run.config.algorithm.in_pairs or not run.records:
         return None
     return Finding(
         "one_update",

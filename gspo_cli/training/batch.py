@@ -31,7 +31,8 @@ SIMILAR = 0.75
 class Sample:
     """A sequence to train on, or an answer of several: its tokens, which of them are trained, and one
     advantage, or one per token. `span` is where it stands in its trajectory, and `weight` its share of the
-    mean over sequences. With a critic, `values` before the updates and `returns`, one per token."""
+    mean over sequences. With a critic, `values` before the updates and `returns`, one per token;
+    `pair` numbers the two that are compared, of which one has advantage 1 and the other -1."""
 
     token_ids: Sequence[int]
     action_mask: Sequence[bool]
@@ -41,6 +42,7 @@ class Sample:
     weight: float = 1.0
     values: list[float] | None = None
     returns: list[float] | None = None
+    pair: int = -1
 
     @classmethod
     def of(cls, trajectory: Trajectory, advantages: Sequence[float] = (0.0,), trained: bool = True) -> Sample:

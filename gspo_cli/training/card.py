@@ -15,6 +15,7 @@ from gspo_cli.config.choices import (
     Aggregation,
     ClipMode,
     Credit,
+    Preference,
     RatioLevel,
     Schedule,
     Truncated,
@@ -133,6 +134,8 @@ class Card:
 
 def formula(algorithm: AlgorithmConfig) -> str:
     """The objective of one token term, with the effective clip band."""
+    if algorithm.in_pairs:
+        return _pair_formula(algorithm)
     ratio = RATIOS[algorithm.ratio_level][0]
     low, high = algorithm.band
     if algorithm.clip_mode is ClipMode.none:
@@ -153,6 +156,15 @@ def formula(algorithm: AlgorithmConfig) -> str:
     return term
 
 
+def _pair_formula(algorithm: AlgorithmConfig) -> str:
+    over = "mean" if algorithm.aggregation is Aggregation.sequence_mean else "sum"
+    if algorithm.preference is Preference.ipo:
+        loss = f"-(h - {1 / (2 * algorithm.beta):g})^2"
+    else:
+        loss = f"log sigmoid({algorithm.beta:g} h)"
+    return f"{loss}, h = {over} of log(p/ref), best minus worst answer"
+
+
 def advantage_formula(algorithm: AlgorithmConfig) -> str:
     """How a reward becomes an advantage."""
     others = algorithm.advantage_baseline is AdvantageBaseline.leave_one_out
@@ -161,6 +173,8 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
         reward = f"r - {algorithm.beta:g} KL_k1"
     if algorithm.truncated_completions is Truncated.penalise:
         reward += f" - {algorithm.truncation_penalty:g} [cut]"
+    if algorithm.in_pairs:
+        return f"the best and the worst of a group by {reward}; the others are not trained"
     if algorithm.has_critic:
         return _critic_formula(algorithm, reward)
     baseline = "mean of the group's other answers" if others else "mean of the group"

@@ -38,7 +38,8 @@ class Collator:
         """`updates_per_rollout` shuffled, equal parts: of whole groups, or by answer, where a group may be
         split: its advantages are ready."""
         training = self.config.training
-        size = training.num_generations if training.minibatch_by is MinibatchBy.group else 1
+        whole = training.minibatch_by is MinibatchBy.group or self.config.algorithm.in_pairs
+        size = training.num_generations if whole else 1
         shuffled = order.permutation(len(samples) // size)
         parts = np.array_split(shuffled, training.updates_per_rollout)
         return [self.minibatch([samples[g * size + i] for g in part for i in range(size)]) for part in parts]

@@ -19,6 +19,7 @@ from gspo_cli.algorithm.advantages import (
     rewards_to_go,
     turn_advantages,
 )
+from gspo_cli.algorithm.preference import best_and_worst
 from gspo_cli.config.choices import Credit, Truncated
 from gspo_cli.config.schema import AlgorithmConfig
 from gspo_cli.errors import UserError
@@ -33,15 +34,16 @@ def trainable(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[Sampl
     was excluded, or was cut and the setting masks it. Raises UserError where credit by turns meets several
     sequences."""
     several = next((t for group in groups for t in group if len(t.segments) > 1), None)
-    if several is not None and (algorithm.credit is Credit.turn or algorithm.has_critic):
-        what, instead = (
-            ("advantage_baseline=value", "algorithm=gspo")
-            if algorithm.has_critic
-            else ("credit=turn", "algorithm.credit=trajectory")
-        )
+    unfit = {
+        "credit=turn": (algorithm.credit is Credit.turn, "algorithm.credit=trajectory"),
+        "advantage_baseline=value": (algorithm.has_critic, "algorithm=gspo"),
+        f"preference={algorithm.preference.value}": (algorithm.in_pairs, "algorithm=gspo"),
+    }
+    what, instead = next(((key, fix) for key, (holds, fix) in unfit.items() if holds), ("", ""))
+    if several is not None and what:
         raise UserError(
             f"algorithm.{what}: on problem {several.problem.id} the agent's conversation has "
-            f"{len(several.segments)} sequences, between whose turns no reward can be divided; use {instead}"
+            f"{len(several.segments)} sequences, which this has no rule for; use {instead}"
         )
     masks_cut = algorithm.truncated_completions is Truncated.mask
 
@@ -61,6 +63,8 @@ def with_advantages(
     """`samples`, those of `groups`, with their advantages: one each, or with credit by turn one per token.
     `reward_kl` is the KL estimate of each sample that `algorithm.beta` takes off its reward."""
     rewards, valid = _rewards(groups, algorithm)  # (P, G)
+    if algorithm.in_pairs:
+        return _in_pairs(samples, rewards, valid)
     if reward_kl is not None:
         rewards = rewards - algorithm.beta * torch.tensor(reward_kl).reshape(rewards.shape)
     normalization = (
@@ -88,6 +92,20 @@ def rewards_in_turns(groups: Sequence[Group], algorithm: AlgorithmConfig) -> lis
         _earned(trajectory, float(rewards[p, g]))
         for p, group in enumerate(groups)
         for g, trajectory in enumerate(group)
+    ]
+
+
+def _in_pairs(samples: Sequence[Sample], rewards: Tensor, valid: Tensor) -> list[Sample]:
+    """The best answer of each group with advantage 1, the worst with -1; the others are not trained. An
+    answer without a token is neither. rewards, valid (P, G)"""
+    spoken = torch.tensor([sample.num_actions > 0 for sample in samples]).reshape(valid.shape)
+    signs = best_and_worst(rewards, valid & spoken).flatten().tolist()
+    size = rewards.shape[1]
+    return [
+        replace(s, advantages=[sign], pair=place // size)
+        if sign
+        else replace(s, advantages=[0.0], action_mask=[False] * s.length)
+        for place, (s, sign) in enumerate(zip(samples, signs, strict=True))
     ]
 
 

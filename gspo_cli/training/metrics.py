@@ -22,6 +22,7 @@ from gspo_cli.algorithm.calibration import Candidates
 from gspo_cli.algorithm.correction import EngineStats
 from gspo_cli.algorithm.counterfactual import CounterfactualStats, LengthStats
 from gspo_cli.algorithm.objective import LossStats
+from gspo_cli.algorithm.preference import PreferenceStats
 from gspo_cli.policy.routing import RoutingStats
 from gspo_cli.training.batch import MiniBatch
 from gspo_cli.types import FinishReason, Trajectory
@@ -50,6 +51,7 @@ class Sums(Accumulator):
     long: LengthStats = field(default_factory=LengthStats)
     candidates: tuple[Candidates, ...] = ()
     value: ValueStats = field(default_factory=ValueStats)
+    preference: PreferenceStats = field(default_factory=PreferenceStats)
 
 
 @dataclass
@@ -232,6 +234,8 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
             "value/clipped": sums.value.clipped / sums.value.tokens,
             "value/learning_rate": report.value_rate,
         }
+    if sums.preference.pairs:
+        metrics |= _preference_metrics(sums.preference)
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens
     return metrics | _counterfactual_metrics(report) | _length_metrics(report) | _routing_metrics(sums)
@@ -246,6 +250,19 @@ def _counterfactual_metrics(report: UpdateReport) -> dict[str, Any]:
         metrics[f"shadow/{name}/clip_sequence"] = stats.clipped_sequences / max(1, report.sequences)
         metrics[f"shadow/{name}/weight_correlation"] = stats.correlation
     return metrics
+
+
+def _preference_metrics(stats: PreferenceStats) -> dict[str, float]:
+    """Means over pairs, before each update; `chosen` and `rejected` are beta times what the log-probability
+    of the best and the worst answer gained on the reference."""
+    return {
+        "loss": stats.loss / stats.pairs,
+        "preference/pairs": stats.pairs,
+        "preference/accuracy": stats.correct / stats.pairs,
+        "preference/margin": (stats.chosen - stats.rejected) / stats.pairs,
+        "preference/chosen": stats.chosen / stats.pairs,
+        "preference/rejected": stats.rejected / stats.pairs,
+    }
 
 
 def _length_metrics(report: UpdateReport) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from gspo_cli.training.batch import MicroBatch, MiniBatch, Sample
 from gspo_cli.training.collator import Collator
 from gspo_cli.training.critic import Critic
 from gspo_cli.training.metrics import Clock, Sums, UpdateReport
+from gspo_cli.training.pairs import weigh_pairs
 from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import OneProcess, Scores, Strategy
 
@@ -166,15 +167,16 @@ class Updater:
 
         The engine's need no pass, and are the first minibatch's too: its ratio then differs from 1 by the
         difference between engine and trainer, which the probe shows."""
-        sums, from_engine = Sums(), self.config.rollout.old_logprobs is OldLogprobs.engine
+        sums, in_pairs = Sums(), self.config.algorithm.in_pairs
+        from_engine = self.config.rollout.old_logprobs is OldLogprobs.engine and not in_pairs
         for index, minibatch in enumerate(minibatches):
             for micro in minibatch.micro_batches:
-                if self.config.algorithm.kl_in_loss:
+                if self.config.algorithm.kl_in_loss or in_pairs:
                     micro.ref_logprobs = self._reference(micro)
                 if from_engine:
                     micro.old_logprobs = micro.sampling_logprobs
                     micro.probe = micro.sampling_logprobs if index == 0 else None
-                elif index > 0:
+                elif index > 0 and not in_pairs:
                     with self.policy.routing.watched(rows=micro.rows) as routed:
                         micro.old_logprobs = self._logprobs(micro)
                     micro.experts = routed.experts(micro.token_ids.shape)
@@ -213,8 +215,10 @@ class Updater:
     def _gradient(self, minibatch: MiniBatch, first: bool) -> Sums:
         """Add up the gradient of a minibatch. In the `first` of an iteration the experts are those of the old
         policy anyway; what it computes is kept for later passes."""
-        found, scored = Sums(), []
-        replay, balance = self.config.algorithm.routing_replay, self.config.model.router_aux_loss > 0
+        found, scored, algorithm = Sums(), [], self.config.algorithm
+        if algorithm.in_pairs:
+            found.preference = weigh_pairs(minibatch, self._logprobs, self.strategy.ranks, algorithm)
+        replay, balance = algorithm.routing_replay, self.config.model.router_aux_loss > 0
         with self.policy.updating():
             for micro in minibatch.micro_batches:
                 forced = micro.experts if replay else None
@@ -236,7 +240,7 @@ class Updater:
                     sums.first_step_abs_err = error.abs().max().item()
                 found += sums
         for micro, (logprobs, experts) in zip(minibatch.micro_batches, scored, strict=False):
-            if micro.old_logprobs is None:  # else the engine's
+            if micro.old_logprobs is None and not algorithm.in_pairs:  # else the engine's
                 micro.old_logprobs, micro.experts = logprobs, experts
         return found
 
