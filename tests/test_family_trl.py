@@ -33,6 +33,12 @@ def grpo_trainer():
     return GRPOTrainer
 
 
+def rloo_trainer():
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    return RLOOTrainer
+
+
 def gmpo_trainer():
     from trl.experimental.gmpo.gmpo_trainer import GMPOTrainer
 
@@ -52,8 +58,8 @@ def trl_loss(trainer, given, entropies=None, inputs=None, **settings):
     stand_in = SimpleNamespace(
         **{
             "_get_per_token_logps_and_entropies": lambda *_, **__: (logprobs, entropies, None),
-            "get_high_entropy_mask": lambda *each: trainer.get_high_entropy_mask(stand_in, *each),
-            "get_off_policy_mask": trainer.get_off_policy_mask,
+            "get_high_entropy_mask": lambda *each: grpo_trainer().get_high_entropy_mask(stand_in, *each),
+            "get_off_policy_mask": grpo_trainer().get_off_policy_mask,
             "accelerator": ONE_PROCESS,
             "args": SimpleNamespace(
                 **{"delta": None, "use_bias_correction_kl": False, "steps_per_generation": 1} | arguments
@@ -81,6 +87,7 @@ def trl_loss(trainer, given, entropies=None, inputs=None, **settings):
         "completion_mask": mask.to(logprobs.dtype),
         "advantages": advantages[:, 0],
         "old_per_token_logps": old,
+        "old_logps": (old * mask).sum(dim=1),
         "num_items_in_batch": mask.sum(),
     }
     return trainer._compute_loss(stand_in, None, batch_of_trl | (inputs or {}))
@@ -129,3 +136,13 @@ def test_the_dual_clip_is_trls_delta(seed, loss_type, aggregation):
     given = batch(seed)
     loss = trl_loss(grpo_trainer(), given, loss_type=loss_type, epsilon_low=0.2, epsilon_high=0.27, delta=1.6)
     agree(config, given, loss)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_rloo_with_a_clip_is_that_of_trl(seed):
+    given = batch(seed)
+    loss = trl_loss(rloo_trainer(), given, epsilon_low=0.4, epsilon_high=0.5)
+    agree(algorithm("sequence_product", 0.4, 0.5), given, loss)
+    # bounds that nothing reaches: the unclipped ratio of the preset
+    loss = trl_loss(rloo_trainer(), given, epsilon_low=1e9, epsilon_high=1e9)
+    agree(algorithm("sequence_product", None, None, clip_mode=ClipMode.none), given, loss)

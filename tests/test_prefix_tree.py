@@ -29,7 +29,9 @@ from gspo_cli.training.update import Updater
 from tests.support.batches import Small, conversations, weights
 
 TREE = Sharing(True, attention_share=1e-4)
-OBJECTIVES = ("gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo", "sapo", "gmpo", "luspo")
+OBJECTIVES = (
+    "gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo", "rloo_token", "sapo", "gmpo", "luspo",
+)  # fmt: skip
 
 
 def model(cls, **settings):

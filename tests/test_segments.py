@@ -78,7 +78,9 @@ def naive(policy, samples, algorithm, length, old_shift):
     return total / len(samples)
 
 
-@pytest.mark.parametrize("name", ["gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo", "luspo"])
+@pytest.mark.parametrize(
+    "name", ["gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo_token", "luspo"]
+)
 @pytest.mark.parametrize("sharing", [TREE, ALONE], ids=["packed", "plain"])
 def test_the_loss_is_the_mean_over_answers_of_the_mean_over_their_segments(load, configure, name, sharing):
     config, _ = configure(f"algorithm={name}")

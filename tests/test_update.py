@@ -15,7 +15,9 @@ from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.support.batches import Small, samples_of, weights
 
-OBJECTIVES = ("gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo", "sapo", "gmpo", "luspo")
+OBJECTIVES = (
+    "gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "cispo", "rloo", "rloo_token", "sapo", "gmpo", "luspo",
+)  # fmt: skip
 
 
 def gradient(policy, config, samples, shift=0.02):

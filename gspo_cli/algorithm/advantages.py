@@ -23,6 +23,9 @@ def group_advantages(
 ) -> Tensor:
     """How much better each answer is than its group. rewards, valid (P, G) -> (P, G) in float64.
 
+    `batch_mean` and `batch_std` are over all prompts, as in REINFORCE++ (arXiv 2501.03262): then a group of
+    equal rewards has an advantage, too, unless all rewards are equal.
+
     GSPO paper, Eq. 6, with the sample standard deviation (n - 1), as in TRL and verl; the deviation that
     divides is at least `std_floor`, so that rewards which hardly differ make small advantages. Answers that
     are not `valid` are not part of the baseline and get 0, whatever their reward. A group with equal rewards,
@@ -43,8 +46,18 @@ def group_advantages(
     if baseline is AdvantageBaseline.leave_one_out:
         # r_i - mean of the others = (r_i - mean) n / (n - 1)
         centered = centered * count / (count - 1).clamp(min=1)
+    if baseline is AdvantageBaseline.batch_mean:
+        return _against_batch(rewards, valid, spread)
     informative = valid & has_spread(rewards, valid)[:, None]
     # test the range, not the deviation: rounding gives a constant group a tiny deviation
+    return torch.where(informative, centered / torch.where(informative, spread, 1), 0)
+
+
+def _against_batch(rewards: Tensor, valid: Tensor, spread: Tensor) -> Tensor:
+    """Distance of each valid reward from the mean of all, divided by `spread`. (P, G) -> (P, G)"""
+    flat, counted = rewards.flatten()[None], valid.flatten()[None]  # one group
+    informative = valid & has_spread(flat, counted)
+    centered = _centered(flat, counted).reshape(rewards.shape)
     return torch.where(informative, centered / torch.where(informative, spread, 1), 0)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gspo_cli.algorithm.gates import clip_sides
-from gspo_cli.algorithm.objective import sequence_log_ratio, token_log_ratio
+from gspo_cli.algorithm.objective import level_log_ratio, token_log_ratio
 from gspo_cli.config.choices import ClipMode
 from gspo_cli.config.schema import AlgorithmConfig
 
@@ -47,7 +47,7 @@ def candidates(
     level. The tokens that `clip_ratio_dual` bounds are none of them: they come on top of the share."""
     log_ratio = token_log_ratio(logprobs.detach(), old_logprobs, action_mask)
     per_token = algorithm.clips_tokens
-    at_level = log_ratio if per_token else sequence_log_ratio(log_ratio, action_mask)
+    at_level = log_ratio if per_token else level_log_ratio(log_ratio, action_mask, algorithm.ratio_level)
     in_logs = algorithm.clip_mode is ClipMode.token_log
     deviation = at_level if in_logs else torch.expm1(at_level)  # exact near 0, where the GSPO band lies
     low, high = clip_sides(deviation, advantages, algorithm.clip_mode, (0.0, 0.0))

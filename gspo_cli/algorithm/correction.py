@@ -60,6 +60,6 @@ def weighted(advantages: Tensor, weights: Tensor, action_mask: Tensor, level: Ra
 
     advantages (B, 1) or (B, T), weights likewise -> (B, 1) or (B, T), as the ratio level requires. A sequence
     ratio has one term for all its tokens, so their weights are averaged."""
-    if level is RatioLevel.sequence and weights.shape[1] > 1:
+    if level.is_whole and weights.shape[1] > 1:
         weights = trained_mean(weights, action_mask)
     return advantages * weights

@@ -20,7 +20,7 @@ from gspo_cli.algorithm.accumulators import Accumulator
 from gspo_cli.algorithm.gates import clip_sides, clipped_mean, gate_fading, over_dual
 from gspo_cli.algorithm.objective import (
     answers,
-    sequence_log_ratio,
+    level_log_ratio,
     token_log_ratio,
     trained_mean,
 )
@@ -64,7 +64,7 @@ def counterfactual_objectives(algorithm: AlgorithmConfig, presets: Presets) -> d
     """gspo, gspo_token and grpo with the model's preset bands, without those that equal the run's own
     objective.
 
-    A sequence-level run that clips sequences leaves out its own level. A token-level run leaves out grpo
+    A run whose own ratio is the geometric mean leaves out its own level. A token-level run leaves out grpo
     where clip mode and band are those of the preset (aggregation and advantages change no weight). gspo and
     gspo_token are equal where a sequence has one advantage: gspo_token is included with `credit=turn` only,
     and for a gspo_token run gspo is included as well."""
@@ -75,7 +75,7 @@ def counterfactual_objectives(algorithm: AlgorithmConfig, presets: Presets) -> d
     grpo = Objective.preset(RatioLevel.token, presets.token)
     level, by_turn = algorithm.ratio_level, algorithm.credit is Credit.turn
     wanted = {
-        "gspo": algorithm.clips_tokens or (level is RatioLevel.sequence_token and by_turn),
+        "gspo": not algorithm.compares_means or (level is RatioLevel.sequence_token and by_turn),
         "gspo_token": level is RatioLevel.token and by_turn,
         "grpo": Objective.of(algorithm) != grpo,
     }
@@ -186,10 +186,8 @@ def _applied(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weight - 1 per sequence (B,) in double, trained tokens clipped from below and from above (B, T), and
     log ratios at the objective's level, (B, T) or (B, 1)."""
-    at_level = log_ratio
-    if objective.level is not RatioLevel.token:
-        at_level = sequence_log_ratio(log_ratio, action_mask)
-    if objective.level is RatioLevel.sequence:
+    at_level = level_log_ratio(log_ratio, action_mask, objective.level)
+    if objective.level.is_whole:
         # one term per sequence, in which advantages per token count as their mean
         advantages = advantages if advantages.shape[1] == 1 else trained_mean(advantages, action_mask)
     if objective.mode is ClipMode.token_log:

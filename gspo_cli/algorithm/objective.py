@@ -54,6 +54,16 @@ def sequence_log_ratio(log_ratio: Tensor, action_mask: Tensor) -> Tensor:
     return log_ratio.sum(dim=1, keepdim=True) / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+def level_log_ratio(log_ratio: Tensor, action_mask: Tensor, level: RatioLevel) -> Tensor:
+    """Value of the log ratio at `level`, from that of tokens, 0 where not trained. (B, T) -> (B, T) for
+    `token`, else (B, 1)"""
+    if level is RatioLevel.token:
+        return log_ratio
+    if level is RatioLevel.sequence_product:
+        return log_ratio.sum(dim=1, keepdim=True)
+    return sequence_log_ratio(log_ratio, action_mask)
+
+
 def trained_mean(values: Tensor, action_mask: Tensor) -> Tensor:
     """Mean over the trained tokens of a sequence, ignoring all other positions. (B, T) -> (B, 1)"""
     total = torch.where(action_mask, values, 0).sum(dim=1, keepdim=True)
@@ -63,15 +73,14 @@ def trained_mean(values: Tensor, action_mask: Tensor) -> Tensor:
 def importance_log_ratio(
     logprobs: Tensor, old_logprobs: Tensor, action_mask: Tensor, level: RatioLevel
 ) -> Tensor:
-    """Logarithm of the ratio at `level`, with its gradient: (B, T) for token levels, (B, 1) for sequence.
+    """Logarithm of the ratio at `level`, with its gradient: (B, T) for token levels, (B, 1) for those of
+    whole answers.
 
-    token: Eq. 2; sequence: Eq. 7; sequence_token: value of the sequence ratio, gradient per token (Eq. 14).
-    """
+    token: Eq. 2; sequence: Eq. 7; sequence_token: value of the sequence ratio, gradient per token (Eq. 14);
+    sequence_product: pi(y) / pi_old(y) of the whole answer, the action of arXiv 2402.14740."""
     log_ratio = token_log_ratio(logprobs, old_logprobs, action_mask)
-    if level is RatioLevel.token:
-        return log_ratio
-    log_s = sequence_log_ratio(log_ratio, action_mask)
-    if level is RatioLevel.sequence:
+    log_s = level_log_ratio(log_ratio, action_mask, level)
+    if level is not RatioLevel.sequence_token:
         return log_s
     own = torch.where(action_mask, logprobs - logprobs.detach(), 0)  # value 0, gradient of log pi
     return log_s.detach() + own
@@ -166,7 +175,7 @@ def check_shapes(
     rows, length = logprobs.shape
     if old_logprobs.shape != logprobs.shape or action_mask.shape != logprobs.shape:
         raise ValueError("logprobs, old_logprobs and action_mask must have one shape (B, T)")
-    allowed = {(rows, 1)} if level is RatioLevel.sequence else {(rows, 1), (rows, length)}
+    allowed = {(rows, 1)} if level.is_whole else {(rows, 1), (rows, length)}
     if tuple(advantages.shape) not in allowed:
         raise ValueError(
             f"advantages of shape {tuple(advantages.shape)} do not fit a {level.value} ratio over "

@@ -22,7 +22,12 @@ from gspo_cli.console.words import number, override
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import WRITTEN, leaves
 
-RATIOS = {RatioLevel.token: "w_t", RatioLevel.sequence: "s", RatioLevel.sequence_token: "s_t"}
+RATIOS = {
+    RatioLevel.token: "w_t",
+    RatioLevel.sequence: "s",
+    RatioLevel.sequence_token: "s_t",
+    RatioLevel.sequence_product: "w",
+}
 NOT_GIVEN = ("seed", "logging.run_name", *WRITTEN)
 
 
@@ -70,7 +75,7 @@ def _with(run: StoredRun, keys: Sequence[str]) -> str:
 def _usual(run: StoredRun, key: str) -> bool:
     """Whether a setting of the algorithm has the schema's default or the preset of the model."""
     value = run.algorithm.get(key)
-    level = "token" if run.settings.algorithm.clips_tokens else "sequence"
+    level = "sequence" if run.settings.algorithm.compares_means else "token"
     preset = run.config["model"]["presets"][level]
     if key in preset:
         return value == preset[key]

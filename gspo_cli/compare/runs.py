@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.compare.result import LeftOut
+from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
@@ -66,8 +67,11 @@ class StoredRun:
 
     @property
     def algorithm(self) -> Mapping[str, Any]:
-        """The resolved algorithm section, in which arms differ."""
-        return self.config["algorithm"]
+        """The resolved algorithm section, in which arms differ. What is named rloo and has token ratios is of
+        the time when rloo_token had that name."""
+        section = self.config["algorithm"]
+        of_tokens = section["name"] == "rloo" and section["ratio_level"] == RatioLevel.token.value
+        return {**section, "name": "rloo_token"} if of_tokens else section
 
     @property
     def arm_key(self) -> str:

@@ -61,7 +61,7 @@ def check_advantage(algorithm: AlgorithmConfig) -> None:
         0 < algorithm.discount <= 1,
         f"algorithm.discount={algorithm.discount}: must be above 0 and at most 1; give 1 for no discount",
     )
-    whole = algorithm.ratio_level is RatioLevel.sequence
+    whole = algorithm.ratio_level.is_whole
     require(
         algorithm.credit is Credit.turn or algorithm.discount == 1 or algorithm.has_critic,
         f"algorithm.discount={algorithm.discount}: only applies to credit by turns; use "
@@ -137,13 +137,40 @@ def check_preference(algorithm: AlgorithmConfig) -> None:
     )
 
 
+def check_batch_baseline(algorithm: AlgorithmConfig) -> None:
+    """What a baseline over the whole iteration goes with."""
+    if algorithm.advantage_baseline is not AdvantageBaseline.batch_mean:
+        return
+    key = "algorithm.advantage_baseline=batch_mean"
+    require(
+        algorithm.advantage_scale is not AdvantageScale.group_std,
+        f"{key}: a group's deviation is not that of the distances from another mean; use "
+        "algorithm.advantage_scale=batch_std",
+    )
+    require(
+        algorithm.credit is Credit.trajectory,
+        f"{key}: compares whole answers; use algorithm.credit=trajectory, or "
+        "algorithm.advantage_baseline=group_mean",
+    )
+    require(
+        not algorithm.dynamic_sampling,
+        f"{key}: groups of equal rewards teach, too; use algorithm.dynamic_sampling=false",
+    )
+
+
 def check_ratio(algorithm: AlgorithmConfig) -> None:
     """Which aggregations and clip modes a ratio level allows."""
     if algorithm.ratio_level is not RatioLevel.token:
         require(
             algorithm.aggregation in (Aggregation.sequence_mean, Aggregation.sequence_sum),
             f"algorithm.aggregation={algorithm.aggregation.value}: a sequence-level ratio needs "
-            "sequence_mean, or sequence_sum (LUSPO); other aggregations weight sequences by length",
+            "sequence_mean or sequence_sum; other aggregations weight sequences by length",
+        )
+        require(
+            algorithm.ratio_level is not RatioLevel.sequence_product
+            or algorithm.aggregation is Aggregation.sequence_mean,
+            "algorithm.aggregation=sequence_sum: would weight the one term of a product over tokens by its "
+            "length; use algorithm.aggregation=sequence_mean",
         )
         require(
             algorithm.clip_mode is not ClipMode.stop_gradient,

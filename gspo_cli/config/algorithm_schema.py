@@ -13,6 +13,7 @@ from gspo_cli.config.algorithm_checks import (
     TAU_POS,
     WIDEST,
     check_advantage,
+    check_batch_baseline,
     check_calibration,
     check_clip,
     check_preference,
@@ -116,6 +117,7 @@ class AlgorithmConfig:
         check_advantage(self)
         check_value(self)
         check_preference(self)
+        check_batch_baseline(self)
         check_ratio(self)
         check_clip(self)
         check_calibration(self)
@@ -129,6 +131,11 @@ class AlgorithmConfig:
     def clips_tokens(self) -> bool:
         """Whether what is clipped are the ratios of single tokens, not one ratio of an answer."""
         return self.ratio_level is RatioLevel.token or self.clip_mode is ClipMode.token_log
+
+    @property
+    def compares_means(self) -> bool:
+        """Whether what is clipped is the geometric mean of an answer, whose band is narrow."""
+        return not self.clips_tokens and self.ratio_level is not RatioLevel.sequence_product
 
     @property
     def widest_left(self) -> float:

@@ -11,11 +11,11 @@ def cautions(config: RunConfig) -> list[str]:
     found = []
     algorithm = config.algorithm
     widths = [w for w in (algorithm.clip_range_left, algorithm.clip_range_right) if w is not None]
-    if algorithm.has_band and algorithm.clips_tokens and min(widths, default=1) < 0.01:
+    if algorithm.has_band and not algorithm.compares_means and min(widths, default=1) < 0.01:
         found.append(
             "algorithm.clip_range: under 0.01 suits sequence ratios; token ratios usually take about 0.2"
         )
-    if not algorithm.clips_tokens and max(widths, default=0) > 0.05:
+    if algorithm.compares_means and max(widths, default=0) > 0.05:
         found.append("algorithm.clip_range: over 0.05 rarely clips a sequence ratio; the paper uses 3e-4")
     if config.training.updates_per_iteration == 1:
         found.append(
@@ -28,7 +28,7 @@ def cautions(config: RunConfig) -> list[str]:
             "truncated mass (logged as sampling/truncated_mass)"
         )
     noisy = config.rollout.old_logprobs is OldLogprobs.engine and config.hardware.precision is Precision.bf16
-    if noisy and not algorithm.clips_tokens and algorithm.has_band:
+    if noisy and algorithm.compares_means and algorithm.has_band:
         found.append(
             "rollout.old_logprobs=engine: in bf16 the engine's noise is about as wide as a sequence ratio's "
             "clip band and clips answers at random (logged as ratio/first_step_abs_err); recompute is safer"

@@ -14,6 +14,13 @@ class RatioLevel(Enum):
     """one ratio per answer, the geometric mean over tokens (Eq. 7)"""
     sequence_token = "sequence_token"
     """value of the sequence ratio, gradient of each token (Eq. 14)"""
+    sequence_product = "sequence_product"
+    """one ratio per answer, the product over tokens: how likely the whole answer is (RLOO)"""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether an answer has one ratio, and therefore one advantage."""
+        return self in (RatioLevel.sequence, RatioLevel.sequence_product)
 
 
 class ClipMode(Enum):
@@ -61,6 +68,8 @@ class AdvantageBaseline(Enum):
     """mean of the group"""
     leave_one_out = "leave_one_out"
     """mean of the other answers of the group"""
+    batch_mean = "batch_mean"
+    """mean of all answers of the iteration (REINFORCE++)"""
     value = "value"
     """what a value head expects; advantages are generalized advantage estimates (PPO, A2C)"""
 

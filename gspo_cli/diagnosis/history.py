@@ -162,7 +162,7 @@ def slower(run: History) -> str:
 def preset_rate(run: History) -> float:
     """The learning rate that suits model and ratio level."""
     presets = run.config.model.presets
-    return (presets.token if run.config.algorithm.clips_tokens else presets.sequence).learning_rate
+    return (presets.sequence if run.config.algorithm.compares_means else presets.token).learning_rate
 
 
 def widths(run: History) -> Sequence[float]:

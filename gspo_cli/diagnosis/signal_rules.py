@@ -70,9 +70,11 @@ def _is_still(run: History, record: Record) -> bool:
         return False
     if (number_of(record, "solved") or 0.0) >= SOLVED:
         return False
-    if run.config.algorithm.ratio_level is not RatioLevel.token:
-        # a sequence ratio averages the log ratios of the tokens
-        spread *= math.sqrt(max(1.0, number_of(record, "completions/mean_length") or 1.0))
+    level, length = run.config.algorithm.ratio_level, number_of(record, "completions/mean_length") or 1.0
+    if level is RatioLevel.sequence_product:
+        spread /= math.sqrt(max(1.0, length))  # which adds up the log ratios of the tokens
+    elif level is not RatioLevel.token:
+        spread *= math.sqrt(max(1.0, length))  # which averages them
     clipped = number_of(record, "clip_ratio/token") or 0.0
     # the band of GSPO is so narrow that a policy which is still under LoRA may be clipped
     return spread < STILL and (run.config.model.use_lora or clipped < STILL_CLIPPED)

@@ -41,12 +41,21 @@ RATIOS = {
         "s_t",
         "s_t = sg[s] pi(y_t)/sg[pi(y_t)]: value per answer, gradient per token [Eq. 14]",
     ),
+    RatioLevel.sequence_product: (
+        "w",
+        "w = pi(y)/pi_old(y), per answer: the product over its tokens [arXiv 2402.14740]",
+    ),
 }
 MEANS = {
     Aggregation.sequence_mean: "mean over answers of the mean over their trained tokens",
     Aggregation.token_mean: "mean over all trained tokens of the update",
     Aggregation.sequence_sum: "mean over answers of the sum over their trained tokens",
     Aggregation.constant: "sum over trained tokens / (answers x max_completion_length)",
+}
+BASELINES = {
+    AdvantageBaseline.group_mean: "mean of the group",
+    AdvantageBaseline.leave_one_out: "mean of the group's other answers",
+    AdvantageBaseline.batch_mean: "mean of the batch",
 }
 SCALES = {
     AdvantageScale.group_std: " / std of the group (n - 1)",
@@ -167,7 +176,6 @@ def _pair_formula(algorithm: AlgorithmConfig) -> str:
 
 def advantage_formula(algorithm: AlgorithmConfig) -> str:
     """How a reward becomes an advantage."""
-    others = algorithm.advantage_baseline is AdvantageBaseline.leave_one_out
     reward = "r"
     if algorithm.kl_in_reward:
         reward = f"r - {algorithm.beta:g} KL_k1"
@@ -177,7 +185,7 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
         return f"the best and the worst of a group by {reward}; the others are not trained"
     if algorithm.has_critic:
         return _critic_formula(algorithm, reward)
-    baseline = "mean of the group's other answers" if others else "mean of the group"
+    baseline = BASELINES[algorithm.advantage_baseline]
     scale = SCALES[algorithm.advantage_scale]
     if algorithm.advantage_std_floor:
         scale += f", at least {algorithm.advantage_std_floor:g}"
