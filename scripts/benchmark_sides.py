@@ -182,7 +182,9 @@ def run_ours(
         clock, started = Clock(), time.process_time()
         collected = collector.collect(iteration, cursor, clock)
         samples = trainable(collected.groups, config.algorithm)
-        samples = with_advantages(samples, collected.groups, config.algorithm)
+        samples = with_advantages(
+            samples, collected.groups, config.algorithm, config.rollout.max_completion_length
+        )
         updater.run(samples, generator(config.seed, "minibatches", iteration), clock)
         cursor += collected.problems_drawn
         trained = [sample.num_actions for sample in samples]

@@ -72,7 +72,7 @@ class Setting:
 
     def samples(self, groups):
         algorithm = self.config.algorithm
-        return with_advantages(trainable(groups, algorithm), groups, algorithm)
+        return with_advantages(trainable(groups, algorithm), groups, algorithm, limit=32)
 
     def sample(self, **changes):
         return self.collector(**changes).collect(0, 0, Clock()).groups

@@ -63,7 +63,7 @@ def prepared(load, configure, *overrides, sharing=False):
 
 def samples_of(updater):
     groups, algorithm = paired(updater.policy), updater.config.algorithm
-    return with_advantages(trainable(groups, algorithm), groups, algorithm)
+    return with_advantages(trainable(groups, algorithm), groups, algorithm, limit=8)
 
 
 @pytest.mark.parametrize("kind", ["dpo", "ipo"])

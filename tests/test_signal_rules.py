@@ -250,7 +250,7 @@ def test_the_floor_of_the_settings_divides_whole_answers_and_turns(credit):
     groups = [answers(0.5, 0.51)]
     for floor, largest in (("0", 0.5**0.5), ("0.05", 0.1)):
         algorithm = settings(*credit, f"algorithm.advantage_std_floor={floor}").algorithm
-        found = with_advantages(trainable(groups, algorithm), groups, algorithm)
+        found = with_advantages(trainable(groups, algorithm), groups, algorithm, limit=32)
         assert [s.advantages[-1] for s in found] == pytest.approx([-largest, largest])
 
 

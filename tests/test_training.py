@@ -245,7 +245,7 @@ def test_the_penalty_lowers_cut_answers_against_their_group(configure, load):
         for reason in (FinishReason.stop, FinishReason.length)
     ]
     samples = trainable([group], config.algorithm)
-    one, other = with_advantages(samples, [group], config.algorithm)
+    one, other = with_advantages(samples, [group], config.algorithm, limit=32)
     assert one.advantages == [pytest.approx(0.5**0.5)]
     assert other.advantages == [pytest.approx(-(0.5**0.5))]
 

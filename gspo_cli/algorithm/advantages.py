@@ -61,6 +61,24 @@ def _against_batch(rewards: Tensor, valid: Tensor, spread: Tensor) -> Tensor:
     return torch.where(informative, centered / torch.where(informative, spread, 1), 0)
 
 
+def part_advantages(parts: Tensor, valid: Tensor, std_floor: float = 0.0) -> Tensor:
+    """Advantages of rewards of several parts, each of which is normalized within its group before they are
+    added up, and their sum over all answers (GDPO, arXiv 2601.05242). parts (K, P, G) -> (P, G) in float64.
+
+    A part whose spread is small then counts like the others; one that is equal in a group adds nothing."""
+    by_part = [group_advantages(part, valid, std_floor=std_floor) for part in parts]
+    total = torch.stack(by_part).sum(dim=0)
+    return group_advantages(total, valid, AdvantageBaseline.batch_mean, AdvantageScale.batch_std)
+
+
+def length_penalty(lengths: Tensor, limit: int, buffer: float) -> Tensor:
+    """How far answers of `lengths` tokens are into the last `buffer` (a share) of `limit`: 0 before it, and
+    linear up to 1 at the limit (DAPO, arXiv 2503.14476, Eq. 13, with the sign turned). -> the same shape in
+    float64"""
+    start = limit * (1 - buffer)
+    return ((lengths.double() - start) / (limit - start)).clamp(min=0, max=1)
+
+
 def deviations(rewards: Tensor, valid: Tensor) -> Tensor:
     """Sample standard deviation (n - 1) of the valid rewards of each group; 0 for fewer than two.
     rewards, valid (P, G) -> (P,) in float64."""

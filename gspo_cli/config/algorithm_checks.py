@@ -5,15 +5,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gspo_cli.config.checks import require, require_at_most, require_not_negative, require_positive
+from gspo_cli.config.checks import (
+    require,
+    require_at_most,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+)
 from gspo_cli.config.choices import (
     AdvantageBaseline,
+    AdvantageParts,
     AdvantageScale,
     Aggregation,
     ClipMode,
     Credit,
     EngineCorrection,
     RatioLevel,
+    Truncated,
 )
 from gspo_cli.config.value_schema import ValueConfig
 
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 
 WIDEST = 1e3  # of a clip band, and of a ratio's bound
 CLIP_FRACTION = 0.15  # share of tokens: what GSPO clips with the paper's band (Fig. 2)
+OVERLONG_PENALTY = 1.0  # as published (DAPO)
 TAU_POS, TAU_NEG = 1.0, 1.05  # of SAPO's gate, as published
 
 
@@ -100,6 +109,11 @@ def check_value(algorithm: AlgorithmConfig) -> None:
         "algorithm.dynamic_sampling=false",
     )
     require(
+        algorithm.overlong_buffer == 0,
+        f"algorithm.overlong_buffer={algorithm.overlong_buffer:g}: is a penalty of group advantages; with "
+        f"{key} use algorithm.overlong_buffer=0, or algorithm.truncated_completions=penalize",
+    )
+    require(
         not algorithm.kl_in_reward,
         f"algorithm.kl_estimator=k1: {key} takes the KL penalty in the loss; use "
         "algorithm.kl_estimator=k2 or k3",
@@ -155,6 +169,43 @@ def check_batch_baseline(algorithm: AlgorithmConfig) -> None:
     require(
         not algorithm.dynamic_sampling,
         f"{key}: groups of equal rewards teach, too; use algorithm.dynamic_sampling=false",
+    )
+
+
+def check_parts(algorithm: AlgorithmConfig) -> None:
+    """What the normalization of each part of a reward goes with."""
+    if algorithm.advantage_parts is not AdvantageParts.each:
+        return
+    others = {
+        "algorithm.advantage_baseline=group_mean": algorithm.advantage_baseline
+        is AdvantageBaseline.group_mean,
+        "algorithm.advantage_scale=group_std": algorithm.advantage_scale is AdvantageScale.group_std,
+        "algorithm.credit=trajectory": algorithm.credit is Credit.trajectory,
+        "algorithm.dynamic_sampling=false": not algorithm.dynamic_sampling,
+        "algorithm.truncated_completions=keep": algorithm.truncated_completions is not Truncated.penalise,
+        "algorithm.overlong_buffer=0": algorithm.overlong_buffer == 0,
+        "algorithm.kl_estimator=k3": not algorithm.kl_in_reward,
+    }
+    for fix, holds in others.items():
+        require(
+            holds,
+            f"algorithm.advantage_parts=each: normalizes the parts of the reward as they are; use {fix}",
+        )
+
+
+def check_length_penalty(algorithm: AlgorithmConfig) -> None:
+    """The soft penalty of long answers."""
+    require_fraction("algorithm", algorithm, "overlong_buffer")
+    require_positive("algorithm", algorithm, "overlong_penalty")
+    require(
+        algorithm.overlong_buffer > 0 or algorithm.overlong_penalty == OVERLONG_PENALTY,
+        f"algorithm.overlong_penalty={algorithm.overlong_penalty}: only applies with a buffer; use "
+        "algorithm.overlong_buffer=0.2, or leave it out",
+    )
+    require(
+        algorithm.overlong_buffer == 0 or algorithm.truncated_completions is not Truncated.penalise,
+        "algorithm.truncated_completions=penalise: algorithm.overlong_buffer penalizes an answer that is cut "
+        "already; use algorithm.truncated_completions=mask or keep",
     )
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from gspo_cli.config.algorithm_checks import (
     CLIP_FRACTION,
+    OVERLONG_PENALTY,
     TAU_NEG,
     TAU_POS,
     WIDEST,
@@ -16,6 +17,8 @@ from gspo_cli.config.algorithm_checks import (
     check_batch_baseline,
     check_calibration,
     check_clip,
+    check_length_penalty,
+    check_parts,
     check_preference,
     check_ranges,
     check_ratio,
@@ -23,6 +26,7 @@ from gspo_cli.config.algorithm_checks import (
 )
 from gspo_cli.config.choices import (
     AdvantageBaseline,
+    AdvantageParts,
     AdvantageScale,
     Aggregation,
     ClipCalibration,
@@ -80,6 +84,8 @@ class AlgorithmConfig:
     """Least standard deviation to divide by; 0 or more; 0 divides by the deviation itself (GSPO paper,
     Eq. 6). TRL and verl add 1e-4 and 1e-6 to the deviation against division by 0; a floor of about 0.05
     keeps rewards that differ by noise alone from becoming full-size advantages."""
+    advantage_parts: AdvantageParts = AdvantageParts.sum
+    """What is normalized of a reward of several parts."""
     credit: Credit = Credit.trajectory
     """Which reward a turn of the agent gets credit for; `turn` needs a ratio level with a token axis."""
     discount: float = 1.0
@@ -95,6 +101,12 @@ class AlgorithmConfig:
     """What to do with an answer that hits the length limit or the turn limit."""
     truncation_penalty: float = 0.5
     """What `penalise` (or `penalize`) subtracts from the reward of such an answer; 0 or more."""
+    overlong_buffer: float = 0.0
+    """Share of the length limit, at its end, in which the reward of an answer falls linearly with its length
+    (DAPO); between 0 and 1; 0 is off. Of several turns the longest counts."""
+    overlong_penalty: float = OVERLONG_PENALTY
+    """What is taken off the reward of an answer as long as the limit; above 0; used with overlong_buffer
+    only."""
     dynamic_sampling: bool = False
     """Replaces problems whose answers all earn the same reward with new ones (DAPO)."""
     dynamic_sampling_max_rounds: int = 3
@@ -118,6 +130,8 @@ class AlgorithmConfig:
         check_value(self)
         check_preference(self)
         check_batch_baseline(self)
+        check_parts(self)
+        check_length_penalty(self)
         check_ratio(self)
         check_clip(self)
         check_calibration(self)

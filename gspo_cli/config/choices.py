@@ -106,6 +106,15 @@ class Preference(Enum):
     """`(h - 1 / (2 beta))^2` (IPO)"""
 
 
+class AdvantageParts(Enum):
+    """What is normalized of a reward of several parts."""
+
+    sum = "sum"
+    """the reward, which is their weighted sum"""
+    each = "each"
+    """each part within its group, all with the same weight, and then their sum over the iteration (GDPO)"""
+
+
 class Credit(Enum):
     """Which reward a turn of the agent gets credit for."""
 

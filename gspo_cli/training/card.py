@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from gspo_cli.config.cautions import cautions
 from gspo_cli.config.choices import (
     AdvantageBaseline,
+    AdvantageParts,
     AdvantageScale,
     Aggregation,
     ClipMode,
@@ -181,10 +182,17 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
         reward = f"r - {algorithm.beta:g} KL_k1"
     if algorithm.truncated_completions is Truncated.penalise:
         reward += f" - {algorithm.truncation_penalty:g} [cut]"
+    if algorithm.overlong_buffer:
+        share = f"{algorithm.overlong_buffer:g} of the length"
+        reward += f" - {algorithm.overlong_penalty:g} [0 to 1 over the last {share}]"
     if algorithm.in_pairs:
         return f"the best and the worst of a group by {reward}; the others are not trained"
     if algorithm.has_critic:
         return _critic_formula(algorithm, reward)
+    if algorithm.advantage_parts is AdvantageParts.each:
+        return (
+            "A = (sum of A_k - mean of the batch) / std of the batch; A_k = (r_k - mean) / std of the group"
+        )
     baseline = BASELINES[algorithm.advantage_baseline]
     scale = SCALES[algorithm.advantage_scale]
     if algorithm.advantage_std_floor:

@@ -4,6 +4,7 @@ Shapes: P prompts, G answers per prompt, K turns of the longest conversation."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,11 +17,13 @@ from gspo_cli.algorithm.advantages import (
     flattened_by_one,
     group_advantages,
     has_spread,
+    length_penalty,
+    part_advantages,
     rewards_to_go,
     turn_advantages,
 )
 from gspo_cli.algorithm.preference import best_and_worst
-from gspo_cli.config.choices import Credit, Truncated
+from gspo_cli.config.choices import AdvantageParts, Credit, Truncated
 from gspo_cli.config.schema import AlgorithmConfig
 from gspo_cli.errors import UserError
 from gspo_cli.training.batch import Sample
@@ -58,13 +61,20 @@ def with_advantages(
     samples: Sequence[Sample],
     groups: Sequence[Group],
     algorithm: AlgorithmConfig,
+    limit: int,
     reward_kl: Sequence[float] | None = None,
 ) -> list[Sample]:
     """`samples`, those of `groups`, with their advantages: one each, or with credit by turn one per token.
-    `reward_kl` is the KL estimate of each sample that `algorithm.beta` takes off its reward."""
+    `limit` is the length limit of a turn, in tokens, and `reward_kl` the KL estimate of each sample that
+    `algorithm.beta` takes off its reward. Raises UserError where parts are to be normalized and a reward has
+    none."""
     rewards, valid = _rewards(groups, algorithm)  # (P, G)
+    rewards = rewards - algorithm.overlong_penalty * overlong(groups, algorithm, limit)
     if algorithm.in_pairs:
         return _in_pairs(samples, rewards, valid)
+    if algorithm.advantage_parts is AdvantageParts.each:
+        by_part = part_advantages(_parts(groups), valid, algorithm.advantage_std_floor).flatten().tolist()
+        return [replace(s, advantages=[value]) for s, value in zip(samples, by_part, strict=True)]
     if reward_kl is not None:
         rewards = rewards - algorithm.beta * torch.tensor(reward_kl).reshape(rewards.shape)
     normalization = (
@@ -109,8 +119,35 @@ def _in_pairs(samples: Sequence[Sample], rewards: Tensor, valid: Tensor) -> list
     ]
 
 
+def overlong(groups: Sequence[Group], algorithm: AlgorithmConfig, limit: int) -> Tensor:
+    """The share of `algorithm.overlong_penalty` that each answer pays, by its longest turn. -> (P, G)"""
+    lengths = torch.tensor([[_longest_turn(t) for t in group] for group in groups])
+    if algorithm.overlong_buffer == 0:
+        return torch.zeros(lengths.shape, dtype=torch.float64)
+    return length_penalty(lengths, limit, algorithm.overlong_buffer)
+
+
+def _longest_turn(trajectory: Trajectory) -> int:
+    """Tokens that the policy sampled in its longest turn."""
+    turns = zip(trajectory.turn_ids, trajectory.action_mask, strict=True)
+    return max(Counter(turn for turn, sampled in turns if sampled).values(), default=0)
+
+
+def _parts(groups: Sequence[Group]) -> Tensor:
+    """The parts of rewards, without those of parts. -> (K, P, G)"""
+    names = sorted({name for group in groups for t in group for name in t.components if "/" not in name})
+    if len(names) < 2:
+        raise UserError(
+            f"algorithm.advantage_parts=each: the reward has {len(names)} parts; use a reward of several, or "
+            "algorithm.advantage_parts=sum"
+        )
+    values = [[[t.components.get(name, 0.0) for t in group] for group in groups] for name in names]
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def informative(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[bool]:
-    """Which groups are informative: their rewards differ, or their rewards to go at some turn."""
+    """Which groups are informative: their rewards differ, or their rewards to go at some turn. The penalty of
+    long answers does not count: dynamic sampling is about what is right (DAPO, Eq. 11)."""
     rewards, valid = _rewards(groups, algorithm)
     spread = has_spread(rewards, valid)
     if algorithm.credit is Credit.turn:

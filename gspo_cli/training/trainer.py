@@ -23,7 +23,7 @@ from gspo_cli.run.summary import RunStatus
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
-from gspo_cli.training.credit import Group, trainable, with_advantages
+from gspo_cli.training.credit import Group, overlong, trainable, with_advantages
 from gspo_cli.training.critic import value_metrics, with_value_advantages
 from gspo_cli.training.evaluation import Evaluation, Evaluator
 from gspo_cli.training.metrics import Clock, mean, peak_memory_gb, rollout_metrics, update_metrics
@@ -131,6 +131,7 @@ class Trainer:
             )
         with clock.timing("score"):
             samples = self._credited(collected.groups)
+        penalized = overlong(collected.groups, self.config.algorithm, self._limit)
         report = self.updater.run(samples, generator(self.config.seed, "minibatches", iteration), clock)
         with clock.timing("rollout"):
             pushed = self.parts.engine.refresh()
@@ -142,6 +143,8 @@ class Trainer:
         metrics |= collected.metrics | update_metrics(report) | pushed
         if self.updater.critic is not None:
             metrics |= value_metrics(samples)
+        if self.config.algorithm.overlong_buffer:
+            metrics["completions/overlong"] = penalized.mean().item()
         record = self._line(metrics, tokens, clock)
         news = self.monitor.look(record)
         back = self._answer_collapse(self.monitor.collapse)
@@ -158,7 +161,12 @@ class Trainer:
         if algorithm.has_critic:
             return with_value_advantages(samples, groups, algorithm, self.updater.values(samples))
         kl = self.updater.reward_kl(samples) if algorithm.kl_in_reward else None
-        return with_advantages(samples, groups, algorithm, kl)
+        return with_advantages(samples, groups, algorithm, self._limit, kl)
+
+    @property
+    def _limit(self) -> int:
+        """Length limit of a turn in this iteration, in tokens."""
+        return self.config.max_completion_length(self.state.iteration)
 
     def _line(self, metrics: dict[str, Any], tokens: int, clock: Clock) -> dict[str, Any]:
         """This iteration's line of metrics.jsonl."""
