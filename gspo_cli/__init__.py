@@ -23,6 +23,7 @@ _HOMES = {
     "RewardResult": "gspo_cli.types",
     "UserError": "gspo_cli.errors",
     "create_customer_service_reward": "gspo_cli.rewards.conversation",
+    "create_domain_reward": "gspo_cli.rewards.conversation",
 }
 __all__ = sorted(_HOMES)
 

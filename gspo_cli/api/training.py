@@ -10,7 +10,7 @@ weights."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from gspo_cli.api.agent import MultiTurnAgent
 from gspo_cli.api.awaiting import bordered, train_in_thread
 from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
+from gspo_cli.api.scenarios import has_goals
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import OBJECT, build_config, composed, plain_values, resolved_yaml
@@ -36,6 +37,8 @@ from gspo_cli.training.process_group import gpu_count
 from gspo_cli.training.session import load_trained
 from gspo_cli.training.watch import Watch
 
+Queries = Sequence[str | Mapping[str, Any]]
+
 
 @bordered
 async def train_with_gspo(
@@ -45,18 +48,22 @@ async def train_with_gspo(
     reward_model: RewardFunction | None = None,
     reporter: Reporter | None = None,
     callbacks: Sequence[Any] = (),
+    train_queries: Queries | None = None,
 ) -> MultiTurnAgent:
     """Train `agent` with GSPO (arXiv 2507.18071, Eq. 5); returns it with the trained weights, its `summary`
     and its `run_folder`.
 
     Training begins with the model that `agent.config` names. With `reward_model` None the environment's own
-    reward is used; `reporter` None shows progress in the terminal; `callbacks` are as described above. The
-    run folder is made under `config.output_dir`. Other tasks of the event loop run meanwhile. Ctrl-C, or
+    reward is used; `reporter` None shows progress in the terminal; `callbacks` are as described above.
+    `train_queries` are trained on in place of the environment's problems: texts that a user says, whose
+    answer ends the conversation, or scenarios as dicts; they need a `reward_model`, unless all have goals.
+    The run folder is made under `config.output_dir`. Other tasks of the event loop run meanwhile. Ctrl-C, or
     cancelling the task, ends the run after the current iteration with a checkpoint; Ctrl-C returns the agent
     with the status interrupted. Raises UserError on bad input, and what a callback raised.
     """
     algorithm = "gspo_token" if config.use_gspo_token else "gspo"
-    return await train(algorithm, config, agent, environment, reward_model, reporter, callbacks)
+    given = environment, reward_model, reporter, callbacks, train_queries
+    return await train(algorithm, config, agent, *given)
 
 
 @bordered
@@ -67,6 +74,7 @@ async def train_with_gspo_token(
     reward_model: RewardFunction | None = None,
     reporter: Reporter | None = None,
     callbacks: Sequence[Any] = (),
+    train_queries: Queries | None = None,
 ) -> MultiTurnAgent:
     """`train_with_gspo` with the token variant (Eq. 13-14), which takes `credit="turn"`, too."""
     require(
@@ -74,7 +82,8 @@ async def train_with_gspo_token(
         "GSPOConfig.use_gspo_token=False: train_with_gspo_token trains the token variant; call "
         "train_with_gspo, or leave it out",
     )
-    return await train("gspo_token", config, agent, environment, reward_model, reporter, callbacks)
+    given = environment, reward_model, reporter, callbacks, train_queries
+    return await train("gspo_token", config, agent, *given)
 
 
 async def train(
@@ -85,8 +94,15 @@ async def train(
     reward: RewardFunction | None = None,
     reporter: Reporter | None = None,
     callbacks: Sequence[Any] = (),
+    queries: Queries | None = None,
 ) -> MultiTurnAgent:
     """`train_with_gspo` with any option of conf/algorithm. Raises UserError on one that is not there."""
+    if queries is not None:
+        environment = environment.asking(queries)
+        require(
+            reward is not None or all(map(has_goals, environment.scenarios)),
+            "train_queries: have no goals that could be scored; give a reward_model",
+        )
     node = run_node(algorithm, settings, agent, environment)
     use_one_process(node)  # that of the script
     folder = RunFolder(run_place(node, settings))
