@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -97,22 +98,81 @@ async def train(
     queries: Queries | None = None,
 ) -> MultiTurnAgent:
     """`train_with_gspo` with any option of conf/algorithm. Raises UserError on one that is not there."""
-    if queries is not None:
-        environment = environment.asking(queries)
-        require(
-            reward is not None or all(map(has_goals, environment.scenarios)),
-            "train_queries: have no goals that could be scored; give a reward_model",
-        )
+    environment = asked(environment, queries, reward)
+    run = prepared(algorithm, settings, agent, environment)
+    return await carry_out(run, agent, reward, reporter, callbacks)
+
+
+def asked(
+    environment: ConversationEnvironment, queries: Queries | None, reward: RewardFunction | None
+) -> ConversationEnvironment:
+    """`environment` with `queries` in place of its problems, where there are some. Raises UserError if
+    nothing scores them, and on a `reward` that is none."""
+    check_reward(reward)
+    if queries is None:
+        return environment
+    environment = environment.asking(queries)
+    require(
+        reward is not None or all(map(has_goals, environment.scenarios)),
+        "train_queries: have no goals that could be scored; give a reward_model",
+    )
+    return environment
+
+
+def check_reward(reward: Any) -> None:
+    """Raise UserError on a reward that is none."""
+    require(
+        reward is None or isinstance(reward, RewardFunction),
+        f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass",
+    )
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is composed and checked; `write` puts its data where its configuration names it."""
+
+    node: DictConfig
+    config: RunConfig
+    folder: RunFolder
+    write: Callable[[Path], None]
+
+
+def prepared(
+    algorithm: str,
+    settings: GSPOConfig,
+    agent: MultiTurnAgent,
+    environment: ConversationEnvironment,
+    place: Path | None = None,
+    data: Path | None = None,
+) -> PreparedRun:
+    """The run of `algorithm`, in the folder `place`, None for one that is named as `gspo-train` names it.
+    Scenarios are read from the folder `data`, None for that of the run, into which they are then written.
+    Raises UserError on settings that cannot run."""
     node = run_node(algorithm, settings, agent, environment)
     use_one_process(node)  # that of the script
-    folder = RunFolder(run_place(node, settings))
-    environment.apply(node, folder.path)
+    folder = RunFolder(place or run_place(node, settings))
+    environment.apply(node, data or folder.path)
     settings.apply_sizes(node)
-    config = build_config(node)
-    watch = Watch(folder.path, callbacks, asyncio.get_running_loop())
+    write = environment.write if data is None else _nothing
+    return PreparedRun(node, build_config(node), folder, write)
+
+
+def _nothing(folder: Path) -> None:
+    """Writes no data: it is there."""
+
+
+async def carry_out(
+    run: PreparedRun,
+    agent: MultiTurnAgent,
+    reward: RewardFunction | None,
+    reporter: Reporter | None,
+    callbacks: Sequence[Any],
+) -> MultiTurnAgent:
+    """Train `run` in a thread; returns `agent` with the trained weights."""
+    watch = Watch(run.folder.path, callbacks, asyncio.get_running_loop())
 
     def work() -> MultiTurnAgent:
-        return execute(agent, node, config, folder, environment.write, reward, reporter, watch)
+        return execute(agent, run.node, run.config, run.folder, run.write, reward, reporter, watch)
 
     return await train_in_thread(work, watch)
 
@@ -128,12 +188,7 @@ def execute(
     watch: Watch | None = None,
 ) -> MultiTurnAgent:
     """Train `config`, which was built of `node`, in a new `folder`, in which `write` puts the data. Returns
-    `agent` with the trained weights. Raises UserError on a reward that is none, and the error that `watch`
-    keeps of a callback."""
-    usable = reward is None or isinstance(reward, RewardFunction)
-    require(
-        usable, f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass"
-    )
+    `agent` with the trained weights. Raises the error that `watch` keeps of a callback."""
     if reward is not None:
         # the saved configuration is the one that ran; a command cannot rebuild the object and reports that
         # on resume
