@@ -17,12 +17,14 @@ _HOMES = {
     "train_with_gspo": "gspo_cli.api.training",
     "train_with_gspo_token": "gspo_cli.api.training",
     "train_agent": "gspo_cli.api.agents",
+    "create_advanced_rl_orchestrator": "gspo_cli.api.orchestrator",
     "Endpoint": "gspo_cli.agents.running",
     "Problem": "gspo_cli.types",
     "RewardFunction": "gspo_cli.rewards.base",
     "RewardResult": "gspo_cli.types",
     "UserError": "gspo_cli.errors",
     "create_customer_service_reward": "gspo_cli.rewards.conversation",
+    "create_domain_reward": "gspo_cli.rewards.conversation",
 }
 __all__ = sorted(_HOMES)
 

@@ -29,22 +29,13 @@ from gspo_cli.console.words import next_commands
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.types import Message
+from tests.support.api_runs import CARDS
 from tests.support.command_line import call, gspo_train
 from tests.support.talking_runs import SMALL, configured, logged, trained
 
 ROOT = Path(__file__).parent.parent
 OVERRIDES = [text for text in SMALL if text.startswith(("model.", "evaluation.", "hardware."))]
 TASK = {"demonstrations_count": 50, "problems": 60, "heldout": 4, "max_turns": 8}
-CARDS = [
-    {
-        "id": f"card-{n}",
-        "opening": f"my card {n} is gone.",
-        "goals": ["blocked"],
-        "beats": [{"when": {"any": ["block"]}, "say": "thank you.", "reach": "blocked", "end": True}],
-        "example": ["i block it now."],
-    }
-    for n in range(6)
-]
 
 
 class Polite(RewardFunction):

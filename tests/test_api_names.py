@@ -30,6 +30,7 @@ def node_of(config):
 @pytest.mark.parametrize(
     ("name", "value", "key", "becomes"),
     [
+        ("num_iterations", 2, "training.passes", 2),
         ("save_steps", 5, "checkpoint.every", 5),
         ("save_total_limit", 3, "checkpoint.keep", 3),
         ("eval_steps", 7, "evaluation.every", 7),

@@ -1,5 +1,5 @@
-"""The quick start of the GSPO guide and its five blocks of settings, as they are printed there, with local
-models in the place of gpt2: SmolLM2, and gpt2's shape with its 1,024 positions."""
+"""The calls of the GSPO guide and its five blocks of settings, as they are printed there, with local models
+in the place of gpt2: SmolLM2, and gpt2's shape with its 1,024 positions. Its script is in test_examples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import copy
 import dataclasses
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -17,9 +18,14 @@ from gspo_cli import (
     ConversationEnvironment,
     GSPOConfig,
     MultiTurnAgent,
+    RewardFunction,
+    RewardResult,
+    create_advanced_rl_orchestrator,
     create_customer_service_reward,
+    create_domain_reward,
     get_config_for_task,
     train_with_gspo,
+    train_with_gspo_token,
 )
 from gspo_cli.api.training import run_node
 from gspo_cli.config.compose import build_config, load_saved, resolved_yaml
@@ -170,18 +176,124 @@ def test_the_essential_block_holds_the_prompts_of_its_task(smollm2, tmp_path):
     assert changed_settings(saved_settings(folder.path), resolved_plain(node)) == []
 
 
+FEW = ["evaluation.problems=1", "evaluation.samples=0", "rollout.max_turns=2", "hardware.threads=1"]
+SHORT = {"num_outer_iterations": 1, "max_completion_length": 8, "overrides": FEW}
+
+
+def trained(function, model, config, reward_model, **more):
+    """The agent that the guide's call trains."""
+    agent, environment = parts(model)
+    call = function(config=config, agent=agent, environment=environment, reward_model=reward_model, **more)
+    return asyncio.run(call)
+
+
+def by(agent):
+    return OmegaConf.load(agent.run_folder / "config.yaml")
+
+
+def short_start(model, folder):
+    return quick_start(model, output_dir=folder, generations_per_iteration=4, **SHORT)
+
+
 def test_the_quick_start_trains_on_1024_positions(gpt2_1024, tmp_path, reporter):
-    agent, environment = parts(gpt2_1024)
-    few = ["evaluation.problems=1", "evaluation.samples=0", "rollout.max_turns=2", "hardware.threads=1"]
-    size = {"num_outer_iterations": 1, "generations_per_iteration": 4, "max_completion_length": 8}
-    settings = quick_start(gpt2_1024, output_dir=tmp_path, overrides=few, **size)
-    asyncio.run(agent.initialize())
-    reward = create_customer_service_reward()
-    agent = asyncio.run(train_with_gspo(settings, agent, environment, reward, reporter))
+    config, reward_model = short_start(gpt2_1024, tmp_path), create_customer_service_reward()
+    agent = trained(train_with_gspo, gpt2_1024, config, reward_model, reporter=reporter)
     assert agent.summary["status"] == "completed"
-    saved = OmegaConf.load(agent.run_folder / "config.yaml")
-    assert saved.rollout.max_prompt_length == 1024 - 8
-    assert any("max_prompt_length=1016: in place of the default 2048" in note for note in saved.notes)
+    assert by(agent).rollout.max_prompt_length == 1024 - 8
+    assert any("max_prompt_length=1016: in place of the default 2048" in note for note in by(agent).notes)
+
+
+def test_the_same_setup_trains_the_token_variant(gpt2_1024, tmp_path, reporter):
+    config, reward_model = short_start(gpt2_1024, tmp_path), create_customer_service_reward()
+    agent = trained(train_with_gspo_token, gpt2_1024, config, reward_model, reporter=reporter)
+    assert (agent.summary["status"], by(agent).algorithm.ratio_level) == ("completed", "sequence_token")
+    assert by(agent).algorithm.clip_range_left == 3e-4
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_of_the_guide_trains(name, gpt2_1024, tmp_path, reporter, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name == "wandb":
+        pytest.importorskip("wandb", reason="needs the extra wandb")
+    few = [*FEW, "logging.wandb_mode=disabled"]
+    changes = SHORT | {"generations_per_iteration": 12, "overrides": few}
+    printed = BLOCKS[name]()
+    config = GSPOConfig.from_training_config(printed, **changes)
+    reward_model = create_customer_service_reward()
+    agent = trained(train_with_gspo, gpt2_1024, config, reward_model, reporter=reporter)
+    assert agent.summary["status"] == "completed"
+    followed = {*changes, "max_prompt_length"}  # the last is raised for the tools that the task announces
+    for given in printed.given & set(resolved(by(agent))) - followed:
+        assert resolved(by(agent))[given] == getattr(printed, given), given
+
+
+class CustomReward(RewardFunction):
+    """A reward of the guide's form."""
+
+    async def compute_reward(self, trajectory, turn, context):
+        score = (len(turn.content) % 7) / 7
+        parts = {"custom": score}
+        return RewardResult(total_reward=score, component_rewards=parts, metadata={"details": "..."})
+
+
+def test_a_custom_reward_of_the_guides_form_trains(gpt2_1024, tmp_path, reporter):
+    config = short_start(gpt2_1024, tmp_path)
+    agent = trained(train_with_gspo, gpt2_1024, config, CustomReward(), reporter=reporter)
+    [line] = RunFolder(agent.run_folder).read("metrics.jsonl")
+    assert line["rewards/custom/mean"] == pytest.approx(line["reward"])
+
+
+def test_visible_gpus_that_are_not_there_are_refused_in_one_sentence(gpt2_1024, tmp_path, monkeypatch):
+    """The guide names four GPUs in the script; a script trains on the first of them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    config, _ = built(quick_start(gpt2_1024), gpt2_1024)
+    assert config.hardware.device.value == "cuda"
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"^hardware.device=cuda: torch .* finds none of the GPUs"):
+            trained(train_with_gspo, gpt2_1024, short_start(gpt2_1024, tmp_path), None)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_orchestrator_of_the_guide_has_its_algorithms_and_trains(gpt2_1024, tmp_path, reporter):
+    agent, environment = parts(gpt2_1024)
+    orchestrator = create_advanced_rl_orchestrator(agent)
+    assert "gspo" in orchestrator.algorithms
+    given = {"environment": environment, "reward_model": create_customer_service_reward()}
+    small = SHORT | {"generations_per_iteration": 4, "output_dir": tmp_path, "reporter": reporter}
+    agent = asyncio.run(orchestrator.train("gspo", **given, **small))
+    assert agent.summary["status"] == "completed"
+
+
+SCRIPT = {
+    "num_generations": 4,
+    "clip_range_left": 3e-4,
+    "clip_range_right": 4e-4,
+    "generations_per_iteration": 20,
+    "use_lora": True,
+    "lora_r": 8,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "report_to": "none",
+    "logging_steps": 1,
+    "save_steps": 5,
+    "use_gspo_token": False,
+}
+
+
+@pytest.mark.parametrize("task", ["customer_service", "technical_support", "sales"])
+def test_the_settings_of_the_guides_script_train(task, gpt2_1024, tmp_path, reporter):
+    environment = ConversationEnvironment(**CONVERSATION_CONFIGS[task].copy())
+    assert len(environment.scenarios) > 100
+    agent = MultiTurnAgent(AgentConfig(model_name=str(gpt2_1024), system_prompt=SYSTEM))
+    base_config = get_config_for_task(task, model_name=str(gpt2_1024))
+    config = GSPOConfig.from_training_config(base_config, output_dir=tmp_path, **SCRIPT)
+    assert config.to_dict().items() >= SCRIPT.items()
+    config = GSPOConfig.from_training_config(config, **SHORT)
+    given = {"reward_model": create_domain_reward(task), "reporter": reporter}
+    agent = asyncio.run(train_with_gspo(config, agent, environment, **given))
+    assert (by(agent).checkpoint.every, by(agent).hardware.tokens_per_microbatch) == (5, 2 * 1024)
+    answer = asyncio.run(agent.generate_response([{"role": "user", "content": "My order has not arrived."}]))
+    assert isinstance(answer, str)
 
 
 def test_settings_are_given_or_follow_those_that_are():

@@ -10,7 +10,7 @@ from typing import Any
 from gspo_cli.api.agent import AgentConfig, MultiTurnAgent
 from gspo_cli.api.awaiting import bordered
 from gspo_cli.api.config import GSPOConfig, get_config_for_task, model_overrides, write_setting
-from gspo_cli.api.training import execute, run_place
+from gspo_cli.api.training import check_reward, execute, run_place
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.compose import OBJECT, build_config, composed
@@ -43,6 +43,7 @@ def train_agent(
     under `config.output_dir`. Blocks until the run is over, and returns the trained model, its `summary` and
     its `run_folder`. Raises UserError on bad input."""
     require(callable(run), f"run: is a {type(run).__name__}; give a function run(problem, endpoint)")
+    check_reward(reward)
     config = config or get_config_for_task("agent", str(model), algorithm)
     algorithm = "gspo_token" if config.use_gspo_token and algorithm == "gspo" else algorithm
     node = composed(["task=agent", *model_overrides(model), f"algorithm={algorithm}", *config.overrides])

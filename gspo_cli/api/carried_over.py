@@ -14,6 +14,7 @@ from gspo_cli.config.schema import RunConfig
 
 # what each sets in the configuration
 CARRIED = {
+    "num_iterations": "training.passes",
     "save_steps": "checkpoint.every",
     "save_total_limit": "checkpoint.keep",
     "eval_steps": "evaluation.every",
@@ -30,7 +31,6 @@ CARRIED = {
 FIXED: dict[str, tuple[float, str]] = {
     "lora_dropout": (0, "dropout makes the ratio of an unchanged policy differ from 1"),
     "logging_steps": (1, "every iteration is logged"),
-    "num_iterations": (1, "updates_per_rollout says how many updates a rollout gets"),
 }
 REFUSED = {
     "model_name": "the agent names its model, as in AgentConfig(model_name=...)",

@@ -69,7 +69,8 @@ class GSPOConfig:
     `output_dir` is where run folders are made. `use_8bit` or `use_4bit` quantizes frozen weights, under LoRA.
 
     The settings after `output_dir` are other names of TRL and the guide; None leaves them to the
-    configuration. `save_steps`, `eval_steps` and `warmup_steps` count iterations. Micro-batches have at most
+    configuration. `num_iterations` is TRL's: passes over the answers of an iteration. `save_steps`,
+    `eval_steps` and `warmup_steps` count iterations. Micro-batches have at most
     the tokens of `per_device_train_batch_size` longest answers with their prompts.
     `gradient_accumulation_steps` changes nothing. With `use_gspo_token`, `train_with_gspo` trains the token
     variant. Raises UserError on an unknown setting, on a value that has no counterpart here (`lora_dropout`

@@ -10,7 +10,8 @@ weights."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gspo_cli.api.agent import MultiTurnAgent
 from gspo_cli.api.awaiting import bordered, train_in_thread
 from gspo_cli.api.config import GSPOConfig, model_overrides, write_setting
 from gspo_cli.api.environment import ConversationEnvironment
+from gspo_cli.api.scenarios import has_goals
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import OBJECT, build_config, composed, plain_values, resolved_yaml
@@ -36,6 +38,8 @@ from gspo_cli.training.process_group import gpu_count
 from gspo_cli.training.session import load_trained
 from gspo_cli.training.watch import Watch
 
+Queries = Sequence[str | Mapping[str, Any]]
+
 
 @bordered
 async def train_with_gspo(
@@ -45,18 +49,22 @@ async def train_with_gspo(
     reward_model: RewardFunction | None = None,
     reporter: Reporter | None = None,
     callbacks: Sequence[Any] = (),
+    train_queries: Queries | None = None,
 ) -> MultiTurnAgent:
     """Train `agent` with GSPO (arXiv 2507.18071, Eq. 5); returns it with the trained weights, its `summary`
     and its `run_folder`.
 
     Training begins with the model that `agent.config` names. With `reward_model` None the environment's own
-    reward is used; `reporter` None shows progress in the terminal; `callbacks` are as described above. The
-    run folder is made under `config.output_dir`. Other tasks of the event loop run meanwhile. Ctrl-C, or
+    reward is used; `reporter` None shows progress in the terminal; `callbacks` are as described above.
+    `train_queries` are trained on in place of the environment's problems: texts that a user says, whose
+    answer ends the conversation, or scenarios as dicts; they need a `reward_model`, unless all have goals.
+    The run folder is made under `config.output_dir`. Other tasks of the event loop run meanwhile. Ctrl-C, or
     cancelling the task, ends the run after the current iteration with a checkpoint; Ctrl-C returns the agent
     with the status interrupted. Raises UserError on bad input, and what a callback raised.
     """
     algorithm = "gspo_token" if config.use_gspo_token else "gspo"
-    return await train(algorithm, config, agent, environment, reward_model, reporter, callbacks)
+    given = environment, reward_model, reporter, callbacks, train_queries
+    return await train(algorithm, config, agent, *given)
 
 
 @bordered
@@ -67,6 +75,7 @@ async def train_with_gspo_token(
     reward_model: RewardFunction | None = None,
     reporter: Reporter | None = None,
     callbacks: Sequence[Any] = (),
+    train_queries: Queries | None = None,
 ) -> MultiTurnAgent:
     """`train_with_gspo` with the token variant (Eq. 13-14), which takes `credit="turn"`, too."""
     require(
@@ -74,7 +83,8 @@ async def train_with_gspo_token(
         "GSPOConfig.use_gspo_token=False: train_with_gspo_token trains the token variant; call "
         "train_with_gspo, or leave it out",
     )
-    return await train("gspo_token", config, agent, environment, reward_model, reporter, callbacks)
+    given = environment, reward_model, reporter, callbacks, train_queries
+    return await train("gspo_token", config, agent, *given)
 
 
 async def train(
@@ -85,18 +95,84 @@ async def train(
     reward: RewardFunction | None = None,
     reporter: Reporter | None = None,
     callbacks: Sequence[Any] = (),
+    queries: Queries | None = None,
 ) -> MultiTurnAgent:
     """`train_with_gspo` with any option of conf/algorithm. Raises UserError on one that is not there."""
+    environment = asked(environment, queries, reward)
+    run = prepared(algorithm, settings, agent, environment)
+    return await carry_out(run, agent, reward, reporter, callbacks)
+
+
+def asked(
+    environment: ConversationEnvironment, queries: Queries | None, reward: RewardFunction | None
+) -> ConversationEnvironment:
+    """`environment` with `queries` in place of its problems, where there are some. Raises UserError if
+    nothing scores them, and on a `reward` that is none."""
+    check_reward(reward)
+    if queries is None:
+        return environment
+    environment = environment.asking(queries)
+    require(
+        reward is not None or all(map(has_goals, environment.scenarios)),
+        "train_queries: have no goals that could be scored; give a reward_model",
+    )
+    return environment
+
+
+def check_reward(reward: Any) -> None:
+    """Raise UserError on a reward that is none."""
+    require(
+        reward is None or isinstance(reward, RewardFunction),
+        f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass",
+    )
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is composed and checked; `write` puts its data where its configuration names it."""
+
+    node: DictConfig
+    config: RunConfig
+    folder: RunFolder
+    write: Callable[[Path], None]
+
+
+def prepared(
+    algorithm: str,
+    settings: GSPOConfig,
+    agent: MultiTurnAgent,
+    environment: ConversationEnvironment,
+    place: Path | None = None,
+    data: Path | None = None,
+) -> PreparedRun:
+    """The run of `algorithm`, in the folder `place`, None for one that is named as `gspo-train` names it.
+    Scenarios are read from the folder `data`, None for that of the run, into which they are then written.
+    Raises UserError on settings that cannot run."""
     node = run_node(algorithm, settings, agent, environment)
     use_one_process(node)  # that of the script
-    folder = RunFolder(run_place(node, settings))
-    environment.apply(node, folder.path)
+    folder = RunFolder(place or run_place(node, settings))
+    environment.apply(node, data or folder.path)
     settings.apply_sizes(node)
-    config = build_config(node)
-    watch = Watch(folder.path, callbacks, asyncio.get_running_loop())
+    write = environment.write if data is None else _nothing
+    return PreparedRun(node, build_config(node), folder, write)
+
+
+def _nothing(folder: Path) -> None:
+    """Writes no data: it is there."""
+
+
+async def carry_out(
+    run: PreparedRun,
+    agent: MultiTurnAgent,
+    reward: RewardFunction | None,
+    reporter: Reporter | None,
+    callbacks: Sequence[Any],
+) -> MultiTurnAgent:
+    """Train `run` in a thread; returns `agent` with the trained weights."""
+    watch = Watch(run.folder.path, callbacks, asyncio.get_running_loop())
 
     def work() -> MultiTurnAgent:
-        return execute(agent, node, config, folder, environment.write, reward, reporter, watch)
+        return execute(agent, run.node, run.config, run.folder, run.write, reward, reporter, watch)
 
     return await train_in_thread(work, watch)
 
@@ -112,12 +188,7 @@ def execute(
     watch: Watch | None = None,
 ) -> MultiTurnAgent:
     """Train `config`, which was built of `node`, in a new `folder`, in which `write` puts the data. Returns
-    `agent` with the trained weights. Raises UserError on a reward that is none, and the error that `watch`
-    keeps of a callback."""
-    usable = reward is None or isinstance(reward, RewardFunction)
-    require(
-        usable, f"reward_model: is a {type(reward).__name__}; give an instance of a RewardFunction subclass"
-    )
+    `agent` with the trained weights. Raises the error that `watch` keeps of a callback."""
     if reward is not None:
         # the saved configuration is the one that ran; a command cannot rebuild the object and reports that
         # on resume

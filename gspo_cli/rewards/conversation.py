@@ -16,6 +16,13 @@ from gspo_cli.types import Message, RewardResult, Trajectory
 # With 0.1 for manner the best conversation earns 1. Policy is at most 0: its weight is what violations cost.
 WEIGHTS = {"outcome": 0.6, "facts": 0.3, "policy": 0.5}
 MANNER_WEIGHT = 0.1
+# the names that the GSPO guide gives the domains of conversations
+DOMAINS = {
+    "customer_service": ("customer", "cs", "support"),
+    "technical_support": ("technical", "tech_support", "it", "it_support", "helpdesk"),
+    "sales": ("sales_assistant", "marketing", "product"),
+    "tutoring": ("tutor", "education"),
+}
 
 
 class ProgressReward(RewardFunction):
@@ -90,4 +97,15 @@ def conversation_reward(
 def create_customer_service_reward(weights: Mapping[str, float] | None = None) -> WeightedReward:
     """The reward of a customer service agent: the outcome weighs most, then the facts told, then empathy,
     action, professionalism, length and similarity."""
+    return conversation_reward(weights)
+
+
+def create_domain_reward(domain: str, weights: Mapping[str, float] | None = None) -> WeightedReward:
+    """The reward of an agent in a domain of the guide: customer_service, technical_support, sales or
+    tutoring, or another of its names for them. All four score what the environment reports (the outcome, the
+    facts told, the policy) and the manner: the goals of a domain are its environment's. Raises UserError on
+    another domain."""
+    asked = str(domain).strip().lower()
+    known = any(asked in (name, *others) for name, others in DOMAINS.items())
+    require(known, f"create_domain_reward: {domain} is not a domain; choose one of {', '.join(DOMAINS)}")
     return conversation_reward(weights)

@@ -13,6 +13,16 @@ QUICK = {
     "generations_per_iteration": 16,
     "max_completion_length": 8,
 }
+CARDS = [
+    {
+        "id": f"card-{n}",
+        "opening": f"my card {n} is gone.",
+        "goals": ["blocked"],
+        "beats": [{"when": {"any": ["block"]}, "say": "thank you.", "reach": "blocked", "end": True}],
+        "example": ["i block it now."],
+    }
+    for n in range(6)
+]
 
 
 def tiny_agent() -> MultiTurnAgent:
