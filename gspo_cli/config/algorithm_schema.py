@@ -120,7 +120,6 @@ class AlgorithmConfig:
     preference: Preference = Preference.none
     """Whether the best answer of a group is compared with its worst, by which loss; `beta` is the loss's."""
     value: ValueConfig = field(default_factory=ValueConfig)
-    """The value head of advantage_baseline=value."""
     routing_replay: bool = False
     """Replays the experts that the old policy chose in a Mixture-of-Experts model."""
 
