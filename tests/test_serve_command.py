@@ -84,9 +84,11 @@ def test_ctrl_c_ends_an_answer_that_is_being_made(folders, started):
     assert {type(error) for error in failed} <= {openai.InternalServerError, openai.APIConnectionError}
 
 
-def test_a_model_by_itself_answers_at_length(folders, started):
+def test_a_model_by_itself_answers_at_length(folders, started, monkeypatch):
+    monkeypatch.setenv("GSPO_SERVE_KEY", "mine")
     _, variables, [_, _, about, _] = started(folders["qwen3"])
     assert "answers take up to 1024 tokens" in about
+    assert variables["OPENAI_API_KEY"] == "mine"
     settings = {"base_url": variables["OPENAI_BASE_URL"], "api_key": variables["OPENAI_API_KEY"]}
     with openai.OpenAI(**settings) as client:
         assert 0 < create(client).usage.completion_tokens <= 1024
@@ -98,8 +100,8 @@ def test_a_model_by_itself_answers_at_length(folders, started):
         (["--port", "70000"], "--port 70000: give a number from 0 to 65535"),
         (["--temperature", "-1"], "--temperature -1.0: give a number from 0 to 2"),
         (["--temperature", "nan"], "--temperature nan: give"),
-        (["--key", "a b"], "--key: give printable ASCII"),
-        (["--key", ""], "--key: give printable ASCII"),
+        (["--key", "a b"], "--key (or GSPO_SERVE_KEY): give printable ASCII"),
+        (["--key", ""], "--key (or GSPO_SERVE_KEY): give printable ASCII"),
         (["--checkpoint", "99"], ""),
         (["task.no_such=1"], ""),
     ],

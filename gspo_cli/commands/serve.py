@@ -32,7 +32,7 @@ EXAMPLES = """examples:
       the best checkpoint on port 8000; prints what to paste into the agent's terminal
   gspo-serve outputs/agent-smollm2-gspo/<run> --checkpoint initial --port 8001
       the policy before training beside it
-  gspo-serve <run> --port 0 --key secret --temperature 0
+  GSPO_SERVE_KEY=secret gspo-serve <run> --port 0 --temperature 0
       any free port, a key of your choice, and the most likely tokens where a request gives no temperature
   gspo-serve <model folder, adapter folder, GGUF file or hub id> rollout.max_completion_length=4096
       a model that no run has trained, with longer answers
@@ -43,6 +43,7 @@ requests:
   refused. Without max_tokens an answer takes up to rollout.max_completion_length tokens, which for a model by
   itself is 1024. Any model name is accepted.
 """
+KEY_VARIABLE = "GSPO_SERVE_KEY"
 PORT, LARGEST_PORT = 8000, 65_535
 ANSWER = "rollout.max_completion_length"
 LONGEST_ANSWER = 1024  # tokens, for a model by itself
@@ -96,7 +97,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--port", type=int, default=PORT, help=f"port on 127.0.0.1, {PORT} by default; 0 is any free one"
     )
-    parser.add_argument("--key", help="API key that requests must carry; a random one by default")
+    parser.add_argument(
+        "--key",
+        default=os.environ.get(KEY_VARIABLE),
+        help=f"API key that requests must carry, which other users of this machine can see in its processes; "
+        f"the environment variable {KEY_VARIABLE} hides it; a random one by default",
+    )
     parser.add_argument(
         "--temperature",
         type=float,
@@ -109,7 +115,8 @@ def parse() -> argparse.Namespace:
     require(0 <= temperature <= 2, f"--temperature {temperature}: give a number from 0 to 2")
     readable = key is None or (key.isascii() and key.isprintable() and key != "" and " " not in key)
     require(
-        readable, "--key: give printable ASCII characters without spaces, or leave it out for a random key"
+        readable,
+        f"--key (or {KEY_VARIABLE}): give printable ASCII characters without spaces, or leave it out for a random key",
     )
     return arguments
 
