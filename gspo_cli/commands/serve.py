@@ -116,7 +116,8 @@ def parse() -> argparse.Namespace:
     readable = key is None or (key.isascii() and key.isprintable() and key != "" and " " not in key)
     require(
         readable,
-        f"--key (or {KEY_VARIABLE}): give printable ASCII characters without spaces, or leave it out for a random key",
+        f"--key (or {KEY_VARIABLE}): give printable ASCII characters without spaces, or leave it out for a "
+        "random key",
     )
     return arguments
 
