@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def run_script(monkeypatch, capsys):
 def test_every_script_is_run():
     run_by_make = {"check_wheel.py", "kill_test.py"}
     imported = {"benchmark_sides.py", "benchmark_operations.py", "benchmark_point.py"}
-    imported |= {"gpu_check_iteration.py"}
+    imported |= {"gpu_check_iteration.py", "mutants.py"}
     assert "scripts/check_wheel.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
     assert "scripts/kill_test.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
     assert "check kills" in (SCRIPTS.parent / ".ci" / "run").read_text(encoding="utf-8")
@@ -48,6 +49,23 @@ def test_every_script_is_run():
     imported |= {"check_generation.py", "fetch_smollm2.py"}  # run on the real model
     others = {path.name for path in SCRIPTS.iterdir() if path.is_file()} - run_by_make - imported
     assert [name for name in others if f'"{name}"' not in here] == []
+
+
+# ---- mutation.py
+
+
+def test_a_wrong_line_is_noticed_and_one_that_changes_nothing_survives(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script = runpy.run_path(str(SCRIPTS / "mutation.py"))
+    assert len(list(script["mutants"](""))) >= 100
+    file, tests, place = "gspo_cli/tasks/expression.py", ("test_expression",), script["copy"]()
+    try:
+        original = (place / file).read_text()
+        assert script["noticed"](place, script["Mutant"](file, "Fraction(", "1 + Fraction(", tests))
+        assert not script["noticed"](place, script["Mutant"](file, '"""', '"""Another word: ', tests))
+        assert (place / file).read_text() == original
+    finally:
+        shutil.rmtree(place)
 
 
 # ---- benchmark_agents.py

@@ -94,7 +94,7 @@ def check_value(algorithm: AlgorithmConfig) -> None:
         return
     key = "algorithm.advantage_baseline=value"
     require(
-        algorithm.ratio_level is not RatioLevel.sequence,
+        not algorithm.ratio_level.is_whole,
         f"{key}: gives each token an advantage, and a sequence ratio takes one for all; use "
         "algorithm.ratio_level=token or sequence_token",
     )
