@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gspo_cli.algorithm.calibration import calibrated, candidates
-from gspo_cli.algorithm.correction import engine_weights, weighted
+from gspo_cli.algorithm.correction import engine_weights, off_policy_kept, weighted
 from gspo_cli.algorithm.counterfactual import (
     CounterfactualStats,
     Objective,
@@ -73,6 +73,7 @@ class Updater:
             Sums(counterfactuals={name: CounterfactualStats() for name in self.counterfactuals}),
             clip_range=self.algorithm.clip_range,
             with_kl=self.config.algorithm.kl_in_loss,
+            with_off_policy_mask=self.config.algorithm.off_policy_mask is not None,
         )
         minibatches = self.collator.minibatches(samples, order)
         with clock.timing("score"):
@@ -145,12 +146,18 @@ class Updater:
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
         weights, counted = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
         advantages = weighted(micro.advantages, weights, micro.action_mask, algorithm.ratio_level)
+        masked = 0.0
+        if algorithm.off_policy_mask is not None:
+            limit = algorithm.off_policy_mask
+            kept = off_policy_kept(logprobs, old, advantages, micro.action_mask, limit)
+            masked = answers((~kept & micro.action_mask).any(dim=1), micro.weights).item()
+            advantages = advantages * kept
         scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, micro.ref_logprobs, micro.weights)
         own, others = Objective.of(algorithm), self.counterfactuals
         seen = observe(*scored, own, others, median, not first, micro.weights)
         sums = Sums(stats, engine=counted, counterfactuals=seen.counterfactuals)
-        sums.short, sums.long = seen.short, seen.long
+        sums.short, sums.long, sums.off_policy = seen.short, seen.long, masked
         if self.critic is not None:
             error, sums.value = self.critic.loss(values[0], micro, denominator)
             loss = loss + error
