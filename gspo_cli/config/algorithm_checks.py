@@ -236,6 +236,26 @@ def check_off_policy(algorithm: AlgorithmConfig) -> None:
     )
 
 
+def check_selection(algorithm: AlgorithmConfig) -> None:
+    """Where a share of the tokens can be chosen."""
+    share = algorithm.high_entropy_tokens
+    require(
+        0 < share <= 1,
+        f"algorithm.high_entropy_tokens={share}: is a share of the tokens and must be above 0 and at most 1; "
+        "give 0.2, or 1 for all",
+    )
+    require(
+        share == 1 or not algorithm.ratio_level.is_whole,
+        f"algorithm.high_entropy_tokens={share}: a ratio of whole answers has no term of a token; use "
+        "algorithm=grpo or algorithm=gspo_token, or algorithm.high_entropy_tokens=1",
+    )
+    require(
+        share == 1 or not algorithm.in_pairs,
+        f"algorithm.high_entropy_tokens={share}: a pair compares whole answers; use "
+        "algorithm.high_entropy_tokens=1",
+    )
+
+
 def check_ratio(algorithm: AlgorithmConfig) -> None:
     """Which aggregations and clip modes a ratio level allows."""
     if algorithm.ratio_level is not RatioLevel.token:

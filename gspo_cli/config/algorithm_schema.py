@@ -23,6 +23,7 @@ from gspo_cli.config.algorithm_checks import (
     check_preference,
     check_ranges,
     check_ratio,
+    check_selection,
     check_value,
 )
 from gspo_cli.config.choices import (
@@ -99,6 +100,9 @@ class AlgorithmConfig:
     kl_bias_corrected: bool = False
     """Multiplies k3 by the token's importance ratio, without which its gradient is biased once the policy has
     moved (DeepSeek-V3.2)."""
+    high_entropy_tokens: float = 1.0
+    """Share of the trained tokens of an update that the policy gradient is taken on, those at which the old
+    policy has the highest entropy (arXiv 2506.01939: 0.2); above 0, and at most 1."""
     learning_rate: float = MISSING
     """Learning rate after the warm-up; above 0."""
     truncated_completions: Truncated = Truncated.keep
@@ -140,6 +144,7 @@ class AlgorithmConfig:
         check_length_penalty(self)
         check_ratio(self)
         check_off_policy(self)
+        check_selection(self)
         check_clip(self)
         check_calibration(self)
 

@@ -32,6 +32,7 @@ from gspo_cli.training.collator import Collator
 from gspo_cli.training.critic import Critic
 from gspo_cli.training.metrics import Clock, Sums, UpdateReport
 from gspo_cli.training.pairs import weigh_pairs
+from gspo_cli.training.selection import select_high_entropy
 from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import OneProcess, Scores, Strategy
 
@@ -152,6 +153,8 @@ class Updater:
             kept = off_policy_kept(logprobs, old, advantages, micro.action_mask, limit)
             masked = answers((~kept & micro.action_mask).any(dim=1), micro.weights).item()
             advantages = advantages * kept
+        if micro.selected is not None:
+            advantages = advantages * micro.selected
         scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, micro.ref_logprobs, micro.weights)
         own, others = Objective.of(algorithm), self.counterfactuals
@@ -190,6 +193,9 @@ class Updater:
                     sums += _against_sampling(micro, micro.old_logprobs)
         for micro in [] if from_engine else minibatches[0].micro_batches[:1]:
             micro.probe = self._logprobs(micro)
+        share = self.config.algorithm.high_entropy_tokens
+        for minibatch in minibatches if share < 1 else []:
+            select_high_entropy(minibatch, self._entropy, self.strategy.ranks, share)
         return sums
 
     def _far(self, found: Sums) -> bool:
@@ -308,6 +314,9 @@ class Updater:
         scored = (micro.token_ids, micro.action_mask, temperature)
         head = self.critic.head if values and self.critic is not None else None
         return self.strategy.forward(*scored, with_entropy=with_entropy, rows=micro.rows, value_head=head)
+
+    def _entropy(self, micro: MicroBatch) -> Tensor:
+        return self._scored(micro, with_entropy=True)[1]
 
     def _reference(self, micro: MicroBatch) -> Tensor:
         temperature = self.config.rollout.temperature
