@@ -10,7 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gspo_cli.algorithm.correction import off_policy_kept
 from gspo_cli.config.choices import Aggregation, ClipMode
+from gspo_cli.training.batch import MicroBatch, MiniBatch
+from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.training.selection import select_high_entropy
 from tests.support.objectives import algorithm, batch, computed
 
 pytest.importorskip("trl", reason="TRL is an oracle of these tests, not a dependency")
@@ -146,3 +150,41 @@ def test_rloo_with_a_clip_is_that_of_trl(seed):
     # bounds that nothing reaches: the unclipped ratio of the preset
     loss = trl_loss(rloo_trainer(), given, epsilon_low=1e9, epsilon_high=1e9)
     agree(algorithm("sequence_product", None, None, clip_mode=ClipMode.none), given, loss)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_the_corrected_kl_is_that_of_trl(seed):
+    given = batch(seed)
+    reference = given[1] + 0.4 * torch.sin(10 * given[1])
+    loss = trl_loss(
+        grpo_trainer(), given, inputs={"ref_per_token_logps": reference}, loss_type="grpo", epsilon_low=0.2,
+        epsilon_high=0.27, beta=0.3, use_bias_correction_kl=True,
+    )  # fmt: skip
+    agree(algorithm(beta=0.3, kl_bias_corrected=True), given, loss, ref_logprobs=reference)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_the_off_policy_mask_is_that_of_trl(seed):
+    logprobs, old, advantages, mask = given = batch(seed)
+    loss = trl_loss(
+        grpo_trainer(), given, loss_type="grpo", epsilon_low=0.2, epsilon_high=0.27,
+        off_policy_mask_threshold=0.05,
+    )  # fmt: skip
+    kept = off_policy_kept(logprobs, old, advantages, mask, 0.05)
+    agree(algorithm(), (logprobs, old, advantages * kept, mask), loss)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+@pytest.mark.parametrize("seed", CASES)
+def test_tokens_of_high_entropy_are_those_of_trl(seed, share):
+    logprobs, old, advantages, mask = given = batch(seed)
+    # values that fp32 has exactly, in which TRL takes the quantile
+    entropies = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)).double()
+    loss = trl_loss(
+        grpo_trainer(), given, entropies=entropies, loss_type="grpo", epsilon_low=0.2, epsilon_high=0.27,
+        top_entropy_quantile=share,
+    )  # fmt: skip
+    micro = MicroBatch([], mask.long(), mask, old, advantages)
+    update = MiniBatch([micro], 0.0, 0, 0, 0, 0.0, 0, 0)
+    select_high_entropy(update, lambda _: entropies, ProcessGroup(), share)
+    agree(algorithm(), (logprobs, old, advantages * micro.selected, mask), loss)

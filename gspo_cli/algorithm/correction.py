@@ -6,8 +6,13 @@ token. Engine weights are constants: they are separate from the importance ratio
 multiply the policy term only, never the KL penalty. A sequence of weight 0 stays in the denominator, so that
 the share of the others in the step does not grow.
 
-token_truncate: min(exp d, max), truncated importance sampling (Ionides 2008) per token. sequence_mask: 1
-where exp(mean d) lies within [1/max, max], else 0: a product over tokens would explode with length."""
+token_truncate: min(exp d, max), truncated importance sampling (Ionides 2008) per token. token_mask: exp d
+within [1/max, max], else 0 (IcePop, arXiv 2510.18855). sequence_truncate: min(exp(mean d), max).
+sequence_mask: 1 where exp(mean d) lies within [1/max, max], else 0. For sequences a product over tokens would
+explode with length.
+
+`off_policy_kept` is about the policy and the old one instead: which answers are still near enough to learn
+from what was bad about them."""
 
 from __future__ import annotations
 
@@ -24,8 +29,8 @@ from gspo_cli.config.schema import AlgorithmConfig
 
 @dataclass(frozen=True)
 class EngineStats(Accumulator):
-    """Sums over trained tokens (`token_truncate`) or sequences with a trained token (`sequence_mask`): their
-    number, how many were truncated or masked, and their engine ratios before truncation."""
+    """Sums over trained tokens (`token_*`) or sequences with a trained token (`sequence_*`): their number,
+    how many were truncated or masked, and their engine ratios before truncation."""
 
     counted: float = 0.0
     dropped: float = 0.0
@@ -36,22 +41,38 @@ class EngineStats(Accumulator):
 def engine_weights(
     old_logprobs: Tensor, sampling_logprobs: Tensor, action_mask: Tensor, algorithm: AlgorithmConfig
 ) -> tuple[Tensor, EngineStats]:
-    """Three (B, T) -> weights (B, T), or (B, 1) for `sequence_mask`, and their statistics. Weights are 1
-    where nothing is trained."""
+    """Three (B, T) -> weights (B, T), or (B, 1) for `sequence_*`, and their statistics. Weights are 1 where
+    nothing is trained."""
     difference = token_log_ratio(old_logprobs, sampling_logprobs, action_mask)
-    limit = algorithm.engine_weight_max
-    if algorithm.engine_correction is EngineCorrection.token_truncate:
+    kind, limit = algorithm.engine_correction, algorithm.engine_weight_max
+    if kind is EngineCorrection.none:
+        return torch.ones_like(difference[:, :1]), EngineStats()
+    if kind in (EngineCorrection.token_truncate, EngineCorrection.token_mask):
         ratio, counted = difference.exp(), action_mask
-        weights, dropped = ratio.clamp(max=limit), ratio > limit
-    elif algorithm.engine_correction is EngineCorrection.sequence_mask:
+    else:
         ratio = sequence_log_ratio(difference, action_mask).exp()
         counted = action_mask.any(dim=1, keepdim=True)
-        dropped = (ratio > limit) | (ratio < 1 / limit)
-        weights = (~dropped).to(ratio.dtype)
+    if kind in (EngineCorrection.token_truncate, EngineCorrection.sequence_truncate):
+        weights, dropped = ratio.clamp(max=limit), ratio > limit
     else:
-        return torch.ones_like(difference[:, :1]), EngineStats()
+        dropped = (ratio > limit) | (ratio < 1 / limit)
+        kept = ratio if kind is EngineCorrection.token_mask else torch.ones_like(ratio)
+        weights = torch.where(dropped, 0, kept)
     sums = [counted.sum(), (dropped & counted).sum(), ratio[counted].sum()]
     return weights, EngineStats(*torch.stack([value.double() for value in sums]).tolist())
+
+
+@torch.no_grad()
+def off_policy_kept(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, action_mask: Tensor, limit: float
+) -> Tensor:
+    """False where an advantage is negative and the mean over the sequence's tokens of log(pi_old / pi) is
+    above `limit` (DeepSeek-V3.2, arXiv 2512.02556, Eq. 9). Three (B, T), advantages (B, 1) or (B, T) -> of
+    their shape.
+
+    Like a weight of 0 this leaves the sequence in the denominator."""
+    log_ratio = token_log_ratio(logprobs.detach(), old_logprobs, action_mask)
+    return (advantages >= 0) | (-sequence_log_ratio(log_ratio, action_mask) <= limit)
 
 
 def weighted(advantages: Tensor, weights: Tensor, action_mask: Tensor, level: RatioLevel) -> Tensor:

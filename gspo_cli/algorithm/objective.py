@@ -157,6 +157,9 @@ def policy_loss(
     kl = torch.zeros_like(logprobs)
     if ref_logprobs is not None and algorithm.kl_in_loss:
         kl = kl_penalty(logprobs, ref_logprobs, action_mask, algorithm.kl_estimator)
+        if algorithm.kl_bias_corrected:
+            # DeepSeek-V3.2 (arXiv 2512.02556): an expectation under the policy, from samples of the old one
+            kl = kl * by_token.exp()
         penalty = aggregate(kl, action_mask, algorithm.aggregation, denominator, weights)
         loss = loss + algorithm.beta * penalty
     per_token = algorithm.ratio_level is RatioLevel.token

@@ -122,7 +122,11 @@ def objective(run: StoredRun) -> str:
     if algorithm.clip_ratio_dual is not None:
         parts.append(f"at least {algorithm.clip_ratio_dual:g} A for A < 0")
     if algorithm.beta:
-        parts.append(f"beta {number(algorithm.beta)}")
+        parts.append(f"beta {number(algorithm.beta)}" + ", times w_t" * algorithm.kl_bias_corrected)
+    if algorithm.high_entropy_tokens < 1:
+        parts.append(f"{algorithm.high_entropy_tokens:g} of tokens, by entropy")
+    if algorithm.off_policy_mask is not None:
+        parts.append(f"off-policy mask {algorithm.off_policy_mask:g}")
     if algorithm.routing_replay:
         parts.append("routing replay")
     if algorithm.is_calibrated:

@@ -20,6 +20,7 @@ from gspo_cli.config.choices import (
     ClipMode,
     Credit,
     EngineCorrection,
+    KLEstimator,
     RatioLevel,
     Truncated,
 )
@@ -181,6 +182,7 @@ def check_parts(algorithm: AlgorithmConfig) -> None:
         is AdvantageBaseline.group_mean,
         "algorithm.advantage_scale=group_std": algorithm.advantage_scale is AdvantageScale.group_std,
         "algorithm.credit=trajectory": algorithm.credit is Credit.trajectory,
+        "algorithm.preference=none": not algorithm.in_pairs,
         "algorithm.dynamic_sampling=false": not algorithm.dynamic_sampling,
         "algorithm.truncated_completions=keep": algorithm.truncated_completions is not Truncated.penalise,
         "algorithm.overlong_buffer=0": algorithm.overlong_buffer == 0,
@@ -206,6 +208,51 @@ def check_length_penalty(algorithm: AlgorithmConfig) -> None:
         algorithm.overlong_buffer == 0 or algorithm.truncated_completions is not Truncated.penalise,
         "algorithm.truncated_completions=penalise: algorithm.overlong_buffer penalizes an answer that is cut "
         "already; use algorithm.truncated_completions=mask or keep",
+    )
+    require(
+        algorithm.overlong_buffer == 0 or not algorithm.has_critic,
+        f"algorithm.overlong_buffer={algorithm.overlong_buffer}: is not part of the rewards that an "
+        "actor-critic estimates; use algorithm.overlong_buffer=0",
+    )
+
+
+def check_off_policy(algorithm: AlgorithmConfig) -> None:
+    """The options for a policy that has moved from the old one."""
+    require(
+        algorithm.off_policy_mask is None or 0 < algorithm.off_policy_mask <= WIDEST,
+        f"algorithm.off_policy_mask={algorithm.off_policy_mask}: is a threshold of a mean log ratio and must "
+        f"be above 0 and at most {WIDEST:g}; give 0.1, or null to train on all",
+    )
+    require(
+        algorithm.off_policy_mask is None or not algorithm.in_pairs,
+        f"algorithm.off_policy_mask={algorithm.off_policy_mask}: a pair has no old policy; use "
+        "algorithm.off_policy_mask=null, or algorithm.preference=none",
+    )
+    require(
+        not algorithm.kl_bias_corrected
+        or (algorithm.kl_in_loss and algorithm.kl_estimator is KLEstimator.k3),
+        "algorithm.kl_bias_corrected=true: corrects k3 in the loss; use algorithm.beta=0.01 "
+        "algorithm.kl_estimator=k3, or algorithm.kl_bias_corrected=false",
+    )
+
+
+def check_selection(algorithm: AlgorithmConfig) -> None:
+    """Where a share of the tokens can be chosen."""
+    share = algorithm.high_entropy_tokens
+    require(
+        0 < share <= 1,
+        f"algorithm.high_entropy_tokens={share}: is a share of the tokens and must be above 0 and at most 1; "
+        "give 0.2, or 1 for all",
+    )
+    require(
+        share == 1 or not algorithm.ratio_level.is_whole,
+        f"algorithm.high_entropy_tokens={share}: a ratio of whole answers has no term of a token; use "
+        "algorithm=grpo or algorithm=gspo_token, or algorithm.high_entropy_tokens=1",
+    )
+    require(
+        share == 1 or not algorithm.in_pairs,
+        f"algorithm.high_entropy_tokens={share}: a pair compares whole answers; use "
+        "algorithm.high_entropy_tokens=1",
     )
 
 

@@ -18,10 +18,12 @@ from gspo_cli.config.algorithm_checks import (
     check_calibration,
     check_clip,
     check_length_penalty,
+    check_off_policy,
     check_parts,
     check_preference,
     check_ranges,
     check_ratio,
+    check_selection,
     check_value,
 )
 from gspo_cli.config.choices import (
@@ -95,6 +97,12 @@ class AlgorithmConfig:
     """Weight of the KL penalty against the model before training; 0 disables it; 0 or more."""
     kl_estimator: KLEstimator = KLEstimator.k3
     """How the KL divergence is estimated, and where it acts."""
+    kl_bias_corrected: bool = False
+    """Multiplies k3 by the token's importance ratio, without which its gradient is biased once the policy has
+    moved (DeepSeek-V3.2)."""
+    high_entropy_tokens: float = 1.0
+    """Share of the trained tokens of an update that the policy gradient is taken on, those at which the old
+    policy has the highest entropy (arXiv 2506.01939: 0.2); above 0, and at most 1."""
     learning_rate: float = MISSING
     """Learning rate after the warm-up; above 0."""
     truncated_completions: Truncated = Truncated.keep
@@ -115,8 +123,11 @@ class AlgorithmConfig:
     """Correction for an engine that samples from a slightly different distribution than the trainer
     computes."""
     engine_correction_max: float | None = None
-    """Upper bound of the engine ratio, above 1; null means 2 for token_truncate and 1.05 for
-    sequence_mask."""
+    """Upper bound of the engine ratio, above 1; null means 2 for those of tokens and 1.05 for those of
+    answers."""
+    off_policy_mask: float | None = None
+    """Answers of negative advantage are not trained on where the mean over their tokens of log(old / policy)
+    is above it (DeepSeek-V3.2); above 0; null trains on all."""
     preference: Preference = Preference.none
     """Whether the best answer of a group is compared with its worst, by which loss; `beta` is the loss's."""
     value: ValueConfig = field(default_factory=ValueConfig)
@@ -132,6 +143,8 @@ class AlgorithmConfig:
         check_parts(self)
         check_length_penalty(self)
         check_ratio(self)
+        check_off_policy(self)
+        check_selection(self)
         check_clip(self)
         check_calibration(self)
 
@@ -174,7 +187,8 @@ class AlgorithmConfig:
     @property
     def engine_weight_max(self) -> float:
         """The bound of the engine ratio, with its default."""
-        default = 1.05 if self.engine_correction is EngineCorrection.sequence_mask else 2.0
+        by_answer = (EngineCorrection.sequence_mask, EngineCorrection.sequence_truncate)
+        default = 1.05 if self.engine_correction in by_answer else 2.0
         return default if self.engine_correction_max is None else self.engine_correction_max
 
     @property

@@ -292,6 +292,10 @@ class EngineCorrection(Enum):
     """a weight per token, min(ratio, bound)"""
     sequence_mask = "sequence_mask"
     """weight 0 for answers whose ratio is outside [1/bound, bound]"""
+    token_mask = "token_mask"
+    """a weight per token, its ratio within [1/bound, bound], else 0 (IcePop)"""
+    sequence_truncate = "sequence_truncate"
+    """a weight per answer, min(ratio, bound) of its geometric mean"""
 
 
 class ToolForm(Enum):

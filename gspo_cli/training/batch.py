@@ -113,6 +113,7 @@ class MicroBatch:
     """token_ids, action_mask, sampling_logprobs (B, T); advantages (B, 1) or (B, T); weights (B,) of the
     sequences in their mean (None: all 1); and what was scored (None: not needed): log-probabilities (B, T),
     and the experts that the old policy chose (B, T, L, k).
+    `selected` (B, T) is where the policy gradient is taken, None for all trained tokens.
     `values` and `returns` (B, T) are a critic's. `probe` is a second scoring of the first minibatch: the
     difference between it and the update pass is noise. `rows` is what is computed, None for the plain
     sequences; `layout` holds the samples of each row, those of one tree."""
@@ -127,6 +128,7 @@ class MicroBatch:
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     probe: Tensor | None = None
+    selected: Tensor | None = None
     experts: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None

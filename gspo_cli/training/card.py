@@ -162,7 +162,12 @@ def formula(algorithm: AlgorithmConfig) -> str:
     if algorithm.clip_ratio_dual is not None:
         term = f"{term}, at least {algorithm.clip_ratio_dual:g} A for A < 0"
     if algorithm.kl_in_loss:
-        term += f" - {algorithm.beta:g} KL_{algorithm.kl_estimator.value}"
+        times = "w_t " if algorithm.kl_bias_corrected else ""
+        term += f" - {algorithm.beta:g} {times}KL_{algorithm.kl_estimator.value}"
+    if algorithm.high_entropy_tokens < 1:
+        term += f"; of the {algorithm.high_entropy_tokens:g} of tokens with the highest entropy"
+    if algorithm.off_policy_mask is not None:
+        term += f"; 0 for A < 0 where mean log(pi_old/pi) > {algorithm.off_policy_mask:g}"
     return term
 
 

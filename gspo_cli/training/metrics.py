@@ -34,7 +34,8 @@ GRAM = 4  # tokens: shorter ones repeat in any text
 class Sums(Accumulator):
     """Sums over micro-batches. `last_routing` is `routing` of the last minibatch alone; `counterfactuals` are
     by name, `short` and `long` the halves of each minibatch's answers by length, `candidates` what a
-    calibrated clip chooses its band from, a part for each micro-batch."""
+    calibrated clip chooses its band from, a part for each micro-batch. `off_policy` counts the answers that
+    `off_policy_mask` left out."""
 
     stats: LossStats = field(default_factory=LossStats)
     routing: RoutingStats = field(default_factory=RoutingStats)
@@ -46,6 +47,7 @@ class Sums(Accumulator):
     logp_difference_tokens: int = 0
     first_step_abs_err: float | None = maximum(None)
     engine: EngineStats = field(default_factory=EngineStats)
+    off_policy: float = 0.0
     counterfactuals: dict[str, CounterfactualStats] = field(default_factory=dict)
     short: LengthStats = field(default_factory=LengthStats)
     long: LengthStats = field(default_factory=LengthStats)
@@ -73,6 +75,7 @@ class UpdateReport:
     learning_rate: float = 0.0
     value_rate: float = 0.0
     with_kl: bool = False
+    with_off_policy_mask: bool = False
     oom_events: int = 0
     tokens_per_microbatch: int = 0
 
@@ -236,6 +239,8 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         }
     if sums.preference.pairs:
         metrics |= _preference_metrics(sums.preference)
+    if report.with_off_policy_mask:
+        metrics["off_policy/masked"] = sums.off_policy / sequences
     if report.with_kl:
         metrics["kl"] = stats.kl_sum / tokens
     return metrics | _counterfactual_metrics(report) | _length_metrics(report) | _routing_metrics(sums)

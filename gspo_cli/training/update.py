@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gspo_cli.algorithm.calibration import calibrated, candidates
-from gspo_cli.algorithm.correction import engine_weights, weighted
+from gspo_cli.algorithm.correction import engine_weights, off_policy_kept, weighted
 from gspo_cli.algorithm.counterfactual import (
     CounterfactualStats,
     Objective,
@@ -32,6 +32,7 @@ from gspo_cli.training.collator import Collator
 from gspo_cli.training.critic import Critic
 from gspo_cli.training.metrics import Clock, Sums, UpdateReport
 from gspo_cli.training.pairs import weigh_pairs
+from gspo_cli.training.selection import select_high_entropy
 from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import OneProcess, Scores, Strategy
 
@@ -73,6 +74,7 @@ class Updater:
             Sums(counterfactuals={name: CounterfactualStats() for name in self.counterfactuals}),
             clip_range=self.algorithm.clip_range,
             with_kl=self.config.algorithm.kl_in_loss,
+            with_off_policy_mask=self.config.algorithm.off_policy_mask is not None,
         )
         minibatches = self.collator.minibatches(samples, order)
         with clock.timing("score"):
@@ -145,12 +147,20 @@ class Updater:
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
         weights, counted = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
         advantages = weighted(micro.advantages, weights, micro.action_mask, algorithm.ratio_level)
+        masked = 0.0
+        if algorithm.off_policy_mask is not None:
+            limit = algorithm.off_policy_mask
+            kept = off_policy_kept(logprobs, old, advantages, micro.action_mask, limit)
+            masked = answers((~kept & micro.action_mask).any(dim=1), micro.weights).item()
+            advantages = advantages * kept
+        if micro.selected is not None:
+            advantages = advantages * micro.selected
         scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, micro.ref_logprobs, micro.weights)
         own, others = Objective.of(algorithm), self.counterfactuals
         seen = observe(*scored, own, others, median, not first, micro.weights)
         sums = Sums(stats, engine=counted, counterfactuals=seen.counterfactuals)
-        sums.short, sums.long = seen.short, seen.long
+        sums.short, sums.long, sums.off_policy = seen.short, seen.long, masked
         if self.critic is not None:
             error, sums.value = self.critic.loss(values[0], micro, denominator)
             loss = loss + error
@@ -183,6 +193,9 @@ class Updater:
                     sums += _against_sampling(micro, micro.old_logprobs)
         for micro in [] if from_engine else minibatches[0].micro_batches[:1]:
             micro.probe = self._logprobs(micro)
+        share = self.config.algorithm.high_entropy_tokens
+        for minibatch in minibatches if share < 1 else []:
+            select_high_entropy(minibatch, self._entropy, self.strategy.ranks, share)
         return sums
 
     def _far(self, found: Sums) -> bool:
@@ -301,6 +314,9 @@ class Updater:
         scored = (micro.token_ids, micro.action_mask, temperature)
         head = self.critic.head if values and self.critic is not None else None
         return self.strategy.forward(*scored, with_entropy=with_entropy, rows=micro.rows, value_head=head)
+
+    def _entropy(self, micro: MicroBatch) -> Tensor:
+        return self._scored(micro, with_entropy=True)[1]
 
     def _reference(self, micro: MicroBatch) -> Tensor:
         temperature = self.config.rollout.temperature
