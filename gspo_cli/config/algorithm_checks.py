@@ -110,11 +110,6 @@ def check_value(algorithm: AlgorithmConfig) -> None:
         "algorithm.dynamic_sampling=false",
     )
     require(
-        algorithm.overlong_buffer == 0,
-        f"algorithm.overlong_buffer={algorithm.overlong_buffer:g}: is a penalty of group advantages; with "
-        f"{key} use algorithm.overlong_buffer=0, or algorithm.truncated_completions=penalize",
-    )
-    require(
         not algorithm.kl_in_reward,
         f"algorithm.kl_estimator=k1: {key} takes the KL penalty in the loss; use "
         "algorithm.kl_estimator=k2 or k3",
