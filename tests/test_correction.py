@@ -207,9 +207,9 @@ class Counting(Updater):
 
     passes = 0
 
-    def _logprobs(self, batch, with_entropy=False):
+    def _scored(self, micro, with_entropy=False, values=False):
         self.passes += 1
-        return super()._logprobs(batch, with_entropy)
+        return super()._scored(micro, with_entropy, values)
 
 
 def test_old_logprobs_of_the_engine_cost_no_scoring_pass(load, configure):

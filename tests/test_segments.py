@@ -92,7 +92,7 @@ def test_the_loss_is_the_mean_over_answers_of_the_mean_over_their_segments(load,
     loss, shift = 0.0, 1e-4
     for micro in minibatch.micro_batches:
         assert sharing is TREE or len(micro.samples) == len(micro.token_ids)
-        micro.old_logprobs = updater._logprobs(micro)[0].detach() - shift
+        micro.old_logprobs = updater._logprobs(micro).detach() - shift
         part, _, _ = updater.loss(micro, minibatch.denominator)
         part.backward()
         loss += part.item()

@@ -82,7 +82,7 @@ def logprobs(policy, config, samples, share):
         return {
             id(sample): values[: sample.length]
             for micro in micros
-            for sample, values in zip(micro.samples, updater._logprobs(micro)[0], strict=True)
+            for sample, values in zip(micro.samples, updater._logprobs(micro), strict=True)
         }
 
 
