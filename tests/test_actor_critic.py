@@ -15,7 +15,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.critic import value_metrics, with_value_advantages
-from gspo_cli.training.metrics import Clock, update_metrics
+from gspo_cli.training.metrics import Clock, rollout_metrics, update_metrics
 from gspo_cli.training.sharing import Sharing
 from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Problem, Trajectory
@@ -286,6 +286,12 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path, overrides):
     assert torch.equal(heads[0]["weight"], heads[1]["weight"])
 
 
+def test_groups_of_one_have_the_spread_of_the_iteration():
+    trajectories = [replace(TRAJECTORY, reward=float(place % 2)) for place in range(8)]
+    assert rollout_metrics(trajectories, 1)["reward_std"] == pytest.approx(stdev([0, 1] * 4))
+    assert rollout_metrics(trajectories, 2)["reward_std"] == pytest.approx(stdev([0, 1]))
+
+
 def is_time(key):
     return key.startswith(("time/", "memory/")) or key == "tokens_per_second"
 
@@ -316,6 +322,7 @@ def test_conversations_of_several_turns_are_trained_by_turn(tmp_path):
         (["algorithm=ppo", "algorithm.value.gae_lambda=2"], "gae_lambda=2.0: must be from 0 to 1"),
         (["algorithm=ppo", "algorithm.value.clip=0"], "algorithm.value.clip=0.0: must be above 0"),
         (["algorithm=gspo", "training.num_generations=1"], "or algorithm=ppo"),
+        (["algorithm=ppo", "algorithm.off_policy_mask=0.1"], "use algorithm.off_policy_mask=null"),
     ],
 )
 def test_bad_combinations_are_one_sentence(configure, overrides, sentence):

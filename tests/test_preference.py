@@ -156,6 +156,7 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
         (["algorithm.aggregation=token_mean"], "a pair compares whole answers; use sequence_sum"),
         (["algorithm.advantage_scale=group_std"], "use algorithm.advantage_scale=none"),
         (["algorithm.engine_correction=token_truncate"], "use algorithm.engine_correction=none"),
+        (["training.generations_per_iteration=8"], "use training.updates_per_rollout=2, or more"),
         (["training.target_kl=0.1"], "has no old policy; use training.target_kl=null"),
         (["algorithm.routing_replay=true"], "has no old policy to replay; use false"),
     ],

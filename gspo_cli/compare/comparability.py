@@ -34,7 +34,11 @@ def refuse_one_update(runs: Sequence[StoredRun]) -> None:
     """Raise UserError if a run made one update per rollout."""
     for run in runs:
         training = run.config["training"]
-        if training["updates_per_rollout"] * training.get("passes", 1) == 1:
+        algorithm = run.config["algorithm"]
+        by_ratio = (
+            algorithm.get("preference", "none") == "none" and algorithm["advantage_baseline"] != "value"
+        )
+        if training["updates_per_rollout"] * training.get("passes", 1) == 1 and by_ratio:
             raise UserError(
                 f"{run.folder}: training.updates_per_rollout=1: with one update per rollout the ratio is 1 "
                 "and nothing clips: GSPO and GRPO have the same gradient; use training.updates_per_rollout=4"

@@ -84,7 +84,7 @@ class SharedSettings:
         settled(node, [*self.overrides, *own, *more])
         config = build_config(node)
         require(
-            config.training.updates_per_iteration > 1,
+            config.training.updates_per_iteration > 1 or not config.algorithm.weighs_by_ratio,
             "training.updates_per_rollout=1: the ratio is then 1 and nothing clips, so that GSPO and GRPO "
             "have the same gradient and there is nothing to compare; use 4",
         )

@@ -224,6 +224,11 @@ def check_off_policy(algorithm: AlgorithmConfig) -> None:
         "algorithm.off_policy_mask=null, or algorithm.preference=none",
     )
     require(
+        algorithm.off_policy_mask is None or not algorithm.has_critic,
+        f"algorithm.off_policy_mask={algorithm.off_policy_mask}: leaves out answers of negative advantage, "
+        "and a value head gives an answer both signs; use algorithm.off_policy_mask=null",
+    )
+    require(
         not algorithm.kl_bias_corrected
         or (algorithm.kl_in_loss and algorithm.kl_estimator is KLEstimator.k3),
         "algorithm.kl_bias_corrected=true: corrects k3 in the loss; use algorithm.beta=0.01 "

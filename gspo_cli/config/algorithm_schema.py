@@ -175,6 +175,12 @@ class AlgorithmConfig:
         return self.preference is not Preference.none
 
     @property
+    def weighs_by_ratio(self) -> bool:
+        """Whether what sets the algorithm apart from others is how it treats the ratio, so that with one
+        update per rollout it is like them."""
+        return not (self.in_pairs or self.has_critic)
+
+    @property
     def has_critic(self) -> bool:
         """Whether a value head is the baseline, which makes an advantage of every answer by itself."""
         return self.advantage_baseline is AdvantageBaseline.value

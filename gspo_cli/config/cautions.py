@@ -17,7 +17,7 @@ def cautions(config: RunConfig) -> list[str]:
         )
     if algorithm.compares_means and max(widths, default=0) > 0.05:
         found.append("algorithm.clip_range: over 0.05 rarely clips a sequence ratio; the paper uses 3e-4")
-    if config.training.updates_per_iteration == 1:
+    if config.training.updates_per_iteration == 1 and algorithm.weighs_by_ratio:
         found.append(
             "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, "
             "GSPO-token and sequence-mean GRPO have the same gradient"

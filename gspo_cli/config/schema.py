@@ -218,7 +218,13 @@ class RunConfig(RunSettings):
             "training.num_generations=1: an advantage compares an answer with the other answers to its "
             f"prompt; use training.num_generations={least} or more, or algorithm=ppo",
         )
-
+        prompts, updates = self.training.prompts_per_iteration, self.training.updates_per_rollout
+        require(
+            not self.algorithm.in_pairs or prompts >= updates,
+            f"training.updates_per_rollout={updates}: a pair is of one prompt, and an iteration has "
+            f"{prompts}; use training.updates_per_rollout={max(1, prompts)}, or more "
+            "training.generations_per_iteration",
+        )
         require(
             self.training.target_kl is None or not self.algorithm.in_pairs,
             f"training.target_kl={self.training.target_kl}: algorithm.preference="

@@ -38,7 +38,7 @@ class TrainingConfig:
     above 0. From the second on every minibatch has ratios other than 1."""
     target_kl: float | None = None
     """Ends an iteration's updates after the first whose minibatch is this far from the old policy, in nats
-    per trained token (logged as approx_kl); above 0; null makes all updates."""
+    per trained token (logged as approx_kl_last); above 0; null makes all updates."""
     minibatch_by: MinibatchBy = MinibatchBy.answer
     """What a minibatch is made of. The default is `group` where updates_per_rollout divides the prompts of an
     iteration, else `answer`."""

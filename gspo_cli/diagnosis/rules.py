@@ -87,7 +87,8 @@ def reward_scale(run: History) -> Finding | None:
     large = [(record, size) for record, size in sizes if size > LARGE_REWARD]
     if not large:
         return None
-    undivided = run.config.algorithm.advantage_scale is AdvantageScale.none
+    algorithm = run.config.algorithm
+    undivided = algorithm.advantage_scale is AdvantageScale.none and not algorithm.in_pairs
     effect = "advantages are just as large" if undivided else "penalties and what counts as solved are not"
     often = len(large) > len(sizes) / 2
     what = (
@@ -96,7 +97,7 @@ def reward_scale(run: History) -> Finding | None:
         else f"the mean reward was over {LARGE_REWARD:.0f} in {len(large)} of {len(sizes)} iterations, at "
         f"most {number(max(size for _, size in large))}, and usually {number(median(s for _, s in sizes))}"
     )
-    divide = "algorithm.advantage_scale=group_std"
+    divide = f"algorithm.advantage_scale={'batch_std' if algorithm.has_critic else 'group_std'}"
     return Finding(
         "reward_scale",
         Severity.warning,

@@ -124,7 +124,9 @@ def nothing_clips(run: History) -> Finding | None:
 
 def one_update(run: History) -> Finding | None:
     """Why nothing is ever clipped."""
-    if run.config.training.updates_per_iteration > 1 or run.config.algorithm.in_pairs or not run.records:
+    if run.config.training.updates_per_iteration > 1 or not run.config.algorithm.weighs_by_ratio:
+        return None
+    if not run.records:
         return None
     return Finding(
         "one_update",
@@ -166,7 +168,7 @@ def small_spread(run: History) -> Finding | None:
 def outlier_groups(run: History) -> Finding | None:
     """Groups in which one extreme reward leaves nearly equal advantages to all other answers."""
     found = [r for r in run.records if (number_of(r, "frac_reward_outlier") or 0.0) >= SMALL_SHARE]
-    if not found:
+    if not found or run.config.algorithm.in_pairs:  # only the order of rewards makes a pair
         return None
     newest = found[-1]
     return Finding(

@@ -22,7 +22,7 @@ class ValueHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, D) -> (N,)"""
         hidden = hidden.float()
-        read = (
-            hidden.detach() if self.share == 0 else self.share * hidden + (1 - self.share) * hidden.detach()
-        )
-        return (read * self.weight).sum(dim=1) + self.bias  # no matrix product, which autocast would round
+        read = hidden.detach()
+        if self.share:
+            read = read + self.share * (hidden - read)  # the same numbers: the difference is 0
+        return read @ self.weight + self.bias

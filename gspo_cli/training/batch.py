@@ -100,9 +100,13 @@ class Sample:
 
     @property
     def mean_advantage(self) -> float:
-        """The advantage of the sample; the mean over the agent's turns if tokens have their own."""
+        """The advantage of the sample; the mean over the agent's turns if tokens have their own, over its
+        tokens with a critic."""
         if len(self.advantages) == 1:
             return self.advantages[0]
+        if self.values is not None:  # an estimate for each token
+            trained = [a for a, m in zip(self.advantages, self.action_mask, strict=True) if m]
+            return sum(trained) / max(1, len(trained))
         turns = self.trajectory.turn_ids
         by_turn = {turn: a for turn, a in zip(turns, self.advantages, strict=True) if turn >= 0}
         return sum(by_turn.values()) / max(1, len(by_turn))

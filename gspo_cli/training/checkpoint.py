@@ -180,6 +180,8 @@ def _read(checkpoint: Path) -> tuple[dict[str, Any], TrainerState]:
 
 
 def _restore_critic(saved: dict[str, Any], updater: Updater) -> None:
+    if updater.critic is not None and "critic" not in saved:
+        raise UserError("the checkpoint: trainer.pt has no value head; start a new run with this model.name")
     if updater.critic is not None:
         updater.critic.load_state_dict(saved["critic"])
 

@@ -32,7 +32,8 @@ GRAM = 4  # tokens: shorter ones repeat in any text
 
 @dataclass
 class Sums(Accumulator):
-    """Sums over micro-batches. `last_routing` is `routing` of the last minibatch alone; `counterfactuals` are
+    """Sums over micro-batches. `last_routing` is `routing` of the last minibatch alone, `last_moved` and
+    `last_tokens` what its `stats` have of these; `counterfactuals` are
     by name, `short` and `long` the halves of each minibatch's answers by length, `candidates` what a
     calibrated clip chooses its band from, a part for each micro-batch. `off_policy` counts the answers that
     `off_policy_mask` left out."""
@@ -54,6 +55,8 @@ class Sums(Accumulator):
     candidates: tuple[Candidates, ...] = ()
     value: ValueStats = field(default_factory=ValueStats)
     preference: PreferenceStats = field(default_factory=PreferenceStats)
+    last_moved: float = 0.0
+    last_tokens: float = 0.0
 
 
 @dataclass
@@ -108,12 +111,17 @@ class Clock:
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], group_size: int) -> dict[str, Any]:
-    """Metrics of sampling and scoring; excluded answers count in lengths, not in rewards."""
+    """Metrics of sampling and scoring; excluded answers count in lengths, not in rewards. `reward_std` is the
+    mean over groups; with groups of one answer that of all answers."""
     scored = [t for t in trajectories if t.reward is not None]
     lengths = [t.num_actions for t in trajectories]
     groups = [trajectories[i : i + group_size] for i in range(0, len(trajectories), group_size)]
     rewards = [torch.tensor([t.reward for t in group if t.reward is not None]) for group in groups]
     spreads = [r.std().item() for r in rewards if len(r) > 1]
+    if (
+        group_size == 1 and len(scored) > 1
+    ):  # groups of one have no spread: that of the iteration stands for it
+        spreads = [torch.cat(rewards).std().item()]
     spread = spread_metrics([g for g in groups if sum(t.reward is not None for t in g) > 1])
     parts = sorted({name for t in scored for name in t.components})
     counts = sorted({name for t in trajectories for name in t.outcome.counts})
@@ -204,6 +212,7 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         "clip_range/left": report.clip_range[0],
         "clip_range/right": report.clip_range[1],
         "approx_kl": stats.moved_sum / max(1.0, stats.tokens),
+        "approx_kl_last": sums.last_moved / max(1.0, sums.last_tokens),
         "entropy": sums.entropy_sum / sums.entropy_tokens if sums.entropy_tokens else None,
         "grad_norm": mean(report.grad_norms),
         "learning_rate": report.learning_rate,

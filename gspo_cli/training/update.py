@@ -211,6 +211,7 @@ class Updater:
         found = self._fitting(lambda: self._gradient(minibatch, first), rest, report)
         report.sums += found
         report.sums.last_routing = found.routing
+        report.sums.last_moved, report.sums.last_tokens = found.stats.moved_sum, found.stats.tokens
         scheduled = learning_rate(self.config, self.steps, self.total_steps)
         report.learning_rate = scheduled * self.rate_factor
         norm = self.strategy.step(report.learning_rate)
