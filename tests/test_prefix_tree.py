@@ -85,7 +85,7 @@ def step(policy, config, samples, share, shift=0.02):
     with policy.updating():
         for micro in minibatch.micro_batches:
             with torch.no_grad():
-                now, entropy = updater._logprobs(micro, True)
+                now, entropy = updater._scored(micro, with_entropy=True)
                 micro.ref_logprobs = now - 0.1
             micro.old_logprobs = now + shift * (micro.token_ids % 3 - 1)
             loss, _, _ = updater.loss(micro, minibatch.denominator)

@@ -112,7 +112,10 @@ class FunctionAgent:
             return ""
         beat, self._beat = self._beat, threading.Event()
         frame = sys._current_frames().get(self._thread.ident or 0)
-        self._loop.call_soon_threadsafe(self._beat.set)
+        try:
+            self._loop.call_soon_threadsafe(self._beat.set)
+        except RuntimeError:  # an agent has ended the loop
+            return ""
         if beat is None or beat.is_set() or frame is None:
             return ""
         code, own = _source(self.run), frame

@@ -16,6 +16,8 @@ from gspo_cli.config.choices import (
 from gspo_cli.config.missing import MISSING
 from gspo_cli.config.sizes import Sizes
 
+FARTHEST = 1e3  # nats per token
+
 
 @dataclass
 class TrainingConfig:
@@ -92,9 +94,9 @@ class TrainingConfig:
             "after a rollback and must be above 0 and at most 1; give 0.5",
         )
         require(
-            self.target_kl is None or self.target_kl > 0,
-            f"training.target_kl={self.target_kl}: is a KL divergence in nats and must be above 0; give a "
-            "value such as 0.01, or null to make all updates",
+            self.target_kl is None or 0 < self.target_kl <= FARTHEST,
+            f"training.target_kl={self.target_kl}: is a KL divergence in nats and must be above 0 and at most "
+            f"{FARTHEST:g}; give a value such as 0.01, or null to make all updates",
         )
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
