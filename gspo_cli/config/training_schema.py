@@ -95,8 +95,8 @@ class TrainingConfig:
         )
         require(
             self.target_kl is None or 0 < self.target_kl <= FARTHEST,
-            f"training.target_kl={self.target_kl}: is a KL divergence in nats and must be above 0 and at most "
-            f"{FARTHEST:g}; give a value such as 0.01, or null to make all updates",
+            f"training.target_kl={self.target_kl}: is a KL divergence in nats and must be above 0 and at "
+            f"most {FARTHEST:g}; give a value such as 0.01, or null to make all updates",
         )
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
