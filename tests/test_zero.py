@@ -31,7 +31,7 @@ OFFLOAD = "hardware.offload=true"
 AGAIN = "model.gradient_checkpointing=true"
 REPLAY = "model.use_lora=false model.freeze_router=false algorithm.routing_replay=true"
 EXPERTS = "model.use_lora=true model.lora_experts=true"
-CRITIC = "algorithm=ppo algorithm.value.coefficient=1 algorithm.value.learning_rate=0.1"
+CRITIC = "algorithm=ppo algorithm.value.coefficient=0.05 algorithm.value.learning_rate=0.1"
 PASSES = "training.passes=2 training.target_kl=10"
 # the auxiliary loss is one of each micro-batch: with a sequence in each the layout is the same
 AUXILIARY = "model.router_aux_loss=0.1 hardware.tokens_per_microbatch=1"
