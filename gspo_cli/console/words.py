@@ -154,11 +154,10 @@ def _continue(summary: Record, resume: str) -> list[tuple[str, str]]:
 def _partner(summary: Record) -> list[tuple[str, str]]:
     if summary["status"] not in (RunStatus.completed, RunStatus.stopped_early):
         return []
-    own = summary.get("overrides") or ()
-    other = "gspo" if summary["algorithm"] == "grpo" else "grpo"
-    if "training.num_generations=1" in own:  # which a value head alone allows
+    other, own = "gspo" if summary["algorithm"] == "grpo" else "grpo", summary.get("overrides")
+    if "training.num_generations=1" in (own or ()):  # which a value head alone allows
         other = "a2c" if summary["algorithm"] == "ppo" else "ppo"
-    why, own = f"compare it with {other} over 3 seeds each", summary.get("overrides")
+    why = f"compare it with {other} over 3 seeds each"
     if own is None:
         own = [override(key, str(summary[key])) for key in ("task", "model")]
         why += "; add your other settings"

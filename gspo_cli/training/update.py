@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,34 +107,33 @@ class Updater:
         answer of several sequences the mean."""
         pieces = [(place, piece) for place, sample in enumerate(samples) for piece in sample.sequences]
         pieces = [(place, piece) for place, piece in pieces if piece.num_actions]
-        places = {id(piece): place for place, piece in pieces}
-        mine: list[tuple[int, float]] = []
-        for micro in self.collator.micro_batches([piece for _, piece in pieces]):
-            kl = reward_kl(self._logprobs(micro), self._reference(micro), micro.action_mask).tolist()
-            mine += [
-                (places[id(piece)], piece.weight * value)
-                for piece, value in zip(micro.samples, kl, strict=False)
-            ]
+
+        def of(micro: MicroBatch) -> Tensor:
+            return reward_kl(self._logprobs(micro), self._reference(micro), micro.action_mask)
+
         found = [0.0] * len(samples)
-        for place, value in self.strategy.ranks.gather(mine):
-            found[place] += value
+        values = self._of_each([piece for _, piece in pieces], of)
+        for (place, piece), value in zip(pieces, values, strict=True):
+            found[place] += piece.weight * value
         return found
 
     @torch.no_grad()
     def values(self, samples: Sequence[Sample]) -> list[list[float]]:
         """The critic's value of each token of each sample, 0 where it is not trained."""
-        places = {id(sample): place for place, sample in enumerate(samples)}
-        mine: list[tuple[int, list[float]]] = []
-        for micro in self.collator.micro_batches([sample for sample in samples if sample.num_actions]):
-            found = self._scored(micro, values=True)[2].tolist()
-            mine += [
-                (places[id(sample)], row[: sample.length])
-                for sample, row in zip(micro.samples, found, strict=False)
-            ]
-        values = [[0.0] * sample.length for sample in samples]
-        for place, row in self.strategy.ranks.gather(mine):
-            values[place] = row
-        return values
+        trained = [sample for sample in samples if sample.num_actions]
+        rows = iter(self._of_each(trained, lambda micro: self._scored(micro, values=True)[2]))
+        return [(next(rows) if s.num_actions else [0.0] * s.length)[: s.length] for s in samples]
+
+    def _of_each(self, sequences: Sequence[Sample], compute: Callable[[MicroBatch], Tensor]) -> list[Any]:
+        """The row of each sequence in what `compute` gives for its micro-batch, on every rank."""
+        places = {id(sequence): place for place, sequence in enumerate(sequences)}
+        mine = [
+            (places[id(sequence)], row)
+            for micro in self.collator.micro_batches(sequences)
+            for sequence, row in zip(micro.samples, compute(micro).tolist(), strict=False)
+        ]
+        found = dict(self.strategy.ranks.gather(mine))
+        return [found[place] for place in range(len(sequences))]
 
     def loss(
         self, micro: MicroBatch, denominator: float, first: bool = False, median: float = math.inf
