@@ -102,7 +102,7 @@ def one_group(updater: Any, samples: Sequence[Any], around: Around) -> int:
             micro.old_logprobs = updater.strategy.forward(*scored, rows=micro.rows)[0]
     with around("update"), updater.policy.updating():
         for micro in minibatch.micro_batches:
-            loss, *_ = updater.loss(micro, minibatch.denominator, median=minibatch.median)
+            loss, *_ = updater.loss(micro, minibatch)
             updater.strategy.backward(loss)
     updater.strategy.drop_gradient()
     return sum(micro.computed for micro in minibatch.micro_batches)

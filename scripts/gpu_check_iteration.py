@@ -317,7 +317,7 @@ class Iteration:
 
     def _gradient(self, micro: MicroBatch, minibatch: MiniBatch, first: bool) -> None:
         with self.policy.updating():
-            loss, _, _ = self.updater.loss(micro, minibatch.denominator, first, minibatch.median)
+            loss, _, _ = self.updater.loss(micro, minibatch, first)
             self.updater.strategy.backward(loss)
 
     def _measured(self, seconds: float, micros: Sequence[MicroBatch], backward: bool) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def test_a_rollback_takes_the_head_back(load, configure, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("algorithm=ppo", "training.num_generations=1"),
+        ("algorithm=ppo", "training.num_generations=1", "algorithm.entropy_floor=20"),
         ("algorithm=a2c", "model.use_lora=true", "training.updates_per_rollout=1"),
     ],
 )
@@ -280,6 +280,7 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path, overrides):
     assert timeless[0] == timeless[1]
     assert all(np.isfinite(line["value/loss"]) for line in one)
     assert one[-1]["value/mean"] != 0
+    assert one[-1].get("entropy_coefficient", 0.02) > 0.01  # rises as entropy is below the floor
     heads = [
         torch.load(f / "checkpoints" / "last" / "trainer.pt")["critic"]["head"] for f in (whole, stopped)
     ]

@@ -152,7 +152,7 @@ def test_a_masked_answer_has_no_gradient_in_an_update(load, configure):
             for micro in minibatch.micro_batches:
                 now = updater._logprobs(micro).detach()
                 micro.old_logprobs = now + 0.11 + 0.1 * (micro.token_ids % 3)
-                loss += updater.loss(micro, minibatch.denominator)[0]
+                loss += updater.loss(micro, minibatch)[0]
             loss.backward()
             found[advantage, limit] = sum(p.grad.abs().sum().item() for p in policy.trainable())
     assert found[-1.0, "0.1"] == 0 < found[-1.0, "null"]

@@ -94,7 +94,7 @@ def test_the_distance_from_the_old_policy_is_k3_of_its_tokens(load, configure):
         with torch.no_grad():
             now = policy(micro.token_ids, micro.action_mask, 1.0)[0]
             micro.old_logprobs = now + 0.1 * (micro.token_ids % 3 - 1)
-            found += updater.loss(micro, minibatch.denominator)[1].stats.moved_sum
+            found += updater.loss(micro, minibatch)[1].stats.moved_sum
         ratio = (now - micro.old_logprobs)[micro.action_mask].double()
         total += (ratio.exp() - 1 - ratio).sum().item()
         tokens += int(micro.action_mask.sum())

@@ -88,7 +88,7 @@ def step(policy, config, samples, share, shift=0.02):
                 now, entropy = updater._scored(micro, with_entropy=True)
                 micro.ref_logprobs = now - 0.1
             micro.old_logprobs = now + shift * (micro.token_ids % 3 - 1)
-            loss, _, _ = updater.loss(micro, minibatch.denominator)
+            loss, _, _ = updater.loss(micro, minibatch)
             loss.backward()
             total += loss.item()
             for sample, values, entropies in zip(micro.samples, now, entropy, strict=True):

@@ -93,7 +93,7 @@ def test_the_loss_is_the_mean_over_answers_of_the_mean_over_their_segments(load,
     for micro in minibatch.micro_batches:
         assert sharing is TREE or len(micro.samples) == len(micro.token_ids)
         micro.old_logprobs = updater._logprobs(micro).detach() - shift
-        part, _, _ = updater.loss(micro, minibatch.denominator)
+        part, _, _ = updater.loss(micro, minibatch)
         part.backward()
         loss += part.item()
     found = torch.cat([p.grad.flatten() for p in policy.trainable()])

@@ -29,7 +29,7 @@ def selected_gradient(load, configure, share, budget=10_000, samples=samples_of)
     total, count = 0.0, 0
     for micro in minibatch.micro_batches:
         micro.old_logprobs = updater._logprobs(micro).detach() + 0.02 * (micro.token_ids % 3 - 1)
-        loss = updater.loss(micro, minibatch.denominator)[0]
+        loss = updater.loss(micro, minibatch)[0]
         loss.backward()
         total, count = total + loss.item(), count + int(micro.selected.sum())
     return total, torch.cat([p.grad.flatten() for p in policy.trainable()]), count

@@ -10,7 +10,7 @@ import torch
 
 from gspo_cli.config.choices import Precision
 from gspo_cli.errors import UserError
-from gspo_cli.training.batch import collate, split_by_tokens
+from gspo_cli.training.batch import MiniBatch, collate, split_by_tokens
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.support.batches import Small, samples_of, weights
@@ -32,7 +32,7 @@ def gradient(policy, config, samples, shift=0.02):
                 now = policy(micro.token_ids, micro.action_mask, 1.0)[0]
             sign = micro.token_ids % 3 - 1
             micro.old_logprobs = now + shift * sign
-            loss = updater.loss(micro, minibatch.denominator)[0]
+            loss = updater.loss(micro, minibatch)[0]
             loss.backward()
             total += loss.item()
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in policy.trainable()]
@@ -104,7 +104,7 @@ def test_groups_without_advantage_cost_nothing_and_change_nothing(load, configur
     # the same step, with every sequence computed
     updater = Updater(computing, config)
     batch = collate(samples, computing.chat.pad_id, computing.device)
-    updater.loss(batch, 16.0)[0].backward()
+    updater.loss(batch, MiniBatch([batch], 16.0, 0, 16, 16, 0.0, 0, 0))[0].backward()
     updater.strategy.step(0.01)
     torch.testing.assert_close(weights(skipping), weights(computing), rtol=0, atol=1e-6)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WIDEST = 1e3  # of a clip band, and of a ratio's bound
 CLIP_FRACTION = 0.15  # share of tokens: what GSPO clips with the paper's band (Fig. 2)
+ENTROPY_STEP = 0.005  # of an adapted bonus, as published (Skywork-OR1)
 OVERLONG_PENALTY = 1.0  # as published (DAPO)
 TAU_POS, TAU_NEG = 1.0, 1.05  # of SAPO's gate, as published
 
@@ -253,6 +254,29 @@ def check_selection(algorithm: AlgorithmConfig) -> None:
         share == 1 or not algorithm.in_pairs,
         f"algorithm.high_entropy_tokens={share}: a pair compares whole answers; use "
         "algorithm.high_entropy_tokens=1",
+    )
+
+
+def check_entropy(algorithm: AlgorithmConfig) -> None:
+    """The bonus for entropy and its floor."""
+    require_not_negative("algorithm", algorithm, "entropy_coefficient")
+    require_positive("algorithm", algorithm, "entropy_step")
+    require_at_most("algorithm", algorithm, entropy_coefficient=10.0, entropy_step=1.0)
+    floor = algorithm.entropy_floor
+    require(
+        floor is None or 0 < floor <= 20,
+        f"algorithm.entropy_floor={floor}: is an entropy in nats per token and must be above 0 and at most 20; "
+        "give 0.2, or null for none",
+    )
+    require(
+        floor is not None or algorithm.entropy_step == ENTROPY_STEP,
+        f"algorithm.entropy_step={algorithm.entropy_step}: only applies with a floor; use "
+        "algorithm.entropy_floor=0.2, or leave it out",
+    )
+    require(
+        not (algorithm.pays_entropy and algorithm.in_pairs),
+        f"algorithm.{'entropy_floor' if floor else 'entropy_coefficient'}: a pair of stored answers says nothing "
+        f"about the policy's entropy; use {'null' if floor else '0'}, or algorithm.preference=none",
     )
 
 

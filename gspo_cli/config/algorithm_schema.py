@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from gspo_cli.config.algorithm_checks import (
     CLIP_FRACTION,
+    ENTROPY_STEP,
     OVERLONG_PENALTY,
     TAU_NEG,
     TAU_POS,
@@ -17,6 +18,7 @@ from gspo_cli.config.algorithm_checks import (
     check_batch_baseline,
     check_calibration,
     check_clip,
+    check_entropy,
     check_length_penalty,
     check_off_policy,
     check_parts,
@@ -100,6 +102,15 @@ class AlgorithmConfig:
     kl_bias_corrected: bool = False
     """Multiplies k3 by the token's importance ratio, without which its gradient is biased once the policy has
     moved (DeepSeek-V3.2)."""
+    entropy_coefficient: float = 0.0
+    """Weight of a bonus for the policy's entropy, the mean over the trained tokens of an update, in nats; 0 is
+    off; 0 or more. With an entropy floor it is where the adapted weight starts."""
+    entropy_floor: float | None = None
+    """Entropy below which the bonus is paid, in nats per token, its weight adapted from iteration to iteration
+    (arXiv 2505.22312: 0.2); above 0; null pays the bonus always."""
+    entropy_step: float = ENTROPY_STEP
+    """How far the weight of the bonus rises after an iteration below the floor, and falls after one above it;
+    above 0; used with entropy_floor only."""
     high_entropy_tokens: float = 1.0
     """Share of the trained tokens of an update that the policy gradient is taken on, those at which the old
     policy has the highest entropy (arXiv 2506.01939: 0.2); above 0, and at most 1."""
@@ -145,6 +156,7 @@ class AlgorithmConfig:
         check_ratio(self)
         check_off_policy(self)
         check_selection(self)
+        check_entropy(self)
         check_clip(self)
         check_calibration(self)
 
@@ -184,6 +196,11 @@ class AlgorithmConfig:
     def has_critic(self) -> bool:
         """Whether a value head is the baseline, which makes an advantage of every answer by itself."""
         return self.advantage_baseline is AdvantageBaseline.value
+
+    @property
+    def pays_entropy(self) -> bool:
+        """Whether the loss may have a bonus for entropy, which every trained answer counts in."""
+        return self.entropy_coefficient > 0 or self.entropy_floor is not None
 
     @property
     def is_calibrated(self) -> bool:

@@ -95,7 +95,7 @@ class LinearLogprobs(torch.autograd.Function):
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """hidden (N, D), weight (V, D), bias (V,) or None, targets (N,) -> logprobs (N,), entropy (N,), both
-        fp32 (or float64); entropy is 0 without `with_entropy`."""
+        fp32 (or float64); entropy is 0 and has no gradient without `with_entropy`."""
         dtype = at_least_fp32(hidden.dtype)
         logprobs = torch.empty(len(targets), dtype=dtype, device=hidden.device)
         entropy, log_normalizer = torch.zeros_like(logprobs), torch.empty_like(logprobs)
@@ -108,15 +108,19 @@ class LinearLogprobs(torch.autograd.Function):
             if with_entropy:
                 probabilities = (logits - log_normalizer[part, None]).exp_()
                 entropy[part] = log_normalizer[part] - probabilities.mul_(logits).sum(dim=-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer, entropy)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)
+        if not with_entropy:
+            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """d log p(y) / d logits = onehot(y) - softmax, chunk by chunk."""
-        hidden, weight, bias, targets, log_normalizer = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        """d log p(y) / d logits = onehot(y) - p, d entropy / d logits = -p (log p + entropy), chunk by
+        chunk."""
+        hidden, weight, bias, targets, log_normalizer, entropy = ctx.saved_tensors
+        grad = torch.zeros_like(log_normalizer) if grad is None else grad
         dtype = at_least_fp32(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
@@ -124,7 +128,12 @@ class LinearLogprobs(torch.autograd.Function):
         for part in _chunks(len(targets), weight):
             logits = linear_logits(hidden[part], weight, bias, ctx.temperature)
             scaled = grad[part, None] / ctx.temperature  # (n, 1)
-            grad_logits = logits.sub_(log_normalizer[part, None]).exp_().mul_(-scaled)
+            log_p = logits.sub_(log_normalizer[part, None])
+            if of_entropy is None:
+                grad_logits = log_p.exp_().mul_(-scaled)
+            else:
+                rising = (log_p + entropy[part, None]) * (of_entropy[part, None] / ctx.temperature)
+                grad_logits = log_p.exp_().mul_(-(rising + scaled))
             grad_logits.scatter_add_(dim=-1, index=targets[part, None], src=scaled)
             products = (grad_logits[:, rows] @ block for rows, block in _blocks(weight, dtype))
             grad_hidden[part] = functools.reduce(Tensor.add_, products).to(hidden.dtype)

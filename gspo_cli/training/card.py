@@ -166,6 +166,11 @@ def formula(algorithm: AlgorithmConfig) -> str:
         term += f" - {algorithm.beta:g} {times}KL_{algorithm.kl_estimator.value}"
     if algorithm.high_entropy_tokens < 1:
         term += f"; of the {algorithm.high_entropy_tokens:g} of tokens with the highest entropy"
+    if algorithm.entropy_floor is not None:
+        start, step = algorithm.entropy_coefficient, algorithm.entropy_step
+        term += f" + c H while H < {algorithm.entropy_floor:g}, c from {start:g} in steps of {step:g}"
+    elif algorithm.entropy_coefficient:
+        term += f" + {algorithm.entropy_coefficient:g} H"
     if algorithm.off_policy_mask is not None:
         term += f"; 0 for A < 0 where mean log(pi_old/pi) > {algorithm.off_policy_mask:g}"
     return term

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from gspo_cli.algorithm.entropy import EntropyBonus
 from gspo_cli.config.schema import CheckpointConfig
 from gspo_cli.errors import UserError
 from gspo_cli.manifest import NAME, damage, write_manifest
@@ -26,8 +27,8 @@ from gspo_cli.training.update import Updater
 @dataclass
 class TrainerState:
     """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all
-    sessions; they and `iteration` keep counting after a rollback. `clip_range` is the band in force, which is
-    restored with the weights; None (use the configured band) in checkpoints from before clip calibration.
+    sessions; they and `iteration` keep counting after a rollback. `clip_range` is the band in force and `bonus`
+    that for entropy, which are restored with the weights; None (as configured) in older checkpoints.
     `budget` is hardware.tokens_per_microbatch as configured, and what was left of it after memory ran out."""
 
     iteration: int = 0
@@ -42,6 +43,7 @@ class TrainerState:
     rollbacks: int = 0
     clip_range: tuple[float | None, float | None] | None = None
     budget: tuple[int, int] | None = None
+    bonus: dict[str, Any] | None = None
 
 
 class Checkpoints:
@@ -127,7 +129,7 @@ class Checkpoints:
         updater.strategy.restore_optimizer(saved["optimizer"])
         _restore_critic(saved, updater)
         updater.steps = saved["steps"]
-        _return_clip_range(state, updater)
+        _return_adapted(state, updater)
         configured = updater.config.hardware.tokens_per_microbatch
         if state.budget is not None and state.budget[0] == configured:  # else it was changed for this resume
             updater.collator.budget = state.budget[1]
@@ -137,13 +139,13 @@ class Checkpoints:
         return state
 
     def roll_back(self, iteration: int, updater: Updater) -> None:
-        """Restore weights, optimizer and clip band of an earlier checkpoint; counters stay."""
+        """Restore weights, optimizer, clip band and entropy bonus of an earlier checkpoint; counters stay."""
         checkpoint = self.folder / f"iteration-{iteration:06d}"
         saved, state = _read(checkpoint)
         updater.strategy.restore_weights(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
         _restore_critic(saved, updater)
-        _return_clip_range(state, updater)
+        _return_adapted(state, updater)
 
     def _link(self, checkpoint: Path, state: TrainerState) -> None:
         point(self.folder / "last", checkpoint)
@@ -186,6 +188,8 @@ def _restore_critic(saved: dict[str, Any], updater: Updater) -> None:
         updater.critic.load_state_dict(saved["critic"])
 
 
-def _return_clip_range(state: TrainerState, updater: Updater) -> None:
+def _return_adapted(state: TrainerState, updater: Updater) -> None:
     if state.clip_range is not None:
         updater.set_clip_range(state.clip_range)
+    if state.bonus is not None:
+        updater.bonus = EntropyBonus(**state.bonus)

@@ -58,6 +58,11 @@ class Sums(Accumulator):
     last_moved: float = 0.0
     last_tokens: float = 0.0
 
+    @property
+    def entropy(self) -> float | None:
+        """Of the policy before the updates, in nats per trained token; None without one."""
+        return self.entropy_sum / self.entropy_tokens if self.entropy_tokens else None
+
 
 @dataclass
 class UpdateReport:
@@ -76,6 +81,7 @@ class UpdateReport:
     updates: int = 0
     skipped: int = 0
     learning_rate: float = 0.0
+    entropy_coefficient: float | None = None
     value_rate: float = 0.0
     with_kl: bool = False
     with_off_policy_mask: bool = False
@@ -213,7 +219,7 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         "clip_range/right": report.clip_range[1],
         "approx_kl": stats.moved_sum / max(1.0, stats.tokens),
         "approx_kl_last": sums.last_moved / max(1.0, sums.last_tokens),
-        "entropy": sums.entropy_sum / sums.entropy_tokens if sums.entropy_tokens else None,
+        "entropy": sums.entropy,
         "grad_norm": mean(report.grad_norms),
         "learning_rate": report.learning_rate,
         "updates": report.updates,
@@ -248,6 +254,8 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         }
     if sums.preference.pairs:
         metrics |= _preference_metrics(sums.preference)
+    if report.entropy_coefficient is not None:
+        metrics["entropy_coefficient"] = report.entropy_coefficient
     if report.with_off_policy_mask:
         metrics["off_policy/masked"] = sums.off_policy / sequences
     if report.with_kl:

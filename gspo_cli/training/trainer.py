@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -281,6 +281,7 @@ class Trainer:
     def _save(self) -> None:
         self.state.wall_seconds = self.wall_seconds
         self.state.clip_range = self.updater.algorithm.clip_range
+        self.state.bonus = asdict(self.updater.bonus)
         self.state.budget = (self.config.hardware.tokens_per_microbatch, self.updater.collator.budget)
         self.checkpoints.save(self.updater, self.state)
 

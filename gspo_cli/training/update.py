@@ -22,6 +22,7 @@ from gspo_cli.algorithm.counterfactual import (
     counterfactual_objectives,
     observe,
 )
+from gspo_cli.algorithm.entropy import EntropyBonus
 from gspo_cli.algorithm.objective import answers, policy_loss, reward_kl, sequence_log_ratio
 from gspo_cli.config.choices import OldLogprobs, Schedule
 from gspo_cli.config.schema import RunConfig
@@ -41,7 +42,7 @@ from gspo_cli.training.strategy import OneProcess, Scores, Strategy
 class Updater:
     """Turns samples into optimizer steps of a strategy. `steps` counts them since the start of the run,
     `rate_factor` is what rollbacks left of the learning rate, `algorithm` the configured one with the clip
-    band in force."""
+    band in force, `bonus` that for entropy."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Updater:
             sharing,
         )
         self.critic = Critic(policy, config, self.strategy.ranks) if config.algorithm.has_critic else None
+        self.bonus = EntropyBonus.of(config.algorithm)
         self.steps, self.rate_factor = 0, 1.0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_iteration
         self.counterfactuals = counterfactual_objectives(config.algorithm, config.model.presets)
@@ -74,6 +76,7 @@ class Updater:
         report = UpdateReport(
             Sums(counterfactuals={name: CounterfactualStats() for name in self.counterfactuals}),
             clip_range=self.algorithm.clip_range,
+            entropy_coefficient=self.bonus.in_force(self.algorithm) if self.algorithm.pays_entropy else None,
             with_kl=self.config.algorithm.kl_in_loss,
             with_off_policy_mask=self.config.algorithm.off_policy_mask is not None,
         )
@@ -91,6 +94,7 @@ class Updater:
             self.steps = begun + passes * len(minibatches)  # the schedule counts steps that were left out
             report.sums = sum(self.strategy.ranks.gather([report.sums]), start=Sums())
         report.tokens_per_microbatch = self.collator.budget
+        self.bonus.adapt(self.algorithm, report.sums.entropy)
         if self.algorithm.is_calibrated:
             target = self.algorithm.clip_fraction, self.algorithm.clip_range, self.algorithm.widest_left
             self.set_clip_range(calibrated(report.sums.candidates, report.tokens, *target))
@@ -136,13 +140,13 @@ class Updater:
         return [found[place] for place in range(len(sequences))]
 
     def loss(
-        self, micro: MicroBatch, denominator: float, first: bool = False, median: float = math.inf
+        self, micro: MicroBatch, minibatch: MiniBatch, first: bool = False
     ) -> tuple[Tensor, Sums, Tensor]:
-        """A micro-batch's share of the step's loss, what it adds to the report, and its log-probabilities
-        (B, T). `first` and `median` are of its minibatch: the first one of an iteration, and the median of
-        its answers' trained tokens."""
-        algorithm = self.algorithm
-        logprobs, entropy, *values = self._scored(micro, first, values=True)
+        """A micro-batch's share of its minibatch's loss, what it adds to the report, and its
+        log-probabilities (B, T). `first`: the minibatch is the first one of an iteration."""
+        algorithm, denominator = self.algorithm, minibatch.denominator
+        paid = self.bonus.in_force(algorithm)
+        logprobs, entropy, *values = self._scored(micro, first or paid > 0, values=True)
         # before the first step the old policy is this one: the ratio is exactly 1
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
         weights, counted = engine_weights(old, micro.sampling_logprobs, micro.action_mask, algorithm)
@@ -158,7 +162,7 @@ class Updater:
         scored = (logprobs, old, advantages, micro.action_mask)
         loss, stats = policy_loss(*scored, algorithm, denominator, micro.ref_logprobs, micro.weights)
         own, others = Objective.of(algorithm), self.counterfactuals
-        seen = observe(*scored, own, others, median, not first, micro.weights)
+        seen = observe(*scored, own, others, minibatch.median, not first, micro.weights)
         sums = Sums(stats, engine=counted, counterfactuals=seen.counterfactuals)
         sums.short, sums.long, sums.off_policy = seen.short, seen.long, masked
         if self.critic is not None:
@@ -166,6 +170,8 @@ class Updater:
             loss = loss + error
         if algorithm.is_calibrated:
             sums.candidates = (candidates(*scored, algorithm),)
+        if paid > 0:
+            loss = loss - paid * entropy[micro.action_mask].sum() / max(1, minibatch.tokens)
         if first:
             sums.entropy_sum = entropy[micro.action_mask].sum().item()
             sums.entropy_tokens = int(micro.action_mask.sum())
@@ -237,7 +243,7 @@ class Updater:
             for micro in minibatch.micro_batches:
                 forced = micro.experts if replay else None
                 with self.policy.routing.watched(forced, balance, micro.rows) as routed:
-                    loss, sums, logprobs = self.loss(micro, minibatch.denominator, first, minibatch.median)
+                    loss, sums, logprobs = self.loss(micro, minibatch, first)
                     if balance and micro.action_mask[:, 1:].any():
                         loss = loss + self._balance_loss(routed, micro, minibatch.computed, sums)
                     self.strategy.backward(loss)
