@@ -28,6 +28,7 @@ from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import Sampling
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
+from gspo_cli.tasks.levels import levels_of
 from gspo_cli.training.batch import Sample, collate
 from gspo_cli.training.cold_start import prepare_model
 
@@ -44,7 +45,7 @@ def main() -> dict[str, float]:
 
     # The policy: the embedded model after a cold start on demonstrations, as in the paper.
     with tempfile.TemporaryDirectory() as folder:
-        model = prepare_model(config, task, Path(folder) / "model", progress=lambda *_: None)
+        model = prepare_model(config, levels_of(task), Path(folder) / "model", progress=lambda *_: None)
         policy = load_policy(model.base, config.model, config.hardware)
     optimizer = torch.optim.AdamW(policy.trainable(), lr=algorithm.learning_rate)
 

@@ -49,6 +49,7 @@ from gspo_cli.rollout.engine import Sampling
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.tasks.base import Step
+from gspo_cli.tasks.levels import levels_of
 from gspo_cli.training.cold_start import prepare_model
 from gspo_cli.types import Message, Outcome, Problem, Trajectory
 
@@ -166,7 +167,7 @@ def model(name: str) -> Policy:
     settings = ["task=arithmetic", "model.cold_start.steps=0", "hardware=cpu"]
     config = build_config(composed([f"model={name}", *settings]))
     folder = Path(tempfile.mkdtemp()) / "model"
-    source = prepare_model(config, config.task, folder, lambda *progress: None)
+    source = prepare_model(config, levels_of(config.task), folder, lambda *progress: None)
     return load_policy(source.base, config.model, config.hardware, source.adapter)
 
 

@@ -209,6 +209,14 @@ class RunConfig(RunSettings):
             "task.schedule=continuous: vLLM draws for all that have asked at once; use "
             "task.schedule=lockstep, or rollout=transformers",
         )
+        start = self.training.difficulty_curriculum_start
+        if start is not None:
+            self.task.levels(start)
+        require(
+            start is None or self.evaluation.every > 0,
+            f"training.difficulty_curriculum_start={start}: held-out evaluations raise the level, and "
+            "evaluation.every=0 has none during training; use evaluation.every=5",
+        )
 
     def _check_group(self) -> None:
         total = self.training.generations_per_iteration

@@ -66,6 +66,12 @@ class TrainingConfig:
     curriculum."""
     length_curriculum_iterations: int = 50
     """Iterations over which the length limit rises; above 0."""
+    difficulty_curriculum_start: int | None = None
+    """Value of the task's difficulty setting at which training begins, such as task.difficulty or
+    task.digits; it rises by 1, up to the task's own; null for no curriculum."""
+    difficulty_curriculum_raise_at: float = 0.7
+    """Score on held-out problems of the present level from which on the next one is trained on; at most 1,
+    and above 0."""
     reward_errors: RewardErrors = RewardErrors.stop
     """What to do when a reward raises or is not finite."""
     reward_concurrency: int = 16
@@ -111,6 +117,11 @@ class TrainingConfig:
         require(
             self.length_curriculum_start is None or self.length_curriculum_start > 0,
             "training.length_curriculum_start: must be above 0; give null for no curriculum",
+        )
+        require(
+            0 < self.difficulty_curriculum_raise_at <= 1,
+            f"training.difficulty_curriculum_raise_at={self.difficulty_curriculum_raise_at}: is a held-out "
+            "score and must be above 0 and at most 1; give 0.7",
         )
 
     @property

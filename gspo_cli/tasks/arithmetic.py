@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import ClassVar
 
 from gspo_cli.config.checks import require, require_positive
 from gspo_cli.randomness import generator
@@ -25,6 +26,8 @@ class Arithmetic(QuestionTask):
     A sum and its mirror image (85+47) are held out together. With 1 or 2 digits every pair is used, with more
     digits a fixed sample of about 20,000.
     """
+
+    DIFFICULTY: ClassVar[str | None] = "digits"
 
     digits: int | None = None
     """Digits of each number, 1 to 9; null means 2, or numbers up to 20 where there are `instructions`: a

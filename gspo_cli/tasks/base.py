@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
+from gspo_cli.config.checks import require
 from gspo_cli.config.choices import ToolForm
 from gspo_cli.config.marks import PLAIN, Marks
 from gspo_cli.errors import UserError
@@ -121,6 +122,7 @@ class Task:
     `rollout.max_completion_length` (of one turn)."""
 
     TRUST: ClassVar[Marks] = {"name": PLAIN, "license": PLAIN, "source": PLAIN, "system_prompt": PLAIN}
+    DIFFICULTY: ClassVar[str | None] = None  # the setting, a whole number, that a curriculum raises
     runs_agent: ClassVar[bool] = False  # an agent beside the run writes the prompts: not those of problems
 
     name: str
@@ -156,6 +158,36 @@ class Task:
     def demonstrations(self) -> Sequence[Demonstration]:
         """Solved training problems for the cold start; empty if the task has none."""
         return []
+
+    def levels(self, start: int) -> list[Task]:
+        """The task at each value of its difficulty setting, from `start` to its own: the last is the task
+        itself. Raises UserError where it has no such setting, or none is from `start` on."""
+        key, name, here = "training.difficulty_curriculum_start", self.DIFFICULTY, self.difficulty_level
+        if name is None:
+            raise UserError(
+                f"{key}={start}: task={self.name} has no setting of difficulty; use {key}=null, or a task "
+                "that has one, such as customer_service, arithmetic or countdown"
+            )
+        if here is None:
+            raise UserError(
+                f"{key}={start}: rises to task.{name}, which is not set; use task.{name}={start + 1}"
+            )
+        require(
+            start <= here,
+            f"{key}={start}: is above task.{name}={here}, to which it rises; use {key}={here} or less",
+        )
+        lower: list[Task] = [replace(self, **{name: level}) for level in range(start, here)]  # type: ignore[arg-type]
+        return [*lower, self]
+
+    @property
+    def difficulty_level(self) -> int | None:
+        """The value of the difficulty setting; None where there is none, or it is not set."""
+        value = getattr(self, self.DIFFICULTY) if self.DIFFICULTY is not None else None
+        return value if isinstance(value, int) else None
+
+    def problem_key(self, problem: Problem) -> str:
+        """Equal for problems of which only one side may be trained on."""
+        return repr(problem.messages)
 
     def system_prompt_and_tools(self) -> SystemPrompt:
         """What the agent reads before every conversation: the system prompt, and the tools it may call."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, islice
-from typing import Any
+from typing import Any, ClassVar
 
 from gspo_cli.config.checks import require, require_fraction, require_positive
 from gspo_cli.randomness import generator
@@ -27,6 +27,8 @@ PROBLEMS = 10_000
 class Countdown(QuestionTask):
     """`3 5 7 = 22`, or the same in words, answered by an expression such as `3*5+7`. Every target can be
     reached."""
+
+    DIFFICULTY: ClassVar[str | None] = "numbers"
 
     numbers: int = 3
     """Numbers per problem, 2 to 4."""

@@ -44,6 +44,10 @@ class QuestionTask(Task):
         """What a model should write: the gold answer in the form that `answer_form` describes."""
         return problem.answer
 
+    def problem_key(self, problem: Problem) -> str:
+        """See `Split.key`."""
+        return self._split.key(problem)
+
     def asked(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """`messages`, the last of which ends with the form of the answer where there are instructions."""
         if not (self.instructions and self.answer_form):

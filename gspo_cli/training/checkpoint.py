@@ -27,9 +27,10 @@ from gspo_cli.training.update import Updater
 @dataclass
 class TrainerState:
     """Counters of a run. `cursor` counts problems drawn, `num_tokens` sampled tokens, `wall_seconds` all
-    sessions; they and `iteration` keep counting after a rollback. `clip_range` is the band in force and `bonus`
-    that for entropy, which are restored with the weights; None (as configured) in older checkpoints.
-    `budget` is hardware.tokens_per_microbatch as configured, and what was left of it after memory ran out."""
+    sessions; they and `iteration` keep counting after a rollback. `clip_range` is the band in force, `bonus`
+    that for entropy and `curriculum` that of `Curriculum.state`, which are restored with the weights; as
+    configured in older checkpoints. `budget` is hardware.tokens_per_microbatch as configured, and what was
+    left of it after memory ran out."""
 
     iteration: int = 0
     cursor: int = 0
@@ -44,6 +45,7 @@ class TrainerState:
     clip_range: tuple[float | None, float | None] | None = None
     budget: tuple[int, int] | None = None
     bonus: dict[str, Any] | None = None
+    curriculum: tuple[int, int] = (0, 0)
 
 
 class Checkpoints:
@@ -138,14 +140,16 @@ class Checkpoints:
             self._link(checkpoint, state)
         return state
 
-    def roll_back(self, iteration: int, updater: Updater) -> None:
-        """Restore weights, optimizer, clip band and entropy bonus of an earlier checkpoint; counters stay."""
+    def roll_back(self, iteration: int, updater: Updater) -> TrainerState:
+        """Restore weights, optimizer, clip band and entropy bonus of an earlier checkpoint; counters stay.
+        Returns the counters that the checkpoint has."""
         checkpoint = self.folder / f"iteration-{iteration:06d}"
         saved, state = _read(checkpoint)
         updater.strategy.restore_weights(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
         _restore_critic(saved, updater)
         _return_adapted(state, updater)
+        return state
 
     def _link(self, checkpoint: Path, state: TrainerState) -> None:
         point(self.folder / "last", checkpoint)

@@ -35,8 +35,8 @@ from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.files import folder_written_whole, remove_leftovers
 from gspo_cli.sources import ModelSource, find_source, require_whole_start
-from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.files import read_demonstrations
+from gspo_cli.tasks.levels import Level
 from gspo_cli.training.batch import Sample, collate, split_by_tokens
 from gspo_cli.training.collecting import ConversationRunner
 from gspo_cli.training.evaluation import Evaluator
@@ -53,12 +53,14 @@ OF_ROLLOUT = ("temperature", "top_p", "top_k", "max_prompt_length", "max_complet
 SCORE_PROBLEMS, SCORE_EVERY, TRAINED_PER_SCORED = 100, 10, 3
 
 
-def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: Progress) -> ModelSource:
+def prepare_model(
+    config: RunConfig, levels: Sequence[Level], initial_model: Path, progress: Progress
+) -> ModelSource:
     """Where to load the model from: what `model.name` names, or `initial_model` where it is built or
     cold-started here.
 
-    The result of a cold start is cached by everything it depends on. Raises UserError without
-    demonstrations."""
+    Of several `levels` the first is demonstrated; an embedded model knows the words of all. The result of a
+    cold start is cached by everything it depends on. Raises UserError without demonstrations."""
     model = config.model
     built = ModelSource(str(initial_model.absolute()))
     if initial_model.exists():
@@ -67,11 +69,12 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
     source = built if model.is_embedded else find_source(model.name, model.base)
     if not model.is_embedded and model.cold_start.steps == 0:
         return source
-    demonstrations = _demonstrations(config, task)
-    problems = task.train_problems()[:2000]
-    texts = [m.content for d in demonstrations for m in d.messages]
+    demonstrations = _demonstrations(config, levels[0])
+    problems = [problem for level in levels for problem in level.train[:2000]]
+    spoken = [*demonstrations, *(shown for level in levels[1:] for shown in level.demonstrations())]
+    texts = [m.content for d in spoken for m in d.messages]
     texts += [m.content for problem in problems for m in problem.messages]
-    cached = cache_folder("cold_start") / _content_key(config, source, demonstrations, problems)
+    cached = cache_folder("cold_start") / _content_key(config, source, spoken, problems)
     steps, caches = model.cold_start.steps, model.cold_start.cache
     alone = one_at_a_time(cached, lambda: progress("cold start", 0, steps, "another run trains the same one"))
     with alone if caches else nullcontext(), _written(initial_model) as folder:
@@ -86,7 +89,7 @@ def prepare_model(config: RunConfig, task: Task, initial_model: Path, progress: 
         if model.is_embedded:
             write_embedded(folder, model.shape, model.init_seed, texts)
         if steps:
-            _cold_start(config, task, folder, demonstrations, progress)
+            _cold_start(config, levels[0], folder, demonstrations, progress)
         write_manifest(folder)
         if caches:
             _store(folder, cached, progress)
@@ -156,8 +159,9 @@ def fine_tune(
 
 
 def _cold_start(
-    config: RunConfig, task: Task, folder: Path, demonstrations: Sequence[Demonstration], progress: Progress
+    config: RunConfig, level: Level, folder: Path, demonstrations: Sequence[Demonstration], progress: Progress
 ) -> None:
+    task = level.task
     # in full precision regardless of training, because the adapter is merged
     model = config.model.whole() if config.model.is_embedded else config.model.unquantized()
     policy = load_policy(str(folder) if model.is_embedded else model.name, model, config.hardware)
@@ -170,7 +174,7 @@ def _cold_start(
             "shorten them"
         )
     engine = TransformersEngine(policy, config.rollout.batch_size)
-    problems = task.train_problems()[:SCORE_PROBLEMS]
+    problems = level.train[:SCORE_PROBLEMS]
 
     def scoring(done: int, total: int, note: str) -> None:
         if done < total:  # the end of a stage would end the view of the cold start
@@ -187,15 +191,15 @@ def _cold_start(
     policy.save(folder)
 
 
-def _demonstrations(config: RunConfig, task: Task) -> Sequence[Demonstration]:
+def _demonstrations(config: RunConfig, level: Level) -> Sequence[Demonstration]:
     cold = config.model.cold_start
     if cold.demonstrations is not None:
         return read_demonstrations(cold.demonstrations)
-    demonstrations = task.demonstrations()
+    demonstrations = level.demonstrations()
     if cold.steps and not demonstrations:
         raise UserError(
-            f"model.cold_start.steps={cold.steps}: task={task.name} has no demonstrations; give a JSONL "
-            "file in model.cold_start.demonstrations, or set model.cold_start.steps=0"
+            f"model.cold_start.steps={cold.steps}: task={level.task.name} has no demonstrations; give a "
+            "JSONL file in model.cold_start.demonstrations, or set model.cold_start.steps=0"
         )
     return demonstrations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -111,6 +111,16 @@ def _with_rate(progress: Progress) -> Callable[[int, int, float], None]:
     return lambda done, total, rate: progress(done, total, f"{quantity(rate)} tokens/s")
 
 
+class Order(Protocol):
+    """Which problems come next, of `problems`."""
+
+    @property
+    def problems(self) -> Sequence[Problem]: ...
+
+    def take(self, cursor: int, count: int) -> list[Problem]:
+        """Problems `cursor` to `cursor + count`."""
+
+
 class ProblemOrder:
     """An endless iteration over `problems`, each once per epoch and reshuffled by seed and epoch. The
     position `cursor` alone determines what comes next."""
@@ -150,7 +160,7 @@ class Collector:
         self,
         config: RunConfig,
         runner: ConversationRunner,
-        order: ProblemOrder,
+        order: Order,
         progress: Progress | None = None,
     ) -> None:
         self.config, self.runner, self.order, self.progress = config, runner, order, progress

@@ -87,6 +87,11 @@ class Evaluator:
         progress(total, total, "")
         return Evaluation(record, greedy, groups)
 
+    def greedy_score(self, problems: Sequence[Problem], progress: Progress) -> float | None:
+        """Share of `problems` solved greedily; None if all conversations were excluded."""
+        answers = self._answers(problems, self._greedy(), 1, progress)
+        return mean([t.solved for t in answers if t.excluded is None])
+
     def sampled_score(
         self, problems: Sequence[Problem], progress: Progress | None = None
     ) -> tuple[float, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from gspo_cli.run.summary import RunStatus
 from gspo_cli.signals import Stopped, signals_handled_by
 from gspo_cli.sources import ModelSource
 from gspo_cli.tasks.base import Task
+from gspo_cli.tasks.levels import levels_of
 from gspo_cli.training.card import Card, card_text, objective_card
 from gspo_cli.training.checkpoint import Checkpoints
 from gspo_cli.training.cold_start import prepare_model
@@ -54,6 +55,7 @@ from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.training.watch import StopRequest
 from gspo_cli.training.zero import ZeroStrategy, sharded_loading
+from gspo_cli.types import Problem
 
 ASKED = 256  # problems of each split whose prompts are measured for the card
 
@@ -153,12 +155,12 @@ def build_parts(
         require_vllm()  # checked before a cold start, which takes minutes
     reward = run_reward(config) if reward is None else task.scored_by(reward)
     check_agent(task)
-    train, heldout = task.train_problems(), task.heldout_problems()
+    levels = levels_of(task, config.training.difficulty_curriculum_start)
     write_data_stamp(folder, task)
     for note in task.notes():
         reporter.warn(note)
     ranks = ranks or ProcessGroup()
-    source = ranks.first_then_all(lambda: prepare_model(config, task, folder.initial_model, reporter.stage))
+    source = ranks.first_then_all(lambda: prepare_model(config, levels, folder.initial_model, reporter.stage))
     check_source(config, source)
     fit_memory(config, source, folder, ranks, reporter.warn)
     policy, strategy = load_for_training(config, source, folder, ranks, reporter.warn)
@@ -169,14 +171,20 @@ def build_parts(
     engine = build_engine(config, policy, source.base)
     fit_lengths(config, engine.max_positions, folder, reporter.warn)
     prompts = Prompts(policy.chat, task.system_prompt_and_tools())
-    heldout = considered(heldout, config.evaluation.problems)
-    problems = [*considered(train), *heldout]
+    count = config.evaluation.problems
+    levels = [replace(level, heldout=considered(level.heldout, count)) for level in levels]
+    problems = [problem for level in levels for problem in (*considered(level.train), *level.heldout)]
     make_room_for_tools(config, prompts, problems, engine.max_positions, folder, reporter.warn)
-    train = fitting(train, prompts, config, engine.max_positions, "training", reporter.warn)
-    heldout = fitting(heldout, prompts, config, engine.max_positions, "held-out", reporter.warn)
-    heldout = heldout[: config.evaluation.problems]
+
+    def fit(problems: Sequence[Problem], split: str) -> Sequence[Problem]:
+        return fitting(problems, prompts, config, engine.max_positions, split, reporter.warn)
+
+    levels = [
+        replace(level, train=fit(level.train, "training"), heldout=fit(level.heldout, "held-out")[:count])
+        for level in levels
+    ]
     shared, agents = sharing(config, policy, strategy), host_of(task, engine, policy.chat, reporter.warn)
-    return Parts(policy, strategy, reward, engine, prompts, train, heldout, shared, agents)
+    return Parts(policy, strategy, reward, engine, prompts, levels, shared, agents)
 
 
 def fit_memory(

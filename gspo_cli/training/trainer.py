@@ -20,11 +20,13 @@ from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus
+from gspo_cli.tasks.levels import Level
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
-from gspo_cli.training.collecting import Collector, ConversationRunner, ProblemOrder
+from gspo_cli.training.collecting import Collector, ConversationRunner
 from gspo_cli.training.credit import Group, overlong, trainable, with_advantages
 from gspo_cli.training.critic import value_metrics, with_value_advantages
+from gspo_cli.training.curriculum import Curriculum
 from gspo_cli.training.evaluation import Evaluation, Evaluator
 from gspo_cli.training.metrics import Clock, mean, peak_memory_gb, rollout_metrics, update_metrics
 from gspo_cli.training.monitor import Monitor
@@ -49,10 +51,19 @@ class Parts:
     reward: RewardFunction
     engine: RolloutEngine
     prompts: Prompts
-    train_problems: Sequence[Problem]
-    heldout_problems: Sequence[Problem]
+    levels: Sequence[Level]
     sharing: Sharing = ALONE
     agents: AgentHost | None = None
+
+    @property
+    def train_problems(self) -> Sequence[Problem]:
+        """Those of the task itself, without the lower levels of a curriculum."""
+        return self.levels[-1].train
+
+    @property
+    def heldout_problems(self) -> Sequence[Problem]:
+        """Those of the task itself."""
+        return self.levels[-1].heldout
 
     def close(self) -> None:
         """Free what serves others than this process."""
@@ -80,8 +91,8 @@ class Trainer:
         self.updater = Updater(parts.policy, config, parts.strategy, parts.sharing)
         asked = parts.reward, parts.engine, parts.prompts, self.ranks, parts.strategy.generating
         runner = ConversationRunner(config, *asked, parts.agents)
-        order = ProblemOrder(parts.train_problems, config.seed)
-        self.collector = Collector(config, runner, order, partial(reporter.stage, "rollout"))
+        self.curriculum = Curriculum(config, parts.levels)
+        self.collector = Collector(config, runner, self.curriculum, partial(reporter.stage, "rollout"))
         self.evaluator = Evaluator(config, runner)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
@@ -95,6 +106,7 @@ class Trainer:
         if last is not None:
             self.state = self.checkpoints.restore(last, self.updater)
             self._earlier_seconds = self.state.wall_seconds
+            self.curriculum.state = self.state.curriculum
         self.updater.rate_factor = self._rate_factor
         reached = self.state.iteration if last is not None else -1
         self.folder.rewind(reached)
@@ -140,7 +152,7 @@ class Trainer:
         self.state.cursor += collected.problems_drawn
         self.state.num_tokens += tokens
         metrics = rollout_metrics(trajectories, self.config.training.num_generations)
-        metrics |= collected.metrics | update_metrics(report) | pushed
+        metrics |= self.curriculum.metrics() | collected.metrics | update_metrics(report) | pushed
         if self.updater.critic is not None:
             metrics |= value_metrics(samples)
         if self.config.algorithm.overlong_buffer:
@@ -177,7 +189,7 @@ class Trainer:
         return {
             "iteration": state.iteration,
             **metrics,
-            "epoch": state.cursor / len(self.parts.train_problems),
+            "epoch": self.curriculum.epoch(state.cursor),
             "num_tokens": state.num_tokens,
             "tokens_per_second": tokens / clock.total,
             **{f"time/{stage}": seconds for stage, seconds in clock.seconds.items()},
@@ -200,7 +212,7 @@ class Trainer:
             return {}
         kept = [self.checkpoints.iteration(checkpoint) for checkpoint in self.checkpoints.all]
         target = self.ranks.agreed(self.monitor.choose(kept, collapse.since))
-        self.checkpoints.roll_back(target, self.updater)
+        self.curriculum.state = self.checkpoints.roll_back(target, self.updater).curriculum
         self.parts.engine.refresh()
         self.state.rollbacks += 1
         self.updater.rate_factor = self._rate_factor
@@ -242,10 +254,12 @@ class Trainer:
                 partial(self.reporter.stage, "evaluation"),
             )
             kl = self._kl_to_initial(found)
+            level = self._level_score(found)
         record = {
             "iteration": state.iteration,
             **found.record,
             "kl": kl,
+            **level,
             "num_tokens": state.num_tokens,
             "time/eval": clock.total,
         }
@@ -254,6 +268,8 @@ class Trainer:
         self.monitor.evals.append(record)
         self.track({f"eval/{name}": value for name, value in record.items()}, state.iteration)
         self.reporter.evaluation(record)
+        if self.curriculum.rise(level.get("curriculum/score"), state.iteration, state.cursor):
+            self.reporter.warn(self.curriculum.raised)
         state.initial_eval = state.initial_eval or record
         state.last_eval = record
         improved = record["score"] is not None and (
@@ -262,6 +278,16 @@ class Trainer:
         if improved:
             state.best_eval = record
         return improved
+
+    def _level_score(self, found: Evaluation) -> dict[str, Any]:
+        """The level of a curriculum and the score on its held-out problems, for evals.jsonl."""
+        level = self.curriculum.metrics()
+        if not level or self.curriculum.at_target:
+            return level and {**level, "curriculum/score": found.record["score"]}
+        score = self.evaluator.greedy_score(
+            self.curriculum.level.heldout, partial(self.reporter.stage, "evaluation")
+        )
+        return {**level, "curriculum/score": score}
 
     def _kl_to_initial(self, found: Evaluation) -> float | None:
         """KL(policy || model before training) in nats per token: mean log ratio of the tokens of each sampled
@@ -280,6 +306,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.wall_seconds = self.wall_seconds
+        self.state.curriculum = self.curriculum.state
         self.state.clip_range = self.updater.algorithm.clip_range
         self.state.bonus = asdict(self.updater.bonus)
         self.state.budget = (self.config.hardware.tokens_per_microbatch, self.updater.collator.budget)

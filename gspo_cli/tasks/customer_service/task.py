@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import ClassVar
 
 from gspo_cli.config.checks import require, require_fraction, require_positive
 from gspo_cli.randomness import generator
@@ -29,6 +30,8 @@ class CustomerService(ScriptedTask):
 
     `careless` is the chance of each bad habit (see `oracle.Habit`) of the demonstrating agent; 0 gives good
     conversations only."""
+
+    DIFFICULTY: ClassVar[str | None] = "difficulty"
 
     answer_length: int = 24
     max_turns: int = 14

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from typing import ClassVar
 
 from gspo_cli.config.checks import require
 from gspo_cli.tasks.scripted import ScriptedTask
@@ -68,6 +69,8 @@ was unknown. Ask for no change of what is right, and never have the phone erased
 class TechnicalSupport(ScriptedTask):
     """Phones with 1 to `faults` faults. `mode` is who operates the phone: the agent, with tools (solo), or a
     user (scripted)."""
+
+    DIFFICULTY: ClassVar[str | None] = "faults"
 
     mode: Mode = Mode.solo
     """Who operates the phone."""
