@@ -24,6 +24,7 @@ from gspo_cli.console.reporting import ShownSample
 from gspo_cli.console.samples import samples_table
 from gspo_cli.console.words import (
     MISSING,
+    at_level,
     clean,
     describe,
     fixed,
@@ -190,6 +191,8 @@ class LiveConsole:
                 held_out.append(f"  {name} {fixed(record['score'])} @{record['iteration']}", "dim")
         scores = [record["score"] for record in history]
         table.add_row(Text("held-out", "dim"), held_out, Text(sparkline(scores, room), "green"))
+        if history and at_level(history[-1]):
+            table.add_row(Text("curriculum", "dim"), Text(at_level(history[-1])))
         return table
 
     def _cells(self) -> Table:

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from gspo_cli.console.progress import Clock, Metrics, Progress
 from gspo_cli.console.reporting import ShownSample
-from gspo_cli.console.words import clean, describe, fixed, next_commands, number, share, why_zero
+from gspo_cli.console.words import at_level, clean, describe, fixed, next_commands, number, share, why_zero
 
 SILENCE = 9.5  # seconds after which a stage that is a tenth further may print another line
 LONG_SILENCE = 30.0  # seconds after which it does in any case
@@ -46,6 +46,7 @@ class PlainConsole:
             f"held-out {fixed(held_out)}",
             f"clip tok {share(get('clip_ratio/token'))} seq {share(get('clip_ratio/sequence'))}",
             f"len {fixed(get('completions/mean_length'), 1)}",
+            *([f"level {get('curriculum/level')}"] if get("curriculum/level") is not None else []),
             f"lr {number(get('learning_rate'))}",
             f"{number(get('tokens_per_second'))} tok/s",
             f"eta {run.eta}",
@@ -61,8 +62,9 @@ class PlainConsole:
             f"  {key} {fixed(value)}" for key, value in record.items() if key.startswith("pass@")
         )
         count = f"({record['num_problems']} problems)"
+        end = "  ".join(part for part in (count, at_level(record)) if part)
         self._print(
-            f"held-out   iteration {record['iteration']}  score {fixed(record['score'])}{shares}  {count}"
+            f"held-out   iteration {record['iteration']}  score {fixed(record['score'])}{shares}  {end}"
         )
 
     def samples(self, samples: Sequence[ShownSample]) -> None:

@@ -89,6 +89,12 @@ def fixed(value: float | None, decimals: int = 3) -> str:
     return MISSING if value is None else f"{value:.{decimals}f}"
 
 
+def at_level(record: Record) -> str:
+    """The level of a curriculum and the score on its own problems; empty where there is none."""
+    level = record.get("curriculum/level")
+    return "" if level is None else f"level {level} {fixed(record.get('curriculum/score'))}"
+
+
 def why_zero(metrics: Record) -> str:
     """Why this iteration's loss or clip share may be 0; empty if there is no reason."""
     if metrics.get("frac_reward_zero_std") == 1:
@@ -105,6 +111,7 @@ def describe(summary: Record) -> list[str]:
     sentences = [_ending(summary), _held_out_change(first, last)]
     if first is not None and last is not None and first["iteration"] != last["iteration"]:
         sentences += _pass_at_k(first, last) + _best(first, last, _scored(summary["best_eval"]))
+    sentences += _curriculum(summary["final_eval"] or {})
     if summary["first_reward"] is not None and summary["last_reward"] is not None:
         sentences.append(
             f"Training reward went from {summary['first_reward']:.3f} to {summary['last_reward']:.3f}."
@@ -220,6 +227,16 @@ def _best(first: Record, last: Record, best: Record | None) -> list[str]:
     if best["score"] <= last["score"]:
         return [f"The last evaluation, at iteration {last['iteration']}, is the best."]
     return [f"The best evaluation was {best['score']:.3f} at iteration {best['iteration']}."]
+
+
+def _curriculum(last: Record) -> list[str]:
+    level, target = last.get("curriculum/level"), last.get("curriculum/target")
+    if level is None:
+        return []
+    if level == target:
+        return [f"The curriculum reached its last level, {target}."]
+    score = fixed(last.get("curriculum/score"))
+    return [f"The curriculum ended at level {level} of {target}, whose own held-out score is {score}."]
 
 
 def _scored(record: Record | None) -> Record | None:

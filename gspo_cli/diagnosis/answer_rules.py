@@ -14,6 +14,7 @@ from gspo_cli.diagnosis.history import LASTING, WINDOW, Finding, History, Record
 ENTROPY_LEFT = 0.1  # share of the first iteration's
 ENTROPY_GONE = 0.05  # nats per token: nearly every token is certain
 LONGER = 2.0  # times the first iteration's mean length
+LONG = 256  # tokens: a length curriculum of shorter answers saves little
 TRUNCATED = 0.5  # share of answers that were truncated: most rewards then depend on the cap
 REPEATED = 0.5  # share of 4-grams; prose has under 0.1
 KL_FAR = 1.0  # nats per token: the reference gives a sampled token a third of its probability
@@ -74,12 +75,15 @@ def truncation(run: History) -> Finding | None:
         return None
     cap = run.config.rollout.max_completion_length
     longer = f"rollout.max_completion_length={2 * cap}"
+    grows = f"training.length_curriculum_start={cap // 4}"
+    early = cap >= LONG and since <= LASTING and run.config.training.length_curriculum_start is None
     return Finding(
         "truncation",
         Severity.warning,
         f"{run.last('completions/clipped_ratio') or 0.0:.0%} of answers are truncated at {cap} "
         "tokens: they are scored before they end",
-        f"use {longer}, or algorithm.truncated_completions=mask",
+        f"use {longer}, or algorithm.truncated_completions=mask"
+        + (f"; where answers need not be so long, {grows} makes the first iterations cheaper" * early),
         since,
         (longer,),
     )

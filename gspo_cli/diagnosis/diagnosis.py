@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gspo_cli.config.schema import RunSettings
-from gspo_cli.diagnosis import answer_rules, rules, signal_rules
+from gspo_cli.diagnosis import answer_rules, curriculum_rules, rules, signal_rules
 from gspo_cli.diagnosis.history import Finding, History, Record, Severity
 
 RULES = (
@@ -35,6 +35,9 @@ RULES = (
     signal_rules.one_part,
     signal_rules.nothing_clips,
     signal_rules.one_update,
+    curriculum_rules.curriculum_stuck,
+    curriculum_rules.curriculum_ahead,
+    curriculum_rules.long_start,
 )
 # effects of any collapse: not reported separately once a collapse has begun
 CONSEQUENCES = {

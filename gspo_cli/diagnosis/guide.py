@@ -16,7 +16,7 @@ from gspo_cli.plain_files import is_bounded
 NO_SIGNAL = {  # rules that say why a reward does not rise
     "learning_rate_zero", "zero_reward", "constant_reward", "reward_scale", "equal_groups", "clip_saturation",
     "nothing_clips", "policy_still", "small_spread", "one_part", "noise",
-    "truncation", "excluded", "not_finite", "reward_fell",
+    "truncation", "excluded", "not_finite", "reward_fell", "curriculum_stuck", "curriculum_ahead",
 }  # fmt: skip
 UNSTABLE = {
     "reward_fell", "entropy_gone", "length_runaway", "repetition", "kl_far", "not_finite", "gradient_spike",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -97,10 +98,24 @@ class History:
         return fmean(spreads) / math.sqrt(prompts * len(records))
 
     @cached_property
+    def levels(self) -> list[list[Record]]:
+        """The iterations by level of a difficulty curriculum, in order: rewards of two levels do not compare.
+        Without a curriculum all are of one."""
+        by_level = groupby(self.records, key=lambda record: record.get("curriculum/level"))
+        return [list(records) for _, records in by_level]
+
+    @property
+    def level_records(self) -> list[Record]:
+        """The iterations at the present level."""
+        return self.levels[-1] if self.levels else []
+
+    @cached_property
     def reward_gain(self) -> tuple[float, float, float] | None:
         """Mean reward of the first and of the newest iterations, and what their difference must exceed to be
-        significant. None if the run is too short."""
-        scored = [record for record in self.records if number_of(record, "reward") is not None]
+        significant. None if the run is too short. At a new level of a curriculum, those of the level before
+        count until there are enough."""
+        enough = [records for records in self.levels if len(records) >= 2 * WINDOW] or self.levels[-1:]
+        scored = [record for record in (enough or [[]])[-1] if number_of(record, "reward") is not None]
         size = min(WINDOW, len(scored) // 2)
         if size == 0:
             return None

@@ -164,8 +164,9 @@ def equal_groups(run: History) -> Finding | None:
 
 
 def reward_fell(run: History) -> Finding | None:
-    """The reward is less than half of its best running mean, and the drop is significant."""
-    scored = [record for record in run.records if number_of(record, "reward") is not None]
+    """The reward is less than half of its best running mean, and the drop is significant. A harder level of a
+    curriculum is no drop."""
+    scored = [record for record in run.level_records if number_of(record, "reward") is not None]
     windows = [scored[max(0, end - WINDOW) : end] for end in range(1, len(scored) - LASTING + 1)]
     if not windows:
         return None

@@ -23,6 +23,7 @@ from gspo_cli.run.identity import RESUMABLE, matches
 from gspo_cli.run.opening import open_run
 from gspo_cli.run.summary import RunStatus, known_summary
 
+DECIDING = ("evaluation.every", "evaluation.problems")  # when the level of a curriculum rises
 NO_GPU = "hardware.device=cuda: no GPU is visible; use hardware=cpu, or check CUDA_VISIBLE_DEVICES"
 
 
@@ -44,6 +45,12 @@ def resumed(folder: Path, overrides: list[str]) -> tuple[DictConfig, list[str]]:
         require(
             matches(key, RESUMABLE) or _is_stored(saved, text, key),
             f"{key}: cannot change when a run is resumed (only {allowed} can); start a new run to change it",
+        )
+        leveled = saved.training.get("difficulty_curriculum_start") is not None
+        require(
+            not leveled or key not in DECIDING or _is_stored(saved, text, key),
+            f"{key}: decides when the level of the curriculum rises, and cannot change when the run is "
+            "resumed; leave it out, or start a new run",
         )
     node = with_overrides(saved, changes)
     if any(text.startswith("hardware.") for text in changes):

@@ -10,6 +10,7 @@ from typing import ClassVar
 from gspo_cli.config.checks import require, require_positive
 from gspo_cli.randomness import generator
 from gspo_cli.rewards.verifiers import VerifierReward
+from gspo_cli.tasks.base import Task
 from gspo_cli.tasks.questions import QuestionTask
 from gspo_cli.tasks.splits import Split, split
 from gspo_cli.types import Demonstration, Message, Problem
@@ -68,6 +69,15 @@ class Arithmetic(QuestionTask):
     def answer_form(self) -> str:
         """A number and nothing else."""
         return "Reply with the number only."
+
+    def levels(self, start: int) -> list[Task]:
+        """Sums of numbers with so many digits. Raises UserError where `largest` replaces `digits`."""
+        require(
+            self.largest is None,
+            f"training.difficulty_curriculum_start={start}: rises by task.digits, which task.largest="
+            f"{self.largest} replaces; use task.largest=null task.digits={start + 1}",
+        )
+        return super().levels(start)
 
     def demonstrations(self) -> Sequence[Demonstration]:
         """Solved training problems, `demonstrations_count` at most."""

@@ -176,7 +176,10 @@ class Task:
             start <= here,
             f"{key}={start}: is above task.{name}={here}, to which it rises; use {key}={here} or less",
         )
-        lower: list[Task] = [replace(self, **{name: level}) for level in range(start, here)]  # type: ignore[arg-type]
+        try:
+            lower: list[Task] = [replace(self, **{name: level}) for level in range(start, here)]  # type: ignore[arg-type]
+        except UserError as error:
+            raise UserError(f"{key}={start}: {error}") from error
         return [*lower, self]
 
     @property

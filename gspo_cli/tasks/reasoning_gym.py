@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, ClassVar
 
 from gspo_cli.concurrency import TookTooLong
@@ -45,6 +46,7 @@ REFUSED = {
     "composite": "it mixes other datasets, also those that are refused",
     "game_of_life_halting": "its scorer pays 1 for any text",
 }
+AT_LEVEL = "settings"  # key of a problem's metadata, for its scorer
 OWN_KEYS = {"size": "task.problems and task.heldout", "seed": "task.data_seed"}
 
 
@@ -56,13 +58,16 @@ class ReasoningGym(QuestionTask):
     is", else the whole text after any reasoning; different answers in one text score 0."""
 
     TRUST: ClassVar[Marks] = {"dataset": PLAIN, "settings": SETTINGS}
+    DIFFICULTY: ClassVar[str | None] = "level"
 
     dataset: str = "chain_sum"
     """Name of the dataset in the library, such as chain_sum, gcd or spell_backward. Those whose scorers
     execute a model's text, or pay for any text, are refused."""
     settings: Any = None
     """Settings of the dataset by name, such as {max_terms: 3}; those left out, or all with null, have the
-    library's defaults."""
+    values of `level`, or the library's defaults."""
+    level: int | None = None
+    """Level of the library's own curriculum for the dataset, 0 or more; null does not use it."""
     problems: int = 2000
     """Number of training problems; above 0. Fewer where the dataset has fewer different questions."""
     heldout: int = 200
@@ -76,7 +81,7 @@ class ReasoningGym(QuestionTask):
             f"task.settings={self.settings}: must be a mapping; write {{name: value}}",
         )
         require_positive("task", self, "problems", "heldout")
-        require_not_negative("task", self, "data_seed")
+        require_not_negative("task", self, "data_seed", *(["level"] if self.level is not None else []))
         reason = REFUSED.get(self.dataset)
         require(reason is None, f"task.dataset={self.dataset}: is refused, as {reason}; choose another one")
         missing = importlib.util.find_spec("reasoning_gym") is None
@@ -104,7 +109,7 @@ class ReasoningGym(QuestionTask):
 
     def reward(self) -> RewardFunction:
         """See ReasoningGymReward."""
-        return ReasoningGymReward(self.dataset, self.settings or {})
+        return ReasoningGymReward(self.dataset, self._settings)
 
     def sides(self) -> Split:
         """`heldout` problems and at most `problems` others, no question twice. Raises UserError."""
@@ -116,7 +121,8 @@ class ReasoningGym(QuestionTask):
 
     def _problems(self) -> Iterator[Problem]:
         wanted = self.problems + self.heldout
-        dataset = _dataset(self.dataset, self.settings or {}, wanted * DRAWS_PER_PROBLEM, self.data_seed)
+        settings = self._settings
+        dataset = _dataset(self.dataset, settings, wanted * DRAWS_PER_PROBLEM, self.data_seed)
         questions: set[str] = set()
         for place in range(wanted * DRAWS_PER_PROBLEM):
             if len(questions) == wanted:
@@ -132,12 +138,18 @@ class ReasoningGym(QuestionTask):
                 id=f"{self.dataset}:{place}",
                 messages=self.asked((Message("user", entry["question"]),)),
                 answer="" if entry["answer"] is None else str(entry["answer"]),
-                metadata=entry,
+                metadata=entry if self.level is None else {**entry, AT_LEVEL: settings},
             )
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        of_level = {} if self.level is None else _level_settings(self.dataset, self.level)
+        return {**of_level, **(self.settings or {})}
 
 
 class ReasoningGymReward(RewardFunction):
-    """The library's score of an answer, computed in a process of its own. An answer that the scorer cannot
+    """The library's score of an answer, computed in a process of its own, under `settings` or those of the
+    problem's level. An answer that the scorer cannot
     read, or takes longer than `SECONDS` for, scores 0, as an empty one does."""
 
     def __init__(self, dataset: str, settings: Mapping[str, Any]) -> None:
@@ -152,7 +164,8 @@ class ReasoningGymReward(RewardFunction):
         value = 0.0
         if answer and len(answer) <= LONGEST:
             try:
-                request = (self.dataset, self.settings, answer, dict(trajectory.problem.metadata))
+                entry = dict(trajectory.problem.metadata)
+                request = (self.dataset, entry.pop(AT_LEVEL, self.settings), answer, entry)
                 value = WORKER.ask(request, SECONDS)
             except TookTooLong:
                 value = 0.0
@@ -195,6 +208,32 @@ def _dataset(name: str, settings: Mapping[str, Any], size: int, seed: int) -> An
         return reasoning_gym.create_dataset(name, size=size, seed=seed, **settings)
     except FOREIGN as error:
         raise UserError(_rejects(name, error)) from error
+
+
+def _level_settings(name: str, level: int) -> dict[str, Any]:
+    """What the library's curriculum for a dataset sets at a level. Raises UserError where it has none, or no
+    such level."""
+    from reasoning_gym.coaching import RangeAttributeDefinition
+    from reasoning_gym.factory import create_curriculum, has_curriculum
+
+    key = f"task.level={level}"
+    require(has_curriculum(name), f"{key}: the library has no curriculum for {name}; use task.level=null")
+    curriculum = create_curriculum(name)
+    attributes = curriculum.attributes.values()
+    highest = max(len(attribute.levels) for attribute in attributes) - 1
+    require(
+        level <= highest, f"{key}: is above the highest level of {name}; use at most task.level={highest}"
+    )
+    curriculum.set_global_level(level)
+    try:
+        config = curriculum.generate_configuration()
+    except FOREIGN as error:
+        raise UserError(f"{key}: {name} fails with it ({as_exception(error)}); use another level") from error
+    taken: list[str] = []
+    for each in attributes:
+        is_range = isinstance(each, RangeAttributeDefinition)
+        taken += [each.lower_field_name, each.upper_field_name] if is_range else [each.field_name]
+    return {field: getattr(config, field) for field in taken}
 
 
 def _rejects(name: str, error: BaseException) -> str:

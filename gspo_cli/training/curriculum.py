@@ -4,7 +4,7 @@ The level is decided by regular evaluations alone, which are the same on every r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gspo_cli.config.schema import RunConfig
@@ -58,8 +58,16 @@ class Curriculum:
         return f"curriculum: problems of {key}={self.level.number} are trained on from now on"
 
     def metrics(self) -> dict[str, Any]:
-        """For a line of a log."""
+        """The level, for a line of metrics.jsonl."""
         return {"curriculum/level": self.level.number} if self._on else {}
+
+    def evaluated(self, target_score: float | None, score: Callable[[], float | None]) -> dict[str, Any]:
+        """The level, the last one and the score of the level, for a line of evals.jsonl; `score` measures it
+        on held-out problems of the level. At the last level it is the run's own, `target_score`."""
+        if not self._on:
+            return {}
+        reached = target_score if self.at_target else score()
+        return self.metrics() | {"curriculum/target": self.levels[-1].number, "curriculum/score": reached}
 
     def rise(self, score: float | None, iteration: int, cursor: int) -> bool:
         """Go to the next level where `score`, on held-out problems of this one, suffices. The evaluation at

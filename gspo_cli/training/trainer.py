@@ -254,7 +254,7 @@ class Trainer:
                 partial(self.reporter.stage, "evaluation"),
             )
             kl = self._kl_to_initial(found)
-            level = self._level_score(found)
+            level = self.curriculum.evaluated(found.record["score"], self._level_score)
         record = {
             "iteration": state.iteration,
             **found.record,
@@ -279,15 +279,10 @@ class Trainer:
             state.best_eval = record
         return improved
 
-    def _level_score(self, found: Evaluation) -> dict[str, Any]:
-        """The level of a curriculum and the score on its held-out problems, for evals.jsonl."""
-        level = self.curriculum.metrics()
-        if not level or self.curriculum.at_target:
-            return level and {**level, "curriculum/score": found.record["score"]}
-        score = self.evaluator.greedy_score(
-            self.curriculum.level.heldout, partial(self.reporter.stage, "evaluation")
-        )
-        return {**level, "curriculum/score": score}
+    def _level_score(self) -> float | None:
+        """Share of the held-out problems of the present level that are solved greedily."""
+        progress = partial(self.reporter.stage, "evaluation")
+        return self.evaluator.greedy_score(self.curriculum.level.heldout, progress)
 
     def _kl_to_initial(self, found: Evaluation) -> float | None:
         """KL(policy || model before training) in nats per token: mean log ratio of the tokens of each sampled
