@@ -120,7 +120,10 @@ def test_the_weight_follows_the_floor(configure):
 
 def test_the_weight_is_adapted_over_iterations_and_kept_in_checkpoints(load, configure, tmp_path):
     config, _ = configure(
-        "algorithm=gspo", "algorithm.entropy_floor=20", "algorithm.entropy_step=0.25", "algorithm.learning_rate=0.01"
+        "algorithm=gspo",
+        "algorithm.entropy_floor=20",
+        "algorithm.entropy_step=0.25",
+        "algorithm.learning_rate=0.01",
     )
     policy = load("qwen3")
     updater, order = Updater(policy, config), np.random.default_rng(0)

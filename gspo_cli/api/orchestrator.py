@@ -262,7 +262,7 @@ def _measured(algorithm: str, seed: int, folder: RunFolder, summary: Mapping[str
         summary["status"],
         folder.path,
         {record["iteration"]: record["score"] for record in folder.read("evals.jsonl")},
-        [record["reward"] for record in folder.read("metrics.jsonl")],
+        [record.get("reward") for record in folder.read("metrics.jsonl")],
         summary["num_tokens"],
         summary["wall_seconds"],
     )

@@ -132,12 +132,12 @@ def start(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -
     continues = node.resume is not None or (in_sweep() and state_of(run.path) is State.started)
     accepts = continues and CHANGED_DATA in FLAGS
     if continues and not accepts:
-        check_data(run, config.task)
+        check_data(run, config)
     notes = run.check_logs(REPAIR in FLAGS) if node.resume is not None else []
     for note in notes:
         print(f"note: {note}", flush=True)
     if accepts:
-        write_data_stamp(run, config.task)
+        write_data_stamp(run, config)
     if node.resume is not None:
         run.write_config(resolved_yaml(node))
         if run.checkpoints.exists() and (note := idle_gpu_note(config)):

@@ -114,8 +114,9 @@ def objective(run: StoredRun) -> str:
         ClipMode.token_log: f"exp(mean_t clip(log w_t)) A, clip range {left} / {right} in logs",
         ClipMode.none: f"{ratio} A, no clipping",
     }
+    given = "best and worst of a group" if algorithm.pairs is None else "pairs of a file"
     parts = [
-        terms[algorithm.clip_mode],
+        f"{algorithm.preference.value}, {given}" if algorithm.in_pairs else terms[algorithm.clip_mode],
         algorithm.aggregation.value,
         f"learning rate {number(algorithm.learning_rate)}",
     ]

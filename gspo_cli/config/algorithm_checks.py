@@ -10,6 +10,7 @@ from gspo_cli.config.checks import (
     require_at_most,
     require_fraction,
     require_not_negative,
+    require_path,
     require_positive,
 )
 from gspo_cli.config.choices import (
@@ -130,6 +131,7 @@ def check_preference(algorithm: AlgorithmConfig) -> None:
         "advantage_scale": (algorithm.advantage_scale, AdvantageScale.none),
         "credit": (algorithm.credit, Credit.trajectory),
         "engine_correction": (algorithm.engine_correction, EngineCorrection.none),
+        "kl_estimator": (algorithm.kl_estimator, KLEstimator.k3),
     }
     for name, (value, needed) in fixed.items():
         require(
@@ -146,6 +148,25 @@ def check_preference(algorithm: AlgorithmConfig) -> None:
         not algorithm.routing_replay,
         f"algorithm.routing_replay=true: {key} has no old policy to replay; use false",
     )
+
+
+def check_pairs(algorithm: AlgorithmConfig) -> None:
+    """What training on a file of pairs goes with."""
+    if algorithm.pairs is None:
+        return
+    require_path("algorithm.pairs", algorithm.pairs)
+    require(
+        algorithm.in_pairs,
+        f"algorithm.pairs={algorithm.pairs}: is what algorithm=dpo trains on; use that, or "
+        "algorithm.pairs=null",
+    )
+    others = {
+        "algorithm.truncated_completions=keep": algorithm.truncated_completions is Truncated.keep,
+        "algorithm.overlong_buffer=0": algorithm.overlong_buffer == 0,
+        "algorithm.dynamic_sampling=false": not algorithm.dynamic_sampling,
+    }
+    for fix, holds in others.items():
+        require(holds, f"algorithm.pairs={algorithm.pairs}: has answers that are not sampled; use {fix}")
 
 
 def check_batch_baseline(algorithm: AlgorithmConfig) -> None:

@@ -21,6 +21,7 @@ from gspo_cli.config.algorithm_checks import (
     check_entropy,
     check_length_penalty,
     check_off_policy,
+    check_pairs,
     check_parts,
     check_preference,
     check_ranges,
@@ -42,7 +43,7 @@ from gspo_cli.config.choices import (
     RatioLevel,
     Truncated,
 )
-from gspo_cli.config.marks import PLAIN, Marks
+from gspo_cli.config.marks import PATH, PLAIN, Marks
 from gspo_cli.config.missing import MISSING
 from gspo_cli.config.value_schema import ValueConfig
 
@@ -51,7 +52,7 @@ from gspo_cli.config.value_schema import ValueConfig
 class AlgorithmConfig:
     """The objective, composed of advantage, ratio level, clip and aggregation."""
 
-    TRUST: ClassVar[Marks] = {"name": PLAIN}
+    TRUST: ClassVar[Marks] = {"name": PLAIN, "pairs": PATH}
 
     name: str = MISSING
     """Name of the objective, in run folders and reports."""
@@ -141,6 +142,10 @@ class AlgorithmConfig:
     is above it (DeepSeek-V3.2); above 0; null trains on all."""
     preference: Preference = Preference.none
     """Whether the best answer of a group is compared with its worst, by which loss; `beta` is the loss's."""
+    pairs: str | None = None
+    """File of preference pairs to train on in place of sampled answers, used with preference: JSON lines or a
+    JSON array, also .gz; with the extra `data` also parquet, csv, arrow and .zst. Rows have `prompt` or
+    `messages`, `chosen` and `rejected`. Null samples answers and compares these."""
     value: ValueConfig = field(default_factory=ValueConfig)
     routing_replay: bool = False
     """Replays the experts that the old policy chose in a Mixture-of-Experts model."""
@@ -150,6 +155,7 @@ class AlgorithmConfig:
         check_advantage(self)
         check_value(self)
         check_preference(self)
+        check_pairs(self)
         check_batch_baseline(self)
         check_parts(self)
         check_length_penalty(self)

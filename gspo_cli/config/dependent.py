@@ -37,7 +37,13 @@ def sizes_of(node: DictConfig) -> tuple[Sizes, Sizes]:
     wanted = replace(presets, **{key: value for key, value in given.items() if _counts(value)})
     if any(not _counts(value) for value in (*given.values(), *asdict(presets).values())):
         return wanted, wanted  # a reference or not a size, which the schema checks
-    return wanted, fitted_sizes(given, presets, _given_processes(node))
+    of_pairs = {"num_generations": 2} if _reads_pairs(node) else {}
+    return wanted, fitted_sizes(of_pairs | given, presets, _given_processes(node))
+
+
+def _reads_pairs(node: DictConfig) -> bool:
+    """Whether answers come from a file of pairs."""
+    return OmegaConf.select(node, "algorithm.pairs") is not None
 
 
 def _given_processes(node: DictConfig) -> int:
@@ -100,6 +106,7 @@ def notes(*, _root_: DictConfig) -> list[str]:
     fixed = [f"training.{key}={value}" for key, value in after.items() if key not in changed]
     processes = _given_processes(_root_)
     fixed += [f"{processes} processes"] if processes > 1 else []
+    fixed += ["algorithm.pairs"] if _reads_pairs(_root_) else []
     found = [
         f"training.{key}={value}: in place of the default {before[key]}, to fit {' and '.join(fixed)}"
         for key, value in changed.items()

@@ -20,6 +20,7 @@ def needs_recompute(config: RunConfig) -> str | None:
         f"rollout.engine={rollout.engine.value}": rollout.engine is not Engine.transformers,
         f"hardware.precision={hardware.precision.value}": hardware.precision is not Precision.fp32,
         f"hardware.zero_stage={hardware.zero_stage}": hardware.zero_stage > 0,
+        f"algorithm.preference={algorithm.preference.value}": algorithm.in_pairs,
         "algorithm.routing_replay=true": algorithm.routing_replay,
         "algorithm.engine_correction": algorithm.engine_correction is not EngineCorrection.none,
         "algorithm.clip_calibration": algorithm.is_calibrated,

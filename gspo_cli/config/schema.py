@@ -233,10 +233,34 @@ class RunConfig(RunSettings):
             f"{prompts}; use training.updates_per_rollout={max(1, prompts)}, or more "
             "training.generations_per_iteration",
         )
+        self._check_early_end()
+        if self.algorithm.pairs is not None:
+            self._check_pairs()
+
+    def _check_early_end(self) -> None:
+        target = self.training.target_kl
         require(
-            self.training.target_kl is None or not self.algorithm.in_pairs,
-            f"training.target_kl={self.training.target_kl}: algorithm.preference="
-            f"{self.algorithm.preference.value} has no old policy; use training.target_kl=null",
+            target is None or not self.algorithm.in_pairs,
+            f"training.target_kl={target}: algorithm.preference={self.algorithm.preference.value} has no old "
+            "policy; use training.target_kl=null",
+        )
+        require(
+            target is None or self.training.updates_per_iteration > 1,
+            f"training.target_kl={target}: ends the updates of an iteration early, and there is one; use "
+            "training.target_kl=null, or more training.updates_per_rollout",
+        )
+
+    def _check_pairs(self) -> None:
+        training = self.training
+        require(
+            training.num_generations == 2,
+            f"training.num_generations={training.num_generations}: a pair of algorithm.pairs has two "
+            "answers; use training.num_generations=2",
+        )
+        require(
+            training.length_curriculum_start is None,
+            f"training.length_curriculum_start={training.length_curriculum_start}: limits answers that are "
+            "sampled, and algorithm.pairs has its own; use training.length_curriculum_start=null",
         )
 
     def _check_sizes(self) -> None:
@@ -291,6 +315,12 @@ class RunConfig(RunSettings):
             correction is EngineCorrection.none or self.rollout.old_logprobs is not OldLogprobs.engine,
             f"algorithm.engine_correction={correction.value}: compares recomputed log-probabilities with the "
             "engine's; set rollout.old_logprobs=recompute, or algorithm.engine_correction=none",
+        )
+        engine = self.rollout.old_logprobs is OldLogprobs.engine and not self.rollout.old_logprobs_chosen
+        require(
+            not (engine and self.algorithm.in_pairs),
+            f"rollout.old_logprobs=engine: algorithm.preference={self.algorithm.preference.value} has no old "
+            "policy; use rollout.old_logprobs=auto",
         )
         require(
             not self.algorithm.routing_replay or self.rollout.old_logprobs is not OldLogprobs.engine,

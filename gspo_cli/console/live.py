@@ -58,6 +58,13 @@ COLUMNS = (  # label and metric
     },
 )
 
+OF_PAIRS = {
+    "pairs right": "preference/accuracy",
+    "margin": "preference/margin",
+    "chosen": "preference/chosen",
+    "zero-variance": "frac_reward_zero_std",
+}
+
 
 def make_console() -> LiveConsole | PlainConsole:
     """The live view on a terminal, lines for a pipe or a log."""
@@ -179,10 +186,12 @@ class LiveConsole:
         table.add_column(width=39, no_wrap=True)
         table.add_column(no_wrap=True)
         room = max(8, self._console.width - 55)
-        reward = Text.assemble((fixed(run.metrics.get("reward")), "bold"))
-        if run.metrics:
+        reward = Text.assemble((fixed(run.metrics.get(run.measure)), "bold"))
+        if "reward" in run.metrics:
             reward.append(f" ±{fixed(run.metrics.get('reward_std'), 2)}", "dim")
-        table.add_row(Text("reward", "dim"), reward, Text(sparkline(run.rewards, room), "cyan"))
+        table.add_row(
+            Text(run.measure.rpartition("/")[2], "dim"), reward, Text(sparkline(run.rewards, room), "cyan")
+        )
         history = run.evaluations
         held_out = Text.assemble((fixed(history[-1]["score"]) if history else MISSING, "bold"))
         if history:
@@ -197,10 +206,11 @@ class LiveConsole:
 
     def _cells(self) -> Table:
         metrics, table = self._progress.metrics, Table.grid(padding=(0, 1), expand=True)
-        for _ in COLUMNS:
+        columns = (OF_PAIRS, *COLUMNS[1:]) if "preference/pairs" in metrics else COLUMNS
+        for _ in columns:
             table.add_column(width=13, style="dim", no_wrap=True)
             table.add_column(ratio=1, no_wrap=True)
-        rows = list(zip(*(column.items() for column in COLUMNS), strict=True))
+        rows = list(zip(*(column.items() for column in columns), strict=True))
         for row in [*rows, [("kl", "kl")]] if "kl" in metrics else rows:
             table.add_row(*(Text(part) for label, key in row for part in (label, number(metrics.get(key)))))
         return table

@@ -40,12 +40,16 @@ class PlainConsole:
         run, get = self._progress, metrics.get
         held_out = run.evaluations[-1]["score"] if run.evaluations else None
         count = f"{run.done:>{len(str(run.iterations))}}/{run.iterations}"
+        clipped = f"clip tok {share(get('clip_ratio/token'))} seq {share(get('clip_ratio/sequence'))}"
+        if "preference/pairs" in metrics:
+            clipped = f"pairs {share(get('preference/accuracy'))} margin {number(get('preference/margin'))}"
+        sampled = "reward" in metrics  # nothing is scored where pairs are of a file
         parts = (
             f"iteration  {count}",
-            f"reward {fixed(get('reward'))} ±{fixed(get('reward_std'), 2)}",
+            *([f"reward {fixed(get('reward'))} ±{fixed(get('reward_std'), 2)}"] * sampled),
             f"held-out {fixed(held_out)}",
-            f"clip tok {share(get('clip_ratio/token'))} seq {share(get('clip_ratio/sequence'))}",
-            f"len {fixed(get('completions/mean_length'), 1)}",
+            clipped,
+            *([f"len {fixed(get('completions/mean_length'), 1)}"] * sampled),
             *([f"level {get('curriculum/level')}"] if get("curriculum/level") is not None else []),
             f"lr {number(get('learning_rate'))}",
             f"{number(get('tokens_per_second'))} tok/s",

@@ -37,7 +37,7 @@ class Progress:
         self.metrics, self.done = metrics, metrics["iteration"]
         self._marks.append(self._clock())
         self._add_seconds(metrics)
-        reward = metrics.get("reward")
+        reward = metrics.get(self.measure)
         if reward is not None and math.isfinite(reward):
             self.rewards.append(reward)
 
@@ -53,6 +53,13 @@ class Progress:
         known = warning in self._warned
         self._warned.add(warning)
         return not known
+
+    @property
+    def measure(self) -> str:
+        """The metric that training should raise: where no answer is scored, the share of pairs in the right
+        order."""
+        of_pairs = "preference/pairs" in self.metrics and "reward" not in self.metrics
+        return "preference/accuracy" if of_pairs else "reward"
 
     @property
     def elapsed(self) -> str:

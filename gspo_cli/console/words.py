@@ -99,7 +99,7 @@ def why_zero(metrics: Record) -> str:
     """Why this iteration's loss or clip share may be 0; empty if there is no reason."""
     if metrics.get("frac_reward_zero_std") == 1:
         return "all groups have zero variance: nothing to learn from this batch"
-    if metrics.get("updates") == 1:
+    if metrics.get("updates") == 1 and "preference/pairs" not in metrics:
         return "one update per rollout: the ratio is 1, nothing can clip"
     return ""
 
@@ -116,10 +116,12 @@ def describe(summary: Record) -> list[str]:
         sentences.append(
             f"Training reward went from {summary['first_reward']:.3f} to {summary['last_reward']:.3f}."
         )
-    sentences.append(
-        f"{quantity(summary['num_tokens'])} tokens were sampled in {duration(summary['wall_seconds'])}."
-    )
-    return sentences
+    if summary.get("last_accuracy") is not None:
+        before, after = summary["first_accuracy"], summary["last_accuracy"]
+        sentences.append(f"The share of pairs in the right order went from {before:.3f} to {after:.3f}.")
+    done = "were sampled" if summary.get("pairs") is None else "of the answers of pairs were trained on"
+    tokens, time = quantity(summary["num_tokens"]), duration(summary["wall_seconds"])
+    return [*sentences, f"{tokens} tokens {done} in {time}."]
 
 
 def next_commands(summary: Record) -> list[tuple[str, str]]:
@@ -165,6 +167,11 @@ def _partner(summary: Record) -> list[tuple[str, str]]:
     if "training.num_generations=1" in (own or ()):  # which a value head alone allows
         other = "a2c" if summary["algorithm"] == "ppo" else "ppo"
     why = f"compare it with {other} over 3 seeds each"
+    if any(text.startswith("algorithm.pairs=") for text in own or ()):
+        other, why = (
+            summary["algorithm"],
+            "compare it with pairs of the model's own answers over 3 seeds each",
+        )
     if own is None:
         own = [override(key, str(summary[key])) for key in ("task", "model")]
         why += "; add your other settings"

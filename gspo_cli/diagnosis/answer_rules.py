@@ -25,7 +25,8 @@ KL_SEEN = 0.1  # nats per token; below this, growth is the normal start from 0
 def entropy_gone(run: History) -> Finding | None:
     """The policy is certain of nearly every token and has not learned: it no longer explores."""
     first = run.first("entropy")
-    if first is None or run.reward_rises:
+    # on answers of others, entropy is not what is explored
+    if first is None or run.reward_rises or run.config.algorithm.pairs is not None:
         return None
     bound = min(ENTROPY_GONE, ENTROPY_LEFT * first)
     since = run.since(lambda record: (value := number_of(record, "entropy")) is not None and value < bound)

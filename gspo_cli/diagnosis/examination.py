@@ -98,8 +98,9 @@ def verdict(config: StoredConfig, history: History, findings: Sequence[Finding])
     done, total = history.everything[-1]["iteration"], config.training.num_outer_iterations
     task, model = config.task.get("name"), config.model.label
     about = f"{config.algorithm.name} on {task}, model {model}"
-    rewards = history.values("reward")
-    course = f", reward {number(rewards[0])} to {number(rewards[-1])}" if rewards else ""
+    name = "reward" if config.algorithm.pairs is None else "preference/accuracy"
+    values = history.values(name)
+    course = f", {name} {number(values[0])} to {number(values[-1])}" if values else ""
     state = "healthy" if not serious else f"{len(serious)} finding{'s' * (len(serious) > 1)}"
     return clean(f"{state}: {done} of {total} iterations of {about}{course}")
 

@@ -10,7 +10,16 @@ from typing import Any
 from gspo_cli.config.choices import Device, Optimizer
 from gspo_cli.config.schema import RunSettings
 from gspo_cli.console.words import number
-from gspo_cli.diagnosis.history import Finding, History, Severity, number_of, preset_rate, slower
+from gspo_cli.diagnosis.history import (
+    WINDOW,
+    Finding,
+    History,
+    Severity,
+    mean_of,
+    number_of,
+    preset_rate,
+    slower,
+)
 from gspo_cli.plain_files import is_bounded
 
 NO_SIGNAL = {  # rules that say why a reward does not rise
@@ -42,13 +51,15 @@ def guide(run: History, findings: Sequence[Finding], card: Mapping[str, Any] | N
 
 
 def loss(run: History, findings: Sequence[Finding]) -> Answer:
-    """Loss not decreasing: it need not decrease, but the reward should rise."""
+    """Loss not decreasing: it need not decrease, but the reward should rise. That of a file of pairs
+    should."""
+    if run.config.algorithm.pairs is not None:
+        return _loss_of_pairs(run, findings)
     losses = run.values("loss")
-    start = ""
+    start = f"the loss is {number(fmean(losses))} on average" if losses else ""
     if losses:
-        start = (
-            f"the loss is {number(fmean(losses))} on average, which is expected: advantages are centered; "
-        )
+        compared = run.config.algorithm.in_pairs
+        start += "; " if compared else ", which is expected: advantages are centered; "
     if run.reward_gain is None:
         return Answer("loss not decreasing", True, f"{start}the run is too short to tell", "train longer")
     before, after, chance = run.reward_gain
@@ -58,6 +69,24 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
             "loss not decreasing", True, f"{start}the reward is what matters, and it rose {span}", ""
         )
     what = f"{start}the reward is what matters, and it went {span}: no significant rise ({number(chance)})"
+    return _explained(run, findings, what)
+
+
+def _loss_of_pairs(run: History, findings: Sequence[Finding]) -> Answer:
+    logged = [record for record in run.records if number_of(record, "loss") is not None]
+    size = min(WINDOW, len(logged) // 2)
+    if size == 0:
+        return Answer("loss not decreasing", True, "the run is too short to tell", "train longer")
+    before, after = mean_of(logged[:size], "loss"), mean_of(logged[-size:], "loss")
+    right = f"the share of pairs in the right order is {number(run.last('preference/accuracy'))}"
+    what = f"the loss went from {number(before)} to {number(after)}; {right}"
+    if after < before:
+        return Answer("loss not decreasing", True, what, "")
+    return _explained(run, findings, what)
+
+
+def _explained(run: History, findings: Sequence[Finding], what: str) -> Answer:
+    """The answer to `what`, with the rules that explain it, or what to try."""
     causes = [f for f in findings if f.rule in NO_SIGNAL | UNSTABLE and f.severity is not Severity.note]
     causes = causes or [finding for finding in findings if finding.rule in NO_SIGNAL]
     if causes:
@@ -67,13 +96,15 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     other = slower(run)
     if run.config.algorithm.learning_rate <= preset_rate(run):
         other = f"algorithm.learning_rate={3 * run.config.algorithm.learning_rate:.3g}"
-    also = ", ".join(sharper(run.config))
-    fix = f"no rule explains it: use {longer}, or {other}; what sharpens the signal: {also}"
+    also = "; what sharpens the signal: " + ", ".join(sharper(run.config)) if sharper(run.config) else ""
+    fix = f"no rule explains it: use {longer}, or {other}{also}"
     return Answer("loss not decreasing", False, what, fix, (longer,))
 
 
 def sharper(config: RunSettings) -> list[str]:
-    """Settings by which more of each group is learned."""
+    """Settings by which more of each group is learned; none where the groups are pairs of a file."""
+    if config.algorithm.pairs is not None:
+        return []
     answers = f"training.num_generations={2 * config.training.num_generations}"
     return [answers, *(f"{text} (wider)" for text in _band(config, 3.0))]
 
@@ -81,6 +112,9 @@ def sharper(config: RunSettings) -> list[str]:
 def steadier(config: RunSettings) -> list[str]:
     """Settings that make steps smaller or less noisy, of those that are not in use."""
     training, cap = config.training, config.rollout.max_completion_length
+    if config.algorithm.pairs is not None:
+        more = f"training.generations_per_iteration={2 * training.generations_per_iteration}"
+        return [more, f"algorithm.beta={2 * config.algorithm.beta:g}"]
     found = [f"training.num_generations={2 * training.num_generations}"]
     found += [f"{text} (narrower)" for text in _band(config, 1 / 3)]
     found += [f"rollout.max_completion_length={max(1, cap // 2)}"]

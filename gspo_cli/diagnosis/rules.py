@@ -54,7 +54,8 @@ def learning_rate_zero(run: History) -> Finding | None:
 
 def zero_reward(run: History) -> Finding | None:
     """All rewards are 0, so no answer is better than another."""
-    if len(run.records) < LASTING or any(run.values("reward")) or any(run.values("reward_std")):
+    rewards = run.values("reward")  # none where pairs are of a file
+    if not rewards or len(run.records) < LASTING or any(rewards) or any(run.values("reward_std")):
         return None
     return Finding(
         "zero_reward",

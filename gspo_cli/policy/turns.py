@@ -61,8 +61,8 @@ class TurnFormat:
         written = self._written(turn) or self._written(AgentTurn("", "", turn.reasoning, turn.calls))
         if written is None:
             raise UserError(
-                "model.cold_start.demonstrations: the chat template cannot write a turn of "
-                f"{len(turn.calls)} tool calls; give one call in each turn, or use task.tool_format=line"
+                f"task.tool_format: the chat template cannot write a turn of {len(turn.calls)} tool calls; "
+                "give one call in each turn, or use task.tool_format=line"
             )
         text = without_end(written, self.chat.ends)
         end = next(end for end in self.chat.ends if written[len(text) :].lstrip().startswith(end))

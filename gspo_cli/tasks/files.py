@@ -45,12 +45,15 @@ def prompt_messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     require(single != ("messages" in row), f'{where}: needs "prompt" or "messages", and not both')
     if single:
         return (Message("user", text_field(row, "prompt", where)),)
-    messages = row["messages"]
+    return message_list(row["messages"], "messages", where)
+
+
+def message_list(value: Any, name: str, where: str) -> tuple[Message, ...]:
+    """The messages of the field `name`. Raises UserError if one is empty or none."""
     require(
-        isinstance(messages, list) and messages != [],
-        f'{where}: "messages" must be a non-empty list of messages',
+        isinstance(value, list) and value != [], f'{where}: "{name}" must be a non-empty list of messages'
     )
-    return tuple(_message(message, where) for message in messages)
+    return tuple(_message(message, where) for message in value)
 
 
 def _message(message: Any, where: str) -> Message:

@@ -125,7 +125,8 @@ class Learning:
 
 @dataclass(frozen=True)
 class Card:
-    """The card as data. `noise` was measured before training, `noise_limit` is what the clip band tolerates,
+    """The card as data. `pairs` is the file whose pairs take the place of problems and sampled answers, empty
+    where there is none. `noise` was measured before training, `noise_limit` is what the clip band tolerates,
     infinite without a band. Memory is in bytes by phase and part. `notes` are cautions about settings."""
 
     title: str
@@ -140,6 +141,7 @@ class Card:
     source: str
     license: str
     notes: list[str]
+    pairs: str = ""
 
 
 def formula(algorithm: AlgorithmConfig) -> str:
@@ -182,7 +184,8 @@ def _pair_formula(algorithm: AlgorithmConfig) -> str:
         loss = f"-(h - {1 / (2 * algorithm.beta):g})^2"
     else:
         loss = f"log sigmoid({algorithm.beta:g} h)"
-    return f"{loss}, h = {over} of log(p/ref), best minus worst answer"
+    answers = "best minus worst" if algorithm.pairs is None else "chosen minus rejected"
+    return f"{loss}, h = {over} of log(p/ref), {answers} answer"
 
 
 def advantage_formula(algorithm: AlgorithmConfig) -> str:
@@ -195,6 +198,8 @@ def advantage_formula(algorithm: AlgorithmConfig) -> str:
     if algorithm.overlong_buffer:
         share = f"{algorithm.overlong_buffer:g} of the length"
         reward += f" - {algorithm.overlong_penalty:g} [0 to 1 over the last {share}]"
+    if algorithm.pairs is not None:
+        return "none: pairs are as they are in the file"
     if algorithm.in_pairs:
         return f"the best and the worst of a group by {reward}; the others are not trained"
     if algorithm.has_critic:
@@ -239,8 +244,8 @@ def objective_card(
         title=f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}",
         objective=CardObjective(
             term=formula(algorithm),
-            mean=MEANS[algorithm.aggregation],
-            ratio=RATIOS[algorithm.ratio_level][1],
+            mean="mean over pairs" if algorithm.in_pairs else MEANS[algorithm.aggregation],
+            ratio="" if algorithm.in_pairs else RATIOS[algorithm.ratio_level][1],
             advantage=advantage_formula(algorithm),
             reference=policy.reference_kind if algorithm.beta > 0 else "not in the loss (beta = 0)",
             clip_range=algorithm.clip_range,
@@ -261,6 +266,7 @@ def objective_card(
         source=config.task.source,
         license=config.task.license,
         notes=[*_chosen(config, policy), *config.notes, *cautions(config)],
+        pairs=algorithm.pairs or "",
     )
 
 
@@ -310,16 +316,17 @@ def card_text(card: Card) -> str:
     """The card as text: its title, then one fact per line."""
     objective, sizes, sampling = card.objective, card.sizes, card.sampling
     answers, updates = sizes.iterations * sizes.answers, sizes.iterations * sizes.updates
+    each, asked = ("pairs", "pairs") if card.pairs else ("problems", "prompts")
     facts = {
         "objective": f"{objective.term}   ({objective.mean})",
         "ratio": objective.ratio,
         "band": _band_text(objective),
         "advantage": objective.advantage,
         "reference": objective.reference,
-        "iteration": f"{sizes.prompts} prompts x {sizes.answers_per_prompt} answers = {sizes.answers} answers"
+        "iteration": f"{sizes.prompts} {asked} x {sizes.answers_per_prompt} answers = {sizes.answers} answers"
         f" -> {sizes.updates} updates of {sizes.answers_per_update} answers{_passes_text(sizes)}",
         "run": f"{sizes.iterations} iterations = {answers:,} answers, {updates:,} updates;"
-        f" about {sizes.epochs:.2g} epochs of {sizes.train_problems:,} problems",
+        f" about {sizes.epochs:.2g} epochs of {sizes.train_problems:,} {each}",
         "micro-batch": f"up to {sizes.microbatch_tokens:,} tokens, padding included; {_sharing_text(card)}",
         "sampling": f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g},"
         f" top_k {sampling.top_k or 'off'}; prompts to {sizes.max_prompt_length}, {_longest_answer(sizes)}",
@@ -329,6 +336,7 @@ def card_text(card: Card) -> str:
         "memory": memory_text(card.memory),
         "noise": noise_text(card.noise, card.noise_limit),
         "data": f"{card.source} (license: {card.license})",
+        "pairs": f"{sizes.train_problems:,} of {card.pairs}, in place of sampled answers" * bool(card.pairs),
         "held-out": f"{sizes.heldout_problems} problems, greedy and {sizes.heldout_samples} samples each",
     }
     lines = [card.title, *(f"  {name:<12}{text}" for name, text in facts.items() if text)]

@@ -41,6 +41,8 @@ class TrainerState:
     last_eval: dict[str, Any] | None = None
     first_reward: float | None = None
     last_reward: float | None = None
+    first_accuracy: float | None = None
+    last_accuracy: float | None = None
     rollbacks: int = 0
     clip_range: tuple[float | None, float | None] | None = None
     budget: tuple[int, int] | None = None

@@ -52,11 +52,7 @@ class Collator:
             counts, algorithm.aggregation, self.config.rollout.max_completion_length
         )
         always = algorithm.kl_in_loss or algorithm.has_critic or algorithm.pays_entropy
-        needed = [
-            s
-            for s, n in zip(samples, counts, strict=True)
-            if n > 0 and (always or any(s.advantages))
-        ]
+        needed = [s for s, n in zip(samples, counts, strict=True) if n > 0 and (always or any(s.advantages))]
         trained = [n for n in counts if n > 0]
         lengths = [piece.num_actions for sample in samples for piece in sample.sequences]
         lengths = [n for n in lengths if n > 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,12 +20,14 @@ from gspo_cli.rollout.engine import RolloutEngine, Sampling
 from gspo_cli.rollout.progress import RolloutProgress
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.training.credit import hardly_differ, informative, outlier_groups
-from gspo_cli.training.metrics import Clock
+from gspo_cli.training.metrics import Clock, rollout_metrics
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.types import Problem, Trajectory
 
 if TYPE_CHECKING:  # its libraries are an extra
     from gspo_cli.agents.host import AgentHost
+
+Item = TypeVar("Item")
 
 # finished conversations, all conversations, and a note with the sampled tokens per second
 Progress = Callable[[int, int, str], None]
@@ -121,20 +123,20 @@ class Order(Protocol):
         """Problems `cursor` to `cursor + count`."""
 
 
-class ProblemOrder:
+class ProblemOrder(Generic[Item]):
     """An endless iteration over `problems`, each once per epoch and reshuffled by seed and epoch. The
     position `cursor` alone determines what comes next."""
 
-    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+    def __init__(self, problems: Sequence[Item], seed: int) -> None:
         self.problems, self.seed = problems, seed
         self._epoch = -1
         self._order: np.ndarray = np.empty(0, dtype=int)
 
-    def take(self, cursor: int, count: int) -> list[Problem]:
+    def take(self, cursor: int, count: int) -> list[Item]:
         """Problems `cursor` to `cursor + count` of the iteration."""
         return [self._at(position) for position in range(cursor, cursor + count)]
 
-    def _at(self, position: int) -> Problem:
+    def _at(self, position: int) -> Item:
         epoch, place = divmod(position, len(self.problems))
         if epoch != self._epoch:
             self._epoch = epoch
@@ -144,8 +146,8 @@ class ProblemOrder:
 
 @dataclass(frozen=True)
 class Collected:
-    """`groups` to train on, all `trajectories` that were sampled, the number of problems that were drawn for
-    them, those skipped included, and metrics of the sampling."""
+    """`groups` to train on, all `trajectories` that were collected, the number of problems that were drawn
+    for them, those skipped included, and metrics of sampling and scoring."""
 
     groups: list[list[Trajectory]]
     trajectories: list[Trajectory]
@@ -183,18 +185,20 @@ class Collector:
                 (useful if differs else flat).append(group)
             masses.append(mass)
         everything = useful + flat
+        trajectories = [trajectory for group in everything for trajectory in group]
         of_groups = {
             "frac_reward_zero_std": len(flat) / len(everything),
             "frac_reward_small_std": sum(hardly_differ(everything, algorithm)) / len(everything),
             "frac_reward_outlier": sum(outlier_groups(everything, algorithm)) / len(everything),
         }
         metrics = {
+            **rollout_metrics(trajectories, self.config.training.num_generations),
             **({} if algorithm.has_critic else of_groups),  # with a value head nothing depends on the group
             "sampling/rounds": len(masses),
             "sampling/skipped_problems": position - cursor - len(everything),
             "sampling/truncated_mass": sum(masses) / len(masses),
         }
-        return Collected(everything[:wanted], [t for g in everything for t in g], position - cursor, metrics)
+        return Collected(everything[:wanted], trajectories, position - cursor, metrics)
 
     def _draw(self, position: int, count: int) -> tuple[list[Problem], int]:
         """The next `count` problems from `position` on whose prompt is not too long, and the position after

@@ -48,13 +48,22 @@ def trainable(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[Sampl
             f"algorithm.{what}: on problem {several.problem.id} the agent's conversation has "
             f"{len(several.segments)} sequences, which this has no rule for; use {instead}"
         )
+    return [Sample.of(t, trained=_is_trained(t, algorithm)) for group in groups for t in group]
+
+
+def _is_trained(trajectory: Trajectory, algorithm: AlgorithmConfig) -> bool:
     masks_cut = algorithm.truncated_completions is Truncated.mask
+    cut = masks_cut and trajectory.finish_reason is not FinishReason.stop
+    return trajectory.excluded is None and not cut
 
-    def is_trained(trajectory: Trajectory) -> bool:
-        cut = masks_cut and trajectory.finish_reason is not FinishReason.stop
-        return trajectory.excluded is None and not cut
 
-    return [Sample.of(t, trained=is_trained(t)) for group in groups for t in group]
+def compared(groups: Sequence[Group]) -> list[Sample]:
+    """The samples of groups of two answers, the better one first, as pairs."""
+    return [
+        replace(Sample.of(trajectory), advantages=[sign], pair=place)
+        for place, group in enumerate(groups)
+        for trajectory, sign in zip(group, (1.0, -1.0), strict=True)
+    ]
 
 
 def with_advantages(
@@ -147,8 +156,11 @@ def _parts(groups: Sequence[Group]) -> Tensor:
 
 def informative(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[bool]:
     """Which groups are informative: their rewards differ, or their rewards to go at some turn. The penalty of
-    long answers does not count: dynamic sampling is about what is right (DAPO, Eq. 11)."""
+    long answers does not count: dynamic sampling is about what is right (DAPO, Eq. 11). Of answers that are
+    compared in pairs, those without a trained token do not count either."""
     rewards, valid = _rewards(groups, algorithm)
+    if algorithm.in_pairs:
+        valid &= torch.tensor([[t.num_actions > 0 and _is_trained(t, algorithm) for t in g] for g in groups])
     spread = has_spread(rewards, valid)
     if algorithm.credit is Credit.turn:
         to_go, taken = _turns(groups, rewards, algorithm.discount)

@@ -21,7 +21,8 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import RunStatus
 from gspo_cli.run.trackers import Mirror, NoTracker, make_tracker
 from gspo_cli.training.process_group import ProcessGroup
-from gspo_cli.training.session import run_training, summarize
+from gspo_cli.training.run_summary import summarize
+from gspo_cli.training.session import run_training
 from gspo_cli.training.watch import Watch
 
 

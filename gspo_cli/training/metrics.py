@@ -85,6 +85,8 @@ class UpdateReport:
     value_rate: float = 0.0
     with_kl: bool = False
     with_off_policy_mask: bool = False
+    in_pairs: bool = False
+    passes: int = 1
     oom_events: int = 0
     tokens_per_microbatch: int = 0
 
@@ -202,23 +204,10 @@ def repetition(trajectory: Trajectory) -> float:
 
 
 def update_metrics(report: UpdateReport) -> dict[str, Any]:
-    """Metrics of the updates. Clip shares are of all trained tokens and sequences; A = 0 counts as not
-    clipped."""
+    """Metrics of the updates. Pairs have no ratio, and so no clip and no old policy to be far from."""
     sums, stats = report.sums, report.sums.stats
-    tokens, sequences, ratios = max(1, report.tokens), max(1, report.sequences), max(1.0, stats.ratios)
-    deviation = stats.deviation_sum / ratios
-    clipped = (stats.clipped_low + stats.clipped_high) / tokens
     metrics = {
         "loss": stats.loss / max(1, report.updates),
-        "clip_ratio/low_mean": stats.clipped_low / tokens,
-        "clip_ratio/high_mean": stats.clipped_high / tokens,
-        "clip_ratio/region_mean": clipped,
-        "clip_ratio/token": clipped,
-        "clip_ratio/sequence": stats.clipped_sequences / sequences,
-        "clip_range/left": report.clip_range[0],
-        "clip_range/right": report.clip_range[1],
-        "approx_kl": stats.moved_sum / max(1.0, stats.tokens),
-        "approx_kl_last": sums.last_moved / max(1.0, sums.last_tokens),
         "entropy": sums.entropy,
         "grad_norm": mean(report.grad_norms),
         "learning_rate": report.learning_rate,
@@ -228,14 +217,6 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         "oom_events": report.oom_events,
         "tokens_per_microbatch": report.tokens_per_microbatch,
     }
-    if stats.ratios:
-        variance = max(0.0, stats.deviation_squares / ratios - deviation**2)
-        metrics |= {
-            "ratio/mean": 1 + deviation,
-            "ratio/min": 1 + stats.deviation_min,
-            "ratio/max": 1 + stats.deviation_max,
-            "ratio/std": variance**0.5,
-        }
     if sums.logp_difference_tokens:
         metrics |= {
             "sampling/logp_difference/mean": sums.logp_difference_sum / sums.logp_difference_tokens,
@@ -252,15 +233,47 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
             "value/clipped": sums.value.clipped / sums.value.tokens,
             "value/learning_rate": report.value_rate,
         }
-    if sums.preference.pairs:
-        metrics |= _preference_metrics(sums.preference)
     if report.entropy_coefficient is not None:
         metrics["entropy_coefficient"] = report.entropy_coefficient
     if report.with_off_policy_mask:
-        metrics["off_policy/masked"] = sums.off_policy / sequences
+        metrics["off_policy/masked"] = sums.off_policy / max(1, report.sequences)
     if report.with_kl:
-        metrics["kl"] = stats.kl_sum / tokens
+        metrics["kl"] = stats.kl_sum / max(1, report.tokens)
+    metrics |= _preference_metrics(report) if report.in_pairs else _ratio_metrics(report)
     return metrics | _counterfactual_metrics(report) | _length_metrics(report) | _routing_metrics(sums)
+
+
+def _ratio_metrics(report: UpdateReport) -> dict[str, Any]:
+    """Of the ratio to the old policy. Clip shares are of all trained tokens and sequences; A = 0 counts as
+    not clipped."""
+    sums, stats = report.sums, report.sums.stats
+    tokens, sequences, ratios = max(1, report.tokens), max(1, report.sequences), max(1.0, stats.ratios)
+    deviation = stats.deviation_sum / ratios
+    clipped = (stats.clipped_low + stats.clipped_high) / tokens
+    metrics = {
+        "clip_ratio/low_mean": stats.clipped_low / tokens,
+        "clip_ratio/high_mean": stats.clipped_high / tokens,
+        "clip_ratio/region_mean": clipped,
+        "clip_ratio/token": clipped,
+        "clip_ratio/sequence": stats.clipped_sequences / sequences,
+        "clip_range/left": report.clip_range[0],
+        "clip_range/right": report.clip_range[1],
+        "approx_kl": stats.moved_sum / max(1.0, stats.tokens),
+        "approx_kl_last": sums.last_moved / max(1.0, sums.last_tokens),
+    }
+    if stats.ratios:
+        variance = max(0.0, stats.deviation_squares / ratios - deviation**2)
+        metrics |= {
+            "ratio/mean": 1 + deviation,
+            "ratio/min": 1 + stats.deviation_min,
+            "ratio/max": 1 + stats.deviation_max,
+            "ratio/std": variance**0.5,
+        }
+    for name, half in (("short", sums.short), ("long", sums.long)):
+        trained = report.short_tokens if name == "short" else report.tokens - report.short_tokens
+        metrics[f"clip_ratio/{name}"] = half.clipped / trained if trained else None
+        metrics[f"ratio/{name}_std"] = half.std
+    return metrics
 
 
 def _counterfactual_metrics(report: UpdateReport) -> dict[str, Any]:
@@ -274,12 +287,15 @@ def _counterfactual_metrics(report: UpdateReport) -> dict[str, Any]:
     return metrics
 
 
-def _preference_metrics(stats: PreferenceStats) -> dict[str, float]:
-    """Means over pairs, before each update; `chosen` and `rejected` are beta times what the log-probability
-    of the best and the worst answer gained on the reference."""
+def _preference_metrics(report: UpdateReport) -> dict[str, Any]:
+    """Means over pairs and passes, before each update; `chosen` and `rejected` are beta times what the
+    log-probability of the better and the worse answer gained on the reference."""
+    stats = report.sums.preference
+    if not stats.pairs:
+        return {"loss": None, "preference/pairs": 0}
     return {
         "loss": stats.loss / stats.pairs,
-        "preference/pairs": stats.pairs,
+        "preference/pairs": round(stats.pairs / report.passes),
         "preference/accuracy": stats.correct / stats.pairs,
         "preference/margin": (stats.chosen - stats.rejected) / stats.pairs,
         "preference/chosen": stats.chosen / stats.pairs,
@@ -288,19 +304,13 @@ def _preference_metrics(stats: PreferenceStats) -> dict[str, float]:
 
 
 def _length_metrics(report: UpdateReport) -> dict[str, Any]:
-    """Of the answers with at most and with more trained tokens than the median of their minibatch; None if
-    a half is empty (answers of one length are all short)."""
-    short = (report.short_tokens, report.short_sequences)
+    """Mean lengths of the answers with at most and with more trained tokens than the median of their
+    minibatch; None if a half is empty (answers of one length are all short)."""
     long = (report.tokens - report.short_tokens, report.sequences - report.short_sequences)
-    metrics: dict[str, Any] = {}
-    for name, (tokens, sequences), stats in (
-        ("short", short, report.sums.short),
-        ("long", long, report.sums.long),
-    ):
-        metrics[f"length/{name}_mean"] = tokens / sequences if sequences else None
-        metrics[f"clip_ratio/{name}"] = stats.clipped / tokens if tokens else None
-        metrics[f"ratio/{name}_std"] = stats.std
-    return metrics
+    halves = {"short": (report.short_tokens, report.short_sequences), "long": long}
+    return {
+        f"length/{name}_mean": tokens / count if count else None for name, (tokens, count) in halves.items()
+    }
 
 
 def _routing_metrics(sums: Sums) -> dict[str, Any]:

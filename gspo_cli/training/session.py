@@ -15,10 +15,8 @@ from gspo_cli.agents.task import check_agent, host_of
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Engine, OldLogprobs, Precision
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.config.stored import read_stored
 from gspo_cli.config.trust import trust_base
 from gspo_cli.console.reporting import Reporter, ShownSample
-from gspo_cli.diagnosis.examination import own_overrides
 from gspo_cli.errors import UserError
 from gspo_cli.policy.dimensions import dimensions
 from gspo_cli.policy.loading import empty_model, load_policy, torch_device
@@ -31,8 +29,6 @@ from gspo_cli.rollout.transformers_engine import FULL, TransformersEngine
 from gspo_cli.rollout.vllm_engine import VLLMEngine, require_vllm
 from gspo_cli.run.data_stamp import check_data, write_data_stamp
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.identity import MEASURED, RESUMABLE, matches
-from gspo_cli.run.provenance import git_commit, versions
 from gspo_cli.run.summary import RunStatus
 from gspo_cli.signals import Stopped, signals_handled_by
 from gspo_cli.sources import ModelSource
@@ -50,7 +46,9 @@ from gspo_cli.training.memory_text import size_text
 from gspo_cli.training.old_logprobs import choose
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.training.run_summary import summarize
 from gspo_cli.training.sharing import sharing
+from gspo_cli.training.stored_pairs import read_pairs, usable_pairs
 from gspo_cli.training.strategy import OneProcess, Strategy
 from gspo_cli.training.trainer import Parts, Trainer
 from gspo_cli.training.watch import StopRequest
@@ -93,7 +91,7 @@ def _run_in(
     stop: StopRequest | None,
 ) -> dict[str, Any]:
     """`run_training` in a folder that no other process trains in."""
-    check_data(folder, config.task)  # before anything is written
+    check_data(folder, config)  # before anything is written
     trainer: Trainer | None = None
     status, threads = RunStatus.failed, torch.get_num_threads()
     try:
@@ -137,7 +135,7 @@ def measured_card(config: RunConfig, parts: Parts, folder: RunFolder, reporter: 
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
     return objective_card(
-        config, policy, len(problems), len(heldout), longest, floor, parts.sharing, strategy.ranks.size
+        config, policy, parts.drawn, len(heldout), longest, floor, parts.sharing, strategy.ranks.size
     )
 
 
@@ -156,7 +154,8 @@ def build_parts(
     reward = run_reward(config) if reward is None else task.scored_by(reward)
     check_agent(task)
     levels = levels_of(task, config.training.difficulty_curriculum_start)
-    write_data_stamp(folder, task)
+    file = read_pairs(config)
+    write_data_stamp(folder, config)
     for note in task.notes():
         reporter.warn(note)
     ranks = ranks or ProcessGroup()
@@ -175,6 +174,10 @@ def build_parts(
     levels = [replace(level, heldout=considered(level.heldout, count)) for level in levels]
     problems = [problem for level in levels for problem in (*considered(level.train), *level.heldout)]
     make_room_for_tools(config, prompts, problems, engine.max_positions, folder, reporter.warn)
+    pairs = None
+    if file is not None:
+        held, said = task.heldout_problems(), partial(reporter.stage, "pairs")
+        pairs = usable_pairs(config, file, prompts, held, reporter.warn, said)
 
     def fit(problems: Sequence[Problem], split: str) -> Sequence[Problem]:
         return fitting(problems, prompts, config, engine.max_positions, split, reporter.warn)
@@ -184,7 +187,7 @@ def build_parts(
         for level in levels
     ]
     shared, agents = sharing(config, policy, strategy), host_of(task, engine, policy.chat, reporter.warn)
-    return Parts(policy, strategy, reward, engine, prompts, levels, shared, agents)
+    return Parts(policy, strategy, reward, engine, prompts, levels, shared, agents, pairs)
 
 
 def fit_memory(
@@ -354,44 +357,3 @@ def stop_on_signal(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
 
     with signals_handled_by(request):
         yield
-
-
-def summarize(
-    config: RunConfig, folder: RunFolder, trainer: Trainer | None, status: RunStatus, reward_object: bool
-) -> dict[str, Any]:
-    """The content of summary.json. `reward_object`: a script gave the reward, and no command can rebuild
-    it."""
-    state = trainer.state if trainer else None
-    return {
-        "status": status.value,
-        "algorithm": config.algorithm.name,
-        "model": config.model.label,
-        "model_name": config.model.name,
-        "task": config.task.name,
-        "seed": config.seed,
-        "reward_object": reward_object,
-        "iterations": state.iteration if state else 0,
-        "total_iterations": config.training.num_outer_iterations,
-        "initial_eval": state.initial_eval if state else None,
-        "final_eval": state.last_eval if state else None,
-        "best_eval": state.best_eval if state else None,
-        "first_reward": state.first_reward if state else None,
-        "last_reward": state.last_reward if state else None,
-        "num_tokens": state.num_tokens if state else 0,
-        "wall_seconds": trainer.wall_seconds if trainer else 0.0,
-        "run_folder": str(folder.path),
-        "overrides": comparable_overrides(folder),
-        "versions": versions(),
-        "git_commit": git_commit(),
-    }
-
-
-def comparable_overrides(folder: RunFolder) -> list[str] | None:
-    """Overrides that compose the same run with another seed, without what affects no result, such as logging;
-    None where conf/ cannot express its settings."""
-    try:
-        own = own_overrides(read_stored(folder.config))
-    except UserError:
-        return None
-    ignored = ("seed", "logging", *(key for key in RESUMABLE if key not in MEASURED))
-    return own and [text for text in own if not matches(text.split("=")[0].strip("'"), ignored)]

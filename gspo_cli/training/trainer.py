@@ -24,13 +24,14 @@ from gspo_cli.tasks.levels import Level
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.collecting import Collector, ConversationRunner
-from gspo_cli.training.credit import Group, overlong, trainable, with_advantages
+from gspo_cli.training.credit import Group, compared, overlong, trainable, with_advantages
 from gspo_cli.training.critic import value_metrics, with_value_advantages
 from gspo_cli.training.curriculum import Curriculum
 from gspo_cli.training.evaluation import Evaluation, Evaluator
-from gspo_cli.training.metrics import Clock, mean, peak_memory_gb, rollout_metrics, update_metrics
+from gspo_cli.training.metrics import Clock, mean, peak_memory_gb, update_metrics
 from gspo_cli.training.monitor import Monitor
 from gspo_cli.training.sharing import ALONE, Sharing
+from gspo_cli.training.stored_pairs import PairCollector, StoredPairs
 from gspo_cli.training.strategy import Strategy
 from gspo_cli.training.update import Updater
 from gspo_cli.training.watch import StopRequest
@@ -54,6 +55,12 @@ class Parts:
     levels: Sequence[Level]
     sharing: Sharing = ALONE
     agents: AgentHost | None = None
+    pairs: StoredPairs | None = None
+
+    @property
+    def drawn(self) -> int:
+        """How many problems, or pairs, an epoch has."""
+        return len(self.train_problems if self.pairs is None else self.pairs)
 
     @property
     def train_problems(self) -> Sequence[Problem]:
@@ -92,7 +99,12 @@ class Trainer:
         asked = parts.reward, parts.engine, parts.prompts, self.ranks, parts.strategy.generating
         runner = ConversationRunner(config, *asked, parts.agents)
         self.curriculum = Curriculum(config, parts.levels)
-        self.collector = Collector(config, runner, self.curriculum, partial(reporter.stage, "rollout"))
+        self.collector: Collector | PairCollector
+        if parts.pairs is not None:
+            self.collector = PairCollector(config, parts.pairs)
+        else:
+            said = partial(reporter.stage, "rollout")
+            self.collector = Collector(config, runner, self.curriculum, said)
         self.evaluator = Evaluator(config, runner)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.state = TrainerState()
@@ -136,7 +148,7 @@ class Trainer:
         clock, iteration = Clock(), self.state.iteration
         collected = self.collector.collect(iteration, self.state.cursor, clock)
         trajectories = collected.trajectories
-        if all(t.reward is None for t in trajectories):
+        if self.parts.pairs is None and all(t.reward is None for t in trajectories):
             raise UserError(
                 f"training: every conversation was excluded, the first because {trajectories[0].excluded}; "
                 f"fix that, then continue with resume={self.folder.path}"
@@ -151,8 +163,7 @@ class Trainer:
         self.state.iteration += 1
         self.state.cursor += collected.problems_drawn
         self.state.num_tokens += tokens
-        metrics = rollout_metrics(trajectories, self.config.training.num_generations)
-        metrics |= self.curriculum.metrics() | collected.metrics | update_metrics(report) | pushed
+        metrics = self.curriculum.metrics() | collected.metrics | update_metrics(report) | pushed
         if self.updater.critic is not None:
             metrics |= value_metrics(samples)
         if self.config.algorithm.overlong_buffer:
@@ -169,6 +180,8 @@ class Trainer:
     def _credited(self, groups: Sequence[Group]) -> list[Sample]:
         """Samples of all answers with their advantages; the KL term of the reward needs scoring first."""
         algorithm = self.config.algorithm
+        if self.parts.pairs is not None:
+            return compared(groups)
         samples = trainable(groups, algorithm)
         if algorithm.has_critic:
             return with_value_advantages(samples, groups, algorithm, self.updater.values(samples))
@@ -182,14 +195,15 @@ class Trainer:
 
     def _line(self, metrics: dict[str, Any], tokens: int, clock: Clock) -> dict[str, Any]:
         """This iteration's line of metrics.jsonl."""
-        state = self.state
-        if state.first_reward is None:
-            state.first_reward = metrics["reward"]
-        state.last_reward = metrics["reward"]
+        state, pairs = self.state, self.parts.pairs
+        reward, accuracy = metrics.get("reward"), metrics.get("preference/accuracy")
+        state.first_reward = reward if state.first_reward is None else state.first_reward
+        state.first_accuracy = accuracy if state.first_accuracy is None else state.first_accuracy
+        state.last_reward, state.last_accuracy = reward, accuracy
         return {
             "iteration": state.iteration,
             **metrics,
-            "epoch": self.curriculum.epoch(state.cursor),
+            "epoch": self.curriculum.epoch(state.cursor) if pairs is None else state.cursor / len(pairs),
             "num_tokens": state.num_tokens,
             "tokens_per_second": tokens / clock.total,
             **{f"time/{stage}": seconds for stage, seconds in clock.seconds.items()},

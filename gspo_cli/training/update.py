@@ -79,6 +79,8 @@ class Updater:
             entropy_coefficient=self.bonus.in_force(self.algorithm) if self.algorithm.pays_entropy else None,
             with_kl=self.config.algorithm.kl_in_loss,
             with_off_policy_mask=self.config.algorithm.off_policy_mask is not None,
+            in_pairs=self.config.algorithm.in_pairs,
+            passes=self.config.training.passes,
         )
         minibatches = self.collator.minibatches(samples, order)
         with clock.timing("score"):
@@ -251,7 +253,7 @@ class Updater:
                     scored.append((logprobs, routed.experts(micro.token_ids.shape)))
                 elif micro.experts is not None:
                     sums.routing += routed.changes(micro.experts, micro.action_mask)
-                if first:
+                if first and algorithm.pairs is None:
                     sums += _against_sampling(micro, logprobs)
                 if first and micro.probe is not None and micro.action_mask.any():
                     mask = micro.action_mask
