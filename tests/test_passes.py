@@ -129,9 +129,13 @@ def test_schedule_and_warm_up_count_the_steps_of_all_passes(configure):
     ("override", "sentence"),
     [
         ("training.passes=0", "training.passes=0: must be above 0"),
+        (
+            "training.target_kl=0.1 training.updates_per_rollout=1",
+            "ends the updates of an iteration early, and there is one; use training.target_kl=null, or more",
+        ),
         ("training.target_kl=0", "training.target_kl=0.0: is a KL divergence in nats and must be above 0"),
     ],
 )
 def test_bad_values_are_one_sentence(configure, override, sentence):
     with pytest.raises(Exception, match=sentence):
-        configure(*FAST, override)
+        configure(*FAST, *override.split())

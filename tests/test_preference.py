@@ -14,10 +14,11 @@ from gspo_cli.algorithm.preference import best_and_worst, pair_losses
 from gspo_cli.config.choices import Preference
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.training.credit import trainable, with_advantages
+from gspo_cli.training.credit import informative, trainable, with_advantages
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.sharing import Sharing
 from gspo_cli.training.update import Updater
+from gspo_cli.types import FinishReason
 from tests.support.batches import conversations
 from tests.support.command_line import gspo_train
 from tests.support.whole_runs import SMALL
@@ -123,6 +124,50 @@ def test_the_layout_changes_no_step(load, configure):
     assert found[2] == pytest.approx(found[0], rel=1e-3)
 
 
+def test_passes_count_a_pair_once_and_log_no_ratio(load, configure):
+    found = []
+    for passes in (1, 3):
+        updater = prepared(load, configure, "training.updates_per_rollout=2", f"training.passes={passes}")
+        found.append(update_metrics(updater.run(samples_of(updater), np.random.default_rng(0), Clock())))
+    for metrics in found:
+        assert metrics["preference/pairs"] == 4
+        assert 0 <= metrics["preference/accuracy"] <= 1
+        of_ratios = ("clip_", "approx_kl", "ratio/m", "ratio/std", "ratio/short", "ratio/long", "shadow/")
+        assert [name for name in metrics if name.startswith(of_ratios)] == []
+    assert found[0].keys() == found[1].keys()
+    assert found[0]["length/long_mean"] == found[1]["length/long_mean"]
+
+
+def test_without_a_pair_there_is_nothing_to_log_of_pairs(load, configure):
+    updater = prepared(load, configure, "training.updates_per_rollout=2")
+    groups = [[replace(t, reward=1.0) for t in group] for group in paired(updater.policy)]
+    algorithm = updater.config.algorithm
+    samples = with_advantages(trainable(groups, algorithm), groups, algorithm, limit=8)
+    metrics = update_metrics(updater.run(samples, np.random.default_rng(0), Clock()))
+    named = {name: value for name, value in metrics.items() if name.startswith("preference/")}
+    assert (metrics["loss"], metrics["grad_norm"], named) == (None, 0.0, {"preference/pairs": 0})
+
+
+def test_groups_without_a_pair_are_not_informative(load, configure):
+    updater = prepared(load, configure, "algorithm.truncated_completions=mask")
+    algorithm, groups = updater.config.algorithm, paired(updater.policy)
+    # all groups have four rewards that differ; of these two answers are left, of which one was cut
+    for answer in groups[2][:2]:
+        answer.reward, answer.excluded = None, "the grader failed"
+    groups[2][2].finish_reason = FinishReason.length
+    for answer, reward in zip(groups[3], (0.0, 1.0, 1.0, 1.0), strict=True):  # the only other one was cut
+        answer.reward, answer.finish_reason = (
+            reward,
+            FinishReason.length if reward == 0 else FinishReason.stop,
+        )
+    samples = with_advantages(trainable(groups, algorithm), groups, algorithm, limit=8)
+    in_pairs = [any(s.advantages[0] for s in samples[place : place + 4]) for place in range(0, 16, 4)]
+    assert informative(groups, algorithm) == in_pairs == [True, True, False, False]
+    # where every answer has an advantage, the one that was cut still counts in the mean of the others
+    gspo = configure("algorithm=gspo", "algorithm.truncated_completions=mask")[0].algorithm
+    assert informative(groups, gspo) == [True, True, True, True]
+
+
 def test_the_loss_of_a_batch_falls(load, configure):
     settings = ("training.updates_per_rollout=1", "training.passes=10", "algorithm.learning_rate=3e-3")
     updater = prepared(load, configure, *settings)
@@ -159,6 +204,8 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
         (["training.generations_per_iteration=8"], "use training.updates_per_rollout=2, or more"),
         (["training.target_kl=0.1"], "has no old policy; use training.target_kl=null"),
         (["algorithm.routing_replay=true"], "has no old policy to replay; use false"),
+        (["algorithm.kl_estimator=k1"], "use algorithm.kl_estimator=k3, or algorithm.preference=none"),
+        (["rollout.old_logprobs=engine"], "has no old policy; use rollout.old_logprobs=auto"),
     ],
 )
 def test_bad_combinations_are_one_sentence(configure, overrides, sentence):

@@ -102,6 +102,7 @@ STRANGE = {
     "reward_settings": {"reward": "gspo_cli.rewards.judge.JudgeReward", "reward_settings": {"url": "http://x"}},
     "task._target_": {"task___target_": "evilmod.T"},
     "model.name": {"model__name": "/etc"},
+    "algorithm.pairs": {"algorithm__pairs": "/etc/passwd"},
     "model.cold_start.demonstrations": {"model__cold_start__demonstrations": "/etc/passwd"},
     "task.verifier": {"task": {"_target_": "gspo_cli.tasks.jsonl.JsonlTask", "name": "j", "license": "",
                                "source": "", "path": "x.jsonl", "verifier": "python:evilmod.f"}},

@@ -32,6 +32,7 @@ RULES = (
     signal_rules.policy_still,
     signal_rules.small_spread,
     signal_rules.outlier_groups,
+    signal_rules.chosen_fell,
     signal_rules.one_part,
     signal_rules.nothing_clips,
     signal_rules.one_update,

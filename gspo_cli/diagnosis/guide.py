@@ -29,7 +29,7 @@ NO_SIGNAL = {  # rules that say why a reward does not rise
 }  # fmt: skip
 UNSTABLE = {
     "reward_fell", "entropy_gone", "length_runaway", "repetition", "kl_far", "not_finite", "gradient_spike",
-    "rolled_back", "held_out_fell", "reward_scale", "reward_outliers", "outlier_groups",
+    "rolled_back", "held_out_fell", "reward_scale", "reward_outliers", "outlier_groups", "chosen_fell",
 }  # fmt: skip
 WORTH = 0.05  # share of the estimate; smaller savings are not worth a change
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 
-from gspo_cli.config.choices import AdvantageScale, RatioLevel
+from gspo_cli.config.choices import AdvantageScale, Aggregation, RatioLevel
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     WINDOW,
@@ -16,6 +16,7 @@ from gspo_cli.diagnosis.history import (
     Severity,
     binomial_error,
     number_of,
+    slower,
     widths,
 )
 from gspo_cli.diagnosis.rules import BOUND, EQUAL_GROUPS, SOLVED
@@ -28,6 +29,7 @@ LORA_FACTOR = 30  # LoRA takes 10 to 50 times the learning rate of full training
 LORA_RATE = 1e-3  # the highest rate proposed for LoRA on that account
 FASTER = 3  # without LoRA
 SMALL_SHARE = 0.1  # of the groups whose rewards differ
+DISPLACED = 0.1  # nats per token; the sampled answers of runs with more get worse
 FLOOR = 0.05  # suggested; with one right answer in eight the deviation is 0.35
 ONE_PART, OTHER_PARTS = 0.95, 0.5  # share of the spread: of the part in question, and of others at most
 OUTCOME = 0.2  # share of the spread from which on the outcome is part of it
@@ -181,6 +183,36 @@ def outlier_groups(run: History) -> Finding | None:
         found[0]["iteration"],
         ("algorithm.advantage_scale=batch_std",),
     )
+
+
+def chosen_fell(run: History) -> Finding | None:
+    """The better answers of pairs have become less likely than before training: the margin grows because the
+    worse ones fall even more, and what both lose goes to answers that are in no pair."""
+    since = run.since(lambda record: _gained(run, record) < -DISPLACED)
+    if since is None:
+        return None
+    lost, beta = -_gained(run, run.records[-1]), f"algorithm.beta={5 * run.config.algorithm.beta:.3g}"
+    return Finding(
+        "chosen_fell",
+        Severity.warning,
+        f"the better answers of pairs are {number(lost)} nats per token less likely than before training: "
+        "probability goes to answers that are in no pair",
+        f"take the checkpoint `best`, and use {slower(run)}, or {beta}, in the next run",
+        since,
+        (slower(run),),
+    )
+
+
+def _gained(run: History, record: Record) -> float:
+    """Nats per token by which the better answers of pairs are more likely than under the reference."""
+    chosen, algorithm = number_of(record, "preference/chosen"), run.config.algorithm
+    if chosen is None or algorithm.beta == 0:
+        return 0.0
+    halves = [number_of(record, f"length/{half}_mean") for half in ("short", "long")]
+    lengths = [length for length in halves if length]
+    if algorithm.aggregation is Aggregation.sequence_mean or not lengths:
+        return chosen / algorithm.beta
+    return chosen / algorithm.beta / (sum(lengths) / len(lengths))
 
 
 def one_part(run: History) -> Finding | None:

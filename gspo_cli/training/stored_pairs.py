@@ -85,18 +85,19 @@ def usable_pairs(
     problems `heldout` asks. Reports how many are left out, and why. Raises UserError if those that are left
     do not make an iteration."""
     held = set() if config.task.runs_agent else {prompts.messages(problem.messages) for problem in heldout}
-    places, left_out = array("q"), dict[str, list[str]]()
+    places, left_out = array("q"), dict[str, list[tuple[str, int]]]()
     for place in range(len(file)):
         pair = file[place]
-        reason = _unfit(encoded(pair, prompts), config, held)
-        if reason is None:
+        unfit = _unfit(encoded(pair, prompts), config, held)
+        if unfit is None:
             places.append(place)
         else:
-            left_out.setdefault(reason, []).append(pair.where)
+            left_out.setdefault(unfit[0], []).append((pair.where, unfit[1]))
         progress(place + 1, len(file))
     said = [
-        f"{len(wheres)} of {len(file)} pairs are left out, the first in {wheres[0]}: {reason}"
-        for reason, wheres in left_out.items()
+        f"{len(found)} of {len(file)} pairs are left out, the first in {found[0][0]}: {reason}"
+        + (f" (the longest has {longest} tokens)" if (longest := max(size for _, size in found)) else "")
+        for reason, found in left_out.items()
     ]
     require(
         len(places) > 0,
@@ -108,16 +109,20 @@ def usable_pairs(
     return StoredPairs(file, places, prompts)
 
 
-def _unfit(group: Sequence[Trajectory], config: RunConfig, held: set[tuple[Message, ...]]) -> str | None:
-    """Why a pair is left out; None if it is not."""
+def _unfit(
+    group: Sequence[Trajectory], config: RunConfig, held: set[tuple[Message, ...]]
+) -> tuple[str, int] | None:
+    """Why a pair is left out, and the tokens of what is too long (0: nothing is); None if it is used."""
     rollout, (chosen, rejected) = config.rollout, group
+    prompt = len(chosen.token_ids) - chosen.num_actions
+    answer = max(chosen.num_actions, rejected.num_actions)
     if chosen.token_ids == rejected.token_ids:
-        return "both answers are the same"
-    if len(chosen.token_ids) - chosen.num_actions > rollout.max_prompt_length:
-        return f"the prompt is over rollout.max_prompt_length={rollout.max_prompt_length}"
-    if max(chosen.num_actions, rejected.num_actions) > rollout.max_completion_length:
-        return f"an answer is over rollout.max_completion_length={rollout.max_completion_length}"
-    return "the prompt is held out" if chosen.problem.messages in held else None
+        return "both answers are the same", 0
+    if prompt > rollout.max_prompt_length:
+        return f"the prompt is over rollout.max_prompt_length={rollout.max_prompt_length}", prompt
+    if answer > rollout.max_completion_length:
+        return f"an answer is over rollout.max_completion_length={rollout.max_completion_length}", answer
+    return ("the prompt is held out", 0) if chosen.problem.messages in held else None
 
 
 def _check_count(config: RunConfig, count: int, left_out: Sequence[str] = ()) -> None:
