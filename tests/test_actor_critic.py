@@ -21,6 +21,7 @@ from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Problem, Trajectory
 from tests.support.batches import conversations, weights
 from tests.support.command_line import gspo_train
+from tests.support.configs import assert_refused
 from tests.support.whole_runs import SMALL
 
 
@@ -327,8 +328,7 @@ def test_conversations_of_several_turns_are_trained_by_turn(tmp_path):
     ],
 )
 def test_bad_combinations_are_one_sentence(configure, overrides, sentence):
-    with pytest.raises(UserError, match=sentence):
-        configure(*overrides)
+    assert_refused(configure, overrides, sentence)
 
 
 def test_an_agent_with_several_sequences_is_refused(configure):

@@ -13,12 +13,12 @@ from gspo_cli.algorithm.calibration import Candidates, calibrated, candidates
 from gspo_cli.algorithm.objective import policy_loss
 from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.schema import AlgorithmConfig
-from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.session import run_training
 from gspo_cli.training.update import Updater
 from tests.support.batches import random_batch
+from tests.support.configs import assert_refused
 from tests.support.reporters import Silent
 from tests.support.whole_runs import EvenReward, assert_same_run, dotted, run
 
@@ -124,9 +124,7 @@ def test_candidates_have_the_sign_of_their_advantage():
     ],
 )
 def test_what_cannot_be_calibrated_is_said(configure, overrides, sentence):
-    with pytest.raises(UserError, match=sentence) as error:
-        configure(*overrides)
-    assert "\n" not in str(error.value)
+    assert_refused(configure, overrides, sentence)
 
 
 @pytest.fixture(scope="module")

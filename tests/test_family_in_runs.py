@@ -18,11 +18,11 @@ from gspo_cli.config.choices import (
     RatioLevel,
 )
 from gspo_cli.config.old_logprobs import narrowest_width
-from gspo_cli.errors import UserError
 from gspo_cli.training.card import formula
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.support.batches import samples_of
+from tests.support.configs import assert_refused
 from tests.support.objectives import algorithm, batch, computed
 from tests.test_family import CASES, MEMBERS
 
@@ -226,6 +226,4 @@ def test_a_soft_gate_has_no_band_whatever_the_widths(configure):
     ],
 )
 def test_what_has_no_meaning_together_is_refused_in_one_sentence(configure, overrides, sentence):
-    with pytest.raises(UserError, match=sentence) as error:
-        configure(*overrides)
-    assert "\n" not in str(error.value)
+    assert_refused(configure, overrides, sentence)

@@ -11,11 +11,11 @@ import torch
 from gspo_cli.algorithm.correction import engine_weights, off_policy_kept, weighted
 from gspo_cli.algorithm.objective import policy_loss
 from gspo_cli.config.choices import EngineCorrection
-from gspo_cli.errors import UserError
 from gspo_cli.training.card import formula
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.support.batches import samples_of
+from tests.support.configs import assert_refused
 from tests.support.objectives import algorithm, batch, computed, differences
 from tests.test_family import ratios
 
@@ -181,6 +181,4 @@ def test_the_card_says_what_is_masked_and_corrected(configure):
     ],
 )
 def test_what_has_no_meaning_together_is_refused_in_one_sentence(configure, overrides, sentence):
-    with pytest.raises(UserError, match=sentence) as error:
-        configure(*overrides)
-    assert "\n" not in str(error.value)
+    assert_refused(configure, overrides, sentence)

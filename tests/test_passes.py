@@ -9,6 +9,7 @@ import torch
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater, learning_rate
 from tests.support.batches import Small, samples_of, weights
+from tests.support.configs import assert_refused
 
 FAST = ("algorithm.learning_rate=0.01",)
 
@@ -137,5 +138,4 @@ def test_schedule_and_warm_up_count_the_steps_of_all_passes(configure):
     ],
 )
 def test_bad_values_are_one_sentence(configure, override, sentence):
-    with pytest.raises(Exception, match=sentence):
-        configure(*FAST, *override.split())
+    assert_refused(configure, [*FAST, *override.split()], sentence)

@@ -12,7 +12,6 @@ import torch
 
 from gspo_cli.algorithm.preference import best_and_worst, pair_losses
 from gspo_cli.config.choices import Preference
-from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.credit import informative, trainable, with_advantages
 from gspo_cli.training.metrics import Clock, update_metrics
@@ -21,6 +20,7 @@ from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason
 from tests.support.batches import conversations
 from tests.support.command_line import gspo_train
+from tests.support.configs import assert_refused
 from tests.support.whole_runs import SMALL
 
 
@@ -209,5 +209,4 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
     ],
 )
 def test_bad_combinations_are_one_sentence(configure, overrides, sentence):
-    with pytest.raises(UserError, match=sentence):
-        configure("algorithm=dpo", *overrides)
+    assert_refused(configure, ["algorithm=dpo", *overrides], sentence)

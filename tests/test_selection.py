@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from gspo_cli.errors import UserError
 from gspo_cli.training.batch import collate
 from gspo_cli.training.card import formula
 from gspo_cli.training.metrics import Clock, update_metrics
@@ -16,6 +15,7 @@ from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.selection import select_high_entropy
 from gspo_cli.training.update import Updater
 from tests.support.batches import conversations, samples_of, weights
+from tests.support.configs import assert_refused
 
 
 def selected_gradient(load, configure, share, budget=10_000, samples=samples_of):
@@ -123,6 +123,4 @@ def test_the_card_says_which_tokens(configure):
     ],
 )
 def test_what_has_no_meaning_together_is_refused_in_one_sentence(configure, overrides, sentence):
-    with pytest.raises(UserError, match=sentence) as error:
-        configure(*overrides)
-    assert "\n" not in str(error.value)
+    assert_refused(configure, overrides, sentence)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from functools import cache
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from gspo_cli.config.compose import CONF_DIR
+from gspo_cli.errors import UserError
 
 GROUPS = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
 
@@ -29,3 +31,10 @@ def composed_from_parts(*overrides: str) -> DictConfig:
     values = OverridesParser.create().parse_overrides([text for text in overrides if text not in options])
     ConfigLoaderImpl._apply_overrides_to_config(values, node)
     return node
+
+
+def assert_refused(configure, overrides, sentence):
+    """`configure(*overrides)` is refused in one sentence, which the regular expression `sentence` finds."""
+    with pytest.raises(UserError, match=sentence) as error:
+        configure(*overrides)
+    assert "\n" not in str(error.value)
