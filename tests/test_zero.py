@@ -32,7 +32,7 @@ AGAIN = "model.gradient_checkpointing=true"
 REPLAY = "model.use_lora=false model.freeze_router=false algorithm.routing_replay=true"
 EXPERTS = "model.use_lora=true model.lora_experts=true"
 CRITIC = "algorithm=ppo algorithm.value.coefficient=0.05 algorithm.value.learning_rate=0.1"
-ENTROPY = "algorithm.entropy_coefficient=0.5"
+ENTROPY = "algorithm=dapo algorithm.entropy_coefficient=0.5"
 PASSES = "training.passes=2 training.target_kl=10"
 # the auxiliary loss is one of each micro-batch: with a sequence in each the layout is the same
 AUXILIARY = "model.router_aux_loss=0.1 hardware.tokens_per_microbatch=1"
@@ -42,7 +42,7 @@ CASES = {
     "2 in 4 bits": ("qwen3", "hardware.zero_stage=2 model.use_lora=true model.use_4bit=true"),
     "2 replay": ("qwen3_moe", f"hardware.zero_stage=2 algorithm=grpo {REPLAY} {AUXILIARY} {PASSES}"),
     "3 dense lora": ("qwen3", f"hardware.zero_stage=3 model.use_lora=true algorithm.beta=0.1 {AGAIN}"),
-    "3 dense full": ("qwen3", f"hardware.zero_stage=3 model.use_lora=false algorithm=dapo {OFFLOAD} {ENTROPY}"),
+    "3 dense full": ("qwen3", f"hardware.zero_stage=3 model.use_lora=false {OFFLOAD} {ENTROPY}"),
     "3 moe experts": ("qwen3_moe", f"hardware.zero_stage=3 {EXPERTS} {PASSES}"),
     "2 critic": ("qwen3", f"hardware.zero_stage=2 model.use_lora=false {CRITIC}"),
     "3 critic": ("qwen3", f"hardware.zero_stage=3 model.use_lora=true {CRITIC}"),

@@ -286,18 +286,19 @@ def check_entropy(algorithm: AlgorithmConfig) -> None:
     floor = algorithm.entropy_floor
     require(
         floor is None or 0 < floor <= 20,
-        f"algorithm.entropy_floor={floor}: is an entropy in nats per token and must be above 0 and at most 20; "
-        "give 0.2, or null for none",
+        f"algorithm.entropy_floor={floor}: is an entropy in nats per token and must be above 0 and at most "
+        "20; give 0.2, or null for none",
     )
     require(
         floor is not None or algorithm.entropy_step == ENTROPY_STEP,
         f"algorithm.entropy_step={algorithm.entropy_step}: only applies with a floor; use "
         "algorithm.entropy_floor=0.2, or leave it out",
     )
+    name, off = ("entropy_coefficient", "0") if floor is None else ("entropy_floor", "null")
     require(
         not (algorithm.pays_entropy and algorithm.in_pairs),
-        f"algorithm.{'entropy_floor' if floor else 'entropy_coefficient'}: a pair of stored answers says nothing "
-        f"about the policy's entropy; use {'null' if floor else '0'}, or algorithm.preference=none",
+        f"algorithm.{name}: a pair is of a group's best and worst answer, not of what the policy samples; use "
+        f"algorithm.{name}={off}, or algorithm.preference=none",
     )
 
 

@@ -104,11 +104,11 @@ class AlgorithmConfig:
     """Multiplies k3 by the token's importance ratio, without which its gradient is biased once the policy has
     moved (DeepSeek-V3.2)."""
     entropy_coefficient: float = 0.0
-    """Weight of a bonus for the policy's entropy, the mean over the trained tokens of an update, in nats; 0 is
-    off; 0 or more. With an entropy floor it is where the adapted weight starts."""
+    """Weight of a bonus for the policy's entropy, the mean over the trained tokens of an update, in nats; 0
+    or more; 0 is off. With an entropy floor it is where the adapted weight starts."""
     entropy_floor: float | None = None
-    """Entropy below which the bonus is paid, in nats per token, its weight adapted from iteration to iteration
-    (arXiv 2505.22312: 0.2); above 0; null pays the bonus always."""
+    """Entropy below which the bonus is paid, in nats per token, its weight adapted from iteration to
+    iteration (arXiv 2505.22312: 0.2); above 0; null pays the bonus always."""
     entropy_step: float = ENTROPY_STEP
     """How far the weight of the bonus rises after an iteration below the floor, and falls after one above it;
     above 0; used with entropy_floor only."""

@@ -210,6 +210,11 @@ class RunConfig(RunSettings):
             "task.schedule=lockstep, or rollout=transformers",
         )
         start = self.training.difficulty_curriculum_start
+        require(
+            start is None or self.algorithm.pairs is None,
+            f"training.difficulty_curriculum_start={start}: with algorithm.pairs no problem of the task is "
+            "trained on; use training.difficulty_curriculum_start=null",
+        )
         if start is not None:
             self.task.levels(start)
         require(
