@@ -34,8 +34,8 @@ from tests.support.whole_runs import assert_same_run, dotted, numbers, run
 
 
 class Even(RewardFunction):
-    """Share of sampled ids that are even, which can be learned. What counts as solved is as good as drawn: some
-    evaluations reach a threshold and others do not."""
+    """Share of sampled ids that are even, which can be learned. What counts as solved is as good as drawn:
+    some evaluations reach a threshold and others do not."""
 
     def compute_reward(self, trajectory, turn, context):
         ids = [t for t, spoken in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if spoken]
@@ -237,8 +237,8 @@ def content(problem):
 
 @dataclass
 class Numbers(Task):
-    """The numbers below 10 * size, of which the last ones are held out: those of a level are trained on at the
-    next."""
+    """The numbers below 10 * size, of which the last ones are held out: those of a level are trained on at
+    the next."""
 
     DIFFICULTY: ClassVar[str | None] = "size"
     size: int = 1
@@ -301,7 +301,7 @@ REFUSED = {
     ),
     "training.difficulty_curriculum_start=1e30": "=1e+30: give a whole number, or null",
     "training.difficulty_curriculum_raise_at=1e30": "=1e+30: is a held-out score and must be above 0 and at",
-    "training.difficulty_curriculum_raise_at=0": "=0.0: is a held-out score and must be above 0 and at most 1",
+    "training.difficulty_curriculum_raise_at=0": "=0.0: is a held-out score and must be above 0 and at most",
     "training.difficulty_curriculum_start=1 task.difficulty=2 task.max_turns=7": "use at least 8",
 }
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gspo_cli.algorithm.entropy import EntropyBonus
+from gspo_cli.config.formulas import formula
 from gspo_cli.errors import UserError
 from gspo_cli.policy.logprobs import CHUNK_BYTES, LinearLogprobs, linear_logits
-from gspo_cli.training.card import formula
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater

@@ -17,8 +17,15 @@ from gspo_cli.config.choices import (
     ClipMode,
     RatioLevel,
 )
+from gspo_cli.config.formulas import (
+    advantage_formula,
+    formula,
+    mean_formula,
+    ratio_formula,
+    value_formula,
+)
 from gspo_cli.config.old_logprobs import narrowest_width
-from gspo_cli.training.card import formula
+from gspo_cli.console.words import number
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.support.batches import samples_of
@@ -142,39 +149,129 @@ def test_a_run_of_the_former_rloo_is_compared_under_its_present_name(configure):
     assert former.config["algorithm"]["name"] == "rloo"  # as it was saved
 
 
+ANSWERS = "mean over answers of the mean over their trained tokens"
+GROUP = "A = (r - mean of the group) / std of the group (n - 1)"
+TOKEN = "w_t = pi(y_t) / pi_old(y_t), per token"
+# what is maximized, over what the mean is, ratio, advantage
 TERMS = {
-    "algorithm=rloo": ("w A", "w A, no clipping, sequence_mean"),
+    "algorithm=rloo": (
+        "w A",
+        "mean over answers",
+        "w = pi(y)/pi_old(y), per answer: the product over its tokens [arXiv 2402.14740]",
+        "A = (r - mean of the group's other answers)",
+    ),
     "algorithm=reinforce_pp": (
         "min(w_t A, clip(w_t, 0.8, 1.2) A)",
-        "min(w_t A, clip(w_t) A), clip range 0.2 / 0.2, sequence_mean",
+        ANSWERS,
+        TOKEN,
+        "A = (r - 0.01 KL_k1 - mean of the batch) / std of the batch (n - 1)",
     ),
     "algorithm=sapo": (
         "4/tau sigmoid(tau (w_t - 1)) A, tau = 1 for A > 0, 1.05 for A < 0",
-        "4/tau sigmoid(tau (w_t - 1)) A, tau 1 / 1.05, sequence_mean",
+        ANSWERS,
+        TOKEN,
+        GROUP,
     ),
-    "algorithm=gmpo": (
-        "exp(mean_t clip(w_t, 0.67032, 1.49182)) A",
-        "exp(mean_t clip(log w_t)) A, clip range 0.4 / 0.4 in logs, sequence_mean",
-    ),
+    "algorithm=gmpo": ("exp(mean_t clip(log w_t, -0.4, 0.4)) A", ANSWERS, TOKEN, GROUP),
     "algorithm=luspo": (
         "min(s A, clip(s, 0.9997, 1.0004) A)",
-        "min(s A, clip(s) A), clip range 3e-4 / 4e-4, sequence_sum",
+        "mean over answers of the sum over their trained tokens",
+        "s = exp(mean_t log pi(y_t)/pi_old(y_t)), per answer [arXiv 2507.18071 Eq. 7]",
+        GROUP,
+    ),
+    "algorithm=cispo": (
+        "sg[min(w_t, 1.27)] A log pi(y_t)",
+        "mean over all trained tokens of the update",
+        TOKEN,
+        GROUP,
     ),
     "algorithm=grpo algorithm.clip_ratio_dual=3": (
         "min(w_t A, clip(w_t, 0.8, 1.27) A), at least 3 A for A < 0",
-        "min(w_t A, clip(w_t) A), clip range 0.2 / 0.27, sequence_mean",
+        ANSWERS,
+        TOKEN,
+        GROUP,
     ),
+    "algorithm=ppo": (
+        "min(w_t A, clip(w_t, 0.8, 1.2) A)",
+        "mean over all trained tokens of the update",
+        TOKEN,
+        "A = GAE over tokens, whitened: lambda 0.95, discount 1; r at the conversation's end",
+    ),
+    "algorithm=a2c": (
+        "w_t A",
+        "mean over all trained tokens of the update",
+        TOKEN,
+        "A = GAE over tokens: lambda 1, discount 1; r at the conversation's end",
+    ),
+    "algorithm=dpo": (
+        "log sigmoid(0.1 h), h = sum of log(p/ref), best minus worst answer",
+        "mean over pairs",
+        "",
+        "the best and the worst of a group by r; the others are not trained",
+    ),
+}
+VALUE = {
+    "algorithm=ppo": "(V - return)^2 / 2, at least that of V within 0.2 of its old value; a head trained at "
+    "0.001, 0.1 of its gradient goes into the model",
+    "algorithm=a2c algorithm.value.coefficient=0": "(V - return)^2 / 2; a head trained at 0.001, none of its "
+    "gradient goes into the model",
+    "algorithm=dpo": "",
+    "algorithm=gspo": "",
 }
 
 
 @pytest.mark.parametrize("given", TERMS)
 def test_card_and_comparison_say_what_is_maximized(configure, given):
     config, _ = configure(*given.split())
-    on_card, compared = TERMS[given]
-    assert formula(config.algorithm) == on_card
+    of = formula, mean_formula, ratio_formula, advantage_formula
+    assert tuple(each(config.algorithm) for each in of) == TERMS[given]
     told = objective(stored(configure, *given.split()))
-    assert told.startswith(compared)
-    assert ("at least 3 A for A < 0" in told) == ("dual" in given)
+    term, mean, ratio, advantage = TERMS[given]
+    value, rate = value_formula(config.algorithm), f"learning rate {number(config.algorithm.learning_rate)}"
+    rest = [part for part in (ratio, advantage, value, rate) if part]
+    assert told == f"{term}, {mean}; {'; '.join(rest)}"
+
+
+@pytest.mark.parametrize("given", VALUE)
+def test_the_loss_of_a_value_head_is_told_where_there_is_one(configure, given):
+    assert value_formula(configure(*given.split())[0].algorithm) == VALUE[given]
+
+
+def test_the_objective_of_an_arm_names_what_else_is_its_own(configure):
+    replayed = objective(stored(configure, "algorithm=grpo_replay"))
+    assert replayed.endswith("; learning rate 1e-4; routing replay")
+    calibrated = objective(stored(configure, "algorithm.clip_calibration=quantile"))
+    assert calibrated.endswith("; range calibrated to clip 0.15 of tokens")
+
+
+@pytest.mark.parametrize(
+    ("arms", "names"),
+    [
+        (
+            ["algorithm=ppo", "algorithm=ppo algorithm.value.gae_lambda=1"],
+            ["ppo", "ppo value.gae_lambda=1"],
+        ),
+        # that lambda is the default of ppo is no reason to leave it out for a2c
+        (
+            ["algorithm=a2c algorithm.value.gae_lambda=0.95", "algorithm=a2c"],
+            ["a2c", "a2c value.gae_lambda=0.95"],
+        ),
+        (
+            ["algorithm=a2c", "algorithm=a2c algorithm.value.clip=0.2 algorithm.beta=0.1"],
+            ["a2c", "a2c beta=0.1 value.clip=0.2"],
+        ),
+        (
+            ["algorithm=dpo algorithm.preference=ipo", "algorithm=dpo", "algorithm=rloo"],
+            ["dpo", "rloo", "dpo preference=ipo"],
+        ),
+        (
+            ["algorithm=sapo algorithm.tau_neg=2", "algorithm=sapo algorithm.tau_neg=3"],
+            ["sapo tau_neg=2", "sapo tau_neg=3"],
+        ),
+    ],
+)
+def test_an_arm_is_named_by_the_settings_that_are_not_its_options(configure, arms, names):
+    assert list(arms_of([stored(configure, *given.split()) for given in arms], [])) == names
 
 
 def test_a_soft_gate_has_no_band_whatever_the_widths(configure):

@@ -43,6 +43,30 @@ def test_no_comparison_is_proposed_that_gspo_compare_refuses():
     assert "compare" not in " ".join(command for command, _ in next_commands(summary(overrides=own)))
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "arms"),
+    [
+        # the advantages of a value head and pairs differ from a ratio's with one update, too
+        ("a2c", ["training.updates_per_rollout=1"], "[a2c,ppo]"),
+        ("ppo", ["training.updates_per_rollout=1"], "[ppo,a2c]"),
+        ("dpo", ["training.updates_per_rollout=1"], "[dpo,ppo]"),
+        ("a2c", ["training.num_generations=1"], "[a2c,ppo]"),
+        ("a2c", [], "[a2c,grpo]"),
+        ("sapo", ["training.updates_per_rollout=1", "training.passes=2"], "[sapo,grpo]"),
+        ("sapo", ["training.updates_per_rollout=1"], None),
+    ],
+)
+def test_the_partner_is_one_that_gspo_compare_takes(algorithm, settings, arms):
+    own = ["task=arithmetic", "model=tiny", f"algorithm={algorithm}", *settings]
+    found = [command for command, _ in next_commands(summary(algorithm=algorithm, overrides=own))]
+    compared = [shlex.split(command)[1:] for command in found if command.startswith("gspo-compare")]
+    assert [given[-1] for given in compared] == ([f"compare.algorithms={arms}"] if arms else [])
+    for given in compared:
+        chosen = [text for text in given if text.startswith("compare.")]
+        shared = SharedSettings([text for text in given if text not in chosen])
+        assert len(runs_to_compare(shared, compare_settings(chosen))) == 6
+
+
 @pytest.mark.parametrize("algorithm", ["gspo", "grpo"])
 def test_the_proposed_comparison_contains_the_run(
     configure, folders, tmp_path, reporter, monkeypatch, algorithm

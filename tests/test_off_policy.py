@@ -11,7 +11,7 @@ import torch
 from gspo_cli.algorithm.correction import engine_weights, off_policy_kept, weighted
 from gspo_cli.algorithm.objective import policy_loss
 from gspo_cli.config.choices import EngineCorrection
-from gspo_cli.training.card import formula
+from gspo_cli.config.formulas import formula
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.update import Updater
 from tests.support.batches import samples_of

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from gspo_cli.config.formulas import formula
 from gspo_cli.training.batch import collate
-from gspo_cli.training.card import formula
 from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.selection import select_high_entropy

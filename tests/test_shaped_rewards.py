@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gspo_cli.algorithm.advantages import group_advantages, length_penalty, part_advantages
+from gspo_cli.config.formulas import advantage_formula
 from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardFunction
-from gspo_cli.training.card import advantage_formula
 from gspo_cli.training.credit import informative, trainable, with_advantages
 from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
 from tests.support.configs import assert_refused

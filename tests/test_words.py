@@ -7,7 +7,7 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from gspo_cli.console.words import describe, duration, next_commands, number, quantity
+from gspo_cli.console.words import describe, duration, next_commands, number, quantity, why_zero
 
 
 def evaluation(iteration, score, problems=200, **more):
@@ -188,3 +188,9 @@ def test_numbers_are_short_and_say_their_size():
         "8.1k",
         "-0.5",
     ]
+
+
+@pytest.mark.parametrize("own", [{"value/loss": 0.1}, {"preference/pairs": 4}])
+def test_one_update_explains_nothing_where_the_loss_is_not_that_of_a_ratio_alone(own):
+    assert why_zero({"updates": 1})
+    assert not why_zero({"updates": 1, **own})

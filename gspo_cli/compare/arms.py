@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from enum import Enum
 from functools import cache
 from typing import Any, cast
 
@@ -14,20 +12,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gspo_cli.compare.runs import StoredRun
-from gspo_cli.config.choices import ClipMode, RatioLevel
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.config.compose import composed
-from gspo_cli.config.schema import AlgorithmConfig
+from gspo_cli.config.formulas import (
+    advantage_formula,
+    formula,
+    mean_formula,
+    ratio_formula,
+    value_formula,
+)
 from gspo_cli.console.words import number, override
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import WRITTEN, leaves
 
-RATIOS = {
-    RatioLevel.token: "w_t",
-    RatioLevel.sequence: "s",
-    RatioLevel.sequence_token: "s_t",
-    RatioLevel.sequence_product: "w",
-}
 NOT_GIVEN = ("seed", "logging.run_name", *WRITTEN)
 
 
@@ -52,10 +49,11 @@ def _names(firsts: Sequence[StoredRun]) -> list[str]:
     found = []
     for run in firsts:
         alike = [other for other in firsts if other.algorithm["name"] == run.algorithm["name"]]
+        settings = [leaves(other.algorithm) for other in alike]
         differing = sorted(
             key
-            for key in {key for other in alike for key in other.algorithm}
-            if len({json.dumps(other.algorithm.get(key)) for other in alike}) > 1
+            for key in {key for each in settings for key in each}
+            if len({json.dumps(each.get(key)) for each in settings}) > 1
         )
         found.append(_name(run, alike, differing))
     return found
@@ -69,18 +67,21 @@ def _name(run: StoredRun, alike: Sequence[StoredRun], differing: Sequence[str]) 
 
 
 def _with(run: StoredRun, keys: Sequence[str]) -> str:
-    return " ".join([run.algorithm["name"], *(f"{key}={_plain(run.algorithm.get(key))}" for key in keys)])
+    own = leaves(run.algorithm)
+    return " ".join([run.algorithm["name"], *(f"{key}={_short(own.get(key))}" for key in keys)])
 
 
 def _usual(run: StoredRun, key: str) -> bool:
-    """Whether a setting of the algorithm has the schema's default or the preset of the model."""
-    value = run.algorithm.get(key)
-    level = "sequence" if run.settings.algorithm.compares_means else "token"
-    preset = run.config["model"]["presets"][level]
-    if key in preset:
-        return value == preset[key]
-    default = next((field.default for field in fields(AlgorithmConfig) if field.name == key), MISSING)
-    return value == (default.value if isinstance(default, Enum) else default)
+    """Whether a setting of the algorithm is that of its option; where this installation lacks the option,
+    none is."""
+    _, *groups = _groups(run)
+    usual = _options(*groups) or {}
+    name = f"algorithm.{key}"
+    return name in usual and usual[name] == leaves(run.algorithm).get(key)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else _plain(value)
 
 
 def _plain(value: Any) -> str:
@@ -102,44 +103,24 @@ def baseline_of(arms: Mapping[str, Sequence[StoredRun]], wanted: str | None) -> 
 
 
 def objective(run: StoredRun) -> str:
-    """The objective in one line, with its clip range and learning rate."""
+    """The objective with its mean, ratio, advantage and learning rate, as the start card has them."""
     algorithm = run.settings.algorithm
-    ratio = RATIOS[algorithm.ratio_level]
-    left, right = ("unbounded" if width is None else number(width) for width in algorithm.clip_range)
-    terms = {
-        ClipMode.min: f"min({ratio} A, clip({ratio}) A), clip range {left} / {right}",
-        ClipMode.stop_gradient: f"sg[clip({ratio})] A log pi(y_t), clip range {left} / {right}",
-        ClipMode.soft_gate: f"4/tau sigmoid(tau ({ratio} - 1)) A, tau {algorithm.tau_pos:g} / "
-        f"{algorithm.tau_neg:g}",
-        ClipMode.token_log: f"exp(mean_t clip(log w_t)) A, clip range {left} / {right} in logs",
-        ClipMode.none: f"{ratio} A, no clipping",
-    }
-    given = "best and worst of a group" if algorithm.pairs is None else "pairs of a file"
     parts = [
-        f"{algorithm.preference.value}, {given}" if algorithm.in_pairs else terms[algorithm.clip_mode],
-        algorithm.aggregation.value,
+        f"{formula(algorithm)}, {mean_formula(algorithm)}",
+        ratio_formula(algorithm),
+        advantage_formula(algorithm),
+        value_formula(algorithm),
         f"learning rate {number(algorithm.learning_rate)}",
+        "routing replay" if algorithm.routing_replay else "",
+        f"range calibrated to clip {algorithm.clip_fraction:g} of tokens" if algorithm.is_calibrated else "",
     ]
-    if algorithm.clip_ratio_dual is not None:
-        parts.append(f"at least {algorithm.clip_ratio_dual:g} A for A < 0")
-    if algorithm.beta:
-        parts.append(f"beta {number(algorithm.beta)}" + ", times w_t" * algorithm.kl_bias_corrected)
-    if algorithm.high_entropy_tokens < 1:
-        parts.append(f"{algorithm.high_entropy_tokens:g} of tokens, by entropy")
-    if algorithm.off_policy_mask is not None:
-        parts.append(f"off-policy mask {algorithm.off_policy_mask:g}")
-    if algorithm.routing_replay:
-        parts.append("routing replay")
-    if algorithm.is_calibrated:
-        parts.append(f"range calibrated to clip {algorithm.clip_fraction:g} of tokens")
-    return ", ".join(parts)
+    return "; ".join(part for part in parts if part)
 
 
 def overrides(run: StoredRun) -> list[str] | None:
     """The arguments of gspo-train that reproduce the arm, apart from the seed: options, and the settings that
     differ from them. None if this installation lacks one of the options."""
-    task, label, _ = run.subject
-    groups = (f"task={task}", f"model={label}", f"algorithm={run.algorithm['name']}")
+    groups = _groups(run)
     usual = _options(*groups)
     if usual is None:
         return None
@@ -148,6 +129,12 @@ def overrides(run: StoredRun) -> list[str] | None:
     presets = "model.presets."  # other settings interpolate them, and are listed themselves
     given = [key for key in changed if key not in NOT_GIVEN and not key.startswith(presets)]
     return [*groups, *(("" if key in usual else "+") + _override(key, own[key]) for key in given)]
+
+
+def _groups(run: StoredRun) -> tuple[str, str, str]:
+    """The options of a run, as overrides."""
+    task, label, _ = run.subject
+    return f"task={task}", f"model={label}", f"algorithm={run.algorithm['name']}"
 
 
 @cache

@@ -297,7 +297,7 @@ def check_entropy(algorithm: AlgorithmConfig) -> None:
     name, off = ("entropy_coefficient", "0") if floor is None else ("entropy_floor", "null")
     require(
         not (algorithm.pays_entropy and algorithm.in_pairs),
-        f"algorithm.{name}: a pair is of a group's best and worst answer, not of what the policy samples; use "
+        f"algorithm.{name}: a pair is of chosen answers, not of what the policy samples; use "
         f"algorithm.{name}={off}, or algorithm.preference=none",
     )
 

@@ -209,6 +209,12 @@ class AlgorithmConfig:
         return self.entropy_coefficient > 0 or self.entropy_floor is not None
 
     @property
+    def within_groups(self) -> bool:
+        """Whether an answer is compared with the other answers to its prompt, so that a group in which all
+        earn the same teaches nothing."""
+        return self.advantage_baseline in (AdvantageBaseline.group_mean, AdvantageBaseline.leave_one_out)
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether the clip band follows the ratios."""
         return self.clip_calibration is ClipCalibration.quantile

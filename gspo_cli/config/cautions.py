@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gspo_cli.config.choices import OldLogprobs, Precision
+from gspo_cli.config.choices import ClipMode, OldLogprobs, Precision, RatioLevel
 from gspo_cli.config.schema import RunConfig
 
 
@@ -21,6 +21,15 @@ def cautions(config: RunConfig) -> list[str]:
         found.append(
             "training.updates_per_rollout=1: the ratio is always 1, nothing is clipped, and GSPO, "
             "GSPO-token and sequence-mean GRPO have the same gradient"
+        )
+    of_products = (
+        algorithm.ratio_level is RatioLevel.sequence_product and algorithm.clip_mode is ClipMode.none
+    )
+    if of_products and config.training.updates_per_iteration > 1:
+        found.append(
+            "algorithm.ratio_level=sequence_product: nothing clips the ratio, a product over an answer's "
+            "tokens, so that in later updates a few long answers may outweigh all others; use "
+            "training.updates_per_rollout=1, or algorithm=rloo_token"
         )
     if config.rollout.truncates:
         found.append(

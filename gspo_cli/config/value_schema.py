@@ -18,9 +18,9 @@ class ValueConfig:
     TRUST: ClassVar[Marks] = {}
 
     gae_lambda: float = 1.0
-    """How far later rewards count before values stand for them; from 0 to 1, where they always count. A reward
-    at the end of a hundred tokens reaches the first with 0.6% of its size at 0.95, before the values have
-    learned to stand for it."""
+    """How far later rewards count before values stand for them; from 0 to 1, where they always count. At
+    0.95, 0.6% of a reward reaches the token that is 100 tokens before it, until the values have learned to
+    stand for it."""
     gae_steps: GaeSteps = GaeSteps.token
     """What a step of the estimate is."""
     clip: float | None = 0.2

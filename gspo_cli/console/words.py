@@ -96,10 +96,11 @@ def at_level(record: Record) -> str:
 
 
 def why_zero(metrics: Record) -> str:
-    """Why this iteration's loss or clip share may be 0; empty if there is no reason."""
+    """Why this iteration's loss or clip share may be 0; empty if there is no reason. With a value
+    head or pairs the loss is not 0 with one update either."""
     if metrics.get("frac_reward_zero_std") == 1:
         return "all groups have zero variance: nothing to learn from this batch"
-    if metrics.get("updates") == 1 and "preference/pairs" not in metrics:
+    if metrics.get("updates") == 1 and not {"value/loss", "preference/pairs"} & metrics.keys():
         return "one update per rollout: the ratio is 1, nothing can clip"
     return ""
 
@@ -163,22 +164,21 @@ def _continue(summary: Record, resume: str) -> list[tuple[str, str]]:
 def _partner(summary: Record) -> list[tuple[str, str]]:
     if summary["status"] not in (RunStatus.completed, RunStatus.stopped_early):
         return []
-    other, own = "gspo" if summary["algorithm"] == "grpo" else "grpo", summary.get("overrides")
-    if "training.num_generations=1" in (own or ()):  # which a value head alone allows
-        other = "a2c" if summary["algorithm"] == "ppo" else "ppo"
+    algorithm, given = summary["algorithm"], summary.get("overrides")
+    own = [override(key, str(summary[key])) for key in ("task", "model")] if given is None else given
+    other = "gspo" if algorithm == "grpo" else "grpo"
+    once = "training.updates_per_rollout=1" in own and not any(t.startswith("training.passes=") for t in own)
+    if once and algorithm not in ("ppo", "a2c", "dpo"):
+        return []  # algorithms that differ by their ratio do not differ then, and gspo-compare refuses
+    if once or "training.num_generations=1" in own:  # which a value head alone allows
+        other = "a2c" if algorithm == "ppo" else "ppo"
     why = f"compare it with {other} over 3 seeds each"
-    if any(text.startswith("algorithm.pairs=") for text in own or ()):
-        other, why = (
-            summary["algorithm"],
-            "compare it with pairs of the model's own answers over 3 seeds each",
-        )
-    if own is None:
-        own = [override(key, str(summary[key])) for key in ("task", "model")]
+    if any(text.startswith("algorithm.pairs=") for text in own):
+        other, why = algorithm, "compare it with pairs of the model's own answers over 3 seeds each"
+    if given is None:
         why += "; add your other settings"
-    if "training.updates_per_rollout=1" in own and not any(t.startswith("training.passes=") for t in own):
-        return []  # the algorithms do not differ then, and gspo-compare refuses
     of_algorithm = [text for text in own if text.startswith(("algorithm=", "algorithm."))]
-    arm = " ".join([summary["algorithm"], *(t for t in of_algorithm if t.startswith("algorithm."))])
+    arm = " ".join([algorithm, *(t for t in of_algorithm if t.startswith("algorithm."))])
     arms = f"compare.algorithms=[{json.dumps(arm) if ' ' in arm else arm},{other}]"
     shared = [text for text in own if text not in of_algorithm]
     return [(" ".join(["gspo-compare", *shared, shlex.quote(arms)]), why)]

@@ -7,73 +7,38 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from gspo_cli.config.cautions import cautions
-from gspo_cli.config.choices import (
-    AdvantageBaseline,
-    AdvantageParts,
-    AdvantageScale,
-    Aggregation,
-    ClipMode,
-    Credit,
-    Preference,
-    RatioLevel,
-    Schedule,
-    Truncated,
-)
-from gspo_cli.config.schema import AlgorithmConfig, RunConfig
+from gspo_cli.config.choices import AdvantageBaseline, Schedule
+from gspo_cli.config.compose import load_saved
+from gspo_cli.config.formulas import advantage_formula, formula, mean_formula, ratio_formula, value_formula
+from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.words import number
 from gspo_cli.policy.dimensions import dimensions
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.turns import TurnFormat
 from gspo_cli.policy.weights import full_shape
+from gspo_cli.sources import run_of
 from gspo_cli.training.memory_plan import MemoryPlan, memory_plan
 from gspo_cli.training.memory_text import memory_text
 from gspo_cli.training.preflight import NoiseFloor, noise_limit, noise_text
 from gspo_cli.training.sharing import ALONE, Sharing
 
-RATIOS = {
-    RatioLevel.token: ("w_t", "w_t = pi(y_t) / pi_old(y_t), per token"),
-    RatioLevel.sequence: (
-        "s",
-        "s = exp(mean_t log pi(y_t)/pi_old(y_t)), per answer [arXiv 2507.18071 Eq. 7]",
-    ),
-    RatioLevel.sequence_token: (
-        "s_t",
-        "s_t = sg[s] pi(y_t)/sg[pi(y_t)]: value per answer, gradient per token [Eq. 14]",
-    ),
-    RatioLevel.sequence_product: (
-        "w",
-        "w = pi(y)/pi_old(y), per answer: the product over its tokens [arXiv 2402.14740]",
-    ),
-}
-MEANS = {
-    Aggregation.sequence_mean: "mean over answers of the mean over their trained tokens",
-    Aggregation.token_mean: "mean over all trained tokens of the update",
-    Aggregation.sequence_sum: "mean over answers of the sum over their trained tokens",
-    Aggregation.constant: "sum over trained tokens / (answers x max_completion_length)",
-}
-BASELINES = {
-    AdvantageBaseline.group_mean: "mean of the group",
-    AdvantageBaseline.leave_one_out: "mean of the group's other answers",
-    AdvantageBaseline.batch_mean: "mean of the batch",
-}
-SCALES = {
-    AdvantageScale.group_std: " / std of the group (n - 1)",
-    AdvantageScale.batch_std: " / std of the batch (n - 1)",
-    AdvantageScale.none: "",
-}
-
 
 @dataclass(frozen=True)
 class CardObjective:
-    """What is maximized. `clip_range` has the widths of the clip band below and above 1, None on an unbounded
-    side; `clip_fraction` is the share of tokens that a calibrated band clips, None if it is fixed."""
+    """What is maximized; `value` is the loss of the value head. `ratio` and `value` are empty where there
+    is none. `clip_range` has the widths of the clip band below and above 1, None on an unbounded side;
+    `clip_fraction` is the share of tokens that a calibrated band clips, None if it is fixed."""
 
     term: str
     mean: str
     ratio: str
     advantage: str
+    value: str
     reference: str
     clip_range: tuple[float | None, float | None]
     clip_fraction: float | None
@@ -81,8 +46,9 @@ class CardObjective:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts. An iteration samples `prompts` x `answers_per_prompt` answers and splits them into `updates`.
-    `max_turns` is None for single-turn tasks, `lora_rank` where all weights are trained."""
+    """Counts. An iteration samples `prompts` x `answers_per_prompt` answers and splits them into `updates`,
+    which end early at `target_kl`. `max_turns` is None for single-turn tasks, `lora_rank` where all weights
+    are trained."""
 
     iterations: int
     prompts: int
@@ -90,6 +56,7 @@ class Sizes:
     answers: int
     updates: int
     passes: int
+    target_kl: float | None
     answers_per_update: int
     epochs: float
     train_problems: int
@@ -144,89 +111,6 @@ class Card:
     pairs: str = ""
 
 
-def formula(algorithm: AlgorithmConfig) -> str:
-    """The objective of one token term, with the effective clip band."""
-    if algorithm.in_pairs:
-        return _pair_formula(algorithm)
-    ratio = RATIOS[algorithm.ratio_level][0]
-    low, high = algorithm.band
-    if algorithm.clip_mode is ClipMode.none:
-        term = f"{ratio} A"
-    elif algorithm.clip_mode is ClipMode.stop_gradient:
-        term = f"sg[clip({ratio}, {low:g}, {high:g})] A log pi(y_t)"
-    elif algorithm.clip_mode is ClipMode.soft_gate:
-        tau = f"tau = {algorithm.tau_pos:g} for A > 0, {algorithm.tau_neg:g} for A < 0"
-        term = f"4/tau sigmoid(tau ({ratio} - 1)) A, {tau}"
-    elif algorithm.clip_mode is ClipMode.token_log:
-        term = f"exp(mean_t clip(w_t, {low:.6g}, {high:.6g})) A"
-    else:
-        term = f"min({ratio} A, clip({ratio}, {low:.6g}, {high:.6g}) A)"
-    if algorithm.clip_ratio_dual is not None:
-        term = f"{term}, at least {algorithm.clip_ratio_dual:g} A for A < 0"
-    if algorithm.kl_in_loss:
-        times = "w_t " if algorithm.kl_bias_corrected else ""
-        term += f" - {algorithm.beta:g} {times}KL_{algorithm.kl_estimator.value}"
-    if algorithm.high_entropy_tokens < 1:
-        term += f"; of the {algorithm.high_entropy_tokens:g} of tokens with the highest entropy"
-    if algorithm.entropy_floor is not None:
-        start, step = algorithm.entropy_coefficient, algorithm.entropy_step
-        term += f" + c H while H < {algorithm.entropy_floor:g}, c from {start:g} in steps of {step:g}"
-    elif algorithm.entropy_coefficient:
-        term += f" + {algorithm.entropy_coefficient:g} H"
-    if algorithm.off_policy_mask is not None:
-        term += f"; 0 for A < 0 where mean log(pi_old/pi) > {algorithm.off_policy_mask:g}"
-    return term
-
-
-def _pair_formula(algorithm: AlgorithmConfig) -> str:
-    over = "mean" if algorithm.aggregation is Aggregation.sequence_mean else "sum"
-    if algorithm.preference is Preference.ipo:
-        loss = f"-(h - {1 / (2 * algorithm.beta):g})^2"
-    else:
-        loss = f"log sigmoid({algorithm.beta:g} h)"
-    answers = "best minus worst" if algorithm.pairs is None else "chosen minus rejected"
-    return f"{loss}, h = {over} of log(p/ref), {answers} answer"
-
-
-def advantage_formula(algorithm: AlgorithmConfig) -> str:
-    """How a reward becomes an advantage."""
-    reward = "r"
-    if algorithm.kl_in_reward:
-        reward = f"r - {algorithm.beta:g} KL_k1"
-    if algorithm.truncated_completions is Truncated.penalise:
-        reward += f" - {algorithm.truncation_penalty:g} [cut]"
-    if algorithm.overlong_buffer:
-        share = f"{algorithm.overlong_buffer:g} of the length"
-        reward += f" - {algorithm.overlong_penalty:g} [0 to 1 over the last {share}]"
-    if algorithm.pairs is not None:
-        return "none: pairs are as they are in the file"
-    if algorithm.in_pairs:
-        return f"the best and the worst of a group by {reward}; the others are not trained"
-    if algorithm.has_critic:
-        return _critic_formula(algorithm, reward)
-    if algorithm.advantage_parts is AdvantageParts.each:
-        return (
-            "A = (sum of A_k - mean of the batch) / std of the batch; A_k = (r_k - mean) / std of the group"
-        )
-    baseline = BASELINES[algorithm.advantage_baseline]
-    scale = SCALES[algorithm.advantage_scale]
-    if algorithm.advantage_std_floor:
-        scale += f", at least {algorithm.advantage_std_floor:g}"
-    if algorithm.credit is Credit.turn:
-        earned = f"R_k: reward from turn k on, discount {algorithm.discount:g}"
-        return f"A_k = (R_k - {baseline} at turn k){scale}; {earned}, r = {reward}"
-    return f"A = ({reward} - {baseline}){scale}"
-
-
-def _critic_formula(algorithm: AlgorithmConfig, reward: str) -> str:
-    value, where = algorithm.value, "each turn's" if algorithm.credit is Credit.turn else "the conversation's"
-    white = ", whitened" if algorithm.advantage_scale is AdvantageScale.batch_std else ""
-    return (
-        f"A = GAE over {value.gae_steps.value}s{white}: lambda {value.gae_lambda:g}, discount "
-        f"{algorithm.discount:g}; {reward} at {where} end; value head at {value.learning_rate:g}"
-    )
-
-
 def objective_card(
     config: RunConfig,
     policy: Policy,
@@ -244,9 +128,10 @@ def objective_card(
         title=f"{algorithm.name} on {config.task.name} with {config.model.label}, seed {config.seed}",
         objective=CardObjective(
             term=formula(algorithm),
-            mean="mean over pairs" if algorithm.in_pairs else MEANS[algorithm.aggregation],
-            ratio="" if algorithm.in_pairs else RATIOS[algorithm.ratio_level][1],
+            mean=mean_formula(algorithm),
+            ratio=ratio_formula(algorithm),
             advantage=advantage_formula(algorithm),
+            value=value_formula(algorithm),
             reference=policy.reference_kind if algorithm.beta > 0 else "not in the loss (beta = 0)",
             clip_range=algorithm.clip_range,
             clip_fraction=algorithm.clip_fraction if algorithm.is_calibrated else None,
@@ -276,12 +161,23 @@ def _chosen(config: RunConfig, policy: Policy) -> list[str]:
     found = [f"hardware: {hardware.chosen}"] if hardware.chosen else []
     if hardware.resized:
         found.append(f"hardware.tokens_per_microbatch={hardware.tokens_per_microbatch}: {hardware.resized}")
-    if rollout.old_logprobs_chosen:
+    if rollout.old_logprobs_chosen and not config.algorithm.in_pairs:  # which have no old policy
         found.append(f"rollout.old_logprobs={rollout.old_logprobs.value}: {rollout.old_logprobs_chosen}")
+    if config.algorithm.has_critic and _had_critic(config.model.name):
+        found.append("algorithm.value: the value head starts anew; that of model.name is not loaded")
     system = config.task.system_prompt_and_tools()
     if system.tools:
         found.append(f"tool calls: {TurnFormat(policy.chat, system).written_by}")
     return found
+
+
+def _had_critic(name: str) -> bool:
+    """Whether a model is of a run with a value head."""
+    run = run_of(Path(name))
+    if run is None:
+        return False
+    baseline = OmegaConf.select(load_saved(run / "config.yaml"), "algorithm.advantage_baseline")
+    return bool(baseline == AdvantageBaseline.value.value)
 
 
 def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_problems: int) -> Sizes:
@@ -293,6 +189,7 @@ def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_probl
         answers=training.generations_per_iteration,
         updates=training.updates_per_iteration,
         passes=training.passes,
+        target_kl=training.target_kl,
         answers_per_update=training.answers_per_update,
         epochs=training.num_outer_iterations * training.prompts_per_iteration / train_problems,
         train_problems=train_problems,
@@ -309,7 +206,8 @@ def _sizes(config: RunConfig, policy: Policy, train_problems: int, heldout_probl
 
 
 def _passes_text(sizes: Sizes) -> str:
-    return "" if sizes.passes == 1 else f", in {sizes.passes} passes"
+    passes = "" if sizes.passes == 1 else f", in {sizes.passes} passes"
+    return passes + (f", ended early at a KL of {sizes.target_kl:g}" if sizes.target_kl else "")
 
 
 def card_text(card: Card) -> str:
@@ -322,6 +220,7 @@ def card_text(card: Card) -> str:
         "ratio": objective.ratio,
         "band": _band_text(objective),
         "advantage": objective.advantage,
+        "value": objective.value,
         "reference": objective.reference,
         "iteration": f"{sizes.prompts} {asked} x {sizes.answers_per_prompt} answers = {sizes.answers} answers"
         f" -> {sizes.updates} updates of {sizes.answers_per_update} answers{_passes_text(sizes)}",

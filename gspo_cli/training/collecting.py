@@ -193,7 +193,7 @@ class Collector:
         }
         metrics = {
             **rollout_metrics(trajectories, self.config.training.num_generations),
-            **({} if algorithm.has_critic else of_groups),  # with a value head nothing depends on the group
+            **(of_groups if algorithm.within_groups else {}),
             "sampling/rounds": len(masses),
             "sampling/skipped_problems": position - cursor - len(everything),
             "sampling/truncated_mass": sum(masses) / len(masses),

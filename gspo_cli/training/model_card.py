@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.config.compose import load_saved
+from gspo_cli.config.formulas import advantage_formula, formula, mean_formula, ratio_formula, value_formula
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.words import number
 from gspo_cli.run.folder import RunFolder
@@ -91,20 +92,25 @@ def _trained(config: RunConfig, run: RunFolder, source: ModelSource, base: str) 
     algorithm, training, model = config.algorithm, config.training, config.model
     summary = read_summary(run.path) or {}
     earlier = run_of(Path(model.name))
-    low, high = algorithm.band
     lora = f"LoRA, rank {model.lora_r}, alpha {model.lora_alpha}" if model.use_lora else "all weights"
     cold = model.cold_start.steps
+    passes = f" in {training.passes} passes" if training.passes > 1 else ""
+    passes += f", ended early at a KL of {training.target_kl:g}" if training.target_kl else ""
     facts = {
         "base model": base,
         "started from": "the base model's weights" if earlier is None else _earlier(earlier, model.name),
         "cold start": f"{cold} steps on demonstrations, at most" if cold else "none",
         "weights trained": lora,
-        "algorithm": f"{algorithm.name} (ratio: {algorithm.ratio_level.value})",
-        "clip band": f"{low:.6g} to {high:.6g}",
+        "algorithm": algorithm.name,
+        "maximized": f"{formula(algorithm)} ({mean_formula(algorithm)})",
+        "ratio": ratio_formula(algorithm),
+        "clip calibration": f"to {algorithm.clip_fraction:g} of tokens" if algorithm.is_calibrated else "",
+        "advantage": advantage_formula(algorithm),
+        "value head": f"{value_formula(algorithm)}; not exported" if algorithm.has_critic else "",
         "learning rate": f"{algorithm.learning_rate:g}",
-        "KL coefficient": f"{algorithm.beta:g}",
+        "KL coefficient": "" if algorithm.in_pairs else f"{algorithm.beta:g}",
         "iteration": f"{training.prompts_per_iteration} prompts x {training.num_generations} answers, "
-        f"{training.updates_per_iteration} updates",
+        f"{training.updates_per_iteration} updates{passes}",
         "checkpoint": _checkpoint(source),
         "sampled tokens": number(summary.get("num_tokens") or 0),
         "seed": str(config.seed),
@@ -112,7 +118,7 @@ def _trained(config: RunConfig, run: RunFolder, source: ModelSource, base: str) 
         "task data": f"{config.task.source} (license: {config.task.license})",
         "versions": _versions(summary),
     }
-    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
+    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value)
     licensed = "" if base == EMBEDDED_NAME else "\nThe license of the base model applies.\n"
     return f"## Training\n\n| what | value |\n|---|---|\n{rows}\n{licensed}"
 
