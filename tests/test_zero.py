@@ -23,6 +23,7 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.zero import imported
 from tests.support.command_line import ROOT, alive, environment, gspo_train
 from tests.support.rank_steps import steps
+from tests.support.tasks import write
 from tests.support.whole_runs import SMALL
 
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
@@ -237,6 +238,21 @@ def test_a_run_goes_on_under_another_stage_and_number_of_ranks(interrupted, tmp_
             assert (
                 read(tmp_path / folder, log) == [near(line) for line in read(tmp_path / "whole", log)] != []
             )
+
+
+def test_pairs_of_a_file_are_the_run_of_one_process_on_two_ranks(tmp_path):
+    rows = [{"prompt": f"{n}+1=", "chosen": f"{n + 1}"[::-1], "rejected": f"{n}"} for n in range(10)]
+    small = [text for text in SMALL if not text.startswith(("reward=", "training.num_gen"))]
+    settings = ["algorithm=dpo", f"algorithm.pairs={write(tmp_path / 'pairs.jsonl', *rows)}"]
+    settings += ["training.generations_per_iteration=12", "training.updates_per_rollout=2"]
+    settings += ["algorithm.learning_rate=1e-3", "training.num_outer_iterations=3"]
+    one = gspo_train(*small, *settings, f"hydra.run.dir={tmp_path / 'one'}")
+    two = gspo_train(*small, *settings, *ranks(3), f"hydra.run.dir={tmp_path / 'two'}")
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    for log in ("metrics.jsonl", "samples.jsonl"):
+        lines = read(tmp_path / "one", log)
+        assert read(tmp_path / "two", log) == [near(line) for line in lines] != []
+    assert lines[0]["problem_id"].startswith("pairs.jsonl:")
 
 
 def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
