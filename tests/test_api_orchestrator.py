@@ -23,6 +23,7 @@ from gspo_cli.compare.result import Verdict
 from gspo_cli.config.compose import CONF_DIR
 from gspo_cli.run.folder import RunFolder
 from tests.support.api_runs import CARDS, OVERRIDES, QUICK, arithmetic, tiny_agent
+from tests.support.tasks import write
 from tests.support.whole_runs import EvenReward
 
 ALGORITHMS = sorted(path.stem for path in (CONF_DIR / "algorithm").glob("*.yaml"))
@@ -99,6 +100,18 @@ def test_settings_are_those_of_the_algorithm_unless_given(tmp_path, reporter):
     )
     given = train(tmp_path / "given", reporter, "grpo", config=config, seed=8)
     assert (settings_of(given).seed, settings_of(given).algorithm.clip_range_left) == (8, 0.2)
+
+
+def test_pairs_of_a_file_stand_behind_the_name(tmp_path, reporter):
+    rows = [{"prompt": f"{n}+1=", "chosen": f"{n + 1}"[::-1], "rejected": "0"} for n in range(10)]
+    name = f"dpo algorithm.pairs={write(tmp_path / 'pairs.jsonl', *rows)}"
+    with pytest.raises(UserError, match=r"training\.num_generations=4: a pair of algorithm\.pairs has two"):
+        train(tmp_path, reporter, name)
+    more = {"num_generations": 2, "generations_per_iteration": 16, "seeds": [0]}
+    found = compare(tmp_path, reporter, [name, "dpo"], **more)
+    assert [run.status for run in found.runs] == ["completed"] * 2
+    assert found.of(name)[0].rewards == [None, None] != found.of("dpo")[0].rewards
+    assert "reward – to –" in str(found)
 
 
 def test_compare_measures_every_algorithm_from_the_same_weights(tmp_path, reporter):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
 import time
 
 import pytest
+from rich.console import Console
 
+from gspo_cli.console.live import LiveConsole
 from gspo_cli.console.plain import PlainConsole
 from gspo_cli.console.words import describe, next_commands, why_zero
 from gspo_cli.diagnosis.diagnosis import diagnose
@@ -161,6 +164,21 @@ def test_a_line_of_the_console_has_what_there_is():
     assert online.startswith(
         "iteration  2/2  reward 0.500 ±0.10  held-out –  pairs 0.750 margin 0.125  len –"
     )
+
+
+def test_the_live_view_has_pairs_in_the_place_of_clips():
+    console = LiveConsole(Console(file=io.StringIO(), width=100, color_system=None))
+    console.begin("t", "c", 3, 0)
+    of_pairs = {"preference/pairs": 8, "preference/accuracy": 0.75, "preference/margin": 0.125, "updates": 1}
+    console.iteration({"iteration": 1, **of_pairs})
+    console.iteration({"iteration": 2, **of_pairs, "preference/accuracy": 0.875})
+    page = Console(file=io.StringIO(), width=100, color_system=None)
+    page.print(console.frame())
+    console.close()
+    frame = page.file.getvalue()
+    assert re.search(r"accuracy +0\.875 +▁█", frame)
+    assert re.search(r"margin +0\.125", frame)
+    assert not re.search(r"reward +0|±|clip", frame)
 
 
 class Twos(RewardFunction):
