@@ -34,8 +34,8 @@ from tests.support.whole_runs import assert_same_run, dotted, numbers, run
 
 
 class Even(RewardFunction):
-    """Share of sampled ids that are even, which can be learned. What counts as solved is as good as drawn:
-    some evaluations reach a threshold and others do not."""
+    """Share of sampled ids that are even, which can be learned. What counts as solved is as good as drawn, so
+    that some evaluations reach a threshold and others do not."""
 
     def compute_reward(self, trajectory, turn, context):
         ids = [t for t, spoken in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if spoken]
@@ -52,6 +52,8 @@ LEVELED = [
     "training.num_outer_iterations=9",
     "evaluation.every=2",
     "evaluation.problems=10",
+    "checkpoint.every=4",
+    "checkpoint.keep=5",
     "algorithm.learning_rate=0.001",
     dotted(Even),
 ]
@@ -127,7 +129,7 @@ def test_the_console_shows_the_level(leveled):
 def test_a_run_that_stops_within_a_level_goes_on_to_the_bit(leveled, configure, tmp_path, reporter):
     _, whole, _ = leveled
     run(configure(*LEVELED, "training.num_outer_iterations=5"), tmp_path, reporter)
-    done = gspo_train(f"resume={tmp_path / 'run'}", "training.num_outer_iterations=9")
+    done = gspo_train("--trust", f"resume={tmp_path / 'run'}", "training.num_outer_iterations=9")
     assert done.returncode == 0, done.stderr
     for log in ("evals.jsonl", "heldout.jsonl"):  # the shorter run evaluated at its end, too
         lines = [line for line in RunFolder(tmp_path / "run").read(log) if line["iteration"] != 5]
@@ -143,7 +145,8 @@ def test_a_run_that_stops_within_a_level_goes_on_to_the_bit(leveled, configure, 
 def test_the_evaluations_that_decide_cannot_change_on_resume(leveled):
     _, folder, _ = leveled
     for changed in ("evaluation.every=1", "evaluation.problems=5"):
-        done = gspo_train(f"resume={folder.path}", changed, "training.num_outer_iterations=10")
+        longer = "training.num_outer_iterations=10"
+        done = gspo_train("--trust", f"resume={folder.path}", changed, longer)
         assert done.returncode == 2
         assert f"{changed.split('=')[0]}: decides when the level of the curriculum rises" in done.stderr
 
@@ -203,7 +206,7 @@ def built(name, **settings):
 GENERATED = {
     "customer_service": ("difficulty", 3, {"problems": 60, "heldout": 30, "answer_length": 24}),
     "arithmetic": ("digits", 3, {}),
-    "countdown": ("numbers", 3, {}),
+    "countdown": ("numbers", 3, {"heldout": 50}),
     "technical_support": ("faults", 2, {"answer_length": 24}),
     "reasoning_gym": ("level", 2, {"problems": 60, "heldout": 60}),
 }
@@ -215,8 +218,9 @@ def test_what_a_level_or_a_later_one_holds_out_is_not_trained_on_before(name):
         pytest.importorskip("reasoning_gym", reason="the extra `reasoning` is not installed")
     key, target, settings = GENERATED[name]
     task = built(name, **settings, instructions=False, **{key: target})
-    levels = levels_of(task, 1)
-    assert [level.number for level in levels] == list(range(1, target + 1))
+    start = 2 if name == "countdown" else 1
+    levels = levels_of(task, start)
+    assert [level.number for level in levels] == list(range(start, target + 1))
     for place, level in enumerate(levels):
         train = {content(problem) for problem in level.train}
         assert train
@@ -237,8 +241,8 @@ def content(problem):
 
 @dataclass
 class Numbers(Task):
-    """The numbers below 10 * size, of which the last ones are held out: those of a level are trained on at
-    the next."""
+    """The numbers below 10 * size. The last digit says what is held out: at a larger size also numbers that a
+    smaller one trains on."""
 
     DIFFICULTY: ClassVar[str | None] = "size"
     size: int = 1
@@ -266,8 +270,13 @@ def test_problems_that_a_later_level_holds_out_are_neither_trained_on_nor_demons
     assert [problem.id for problem in second.train] == [p.id for p in second.task.train_problems()]
     (alone,) = levels_of(first.task)
     assert len(alone.train) == len(alone.demonstrations()) == 7
-    with pytest.raises(UserError, match=r"^task\.size=1: all training problems are held out at later levels"):
+
+
+def test_a_level_without_problems_is_named():
+    with pytest.raises(UserError, match=r"^task\.size=3: all training problems are held out at later levels"):
         levels_of(Numbers("numbers", "", "", size=4), 1)
+    with pytest.raises(UserError, match=r"^task\.numbers=2: task\.heldout=200: leaves none of 138 problems"):
+        levels_of(built("countdown", numbers=3, instructions=False), 2)
 
 
 def test_the_cold_start_shows_the_first_level_to_a_model_that_knows_the_words_of_all(configure, tmp_path):
@@ -301,7 +310,7 @@ REFUSED = {
     ),
     "training.difficulty_curriculum_start=1e30": "=1e+30: give a whole number, or null",
     "training.difficulty_curriculum_raise_at=1e30": "=1e+30: is a held-out score and must be above 0 and at",
-    "training.difficulty_curriculum_raise_at=0": "=0.0: is a held-out score and must be above 0 and at most",
+    "training.difficulty_curriculum_raise_at=0": "=0.0: is a held-out score and must be above 0",
     "training.difficulty_curriculum_start=1 task.difficulty=2 task.max_turns=7": "use at least 8",
 }
 

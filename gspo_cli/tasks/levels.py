@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gspo_cli.config.checks import require
+from gspo_cli.errors import UserError
 from gspo_cli.tasks.base import Task
 from gspo_cli.types import Demonstration, Message, Problem
 
@@ -47,7 +48,7 @@ def levels_of(task: Task, start: int | None = None) -> list[Level]:
     held: set[str] = set()
     found = []
     for each in reversed(tasks):
-        train, heldout = each.train_problems(), each.heldout_problems()
+        train, heldout = _sides(each, each is not task)
         withheld: list[Problem] = []
         if held:
             withheld = [problem for problem in train if each.problem_key(problem) in held]
@@ -61,3 +62,13 @@ def levels_of(task: Task, start: int | None = None) -> list[Level]:
             held |= {each.problem_key(problem) for problem in heldout}
         found.append(Level(each, train, heldout, frozenset(problem.messages for problem in withheld)))
     return found[::-1]
+
+
+def _sides(task: Task, lower: bool) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    """Training and held-out problems; what is wrong with those of a `lower` level names it."""
+    try:
+        return task.train_problems(), task.heldout_problems()
+    except UserError as error:
+        if not lower:
+            raise
+        raise UserError(f"task.{task.DIFFICULTY}={task.difficulty_level}: {error}") from error
