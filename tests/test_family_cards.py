@@ -49,11 +49,11 @@ def test_the_cards_of_an_actor_critic_name_the_head_and_the_end_of_the_updates(c
     said, notes = facts(folder)
     assert said["value"].startswith("(V - return)^2 / 2, at least that of V within 0.3 of its old value; a ")
     assert said["iteration"].endswith("updates of 4 answers, in 2 passes, ended early at a KL of 0.05")
-    assert "lambda 0.95" in said["advantage"]
+    assert "lambda 1," in said["advantage"]
     assert "value" not in said["advantage"]
     assert not [note for note in notes if "value head" in note]
     readme = exported(config, folder)
-    assert "| advantage | A = GAE over tokens, whitened: lambda 0.95, discount 1; " in readme
+    assert "| advantage | A = GAE over tokens, whitened: lambda 1, discount 1; " in readme
     assert "0.1 of its gradient goes into the model; not exported |" in readme
     assert "8 updates in 2 passes, ended early at a KL of 0.05 |" in readme
 

@@ -195,7 +195,7 @@ TERMS = {
         "min(w_t A, clip(w_t, 0.8, 1.2) A)",
         "mean over all trained tokens of the update",
         TOKEN,
-        "A = GAE over tokens, whitened: lambda 0.95, discount 1; r at the conversation's end",
+        "A = GAE over tokens, whitened: lambda 1, discount 1; r at the conversation's end",
     ),
     "algorithm=a2c": (
         "w_t A",
@@ -248,10 +248,10 @@ def test_the_objective_of_an_arm_names_what_else_is_its_own(configure):
     ("arms", "names"),
     [
         (
-            ["algorithm=ppo", "algorithm=ppo algorithm.value.gae_lambda=1"],
-            ["ppo", "ppo value.gae_lambda=1"],
+            ["algorithm=ppo", "algorithm=ppo algorithm.value.gae_lambda=0.95"],
+            ["ppo", "ppo value.gae_lambda=0.95"],
         ),
-        # that lambda is the default of ppo is no reason to leave it out for a2c
+        # that another arm has this lambda, too, is no reason to leave it out for a2c
         (
             ["algorithm=a2c algorithm.value.gae_lambda=0.95", "algorithm=a2c"],
             ["a2c", "a2c value.gae_lambda=0.95"],

@@ -255,6 +255,19 @@ def test_pairs_of_a_file_are_the_run_of_one_process_on_two_ranks(tmp_path):
     assert lines[0]["problem_id"].startswith("pairs.jsonl:")
 
 
+def test_the_level_of_a_curriculum_rises_on_all_ranks_where_it_does_in_one_process(tmp_path):
+    leveled = ["task.digits=2", "training.difficulty_curriculum_start=1", "training.num_outer_iterations=5",
+               "evaluation.every=1", "training.difficulty_curriculum_raise_at=0.5",
+               "reward=tests.test_curriculum.Even"]  # fmt: skip
+    for name, settings in (("two", ranks(2)), ("alone", ["hardware.tokens_per_microbatch=1024"])):
+        done = train(tmp_path / name, *settings, *leveled)
+        assert done.returncode == 0, done.stderr
+    for log in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+        assert read(tmp_path / "two", log) == [near(line) for line in read(tmp_path / "alone", log)] != []
+    levels = [line["curriculum/level"] for line in read(tmp_path / "two", "metrics.jsonl")]
+    assert levels == [1, 1, 1, 2, 2]
+
+
 def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
     worker = (
         "import os, sys, time; from gspo_cli.config.schema import HardwareConfig\n"
