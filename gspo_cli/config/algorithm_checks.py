@@ -60,6 +60,17 @@ def check_ranges(algorithm: AlgorithmConfig) -> None:
         "above 1 and at most 1000; give 3, or null for no bound",
     )
     require_not_negative("algorithm", algorithm, "beta", "truncation_penalty", "advantage_std_floor")
+    refresh = algorithm.reference_refresh
+    require(
+        refresh is None or refresh > 0,
+        f"algorithm.reference_refresh={refresh}: is a number of iterations and must be above 0; give 50, or "
+        "null to keep the model before training",
+    )
+    require(
+        refresh is None or algorithm.beta > 0,
+        f"algorithm.reference_refresh={refresh}: only applies with a KL penalty; use algorithm.beta=0.01, or "
+        "leave it out",
+    )
 
 
 def check_advantage(algorithm: AlgorithmConfig) -> None:

@@ -98,6 +98,9 @@ class AlgorithmConfig:
     advantage_baseline=value; at most 1, and above 0."""
     beta: float = 0.0
     """Weight of the KL penalty against the model before training; 0 disables it; 0 or more."""
+    reference_refresh: int | None = None
+    """Number of iterations after which the reference becomes the present policy, again and again (TRL's
+    ref_model_sync_steps, with nothing mixed in); above 0; null keeps the model before training."""
     kl_estimator: KLEstimator = KLEstimator.k3
     """How the KL divergence is estimated, and where it acts."""
     kl_bias_corrected: bool = False

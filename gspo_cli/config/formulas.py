@@ -1,7 +1,7 @@
 """The objective of an algorithm section as formulas: what start card, model card and comparison print.
 
-A is an advantage, r a reward, V a value, H the policy's mean entropy; pi is the policy, pi_old the one that sampled, ref the model before
-training."""
+A is an advantage, r a reward, V a value, H the policy's mean entropy; pi is the policy, pi_old the one that
+sampled, ref the model before training."""
 
 from __future__ import annotations
 

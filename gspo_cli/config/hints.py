@@ -61,6 +61,8 @@ ELSEWHERE = {
     "cliprange_value": "algorithm.value.clip",
     "vf_coef": "algorithm.value.coefficient",
     "critic_lr": "algorithm.value.learning_rate",
+    "ref_model_sync_steps": "algorithm.reference_refresh",
+    "sync_ref_model": "algorithm.reference_refresh",
     "loss_type": "algorithm.aggregation",
     "loss_agg_mode": "algorithm.aggregation",
     "importance_sampling_level": "algorithm.ratio_level",

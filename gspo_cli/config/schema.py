@@ -156,7 +156,10 @@ class RunSettings:
 
     @property
     def measures_kl(self) -> bool:
-        """Whether evaluations measure the KL divergence from the model before training."""
+        """Whether evaluations measure the KL divergence from the model before training, which a reference
+        that is refreshed no longer is."""
+        if self.algorithm.reference_refresh is not None:
+            return False
         cheap = self.model.use_lora or self.model.is_embedded
         return self.evaluation.samples > 0 and (cheap if self.evaluation.kl is None else self.evaluation.kl)
 
@@ -302,6 +305,17 @@ class RunConfig(RunSettings):
             stage < 3 or not self.model.is_quantized,
             "model.use_4bit, use_8bit: ZeRO-3 cannot shard quantized weights; use hardware=zero2, or turn "
             "quantization off",
+        )
+        refresh = self.algorithm.reference_refresh
+        require(
+            refresh is None or stage < 3,
+            f"algorithm.reference_refresh={refresh}: is not supported under ZeRO-3, which shards weights; "
+            "use hardware=zero2, or algorithm.reference_refresh=null",
+        )
+        require(
+            refresh is None or not self.evaluation.kl,
+            "evaluation.kl=true: measures the distance from the model before training, of which "
+            f"algorithm.reference_refresh={refresh} keeps no copy; use evaluation.kl=null",
         )
         require(
             stage == 0 or optimizer is Optimizer.adamw,

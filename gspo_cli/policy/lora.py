@@ -8,10 +8,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -60,7 +68,26 @@ def add_reference(wrapped: PeftModel, adapter: Path) -> None:
     """Load the adapter in the folder `adapter` a second time, frozen and inactive."""
     with _quiet_peft():
         wrapped.add_adapter(REFERENCE, _stored_config(adapter))
-    _fill(wrapped, _weights(adapter), REFERENCE)
+    set_reference(wrapped, _weights(adapter))
+
+
+def copy_to_reference(wrapped: PeftModel) -> None:
+    """Make the present weights of the trained adapter those of the reference adapter."""
+    if not has_reference(wrapped):
+        with _quiet_peft():
+            wrapped.add_adapter(REFERENCE, deepcopy(wrapped.peft_config[TRAINED]))
+    set_reference(wrapped, adapter_weights(wrapped, TRAINED))
+
+
+def adapter_weights(wrapped: PeftModel, name: str) -> dict[str, Tensor]:
+    """Copies of the weights of an adapter."""
+    found = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+    return {key: value.detach().clone() for key, value in found.items()}
+
+
+def set_reference(wrapped: PeftModel, weights: dict[str, Tensor]) -> None:
+    """Replace the weights of the reference adapter. Raises ValueError if they do not fit."""
+    _fill(wrapped, weights, REFERENCE)
     wrapped.set_requires_grad(REFERENCE, False)
 
 

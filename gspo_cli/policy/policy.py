@@ -16,7 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.policy.logprobs import Head, LinearLogprobs, linear_logits
-from gspo_cli.policy.lora import REFERENCE, TRAINED, add_reference, as_reference, has_reference
+from gspo_cli.policy.lora import (
+    REFERENCE,
+    TRAINED,
+    adapter_weights,
+    add_reference,
+    as_reference,
+    copy_to_reference,
+    has_reference,
+    set_reference,
+)
 from gspo_cli.policy.packed import PackedRows
 from gspo_cli.policy.routing import Routing, predicting
 from gspo_cli.policy.soundness import require_linear_logits
@@ -126,6 +135,34 @@ class Policy(nn.Module):
         """Use the model with the adapter in `folder` as the reference, while another is trained."""
         assert isinstance(self.model, PeftModel)
         add_reference(self.model, folder)
+
+    @torch.no_grad()
+    def refresh_reference(self) -> None:
+        """Make the present weights those of the reference."""
+        if isinstance(self.model, PeftModel):
+            copy_to_reference(self.model)
+            return
+        assert self._frozen_reference is not None
+        pairs = zip(self._frozen_reference.parameters(), self.causal_model.parameters(), strict=True)
+        for theirs, mine in pairs:
+            theirs.copy_(mine)
+
+    def reference_weights(self) -> dict[str, Tensor]:
+        """Copies of the weights of the reference, of which a checkpoint of a refreshed one consists."""
+        if isinstance(self.model, PeftModel):
+            return adapter_weights(self.model, REFERENCE)
+        assert self._frozen_reference is not None
+        return {name: p.detach().cpu().clone() for name, p in self._frozen_reference.named_parameters()}
+
+    @torch.no_grad()
+    def restore_reference(self, weights: dict[str, Tensor]) -> None:
+        """Set the reference to what `reference_weights` returned."""
+        if isinstance(self.model, PeftModel):
+            set_reference(self.model, weights)
+            return
+        assert self._frozen_reference is not None
+        for name, parameter in self._frozen_reference.named_parameters():
+            parameter.copy_(weights[name])
 
     @property
     def reference_kind(self) -> str:

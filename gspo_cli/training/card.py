@@ -11,6 +11,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from gspo_cli.config.algorithm_schema import AlgorithmConfig
 from gspo_cli.config.cautions import cautions
 from gspo_cli.config.choices import AdvantageBaseline, Schedule
 from gspo_cli.config.compose import load_saved
@@ -132,7 +133,7 @@ def objective_card(
             ratio=ratio_formula(algorithm),
             advantage=advantage_formula(algorithm),
             value=value_formula(algorithm),
-            reference=policy.reference_kind if algorithm.beta > 0 else "not in the loss (beta = 0)",
+            reference=_reference(algorithm, policy),
             clip_range=algorithm.clip_range,
             clip_fraction=algorithm.clip_fraction if algorithm.is_calibrated else None,
         ),
@@ -268,3 +269,10 @@ def _learning_text(learning: Learning) -> str:
     if learning.schedule is not Schedule.constant or learning.warmup_iterations:
         rate += f", {learning.schedule.value} after {learning.warmup_iterations} warm-up iterations"
     return f"AdamW, rate {rate}; gradient norm to {learning.max_grad_norm:g}"
+
+
+def _reference(algorithm: AlgorithmConfig, policy: Policy) -> str:
+    if algorithm.beta == 0:
+        return "not in the loss (beta = 0)"
+    every = algorithm.reference_refresh
+    return policy.reference_kind + ("" if every is None else f", every {every} iterations the present policy")

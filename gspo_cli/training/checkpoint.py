@@ -117,6 +117,8 @@ class Checkpoints:
                 saved = {"state": asdict(state), "optimizer": optimizer, "steps": updater.steps}
                 if updater.critic is not None:
                     saved["critic"] = updater.critic.state_dict()
+                if updater.config.algorithm.reference_refresh is not None:
+                    saved["reference"] = updater.policy.reference_weights()
                 torch.save(saved, temporary / "trainer.pt")
                 write_manifest(temporary)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -131,7 +133,7 @@ class Checkpoints:
         """Load optimizer and counters; the policy was loaded from the same folder."""
         saved, state = _read(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
-        _restore_critic(saved, updater)
+        _restore_beside(saved, updater)
         updater.steps = saved["steps"]
         _return_adapted(state, updater)
         configured = updater.config.hardware.tokens_per_microbatch
@@ -149,7 +151,7 @@ class Checkpoints:
         saved, state = _read(checkpoint)
         updater.strategy.restore_weights(checkpoint)
         updater.strategy.restore_optimizer(saved["optimizer"])
-        _restore_critic(saved, updater)
+        _restore_beside(saved, updater)
         _return_adapted(state, updater)
         return state
 
@@ -187,11 +189,14 @@ def _read(checkpoint: Path) -> tuple[dict[str, Any], TrainerState]:
     return saved, state
 
 
-def _restore_critic(saved: dict[str, Any], updater: Updater) -> None:
+def _restore_beside(saved: dict[str, Any], updater: Updater) -> None:
+    """What a run has beside the policy: a value head, a reference that is refreshed."""
     if updater.critic is not None and "critic" not in saved:
         raise UserError("the checkpoint: trainer.pt has no value head; start a new run with this model.name")
     if updater.critic is not None:
         updater.critic.load_state_dict(saved["critic"])
+    if "reference" in saved:
+        updater.policy.restore_reference(saved["reference"])
 
 
 def _return_adapted(state: TrainerState, updater: Updater) -> None:

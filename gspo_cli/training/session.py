@@ -261,6 +261,8 @@ def load_for_training(
             policy.keep_reference(load_policy(source.base, model, hardware, source.adapter).causal_model)
         if model.use_lora and source.adapter is not None:
             policy.keep_reference_adapter(source.adapter)
+        elif model.use_lora and config.algorithm.reference_refresh is not None:
+            policy.refresh_reference()
     if hardware.zero_stage == 0:
         return policy, OneProcess(policy, config)
     return policy, ZeroStrategy(policy, config, ranks)

@@ -171,6 +171,9 @@ class Trainer:
         record = self._line(metrics, tokens, clock)
         news = self.monitor.look(record)
         back = self._answer_collapse(self.monitor.collapse)
+        refresh = self.config.algorithm.reference_refresh
+        if refresh is not None and not back and self.state.iteration % refresh == 0:
+            self.parts.policy.refresh_reference()
         self._record(record | {"rollbacks": self.state.rollbacks} | back)
         self._show_samples(samples)
         self._report(news, back)
