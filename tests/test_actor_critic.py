@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from statistics import fmean, stdev
@@ -244,6 +245,30 @@ def test_the_layout_changes_no_gradient_of_the_head(load, configure):
         found.append(torch.cat([updater.critic.head.weight, weights(updater.policy)]))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=5e-5)
     torch.testing.assert_close(found[2], found[0], rtol=0, atol=5e-5)
+
+
+def test_a_gradient_of_the_head_that_is_not_finite_is_counted_and_not_applied(load, configure):
+    updater = updater_of(load, configure, "training.updates_per_rollout=2", "algorithm.value.coefficient=0")
+    samples = valued(updater)
+    updater.critic.head.weight.register_hook(lambda grad: grad * math.nan)
+    before, head = weights(updater.policy), updater.critic.head.weight.detach().clone()
+    report = updater.run(samples, np.random.default_rng(0), Clock())
+    assert (report.updates, report.skipped, len(report.grad_norms)) == (2, 2, 2)
+    assert torch.equal(updater.critic.head.weight, head)
+    assert not torch.equal(weights(updater.policy), before)
+
+
+def test_values_are_computed_without_log_probabilities(load, configure, monkeypatch):
+    updater = updater_of(load, configure)
+    samples = conversations(updater.policy.causal_model.config.vocab_size)
+    expected = {}
+    for micro in updater.collator.micro_batches([s for s in samples if s.num_actions]):
+        scored = updater._scored(micro, values=True)[2]
+        expected |= {id(s): row for s, row in zip(micro.samples, scored.tolist(), strict=True)}
+    monkeypatch.setattr("gspo_cli.policy.policy.LinearLogprobs.apply", lambda *_: pytest.fail("computed"))
+    for sample, found in zip(samples, updater.values(samples), strict=True):
+        if sample.num_actions:
+            assert found == expected[id(sample)][: sample.length]
 
 
 def test_a_rollback_takes_the_head_back(load, configure, tmp_path):

@@ -12,10 +12,13 @@ from gspo_cli.policy.dimensions import dimensions
 from gspo_cli.policy.embedded import write_embedded
 from gspo_cli.policy.loading import load_policy
 from gspo_cli.policy.packed import PackedRows
+from gspo_cli.policy.value_head import ValueHead
 from gspo_cli.rollout.kv_cache import GrowingLayer, new_cache
 from gspo_cli.training import memory_plan as memory
+from gspo_cli.training.critic import Critic
 from gspo_cli.training.memory_plan import cache_room, memory_plan
 from gspo_cli.training.memory_text import memory_text
+from gspo_cli.training.process_group import ProcessGroup
 from tests.support.models import SMALL, TEXTS
 
 ROWS, LENGTH = 3, 40
@@ -89,9 +92,10 @@ def tree(policy) -> PackedRows:
     return PackedRows.of([sequences], masks, 3 * LENGTH, policy.chat.pad_id, policy.device)
 
 
-def kept_bytes(policy, rows: PackedRows | None = None) -> int:
+def kept_bytes(policy, rows: PackedRows | None = None, head: ValueHead | None = None) -> int:
     """Bytes that autograd keeps in an update pass over ROWS * LENGTH tokens, parameters left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*policy.parameters(), *policy.buffers())}
+    parameters = (*policy.parameters(), *(() if head is None else head.parameters()))
+    own = {t.untyped_storage().data_ptr() for t in (*parameters, *policy.buffers())}
     kept = {}
 
     def keep(tensor):
@@ -107,7 +111,7 @@ def kept_bytes(policy, rows: PackedRows | None = None) -> int:
         lengths = torch.tensor([len(set(nodes)) for nodes in rows.nodes.tolist()])
         mask = torch.arange(rows.nodes.shape[1])[None] < lengths[:, None]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), policy.updating():
-        policy(ids, mask, 1.0, rows=rows)
+        policy(ids, mask, 1.0, rows=rows, value_head=head)
     return sum(size for size, _ in kept.values())
 
 
@@ -133,6 +137,30 @@ def test_a_whole_model_keeps_what_autograd_keeps(opened, name, settings, checkpo
     config, policy, model = opened(name, settings.replace(" bf16", " hardware.precision=bf16"))
     planned = memory.activations(config, model, ROWS * LENGTH)["activations"]
     assert planned == pytest.approx(kept_bytes(policy), rel=0.1)
+
+
+@pytest.mark.parametrize("coefficient", [0.1, 0])
+@pytest.mark.parametrize("settings", [FULL, f"{FULL} bf16", LORA, f"{LORA} bf16"])
+def test_a_value_head_keeps_what_autograd_keeps_beside_its_states(opened, settings, coefficient):
+    settings = settings.replace(" bf16", " hardware.precision=bf16")
+    config, policy, model = opened(
+        "qwen3-2", f"{settings} algorithm=ppo algorithm.value.coefficient={coefficient}"
+    )
+    critic = Critic(policy, config, ProcessGroup())
+    measured = kept_bytes(policy, head=critic.head) - kept_bytes(policy)
+    # nothing predicts the first token of a sequence
+    planned = memory.values_kept(config, model, ROWS * (LENGTH - 1))
+    assert planned == pytest.approx(measured, abs=1000)
+    assert planned > 10_000 or coefficient == 0
+    for parameter in critic.head.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    critic.optimizer.step()
+    held = [t for p in critic.head.parameters() for t in (p, p.grad)]
+    held += [own[moment] for own in critic.optimizer.state.values() for moment in ("exp_avg", "exp_avg_sq")]
+    for phase in memory_plan(config, model).phases.values():
+        assert phase["value head"] == sum(t.nbytes for t in held)
+    without, _, _ = opened("qwen3-2", settings)
+    assert not any(phase["value head"] for phase in memory_plan(without, model).phases.values())
 
 
 @pytest.mark.parametrize("settings", [FULL, LORA, f"{LORA} hardware.precision=bf16"])

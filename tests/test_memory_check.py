@@ -127,6 +127,13 @@ def test_memory_that_runs_out_in_a_rollout_names_what_helps(
     with pytest.raises(UserError, match=said):
         run_training(config, folder, reporter)
 
+    # the noise is measured on a micro-batch of training, before any rollout
+    monkeypatch.setattr("gspo_cli.training.session.noise_floor", fails)
+    tokens = rf"hardware\.tokens_per_microbatch={config.hardware.tokens_per_microbatch}"
+    said = rf"^{tokens}: .* resume={folder.path} hardware\.tokens_per_microbatch=<less>"
+    with pytest.raises(UserError, match=said):
+        run_training(config, folder, reporter)
+
 
 def test_models_that_are_refused_later_are_not_checked(configure, tmp_path):
     config, _ = configure()

@@ -242,3 +242,43 @@ def test_a_single_answer_that_does_not_fit_ends_the_run_with_a_sentence(load, co
     Small(policy, tokens=3)
     with pytest.raises(UserError, match=r"tokens_per_microbatch=.*memory ran out in an update"):
         Updater(policy, config).run(samples_of(policy), np.random.default_rng(0), Clock())
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce_pp"])
+def test_scoring_for_which_memory_runs_out_is_repeated_with_half_the_budget(load, configure, algorithm):
+    config, _ = configure(f"algorithm={algorithm}", "hardware.tokens_per_microbatch=80")
+    wide, narrow = (Updater(load("qwen3"), config) for _ in range(2))
+
+    def scored(updater):
+        if updater.critic is None:
+            return [[kl] for kl in updater.reward_kl(samples)]
+        return updater.values(samples)
+
+    for updater in (wide, narrow):
+        reference = load("qwen3").causal_model
+        for parameter in reference.parameters():
+            parameter.data *= 1.1
+        updater.policy.keep_reference(reference)
+        if updater.critic is not None:
+            torch.nn.init.constant_(updater.critic.head.weight, 0.1)
+    samples = samples_of(narrow.policy)
+    expected, small = scored(wide), Small(narrow.policy, tokens=45, scoring=True)
+    found = scored(narrow)
+    assert small.refused >= 1
+    assert narrow.collator.budget <= 40 < wide.collator.budget
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-6)
+    assert any(map(any, found))
+    # counted in the metrics of the iteration
+    valued = [
+        replace(s, advantages=[1.0] * s.length, values=[0.0] * s.length, returns=[1.0] * s.length)
+        for s in samples
+    ]
+    times = small.refused
+    report = narrow.run(valued if narrow.critic else samples, np.random.default_rng(0), Clock())
+    assert report.oom_events == times
+    small.tokens = 3
+    with pytest.raises(
+        UserError, match=r"tokens_per_microbatch=\d+: memory ran out while answers were scored"
+    ):
+        scored(narrow)

@@ -104,15 +104,17 @@ class Policy(nn.Module):
         reference: bool = False,
         rows: PackedRows | None = None,
         value_head: ValueHead | None = None,
+        values_only: bool = False,
     ) -> tuple[Tensor, ...]:
         """token_ids, action_mask (B, T) -> logprobs and entropy (B, T) in fp32, 0 where `action_mask` is
-        false, and with a `value_head` its values (B, T); with `reference` those of the model as it was before
-        training. `rows` is what to compute them from, where sequences share their beginnings.
+        false, and with a `value_head` its values (B, T), or those alone; with `reference` logprobs of the
+        model as it was before training. `rows` is what to compute them from, where sequences share their
+        beginnings.
 
         Padding is on the right, where causal attention never looks, so plain sequences need no mask."""
         if reference:
             return self._reference(token_ids, action_mask, temperature, rows)
-        scored = (token_ids, action_mask, temperature, with_entropy, rows, value_head)
+        scored = (token_ids, action_mask, temperature, with_entropy, rows, value_head, values_only)
         return self._score(self.causal_model, *scored)
 
     @torch.no_grad()
@@ -221,6 +223,7 @@ class Policy(nn.Module):
         with_entropy: bool,
         rows: PackedRows | None,
         value_head: ValueHead | None = None,
+        values_only: bool = False,
     ) -> tuple[Tensor, ...]:
         trained = action_mask.clone()
         trained[:, 0] = False  # nothing precedes the first token
@@ -234,7 +237,9 @@ class Policy(nn.Module):
             else:
                 hidden = self._packed(causal, rows)[rows.predictors]
                 targets = rows.targets
-        found = LinearLogprobs.apply(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+        found: tuple[Tensor, ...] = ()
+        if not values_only:
+            found = LinearLogprobs.apply(hidden, head.weight, head.bias, targets, temperature, with_entropy)
         if value_head is not None:
             found = (*found, value_head(hidden))
         if rows is not None:

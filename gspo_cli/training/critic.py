@@ -43,20 +43,20 @@ class Critic:
         return aggregate(error, mask, algorithm.aggregation, denominator, micro.weights), stats
 
     def step(self, rate: float) -> float:
-        """A step at `rate` times the head's learning rate; returns what that was. Each rank holds the
-        gradient of its share of the loss, times the number of ranks. One that is not finite is not
-        applied."""
+        """Clip the gradient and take a step at learning rate `rate`. Returns the norm before clipping; where
+        it is not finite nothing is changed. Each rank holds the gradient of its share of the loss, times the
+        number of ranks."""
         parameters = list(self.head.parameters())
         for parameter in parameters:
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parts = self.ranks.gather([grad.cpu()])
             parameter.grad = torch.stack(parts).mean(dim=0).to(parameter.device)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_grad_norm).item()
-        self.optimizer.param_groups[0]["lr"] = rate * self.config.algorithm.value.learning_rate
+        self.optimizer.param_groups[0]["lr"] = rate
         if math.isfinite(norm):
             self.optimizer.step()
         self.drop_gradient()
-        return float(self.optimizer.param_groups[0]["lr"])
+        return norm
 
     def drop_gradient(self) -> None:
         """Discard what backward passes added since the last step."""

@@ -46,20 +46,40 @@ def needed(config: RunConfig, model: Dimensions, tokens: int, ranks: int, holes:
     return int(max(update, plan.total("step")))
 
 
+def require_smaller(error: RuntimeError, halves: bool, budget: int, stage: str) -> None:
+    """Raise `error`, which ended `update` or `score`, unless memory ran out and micro-batches of `budget`
+    tokens have halves: then UserError with what helps."""
+    if not is_out_of_memory(error):
+        raise error
+    if not halves:
+        when, instead = {
+            "update": ("in an update", "use model.gradient_checkpointing"),
+            "score": ("while answers were scored", "start anew with a lower rollout.max_completion_length"),
+        }[stage]
+        raise UserError(
+            f"hardware.tokens_per_microbatch={budget}: memory ran out {when}; lower it and resume from the "
+            f"last checkpoint, or {instead}"
+        ) from error
+
+
 @contextmanager
-def naming_what_saves_memory(config: RunConfig, folder: Path) -> Iterator[None]:
-    """Raise UserError where memory runs out in a rollout or an evaluation. In an update, micro-batches are
-    reduced first, and another setting helps."""
+def naming_what_saves_memory(config: RunConfig, folder: Path, measuring: bool = False) -> Iterator[None]:
+    """Raise UserError where memory runs out in a rollout or an evaluation, or, with `measuring`, in what a
+    micro-batch takes before training. Where answers are scored or trained on, micro-batches are reduced
+    first; see `require_smaller`."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        vllm = config.rollout.engine is Engine.vllm
-        name = "vllm_memory" if vllm else "cache_gb"
+        if measuring:
+            key, value = "hardware.tokens_per_microbatch", config.hardware.tokens_per_microbatch
+            when = "on a micro-batch before training"
+        else:
+            name = "vllm_memory" if config.rollout.engine is Engine.vllm else "cache_gb"
+            key, value, when = f"rollout.{name}", getattr(config.rollout, name), "outside of an update"
         raise UserError(
-            f"rollout.{name}={getattr(config.rollout, name)}: memory ran out outside of an update; go on "
-            f"with resume={folder} rollout.{name}=<less>"
+            f"{key}={value}: memory ran out {when}; go on with resume={folder} {key}=<less>"
         ) from error
 
 

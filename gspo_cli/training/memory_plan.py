@@ -71,6 +71,8 @@ def memory_plan(config: RunConfig, model: Dimensions, ranks: int = 1) -> MemoryP
     copied = model.vocabulary * model.hidden * 4 * keeps_head(config, model)
     kept = {"weights": weights, "head": copied, "optimizer": optimizer}
     kept = {part: 0 if part in host else size for part, size in kept.items()}
+    # in fp32 on every rank, with its gradient and the two moments of an AdamW of its own
+    kept["value head"] = 16 * (model.hidden + 1) * config.algorithm.has_critic
     tokens, several = micro_batch(config, model, ranks)
     update = kept | {
         "gathered": gathered,
@@ -114,7 +116,7 @@ def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, 
     norm = 4 * (1 + full) if model.rms_norm else model.width
     final = tokens * model.hidden * norm * (full or again)
     kept = final + tokens * model.hidden * model.width  # the hidden states that the head reads
-    kept += tree_mask(config, tokens)
+    kept += tree_mask(config, tokens) + values_kept(config, model, tokens)
     backward = tokens * _flowing(config, model) + _weight_gradient(config, model)
     casts = 2 * model.cast
     if again:
@@ -128,6 +130,12 @@ def activations(config: RunConfig, model: Dimensions, tokens: int) -> dict[str, 
         working += 4 * model.vocabulary * model.hidden
     logits = head(config, model, tokens)
     return {"activations": kept, "logits": logits, "working": max(0, working - logits)}
+
+
+def values_kept(config: RunConfig, model: Dimensions, tokens: int) -> int:
+    """What the value head keeps: hidden states in fp32, unless it trains alone and reads those that are."""
+    copies = config.algorithm.has_critic and (config.algorithm.value.coefficient > 0 or model.width < 4)
+    return tokens * model.hidden * 4 * copies
 
 
 def shares(config: RunConfig) -> bool:

@@ -125,7 +125,8 @@ def measured_card(config: RunConfig, parts: Parts, folder: RunFolder, reporter: 
     log-probabilities come from."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
     prompts, heldout = parts.prompts, parts.heldout_problems
-    floor = noise_floor(config, policy, strategy, problems, prompts, parts.sharing)
+    with naming_what_saves_memory(config, folder.path, measuring=True):
+        floor = noise_floor(config, policy, strategy, problems, prompts, parts.sharing)
     if config.rollout.old_logprobs is OldLogprobs.auto:
         taken, why = choose(config, policy, parts.engine, floor, problems, prompts)
         chosen = {"old_logprobs": taken, "old_logprobs_chosen": why}

@@ -26,12 +26,12 @@ from gspo_cli.algorithm.entropy import EntropyBonus
 from gspo_cli.algorithm.objective import answers, policy_loss, reward_kl, sequence_log_ratio
 from gspo_cli.config.choices import OldLogprobs, Schedule
 from gspo_cli.config.schema import RunConfig
-from gspo_cli.errors import UserError, is_out_of_memory
 from gspo_cli.policy.policy import Policy
 from gspo_cli.policy.routing import RouterPass, RoutingStats, require_routing
 from gspo_cli.training.batch import MicroBatch, MiniBatch, Sample
 from gspo_cli.training.collator import Collator
 from gspo_cli.training.critic import Critic
+from gspo_cli.training.memory_check import require_smaller
 from gspo_cli.training.metrics import Clock, Sums, UpdateReport
 from gspo_cli.training.pairs import weigh_pairs
 from gspo_cli.training.selection import select_high_entropy
@@ -65,7 +65,7 @@ class Updater:
         )
         self.critic = Critic(policy, config, self.strategy.ranks) if config.algorithm.has_critic else None
         self.bonus = EntropyBonus.of(config.algorithm)
-        self.steps, self.rate_factor = 0, 1.0
+        self.steps, self.rate_factor, self._oom_events = 0, 1.0, 0
         self.total_steps = config.training.num_outer_iterations * config.training.updates_per_iteration
         self.counterfactuals = counterfactual_objectives(config.algorithm, config.model.presets)
 
@@ -84,7 +84,7 @@ class Updater:
         )
         minibatches = self.collator.minibatches(samples, order)
         with clock.timing("score"):
-            report.sums += self._fitting(lambda: self._score(minibatches), minibatches, report)
+            report.sums += self._fitting(lambda: self._score(minibatches), minibatches)
         with clock.timing("update"):
             begun, passes = self.steps, self.config.training.passes
             for number, index in product(range(passes), range(len(minibatches))):
@@ -96,6 +96,7 @@ class Updater:
             self.steps = begun + passes * len(minibatches)  # the schedule counts steps that were left out
             report.sums = sum(self.strategy.ranks.gather([report.sums]), start=Sums())
         report.tokens_per_microbatch = self.collator.budget
+        report.oom_events, self._oom_events = self._oom_events, 0
         self.bonus.adapt(self.algorithm, report.sums.entropy)
         if self.algorithm.is_calibrated:
             target = self.algorithm.clip_fraction, self.algorithm.clip_range, self.algorithm.widest_left
@@ -127,17 +128,25 @@ class Updater:
     def values(self, samples: Sequence[Sample]) -> list[list[float]]:
         """The critic's value of each token of each sample, 0 where it is not trained."""
         trained = [sample for sample in samples if sample.num_actions]
-        rows = iter(self._of_each(trained, lambda micro: self._scored(micro, values=True)[2]))
+        rows = iter(self._of_each(trained, self._values))
         return [(next(rows) if s.num_actions else [0.0] * s.length)[: s.length] for s in samples]
 
     def _of_each(self, sequences: Sequence[Sample], compute: Callable[[MicroBatch], Tensor]) -> list[Any]:
         """The row of each sequence in what `compute` gives for its micro-batch, on every rank."""
         places = {id(sequence): place for place, sequence in enumerate(sequences)}
-        mine = [
-            (places[id(sequence)], row)
-            for micro in self.collator.micro_batches(sequences)
-            for sequence, row in zip(micro.samples, compute(micro).tolist(), strict=False)
-        ]
+        mine: list[tuple[int, Any]] | None = None
+        while mine is None:
+            micro_batches = self.collator.micro_batches(sequences)
+            try:
+                mine = [
+                    (places[id(sequence)], row)
+                    for micro in micro_batches
+                    for sequence, row in zip(micro.samples, compute(micro).tolist(), strict=False)
+                ]
+            except RuntimeError as error:
+                self._require_smaller(error, micro_batches, "score")
+            if mine is None:
+                self._shrink(micro_batches)
         found = dict(self.strategy.ranks.gather(mine))
         return [found[place] for place in range(len(sequences))]
 
@@ -216,20 +225,20 @@ class Updater:
 
     def _step(self, minibatch: MiniBatch, rest: list[MiniBatch], report: UpdateReport, first: bool) -> Sums:
         """One optimizer step. `rest` are the minibatches that are still to come, this one included."""
-        found = self._fitting(lambda: self._gradient(minibatch, first), rest, report)
+        found = self._fitting(lambda: self._gradient(minibatch, first), rest)
         report.sums += found
         report.sums.last_routing = found.routing
         report.sums.last_moved, report.sums.last_tokens = found.stats.moved_sum, found.stats.tokens
         scheduled = learning_rate(self.config, self.steps, self.total_steps)
         report.learning_rate = scheduled * self.rate_factor
-        norm = self.strategy.step(report.learning_rate)
+        norm, of_head = self.strategy.step(report.learning_rate), 0.0
         if self.critic is not None:
             relative = report.learning_rate / self.config.algorithm.learning_rate
-            report.value_rate = self.critic.step(relative)
+            report.value_rate = relative * self.config.algorithm.value.learning_rate
+            of_head = self.critic.step(report.value_rate)
         if math.isfinite(norm):
             report.grad_norms.append(norm)
-        else:
-            report.skipped += 1
+        report.skipped += not (math.isfinite(norm) and math.isfinite(of_head))
         self.steps += 1
         report.updates += 1
         return found
@@ -266,9 +275,7 @@ class Updater:
                 micro.old_logprobs, micro.experts = logprobs, experts
         return found
 
-    def _fitting(
-        self, attempt: Callable[[], Sums], minibatches: list[MiniBatch], report: UpdateReport
-    ) -> Sums:
+    def _fitting(self, attempt: Callable[[], Sums], minibatches: list[MiniBatch]) -> Sums:
         """What `attempt` returns; when memory runs out, it is repeated with micro-batches half as large.
 
         Raises UserError if they cannot be halved. With several ranks, no rank can leave a collective
@@ -277,29 +284,28 @@ class Updater:
             try:
                 return attempt()
             except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                halve = not self.strategy.collective and any(
-                    len(micro.samples) > 1 for m in minibatches for micro in m.micro_batches
-                )
-                if not halve:
-                    raise UserError(
-                        f"hardware.tokens_per_microbatch={self.collator.budget}: memory ran out in an "
-                        "update; lower it and resume from the last checkpoint, or use "
-                        "model.gradient_checkpointing"
-                    ) from error
+                micro_batches = [micro for minibatch in minibatches for micro in minibatch.micro_batches]
+                self._require_smaller(error, micro_batches, "update")
             # after the handler, because the error keeps the tensors of the failed attempt alive
-            self._halve(minibatches)
-            report.oom_events += 1
+            self.strategy.drop_gradient()
+            if self.critic is not None:
+                self.critic.drop_gradient()
+            self._halve(minibatches, micro_batches)
 
-    def _halve(self, minibatches: list[MiniBatch]) -> None:
-        self.strategy.drop_gradient()
-        if self.critic is not None:
-            self.critic.drop_gradient()
+    def _require_smaller(self, error: RuntimeError, micro_batches: Sequence[MicroBatch], stage: str) -> None:
+        """Raise `error` unless memory ran out, and UserError where micro-batches cannot be halved."""
+        halves = not self.strategy.collective and any(len(micro.samples) > 1 for micro in micro_batches)
+        require_smaller(error, halves, self.collator.budget, stage)
+
+    def _shrink(self, micro_batches: Sequence[MicroBatch]) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        largest = max(micro.computed for m in minibatches for micro in m.micro_batches)
+        largest = max(micro.computed for micro in micro_batches)
         self.collator.budget = max(1, min(self.collator.budget, largest) // 2)
+        self._oom_events += 1
+
+    def _halve(self, minibatches: list[MiniBatch], micro_batches: Sequence[MicroBatch]) -> None:
+        self._shrink(micro_batches)
         for minibatch in minibatches:
             minibatch.micro_batches = [
                 part for micro in minibatch.micro_batches for part in self.collator.halved(micro)
@@ -323,6 +329,11 @@ class Updater:
         scored = (micro.token_ids, micro.action_mask, temperature)
         head = self.critic.head if values and self.critic is not None else None
         return self.strategy.forward(*scored, with_entropy=with_entropy, rows=micro.rows, value_head=head)
+
+    def _values(self, micro: MicroBatch) -> Tensor:
+        assert self.critic is not None
+        options = {"rows": micro.rows, "value_head": self.critic.head, "values_only": True}
+        return self.strategy.forward(micro.token_ids, micro.action_mask, 1.0, **options)[0]
 
     def _entropy(self, micro: MicroBatch) -> Tensor:
         return self._scored(micro, with_entropy=True)[1]

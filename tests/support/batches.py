@@ -88,14 +88,15 @@ def weights(policy):
 
 
 class Small(torch.nn.Module):
-    """A model in whose memory only so many tokens fit at once while it is trained."""
+    """A model in whose memory only so many tokens fit at once while it is trained, or (`scoring`) while it
+    is not."""
 
-    def __init__(self, policy, tokens):
+    def __init__(self, policy, tokens, scoring=False):
         super().__init__()
         self.handle = policy.causal_model.base_model.register_forward_pre_hook(self.fill, with_kwargs=True)
-        self.tokens, self.refused = tokens, 0
+        self.tokens, self.refused, self.trained = tokens, 0, not scoring
 
     def fill(self, module, arguments, named):
-        if named["input_ids"].numel() > self.tokens and torch.is_grad_enabled():
+        if named["input_ids"].numel() > self.tokens and torch.is_grad_enabled() is self.trained:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
