@@ -31,7 +31,7 @@ def group_advantages(
     are not `valid` are not part of the baseline and get 0, whatever their reward. A group with equal rewards,
     or with fewer than two valid answers, gets exactly 0.
     """
-    rewards = torch.where(valid, rewards, 0).double()
+    rewards = rewards.double()
     count = valid.sum(dim=1, keepdim=True)  # (P, 1)
     centered = _centered(rewards, valid)
     if scale is AdvantageScale.group_std:

@@ -58,7 +58,7 @@ def engine_weights(
         dropped = (ratio > limit) | (ratio < 1 / limit)
         kept = ratio if kind is EngineCorrection.token_mask else torch.ones_like(ratio)
         weights = torch.where(dropped, 0, kept)
-    sums = [counted.sum(), (dropped & counted).sum(), ratio[counted].sum()]
+    sums = [counted.sum(), dropped.sum(), ratio[counted].sum()]
     return weights, EngineStats(*torch.stack([value.double() for value in sums]).tolist())
 
 
