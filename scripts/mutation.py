@@ -6,17 +6,19 @@ EXPLAINED.
     python scripts/mutation.py --only update.py      # those of files that contain this
     python scripts/mutation.py --list
 
-Ends with code 1 where a mutant survives that is not explained."""
+Ends with a table of files, and with code 1 where a mutant survives that is not explained."""
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +30,11 @@ from mutants import MUTANTS
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("gspo_cli", "conf", "tests", "scripts", "docs", "examples", "pyproject.toml", "README.md")
 LONGEST = 900  # seconds that the tests of a mutant may take: one that hangs is noticed, too
+OUTPUT = "output.txt"
+WARM = multiprocessing.get_context("forkserver")  # imports take longer than most tests
+WARM.set_forkserver_preload(
+    ["pytest", "hydra.compose", "peft", "scipy.stats", "transformers.models.qwen3.modeling_qwen3"]
+)
 EXPLAINED: dict[tuple[str, str], str] = {}
 """Why a survivor is as right as the line it replaces, by (file, replacement)."""
 
@@ -72,33 +79,54 @@ def copy() -> Path:
     return place
 
 
-def noticed(place: Path, mutant: Mutant) -> bool:
-    """Whether a test fails with the mutant in the copy at `place`, which is as before afterwards."""
+def noticed(place: Path, mutant: Mutant) -> str:
+    """What fails with the mutant in the copy at `place`, which is as before afterwards; or an empty text."""
     path = place / mutant.file
     original = path.read_text(encoding="utf-8")
-    path.write_text(original.replace(mutant.before, mutant.after, 1), encoding="utf-8")
     try:
-        return not passes(place, mutant.tests)
+        write(path, original.replace(mutant.before, mutant.after, 1))
+        return failure(place, mutant.tests)
     finally:
-        path.write_text(original, encoding="utf-8")
+        write(path, original)
 
 
-def passes(place: Path, tests: tuple[str, ...]) -> bool:
-    """Whether the tests pass in the copy."""
-    files = [f"tests/{name}.py" for name in tests]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
-    environment = os.environ | {
-        "PYTHONPATH": str(place),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    try:
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        return False
-    if done.returncode not in (0, 1):  # 2 and more: nothing was tested
-        sys.exit(f"pytest ended with {done.returncode}: {done.stdout.decode()[-500:]}")
-    return done.returncode == 0
+def write(path: Path, source: str) -> None:
+    """Replace a module, and forget what it was compiled to: the cache compares whole seconds."""
+    path.write_text(source, encoding="utf-8")
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        compiled.unlink()
+
+
+def failure(place: Path, tests: tuple[str, ...]) -> str:
+    """The first of the tests that fails in the copy; an empty text where all pass."""
+    files = [f"tests/{name}" if ".py" in name else f"tests/{name}.py" for name in tests]
+    process = WARM.Process(target=run_tests, args=(place, files))
+    process.start()
+    process.join(LONGEST)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return "hangs"
+    said = (place / OUTPUT).read_text(encoding="utf-8")
+    if process.exitcode == 0:
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", said, re.MULTILINE)
+    if failed is None:  # nothing was tested
+        sys.exit(f"pytest ended with {process.exitcode}: {said[-500:]}")
+    return failed[1]
+
+
+def run_tests(place: Path, files: list[str]) -> None:
+    """Run test files of the copy, in a process that has imported no module of ours."""
+    with (place / OUTPUT).open("w", encoding="utf-8") as output:
+        for number in (1, 2):
+            os.dup2(output.fileno(), number)
+    os.chdir(place)
+    os.environ |= {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    sys.path.insert(0, str(place))
+    import pytest
+
+    sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *files]))
 
 
 def main() -> int:
@@ -119,29 +147,42 @@ def main() -> int:
     for place in places:
         copies.put(place)
 
-    def tried(mutant: Mutant) -> tuple[Mutant, bool, float]:
+    def tried(mutant: Mutant) -> tuple[Mutant, str, float]:
         place, begun = copies.get(), time.monotonic()
         try:
             return mutant, noticed(place, mutant), time.monotonic() - begun
         finally:
             copies.put(place)
 
+    states: dict[str, Counter[str]] = {}  # by file
     try:
         for tests in sorted({mutant.tests for mutant in chosen}):
-            if not passes(places[0], tests):
-                sys.exit(f"{' '.join(tests)}: fail without a mutant; nothing can be measured")
-        survivors = []
+            if failed := failure(places[0], tests):
+                sys.exit(f"{' '.join(tests)}: {failed} fails without a mutant; nothing can be measured")
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            for mutant, was_noticed, seconds in pool.map(tried, chosen):
-                why = EXPLAINED.get((mutant.file, mutant.after))
-                state = "noticed" if was_noticed else f"survives ({why})" if why else "SURVIVES"
-                print(f"{state}  {seconds:5.0f} s  {mutant}", flush=True)
-                survivors += [] if was_noticed or why else [mutant]
+            for mutant, by, seconds in pool.map(tried, chosen):
+                why = EXPLAINED.get((mutant.file, mutant.after), "")
+                state = "noticed" if by else "explained" if why else "SURVIVES"
+                print(f"{state:9} {seconds:4.0f} s  {mutant}  ({by or why})", flush=True)
+                states.setdefault(mutant.file, Counter())[state] += 1
     finally:
         for place in places:
             shutil.rmtree(place)
-    print(f"\n{len(chosen)} mutants, {len(survivors)} survive unexplained")
-    return 1 if survivors else 0
+    print("\n" + table(states))
+    return 1 if any(found["SURVIVES"] for found in states.values()) else 0
+
+
+def table(states: dict[str, Counter[str]]) -> str:
+    """The mutants of each file: how many there are, were noticed, and survive with a reason or without."""
+    total = sum(states.values(), start=Counter())
+    rows = [("file", "mutants", "noticed", "explained", "survive")]
+    for file, found in [*states.items(), ("total", total)]:
+        numbers = (found.total(), found["noticed"], found["explained"], found["SURVIVES"])
+        rows.append((file.removeprefix("gspo_cli/"), *map(str, numbers)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
 
 
 if __name__ == "__main__":
