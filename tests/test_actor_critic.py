@@ -20,7 +20,7 @@ from gspo_cli.training.metrics import Clock, rollout_metrics, update_metrics
 from gspo_cli.training.sharing import Sharing
 from gspo_cli.training.update import Updater
 from gspo_cli.types import FinishReason, Problem, Trajectory
-from tests.support.batches import conversations, weights
+from tests.support.batches import Small, adamw, conversations, gradients_of, weights
 from tests.support.command_line import gspo_train
 from tests.support.configs import assert_refused
 from tests.support.whole_runs import SMALL
@@ -234,6 +234,57 @@ def test_the_step_is_that_of_plain_torch(load, configure, coefficient):
     metrics = update_metrics(report)
     assert metrics["value/loss"] == pytest.approx(value.item(), abs=1e-6)
     assert metrics["value/learning_rate"] == 1e-3
+
+
+def test_the_head_takes_the_steps_of_adamw_at_its_own_rate(load, configure):
+    settings = {"max_grad_norm": 0.05, "adam_beta1": 0.8, "adam_beta2": 0.95, "weight_decay": 0.1}
+    updater = updater_of(
+        load, configure, *(f"training.{key}={value}" for key, value in settings.items()),
+        "training.schedule=linear", "training.num_outer_iterations=2", "training.updates_per_rollout=2",
+        "algorithm.value.learning_rate=0.02",
+    )  # fmt: skip
+    head = list(updater.critic.head.parameters())
+    start = torch.cat([p.detach().flatten() for p in head])
+    grads = gradients_of(updater.critic, head)
+    for seed in range(2):
+        report = updater.run(valued(updater, seed), np.random.default_rng(seed), Clock())
+    rates = [0.02 * (1 - step / 4) for step in range(4)]
+    assert update_metrics(report)["value/learning_rate"] == pytest.approx(rates[-1])
+    assert min(grad.norm() for grad in grads) > 0.06  # it is clipped
+    found = torch.cat([p.detach().flatten() for p in head])
+    expected = adamw(start, grads, rates, updater.config.training, weight_decay=0.0)  # which a head has not
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_values_are_learned_from_answers_without_advantage(load, configure):
+    updater = updater_of(load, configure, "training.updates_per_rollout=1")
+    samples = [replace(sample, advantages=[0.0] * sample.length) for sample in valued(updater)]
+    report = updater.run(samples, np.random.default_rng(0), Clock())
+    assert report.sums.value.tokens == sum(sample.num_actions for sample in samples)
+    assert report.sums.value.squares > 0
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_head(load, configure):
+    updater = updater_of(load, configure, "training.updates_per_rollout=1")
+    before = updater.critic.head.weight.detach().clone()
+    samples = valued(updater)
+    samples[3].returns = [float("inf")] * samples[3].length
+    updater.run(samples, np.random.default_rng(0), Clock())
+    assert torch.equal(updater.critic.head.weight, before)
+
+
+def test_memory_that_runs_out_leaves_no_gradient_in_the_head(load, configure):
+    found = []
+    for tokens in (10_000, 45):  # the third micro-batch of the step does not fit
+        settings = ("hardware.tokens_per_microbatch=60", "training.updates_per_rollout=1")
+        updater = updater_of(load, configure, *settings)
+        samples = valued(updater)
+        small = Small(updater.policy, tokens)
+        grads = gradients_of(updater.critic, [updater.critic.head.weight])
+        updater.run(samples, np.random.default_rng(0), Clock())
+        found.append(torch.stack(grads))
+    assert small.refused >= 1
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
 
 
 def test_the_layout_changes_no_gradient_of_the_head(load, configure):

@@ -106,6 +106,19 @@ def test_spread_looks_at_valid_answers_only():
     assert has_spread(rewards, torch.tensor([[True, True, True]])).item()
 
 
+def test_what_counts_as_equal_is_relative_to_the_size_of_rewards():
+    # a millionth of the largest, but of 1 where all are smaller
+    def differ(low, high):
+        rewards = torch.tensor([[low, high]], dtype=torch.float64)
+        return has_spread(rewards, torch.ones_like(rewards, dtype=torch.bool)).item()
+
+    assert [differ(1e6, 1e6 + 0.5), differ(1e6, 1e6 + 2), differ(-1e6, -1e6 + 0.5)] == [False, True, False]
+    assert [differ(0, 0.5e-6), differ(0, 2e-6), differ(1e-9, 2e-9)] == [False, True, False]
+    huge = advantages([[1e6, 1e6 + 0.5], [1e6, 1e6 + 2]])
+    assert huge[0].tolist() == [0, 0]
+    assert huge[1, 1].item() == pytest.approx(0.5**0.5)
+
+
 def test_reward_to_go_sums_what_is_still_to_come():
     earned = torch.tensor([[[1.0, 2.0, 4.0]]])
     assert rewards_to_go(earned, 1.0).tolist() == [[[7.0, 6.0, 4.0]]]

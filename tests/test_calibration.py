@@ -66,8 +66,11 @@ def test_an_open_side_stays_open_and_the_other_clips_the_whole_target():
 
 
 def test_the_left_width_is_at_most_one():
-    seen = [part(*[-1.0] * 10)]
+    # no ratio is below 0; log ratios are, and have a bound of their own
+    seen = [part(*[-3.0] * 10)]
     assert calibrated(seen, 10, 0.1, (0.2, 0.27))[0] == 1.0
+    assert calibrated(seen, 10, 0.1, (0.2, 0.27), widest_left=2.5)[0] == 2.5
+    assert calibrated(seen, 10, 0.1, (0.2, 0.27), widest_left=4.0)[0] == 3.0
 
 
 @pytest.mark.parametrize("name", ["gspo", "gspo_token", "grpo", "dapo", "cispo"])

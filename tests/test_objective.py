@@ -134,6 +134,8 @@ def test_gspo_token_with_constant_advantage_equals_gspo():
     torch.testing.assert_close(one[1], two[1], rtol=1e-9, atol=1e-12)
     assert one[2].clipped_low == two[2].clipped_low
     assert one[2].clipped_high == two[2].clipped_high
+    assert one[2].ratios == two[2].ratios == 3  # that of each answer, not of each token
+    assert two[2].deviation_sum == pytest.approx(one[2].deviation_sum, abs=1e-12)
 
 
 def test_gspo_token_moves_only_the_turn_that_has_an_advantage():
@@ -278,11 +280,18 @@ def test_k1_goes_into_the_reward_as_the_mean_over_trained_tokens():
     assert reward_kl(old, torch.zeros(1, 4), mask).tolist() == [2.0]
 
 
-def test_advantage_zero_never_counts_as_clipped():
-    logits, tokens, mask, old = example(1.0)
-    for level in ("sequence", "token", "sequence_token"):
-        _, _, stats = gradient(logits, tokens, mask, old, torch.zeros(3, 1), algorithm(level))
+@pytest.mark.parametrize("shift", [1.0, -1.0])
+def test_advantage_zero_never_counts_as_clipped(shift):
+    logits, tokens, mask, old = example(shift)
+    cispo = algorithm(
+        "token", 0.2, 0.27, clip_mode=ClipMode.stop_gradient, aggregation=Aggregation.token_mean
+    )
+    for config in (*map(algorithm, ("sequence", "token", "sequence_token")), cispo):
+        _, _, stats = gradient(logits, tokens, mask, old, torch.zeros(3, 1), config)
         assert stats.clipped_low == stats.clipped_high == stats.clipped_sequences == 0
+    for advantage in (1.0, -1.0):  # CISPO caps whatever the sign
+        _, _, stats = gradient(logits, tokens, mask, old, torch.full((3, 1), advantage), cispo)
+        assert (stats.clipped_low, stats.clipped_high) == ((0, 10) if shift > 0 else (10, 0))
 
 
 def test_token_and_sequence_clip_fractions_are_different_numbers():

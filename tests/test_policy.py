@@ -76,6 +76,30 @@ def test_a_frozen_weight_of_lower_precision_gives_exact_logits(monkeypatch, bloc
     assert torch.equal(head.weight, layer.weight.float())
 
 
+@pytest.mark.parametrize("use_lora", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_a_bf16_model_are_products_in_fp32(load, name, use_lora):
+    policy = load(name, HardwareConfig(precision=Precision.bf16), use_lora=use_lora)
+    ids, mask = ragged(policy)
+    with torch.no_grad(), policy.autocasting():
+        hidden = policy.causal_model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    head = policy.causal_model.get_output_embeddings()
+    exact = hidden.double() @ head.weight.double().T
+    rounded = torch.nn.functional.linear(hidden.bfloat16(), head.weight.bfloat16()).double()
+
+    def scores(logits):
+        chosen = (logits / 0.7).log_softmax(dim=-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+        return chosen[mask[:, 1:]]
+
+    with torch.no_grad():
+        found = policy(ids, mask, 0.7)[0]
+        sampled = policy.next_token_logits(hidden[:, 1], 0.7)
+    torch.testing.assert_close(found[mask].double(), scores(exact), rtol=0, atol=2e-6)
+    torch.testing.assert_close(sampled.double(), exact[:, 1] / 0.7, rtol=0, atol=2e-6)
+    # a product in bf16 would be off by more than the width of GSPO's band
+    assert (scores(rounded) - scores(exact)).abs().max() > 4e-4
+
+
 def test_backward_keeps_no_logits():
     saved = []
     hidden, weight = torch.randn(40, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)

@@ -138,6 +138,18 @@ def test_parts_are_normalized_in_their_groups_and_their_sum_over_all(seed):
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=EXACT)
 
 
+def test_a_floor_holds_for_each_part_of_a_group():
+    # deviations of 1 and of 0.01 over a floor of 0.1: the second part counts a tenth
+    part = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    small = torch.tensor([[0.03, 0.01, 0.02]], dtype=torch.float64)
+    valid = torch.ones(1, 3, dtype=torch.bool)
+    found = part_advantages(torch.stack([part, small]), valid, std_floor=0.1)[0]
+    total = np.array([-1 + 0.1, 0 - 0.1, 1 + 0])
+    np.testing.assert_allclose(found, total / total.std(ddof=1), atol=EXACT)
+    without = part_advantages(torch.stack([part, small]), valid)[0]
+    np.testing.assert_allclose(without, [0, -1, 1], atol=EXACT)
+
+
 def test_an_answer_that_was_not_scored_is_no_part_of_anything():
     parts, valid = torch.rand(2, 3, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.bool)
     valid[1, 2] = False

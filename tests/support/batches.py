@@ -87,6 +87,34 @@ def weights(policy):
     return torch.cat([p.detach().flatten() for p in policy.trainable()])
 
 
+def adamw(start, grads, rates, training, weight_decay):
+    """`start` (N,) after AdamW's steps (arXiv 1711.05101, Algorithm 2) on gradients whose norm is clipped, in
+    double."""
+    weight, (beta1, beta2) = start.double(), (training.adam_beta1, training.adam_beta2)
+    first = second = torch.zeros_like(weight)
+    for step, (grad, rate) in enumerate(zip(grads, rates, strict=True), start=1):
+        grad = grad.double() * min(1.0, training.max_grad_norm / (grad.norm().item() + 1e-6))
+        first = beta1 * first + (1 - beta1) * grad
+        second = beta2 * second + (1 - beta2) * grad.square()
+        moved = first / (1 - beta1**step) / ((second / (1 - beta2**step)).sqrt() + 1e-8)
+        weight = weight - rate * weight_decay * weight - rate * moved
+    return weight.float()
+
+
+def gradients_of(owner, parameters):
+    """What `owner.step` finds as the gradient of `parameters`, flat, for each of its calls; 0 where there is
+    none."""
+    found, own = [], owner.step
+
+    def step(*rate):
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        found.append(torch.cat([grad.flatten() for grad in grads]).clone())
+        return own(*rate)
+
+    owner.step = step
+    return found
+
+
 class Small(torch.nn.Module):
     """A model in whose memory only so many tokens fit at once while it is trained, or (`scoring`) while it
     is not."""
