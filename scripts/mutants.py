@@ -159,7 +159,7 @@ MUTANTS: dict[tuple[str, str], list[Change]] = {
         ("torch.where(has_spread(rewards, valid)[:, None], signs, 0.0)", "signs"),
     ],
     # ---- update
-    (TRAINING + "critic.py", "test_actor_critic"): [
+    (TRAINING + "critic.py", "test_actor_critic test_actor_critic_runs"): [
         ("advantage + value\n", "advantage\n"),
         (
             "at = [values[tokens[i]] for i in begins]",
@@ -168,8 +168,6 @@ MUTANTS: dict[tuple[str, str], list[Change]] = {
         ("[0.0] * (len(begins) - 1) + [sum(earned)]", "[sum(earned)] + [0.0] * (len(begins) - 1)"),
         ("if algorithm.advantage_scale is not AdvantageScale.batch_std:", "if True:"),
         ("mask, algorithm.value.clip)", "mask, None)"),
-        ("= rate * self.config.algorithm.value.learning_rate", "= self.config.algorithm.learning_rate"),
-        ("= rate * self.config.algorithm.value.learning_rate", "= self.config.algorithm.value.learning_rate"),
         ("betas, weight_decay=0.0)", "(0.9, 0.999), weight_decay=0.0)"),
         ("betas, weight_decay=0.0)", "betas, weight_decay=0.1)"),
         ("torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_grad_norm).item()", "1.0"),
@@ -215,6 +213,38 @@ MUTANTS: dict[tuple[str, str], list[Change]] = {
             "old = logprobs.detach()",
         ),
         ("report.sums += found\n", "pass\n"),
+    ],
+    (TRAINING + "update.py", "test_actor_critic"): [
+        ("relative * self.config.algorithm.value.learning_rate", "self.config.algorithm.learning_rate"),
+        ("relative * self.config.algorithm.value.learning_rate", "self.config.algorithm.value.learning_rate"),
+    ],
+    (TRAINING + "update.py", "test_entropy"): [
+        (
+            "paid * entropy[micro.action_mask].sum() / max(1, minibatch.tokens)",
+            "paid * entropy[micro.action_mask].mean()",
+        ),
+        ("self.bonus.adapt(self.algorithm, report.sums.entropy)", "pass"),
+        ("first or paid > 0", "first"),
+    ],
+    ("gspo_cli/algorithm/entropy.py", "test_entropy"): [
+        ("self.coefficient += algorithm.entropy_step", "pass"),
+        ("self.entropy <= floor", "self.entropy < floor"),
+        ("max(0.0, self.coefficient - algorithm.entropy_step)", "self.coefficient - algorithm.entropy_step"),
+    ],
+    ("gspo_cli/policy/logprobs.py", "test_entropy"): [
+        ("(log_p + entropy[part, None])", "(log_p - entropy[part, None])"),
+        ("(of_entropy[part, None] / ctx.temperature)", "of_entropy[part, None]"),
+    ],
+    (TRAINING + "collator.py", "test_entropy"): [
+        (" or algorithm.pays_entropy", ""),
+    ],
+    (TRAINING + "checkpoint.py", "test_entropy test_reference_refresh"): [
+        ("updater.bonus = EntropyBonus(**state.bonus)", "pass"),
+        ('updater.policy.restore_reference(saved["reference"])', "pass"),
+    ],
+    (TRAINING + "trainer.py", "test_reference_refresh"): [
+        ("self.parts.policy.refresh_reference()", "pass"),
+        ("self.state.iteration % refresh == 0", "True"),
     ],
     (TRAINING + "update.py", "test_update"): [
         ("forward(*scored, with_entropy", "forward(*scored[:2], 1.0, with_entropy"),
