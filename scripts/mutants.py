@@ -395,7 +395,7 @@ MUTANTS: dict[tuple[str, str], list[Change]] = {
         ("with torch.autocast(hidden.device.type, enabled=False):", "with nullcontext():"),
     ],
     # ---- sampling
-    (ROLLOUT + "sampling.py", "test_rollout"): [
+    (ROLLOUT + "sampling.py", "test_sampling"): [
         ("np.random.Philox(key=seed)", "np.random.Philox(key=0)"),
         ("uniform[:, None].double() * mass", "uniform[:, None].double()"),
         ("right=True", "right=False"),
@@ -408,7 +408,7 @@ MUTANTS: dict[tuple[str, str], list[Change]] = {
         ),
         (".max(dim=-1)\n", ".min(dim=-1)\n"),
     ],
-    (ROLLOUT + "transformers_engine.py", "test_rollout"): [
+    (ROLLOUT + "transformers_engine.py", "test_sampling test_rollout"): [
         ("uniforms([row.request.seed for", "uniforms([0 for"),
         ("next_token_logits(hidden, temperature), uniform", "next_token_logits(hidden, 1.0), uniform"),
         ("index=at).squeeze(dim=1)", "index=0 * at).squeeze(dim=1)"),

@@ -13,7 +13,6 @@ from gspo_cli.policy.chat import ChatFormat
 from gspo_cli.rollout.conversations import Limits, Start, roll_out
 from gspo_cli.rollout.engine import Request, Sampling, finish, generate
 from gspo_cli.rollout.prompts import Prompts
-from gspo_cli.rollout.sampling import draw
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import prepare, saved_settings
@@ -47,7 +46,7 @@ def teacher_forced(policy, request, completion, temperature=1.0):
     return policy(ids, mask, temperature)[0][mask].tolist()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
 @pytest.mark.parametrize("use_lora", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_sampled_logprobs_are_the_teacher_forced_ones(load, name, use_lora, temperature):
@@ -107,40 +106,6 @@ def test_gradient_checkpointing_does_not_change_what_is_generated(load, name):
         for p in (plain, checkpointed)
     ]
     assert [c.token_ids for c in results[0]] == [c.token_ids for c in results[1]]
-
-
-def test_greedy_takes_the_likeliest_token(load):
-    policy = load("qwen3")
-    request = requests(policy.chat)[4]
-    (found,) = generate(
-        TransformersEngine(policy, 8), [request], sampling(policy.chat, 5, temperature=0.0), False
-    )
-    ids = list(request.prompt_ids)
-    for token in found.token_ids:
-        assert policy.causal_model(torch.tensor([ids])).logits[0, -1].argmax().item() == token
-        ids.append(token)
-
-
-def test_draws_follow_the_distribution():
-    logits = torch.log(torch.tensor([[0.1, 0.0, 0.6, 0.3]]))
-    uniform = (torch.arange(1000) + 0.5) / 1000
-    tokens, logprobs, truncated = draw(logits.expand(1000, 4), uniform, 1.0, 0)
-    assert torch.bincount(tokens, minlength=4).tolist() == [100, 0, 600, 300]
-    assert logprobs[0].exp().item() == pytest.approx(0.1)
-    assert truncated.max().item() < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("top_p", "top_k", "kept"), [(0.85, 0, {2, 3}), (1.0, 1, {2}), (0.6, 0, {2}), (0.01, 0, {2})]
-)
-def test_truncation_draws_from_the_head_and_reports_the_mass_it_left_out(top_p, top_k, kept):
-    logits = torch.log(torch.tensor([[0.1, 1e-9, 0.6, 0.3]]))
-    uniform = (torch.arange(1000) + 0.5) / 1000
-    tokens, logprobs, truncated = draw(logits.expand(1000, 4), uniform, top_p, top_k)
-    assert set(tokens.tolist()) == kept
-    assert truncated[0].item() == pytest.approx(1 - sum([0.1, 0, 0.6, 0.3][t] for t in kept), abs=1e-6)
-    # the whole distribution's log-probability, so that it compares with the trainer's
-    assert logprobs[tokens == 2][0].exp().item() == pytest.approx(0.6)
 
 
 class Echo:
