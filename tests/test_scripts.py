@@ -37,7 +37,7 @@ def run_script(monkeypatch, capsys):
 def test_every_script_is_run():
     run_by_make = {"check_wheel.py", "kill_test.py"}
     imported = {"benchmark_sides.py", "benchmark_operations.py", "benchmark_point.py"}
-    imported |= {"gpu_check_iteration.py", "mutants.py"}
+    imported |= {"gpu_check_iteration.py", "mutants.py", "algorithm_mutants.py"}
     assert "scripts/check_wheel.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
     assert "scripts/kill_test.py" in (SCRIPTS.parent / "Makefile").read_text(encoding="utf-8")
     assert "check kills" in (SCRIPTS.parent / ".ci" / "run").read_text(encoding="utf-8")
