@@ -34,6 +34,14 @@ def test_logprobs_are_those_of_the_model_one_position_earlier(load, name):
         )
 
 
+def test_nothing_predicts_the_first_token(load):
+    policy = load("qwen3")
+    ids, mask = ragged(policy)
+    expected = policy(ids, mask, 1.0)[0]
+    mask[:, 0] = True
+    assert torch.equal(policy(ids, mask, 1.0)[0], expected)
+
+
 @pytest.mark.parametrize("chunk", [2**24, 256])
 def test_recomputed_gradients_equal_those_of_kept_logits(monkeypatch, chunk):
     monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk)
@@ -93,7 +101,8 @@ def test_logits_of_a_bf16_model_are_products_in_fp32(load, name, use_lora):
 
     with torch.no_grad():
         found = policy(ids, mask, 0.7)[0]
-        sampled = policy.next_token_logits(hidden[:, 1], 0.7)
+        with policy.autocasting():  # as the engine runs
+            sampled = policy.next_token_logits(hidden[:, 1], 0.7)
     torch.testing.assert_close(found[mask].double(), scores(exact), rtol=0, atol=2e-6)
     torch.testing.assert_close(sampled.double(), exact[:, 1] / 0.7, rtol=0, atol=2e-6)
     # a product in bf16 would be off by more than the width of GSPO's band
@@ -140,20 +149,21 @@ def test_the_lora_reference_is_the_adapter_switched_off(load, folders):
     with torch.no_grad():
         for parameter in policy.trainable():
             parameter.add_(0.05)
-        expected = plain(ids, mask, 1.0)[0]
-        assert not torch.equal(policy(ids, mask, 1.0)[0], expected)
-    assert torch.equal(policy(ids, mask, 1.0, reference=True)[0], expected)
+        expected = plain(ids, mask, 0.7)[0]
+        assert not torch.equal(policy(ids, mask, 0.7)[0], expected)
+    assert torch.equal(policy(ids, mask, 0.7, reference=True)[0], expected)
 
 
 def test_a_full_model_has_a_frozen_reference(load):
     policy = load("qwen3")
     policy.keep_reference(load("qwen3").causal_model)
     ids, mask = ragged(policy)
-    before = policy(ids, mask, 1.0, reference=True)[0]
     with torch.no_grad():
+        expected = policy(ids, mask, 0.7)[0]
         for parameter in policy.trainable():
             parameter.add_(0.05)
-    assert torch.equal(policy(ids, mask, 1.0, reference=True)[0], before)
+        assert not torch.equal(policy(ids, mask, 0.7)[0], expected)
+    assert torch.equal(policy(ids, mask, 0.7, reference=True)[0], expected)
 
 
 def test_lora_adapts_neither_output_layer_nor_router_nor_experts(load):
