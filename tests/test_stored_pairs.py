@@ -226,6 +226,7 @@ def test_pairs_that_cannot_be_used_are_left_out_and_counted(load, configure, tmp
         "rollout.max_completion_length=8 (the longest has 10 tokens)",
     ]
     assert [*pairs.places] == [*range(12), 16]
+    assert [trajectory.answer for trajectory in pairs[12]] == ["4", "1" * 7]
 
 
 def test_a_prompt_that_is_held_out_is_not_trained_on(load, configure, tmp_path):
@@ -263,3 +264,14 @@ def test_too_few_pairs_are_one_sentence(load, configure, tmp_path, overrides, se
         prepared(load, configure, tmp_path, *overrides)
     assert str(caught.value).startswith(f"algorithm.pairs={tmp_path / 'pairs.jsonl'}: ")
     assert sentence in str(caught.value)
+
+
+def test_too_few_that_are_left_say_what_became_of_the_others(load, configure, tmp_path):
+    rows = [{**row, "rejected": row["chosen"]} if place < 5 else row for place, row in enumerate(ROWS)]
+    with pytest.raises(UserError) as caught:
+        prepared(load, configure, tmp_path, rows=rows)
+    assert str(caught.value) == (
+        f"algorithm.pairs={tmp_path / 'pairs.jsonl'}: has 7 pairs (5 of 12 pairs are left out, the first in "
+        f"{tmp_path / 'pairs.jsonl'}:1: both answers are the same), and an iteration takes 8; use "
+        "training.generations_per_iteration=12, or more pairs"
+    )

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -18,8 +19,11 @@ from gspo_cli.console.plain import PlainConsole
 from gspo_cli.console.words import describe, next_commands, why_zero
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.examination import examine
+from gspo_cli.diagnosis.guide import guide
+from gspo_cli.diagnosis.history import Finding, History, Severity
 from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.tasks.arithmetic import Arithmetic
 from gspo_cli.types import RewardResult
 from tests.support.command_line import ROOT, environment, gspo_train, script
 from tests.support.diagnosed_runs import only, settings
@@ -29,47 +33,56 @@ from tests.support.whole_runs import SMALL, assert_same_run, dotted, numbers
 ROWS = [
     {"prompt": f"{a}+{b}=", "chosen": str(a + b)[::-1], "rejected": str(a + b + 1)[::-1]}
     for a in range(10)
-    for b in range(10)
+    for b in range(6)
 ]
+HELD = {
+    p.messages[0].content for p in Arithmetic("arithmetic", "", "", digits=1, heldout=20).heldout_problems()
+}
+LEFT_OUT = sum(row["prompt"] in HELD for row in ROWS)
 OF_ANSWERS = ("reward", "rewards/", "solved", "frac_", "completions/", "num_turns", "turns_", "sampling/")
 OF_RATIOS = ("clip_", "approx_kl", "ratio/mean", "ratio/std", "ratio/m", "ratio/short", "ratio/long", "kl")
 
 
-def pairs_in(folder, *more):
-    return ["algorithm=dpo", f"algorithm.pairs={write(folder / 'pairs.jsonl', *ROWS)}", *more]
+@pytest.fixture(scope="module")
+def begin(tmp_path_factory):
+    """`begin(folder, iterations)`: the arguments of a run with an adapter, whose reference is the model
+    without it."""
+    path = write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", *ROWS)
+    given = ["training.num_generations=2", "model.use_lora=true", "algorithm.learning_rate=0.001"]
+
+    def arguments(folder, iterations):
+        place = [f"training.num_outer_iterations={iterations}", f"hydra.run.dir={folder}"]
+        return [*SMALL, "algorithm=dpo", f"algorithm.pairs={path}", *given, *place]
+
+    return arguments
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("pairs")
-
-
-@pytest.fixture(scope="module")
-def whole(place):
-    """Four iterations without a stop, with an adapter: the reference is the model without it."""
-    done = gspo_train(
-        *SMALL, *pairs_in(place, "model.use_lora=true", "training.num_outer_iterations=4"),
-        "training.num_generations=2", f"hydra.run.dir={place / 'whole'}",
-    )  # fmt: skip
+def whole(begin, tmp_path_factory):
+    """Four iterations without a stop."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = gspo_train(*begin(folder, 4))
     assert done.returncode == 0, done.stderr
-    return place / "whole", done.stdout
+    return folder, done.stdout
 
 
-def test_a_longer_run_continues_a_shorter_one_to_the_bit(whole, place, tmp_path):
+@pytest.fixture(scope="module")
+def path(whole):
+    """The file of pairs."""
+    return Path(json.loads((whole[0] / "summary.json").read_text())["pairs"])
+
+
+def test_a_longer_run_continues_a_shorter_one_to_the_bit(whole, begin, tmp_path):
     folder = tmp_path / "run"
-    settings = ["training.num_generations=2", "model.use_lora=true", "training.num_outer_iterations=2"]
-    short = ["algorithm=dpo", f"algorithm.pairs={place / 'pairs.jsonl'}", *settings]
-    assert gspo_train(*SMALL, *short, f"hydra.run.dir={folder}").returncode == 0
+    assert gspo_train(*begin(folder, 2)).returncode == 0
     done = gspo_train(f"resume={folder}", "training.num_outer_iterations=4")
     assert done.returncode == 0, done.stderr
     assert_same_run(folder, whole[0])
 
 
-def test_a_killed_run_is_resumed_to_the_bit(whole, place, tmp_path, warm_python):
+def test_a_killed_run_is_resumed_to_the_bit(whole, begin, tmp_path, warm_python):
     folder = tmp_path / "run"
-    settings = ["training.num_generations=2", "model.use_lora=true", "training.num_outer_iterations=4"]
-    given = [*SMALL, "algorithm=dpo", f"algorithm.pairs={place / 'pairs.jsonl'}", *settings]
-    command = script("gspo-train", *given, f"hydra.run.dir={folder}", python=warm_python)
+    command = script("gspo-train", *begin(folder, 4), python=warm_python)
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) as running:
         end = time.monotonic() + 90
         while len(RunFolder(folder).read("metrics.jsonl")) < 3 and time.monotonic() < end:
@@ -90,22 +103,23 @@ def test_what_was_not_measured_is_not_logged(whole):
         assert line["preference/margin"] == pytest.approx(
             line["preference/chosen"] - line["preference/rejected"], abs=1e-6
         )
-    assert numbers(folder)[-1]["epoch"] == pytest.approx(4 * 8 / 80)  # 20 of 100 prompts are held out
+    assert numbers(folder)[-1]["epoch"] == pytest.approx(4 * 8 / (60 - LEFT_OUT))
     for sample in RunFolder(folder).read("samples.jsonl"):
         row = ROWS[int(sample["problem_id"].removeprefix("pairs.jsonl:")) - 1]
         answer = row["chosen" if sample["advantage"] > 0 else "rejected"]
         assert [m["content"] for m in sample["messages"]] == [row["prompt"], answer]
         assert (sample["reward"], sample["turns"], sample["expected"]) == (None, 1, row["chosen"])
-    assert "algorithm.pairs: 20 of 100 pairs are left out, the first in" in said
+    assert f"algorithm.pairs: {LEFT_OUT} of 60 pairs are left out, the first in" in said
     assert "16 answers -> 4 updates of 4 answers" in said
-    assert "about 0.4 epochs of 80 pairs" in said
+    assert f"epochs of {60 - LEFT_OUT} pairs" in said
+    assert "rollout.old_logprobs=recompute: because of algorithm.preference=dpo" in said
     assert "in place of sampled answers" in said
     assert "w_t" not in said
     assert "reward " not in said
     assert "one update per rollout" not in said
 
 
-def test_the_summary_and_the_doctor_speak_of_pairs(whole):
+def test_the_summary_and_the_doctor_speak_of_pairs(whole, path):
     folder, _ = whole
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["first_reward"], summary["last_reward"]) == (None, None)
@@ -118,10 +132,11 @@ def test_the_summary_and_the_doctor_speak_of_pairs(whole):
     assert why_zero(lines[-1] | {"updates": 1}) == ""
     # against the same algorithm on the model's own answers: another one has another number of answers
     command, why = next_commands(summary)[-1]
-    assert f'"dpo algorithm.pairs={folder.parent / "pairs.jsonl"}",dpo]' in command
+    rate = "algorithm.learning_rate=0.001"
+    assert f'["dpo {rate} algorithm.pairs={path}","dpo {rate}"]' in command
     assert "the model's own answers" in why
     report = examine(folder)
-    assert [f.rule for f in report.findings if f.rule != "chosen_fell"] == []
+    assert {finding.rule for finding in report.findings} <= {"chosen_fell", "held_out_fell"}
     assert f"preference/accuracy {first:.3g} to {last:.3g}" in report.verdict
     assert "the loss went from 0.6" in report.guide[0].what
 
@@ -150,6 +165,21 @@ def test_no_rule_takes_a_run_on_pairs_for_one_without_rewards():
     assert "the better answers of pairs are 0.733 nats per token less likely" in finding.what
     mean = settings("algorithm=dpo", "algorithm.pairs=pairs.jsonl", "algorithm.aggregation=sequence_mean")
     assert only(diagnose(mean, fallen)).since == 1  # 0.1 nats per token from 0.01 on
+
+
+def test_the_guides_entry_asks_whether_the_loss_of_the_pairs_falls():
+    config = settings("algorithm=dpo", "algorithm.pairs=pairs.jsonl")
+    right = {"preference/accuracy": 0.4, "updates": 4}
+    risen = [{"iteration": i, "loss": 0.69 + 0.01 * i, **right} for i in range(1, 12)]
+    entry, _, steadiness = guide(History(config, risen), [], None)
+    assert (entry.ok, entry.settings) == (False, ("training.num_outer_iterations=200",))
+    assert entry.what == "the loss went from 0.72 to 0.78; the share of pairs in the right order is 0.4"
+    assert "num_generations" not in entry.fix + steadiness.fix
+    fallen = [{**line, "loss": 1 - line["loss"]} for line in risen]
+    assert guide(History(config, fallen), [], None)[0].ok
+    unsteady = Finding("chosen_fell", Severity.warning, "", "", 1)
+    fix = guide(History(config, risen), [unsteady], None)[2].fix
+    assert fix.endswith("training.generations_per_iteration=512, algorithm.beta=0.2")
 
 
 def test_a_line_of_the_console_has_what_there_is():
@@ -205,11 +235,12 @@ def test_held_out_answers_become_those_that_are_chosen(tmp_path, chosen, rises):
     lines = numbers(tmp_path / "run")
     assert lines[-1]["preference/accuracy"] > 0.95
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert examine(tmp_path / "run").guide[0].ok
     assert (after > 0.8) if rises else (after < 0.1), (before, after)
 
 
-def test_a_changed_file_is_refused_and_accepted_by_a_flag(whole, tmp_path):
-    folder, path = tmp_path / "run", whole[0].parent / "pairs.jsonl"
+def test_a_changed_file_is_refused_and_accepted_by_a_flag(whole, path, tmp_path):
+    folder = tmp_path / "run"
     shutil.copytree(whole[0], folder, symlinks=True)
     content = path.read_text()
     try:

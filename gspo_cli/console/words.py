@@ -173,15 +173,16 @@ def _partner(summary: Record) -> list[tuple[str, str]]:
     if once or "training.num_generations=1" in own:  # which a value head alone allows
         other = "a2c" if algorithm == "ppo" else "ppo"
     why = f"compare it with {other} over 3 seeds each"
-    if any(text.startswith("algorithm.pairs=") for text in own):
-        other, why = algorithm, "compare it with pairs of the model's own answers over 3 seeds each"
     if given is None:
         why += "; add your other settings"
     of_algorithm = [text for text in own if text.startswith(("algorithm=", "algorithm."))]
-    arm = " ".join([algorithm, *(t for t in of_algorithm if t.startswith("algorithm."))])
-    arms = f"compare.algorithms=[{json.dumps(arm) if ' ' in arm else arm},{other}]"
+    named = [algorithm, *(t for t in of_algorithm if t.startswith("algorithm."))]
+    sampled = [text for text in named if not text.startswith("algorithm.pairs=")]
+    if sampled != named:
+        other, why = " ".join(sampled), "compare it with pairs of the model's own answers over 3 seeds each"
+    arms = ",".join(json.dumps(arm) if " " in arm else arm for arm in (" ".join(named), other))
     shared = [text for text in own if text not in of_algorithm]
-    return [(" ".join(["gspo-compare", *shared, shlex.quote(arms)]), why)]
+    return [(" ".join(["gspo-compare", *shared, shlex.quote(f"compare.algorithms=[{arms}]")]), why)]
 
 
 def _ending(summary: Record) -> str:
