@@ -98,7 +98,8 @@ def test_each_fault_is_found_with_its_number_since_when_it_shows(rule):
 def test_every_rule_has_a_fault_here_and_every_consequence_is_a_rule():
     names = {rule.__name__ for rule in RULES}
     of_curricula = {"curriculum_stuck", "curriculum_ahead", "long_start"}  # in test_curriculum_rules.py
-    assert names == {*FAULTS, "held_out_fell", *of_curricula}
+    of_pairs = {"chosen_fell"}  # in test_stored_pairs_in_runs.py
+    assert names == {*FAULTS, "held_out_fell", *of_curricula, *of_pairs}
     assert names > CONSEQUENCES
 
 
