@@ -73,8 +73,9 @@ class Curriculum:
         """Go to the next level where `score`, on held-out problems of this one, suffices. The evaluation at
         the end of a run decides nothing unless it is a regular one: a longer run does not have it. Returns
         whether the level rose."""
-        regular = iteration % self._every == 0 if self._every else False
-        if not self._on or self.at_target or not regular or score is None or score < self.raise_at:
+        if not self._on or self.at_target or iteration % self._every:  # which is above 0 with a curriculum
+            return False
+        if score is None or score < self.raise_at:
             return False
         self.state = (self.state[0] + 1, cursor)
         return True

@@ -155,7 +155,7 @@ def build_parts(
     reward = run_reward(config) if reward is None else task.scored_by(reward)
     check_agent(task)
     levels = levels_of(task, config.training.difficulty_curriculum_start)
-    file = read_pairs(config)
+    held, file = levels[-1].heldout, read_pairs(config)
     write_data_stamp(folder, config)
     for note in task.notes():
         reporter.warn(note)
@@ -177,7 +177,7 @@ def build_parts(
     make_room_for_tools(config, prompts, problems, engine.max_positions, folder, reporter.warn)
     pairs = None
     if file is not None:
-        held, said = task.heldout_problems(), partial(reporter.stage, "pairs")
+        said = partial(reporter.stage, "pairs")
         pairs = usable_pairs(config, file, prompts, held, reporter.warn, said)
 
     def fit(problems: Sequence[Problem], split: str) -> Sequence[Problem]:
