@@ -85,10 +85,11 @@ def test_the_gradient_of_a_step_is_that_of_the_loss(load, configure, kind, aggre
         difference = found[0] - found[1].detach()
         return difference.mean() if aggregation == "sequence_mean" else difference.sum()
 
-    losses = []
+    losses, gains = [], []
     for pair in {s.pair for s in samples if s.pair >= 0}:
         best, worst = (next(s for s in samples if (s.pair, s.advantages) == (pair, [x])) for x in (1, -1))
         h = gained(best) - gained(worst)
+        gains.append([0.5 * gained(best).item(), 0.5 * gained(worst).item()])
         loss = -torch.nn.functional.logsigmoid(0.5 * h) if kind == "dpo" else (h - 1).square()
         losses.append(loss)
     assert len(losses) == 4
@@ -101,6 +102,9 @@ def test_the_gradient_of_a_step_is_that_of_the_loss(load, configure, kind, aggre
     torch.testing.assert_close(gradient, flat, rtol=1e-4, atol=2e-6)
     assert metrics["loss"] == pytest.approx(torch.stack(losses).mean().item(), abs=1e-6)
     assert metrics["preference/pairs"] == 4
+    chosen, rejected = np.mean(gains, axis=0)
+    assert metrics["preference/chosen"] == pytest.approx(chosen, abs=1e-5)
+    assert metrics["preference/rejected"] == pytest.approx(rejected, abs=1e-5)
 
 
 def test_the_layout_changes_no_step(load, configure):

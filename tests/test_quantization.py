@@ -388,6 +388,13 @@ def test_eight_bit_states_are_bytes_and_step_almost_alike(configure):
     assert 0 < difference < 5e-4  # of the 1e-2 that ten such steps move
 
 
+def test_each_optimizer_is_the_class_of_its_name(configure):
+    config, _ = configure()
+    for config.training.optimizer in Optimizer:
+        made = make_optimizer([torch.nn.Parameter(torch.zeros(3))], config)
+        assert type(made).__name__.lower() == config.training.optimizer.value.replace("_", "")
+
+
 def test_an_optimizer_without_bitsandbytes_is_one_sentence(configure, monkeypatch):
     config, _ = configure("training.optimizer=adamw_8bit")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
