@@ -23,21 +23,11 @@ from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import evaluate_only, run_training
 from gspo_cli.types import RewardResult
+from tests.support.batches import ragged
 
 NAMES = ["qwen3", "qwen3_moe", "gpt2"]
 BITS = ["use_4bit", "use_8bit"]
-
-
-def spoken(policy, lengths=(30, 12, 22), seed=0):
-    """Random sequences, right-padded, all but the first two tokens trained. -> token_ids, action_mask (B,
-    T)"""
-    random = torch.Generator().manual_seed(seed)
-    ids = torch.full((len(lengths), max(lengths)), policy.chat.pad_id)
-    mask = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(policy.causal_model.config.vocab_size, (length,), generator=random)
-        mask[row, 2:length] = True
-    return ids, mask
+LENGTHS = (30, 12, 22)
 
 
 def opened(folder, adapter=None, **settings):
@@ -70,7 +60,7 @@ def test_scores_with_and_without_gradient_are_equal_to_the_bit(load, name, bits,
     # left alone, bitsandbytes on a CPU scores in eval mode otherwise than in train mode, by up to 1e-2
     settings = {"use_lora": True, "gradient_checkpointing": checkpointing, bits: True}
     policy = stirred(load(name, HardwareConfig(precision=precision), **settings))
-    ids, mask = spoken(policy)
+    ids, mask = ragged(policy, LENGTHS)
     with torch.no_grad():
         before = policy(ids, mask, 1.0)[0]
     with policy.updating():
@@ -87,7 +77,7 @@ def test_logprobs_and_gradients_are_those_of_the_restored_weights(load, name, bi
     quantized = load(name, use_lora=True, bnb_4bit_use_double_quant=double, **{bits: True})
     whole = load(name, use_lora=True)
     restore(quantized.model, whole.model)
-    ids, mask = spoken(quantized)
+    ids, mask = ragged(quantized, LENGTHS)
     results = []
     for policy in (stirred(quantized), stirred(whole)):
         with torch.no_grad():
@@ -137,7 +127,7 @@ def restore(quantized, whole):
 def test_quantising_moves_logprobs_by_little_but_not_by_nothing(load, name, precision, settings, least, most):
     hardware = HardwareConfig(precision=precision)
     policy, whole = load(name, hardware, use_lora=True, **settings), load(name, hardware, use_lora=True)
-    ids, mask = spoken(policy)
+    ids, mask = ragged(policy, LENGTHS)
     with torch.no_grad():
         difference = (policy(ids, mask, 1.0)[0] - whole(ids, mask, 1.0)[0]).abs().max().item()
     assert least < difference < most
@@ -182,7 +172,7 @@ def test_four_bits_hold_the_experts_too_and_eight_do_not(load):
 def test_experts_are_not_kept_restored_after_an_update(load):
     # bitsandbytes counts users of a global cache; recomputation under checkpointing must give each back
     policy = stirred(load("qwen3_moe", use_lora=True, gradient_checkpointing=True, use_4bit=True))
-    ids, mask = spoken(policy)
+    ids, mask = ragged(policy, LENGTHS)
     with policy.updating():
         policy(ids, mask, 1.0)[0].sum().backward()
     assert torch.nn.utils.parametrize._cache_enabled == 0
@@ -193,7 +183,7 @@ def test_experts_are_not_kept_restored_after_an_update(load):
 @pytest.mark.parametrize("name", NAMES)
 def test_training_the_adapter_lowers_a_supervised_loss(load, name, bits):
     policy = load(name, use_lora=True, **{bits: True})
-    ids, mask = spoken(policy)
+    ids, mask = ragged(policy, LENGTHS)
     optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-2)
     losses = []
     for _ in range(8):
@@ -216,7 +206,7 @@ def test_a_saved_adapter_loads_onto_the_quantized_model_and_is_all_that_is_saved
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert all("lora_" in key and value.dtype is torch.float32 for key, value in saved.items())
     assert not list(tmp_path.glob("model*"))
-    ids, mask = spoken(policy)
+    ids, mask = ragged(policy, LENGTHS)
     again, fresh = (opened(folders["qwen3_moe"], saved, **{bits: True}) for saved in (tmp_path, None))
     with torch.no_grad():
         assert torch.equal(again(ids, mask, 1.0)[0], policy(ids, mask, 1.0)[0])
@@ -244,7 +234,7 @@ def test_weights_that_are_stored_quantized_load_as_what_they_are(folders, load, 
     AutoTokenizer.from_pretrained(folders["qwen3"]).save_pretrained(tmp_path)
     policy = opened(tmp_path, use_4bit=True)
     ours = load("qwen3", use_lora=True, use_4bit=True, bnb_4bit_use_double_quant=False)
-    ids, mask = spoken(policy)
+    ids, mask = ragged(policy, LENGTHS)
     with torch.no_grad():
         assert torch.equal(policy(ids, mask, 1.0)[0], ours(ids, mask, 1.0)[0])
     for settings in ({"use_lora": False}, {}, {"use_8bit": True}):
