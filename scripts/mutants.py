@@ -141,15 +141,17 @@ MUTANTS: dict[tuple[str, str], list[Change]] = {
     (TRAINING + "collator.py", "test_update test_counterfactual test_preference test_family_in_runs"): [
         ("(always or any(s.advantages))", "True"),
         ("(always or any(s.advantages))", "any(s.advantages)"),
-        (
-            "counts, algorithm.aggregation, self.config.rollout.max_completion_length",
-            "counts, algorithm.aggregation, 1",
-        ),
         ("order.permutation(len(samples) // size)", "np.arange(len(samples) // size)"),
         ("sum(trained),\n", "sum(s.length for s in samples),\n"),
         ("short = [n for n in lengths if n <= median]", "short = [n for n in lengths if n < median]"),
         ("MinibatchBy.group or self.config.algorithm.in_pairs", "MinibatchBy.group"),
         ("whole = training.minibatch_by is MinibatchBy.group or", "whole ="),
+    ],
+    (TRAINING + "collator.py", "test_segments"): [
+        (
+            "counts, algorithm.aggregation, self.config.rollout.max_completion_length",
+            "counts, algorithm.aggregation, 1",
+        ),
     ],
     (TRAINING + "collator.py", "test_prefix_tree"): [
         (

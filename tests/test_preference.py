@@ -107,6 +107,14 @@ def test_the_gradient_of_a_step_is_that_of_the_loss(load, configure, kind, aggre
     assert metrics["preference/rejected"] == pytest.approx(rejected, abs=1e-5)
 
 
+def test_a_minibatch_holds_both_answers_of_a_pair(load, configure):
+    settings = ("training.minibatch_by=answer", "training.updates_per_rollout=4")
+    updater = prepared(load, configure, *settings)
+    minibatches = updater.collator.minibatches(samples_of(updater), np.random.default_rng(0))
+    found = [[s.pair for micro in m.micro_batches for s in micro.samples] for m in minibatches]
+    assert sorted(map(sorted, found)) == [[pair, pair] for pair in range(4)]
+
+
 def test_the_layout_changes_no_step(load, configure):
     found = []
     for budget in (1, 60, 10_000):
