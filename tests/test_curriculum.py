@@ -279,19 +279,27 @@ def test_a_level_without_problems_is_named():
         levels_of(built("countdown", numbers=3, instructions=False), 2)
 
 
-def test_the_cold_start_shows_the_first_level_to_a_model_that_knows_the_words_of_all(configure, tmp_path):
+def test_the_cold_start_shows_the_first_level(configure, tmp_path):
+    config, _ = configure(*LEVELED, "task.digits=2", "model.cold_start.cache=false")
+    one, two = levels_of(config.task, 1)
+    weights = {}
+    for name, given in {"both": [one, two], "first": [one], "second": [two]}.items():
+        prepare_model(config, given, tmp_path / name, lambda *_: None)
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert weights["both"] == weights["first"] != weights["second"]  # all have the words of sums
+
+
+def test_the_embedded_model_knows_the_words_of_all_levels(configure, tmp_path):
     config, _ = configure(
         "task=customer_service", "task.difficulty=2", "task.problems=40", "task.heldout=5",
-        "training.difficulty_curriculum_start=1", "model.cold_start.steps=0", "model.cold_start.cache=false",
+        "model.cold_start.steps=0", "model.cold_start.cache=false",
     )  # fmt: skip
-    levels = levels_of(config.task, 1)
-    assert max(len(level.demonstrations()[n].messages) for level in levels[:1] for n in range(40)) < 12
-    words = {}
-    for name, given in {"both": levels, "first": levels[:1], "second": levels[1:]}.items():
+    levels, words = levels_of(config.task, 1), {}
+    for name, given in {"both": levels, "first": levels[:1]}.items():
         prepare_model(config, given, tmp_path / name, lambda *_: None)
         words[name] = set(json.loads((tmp_path / name / "tokenizer.json").read_text())["model"]["vocab"])
-    assert words["both"] != words["first"]
-    assert words["both"] & (words["second"] - words["first"])
+    # what a customer begins a second request with
+    assert {"\u0120thanks", "thanks", "good"} & (words["both"] - words["first"])
 
 
 # Refusals
