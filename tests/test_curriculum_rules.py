@@ -111,6 +111,10 @@ def test_answers_that_were_long_only_at_first_are_worth_a_note():
     assert diagnose(settings(*LONG, "training.length_curriculum_start=100"), lines) == []
     assert diagnose(settings("rollout.max_completion_length=255"), lines) == []
     assert diagnose(settings(*LONG), run_of(30, completions__mean_length=90.0)) == []
+    still_long = rambled + run_of(30, 9, completions__mean_length=300.0)[8:]
+    assert diagnose(settings(*LONG), still_long) == []
+    unlearned = [line | {"reward": 0.2, "entropy": 0.5} for line in lines]
+    assert diagnose(settings(*LONG), unlearned) == []
 
 
 def test_truncation_from_the_start_at_a_high_limit_names_the_length_curriculum():
