@@ -66,6 +66,9 @@ FAULTS = {
         "warning", 8, {"rewards__manner__spread": 1.0, "rewards__exact__spread": 0.0}, [], "from manner",
     ),
     "one_update": ("note", 1, {"updates": 1}, ["training.updates_per_rollout=1"], "=1"),
+    "chosen_fell": (
+        "warning", 9, {"preference__chosen": -0.06, "length__short_mean": 2.0}, ["algorithm=dpo"], "0.3 nats",
+    ),
     "noise": ("warning", 10, {"ratio__first_step_abs_err": 2e-4}, [], "2.0e-04"),
     "excluded": ("warning", 10, {"excluded": 3}, [], "9 in 3 iterations"),
     "out_of_memory": ("warning", 12, {"oom_events": 2, "tokens_per_microbatch": 256}, [], "2 times"),
