@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from gspo_cli.config.choices import AdvantageParts
 from gspo_cli.console.words import number
-from gspo_cli.diagnosis.history import LASTING, WINDOW, Finding, History, Record, Severity, number_of, slower
+from gspo_cli.diagnosis.history import (
+    LASTING,
+    WINDOW,
+    Finding,
+    History,
+    Record,
+    Severity,
+    nearer,
+    number_of,
+    slower,
+)
 
 ENTROPY_LEFT = 0.1  # share of the first iteration's
 ENTROPY_GONE = 0.05  # nats per token: nearly every token is certain
@@ -37,9 +48,9 @@ def entropy_gone(run: History) -> Finding | None:
         Severity.collapse,
         f"entropy fell from {number(first)} to {number(run.last('entropy'))} nats per token and the "
         "reward does not rise",
-        f"use {slower(run)}; algorithm.beta=0.01 keeps the policy near its reference",
+        f"use {slower(run)}; {nearer(run.config)} keeps the policy near its reference",
         since,
-        (slower(run), "algorithm.beta=0.01") if run.config.algorithm.beta == 0 else (slower(run),),
+        (slower(run), nearer(run.config)) if run.config.algorithm.beta == 0 else (slower(run),),
     )
 
 
@@ -57,7 +68,9 @@ def length_runaway(run: History) -> Finding | None:
     if since is None:
         return None
     length, cut = run.last("completions/mean_length"), run.last("completions/clipped_ratio") or 0.0
-    settings = (slower(run), "algorithm.truncated_completions=penalise")
+    algorithm = run.config.algorithm
+    penalized = algorithm.overlong_buffer > 0 or algorithm.advantage_parts is AdvantageParts.each
+    settings = (slower(run), *([] if penalized else ["algorithm.truncated_completions=penalise"]))
     return Finding(
         "length_runaway",
         Severity.collapse,
@@ -118,7 +131,7 @@ def kl_far(run: History) -> Finding | None:
     jumps = len(before) == WINDOW and min(newest) > max(KL_SEEN, KL_GROWTH * fmean(before))
     if since is None and not jumps:
         return None
-    beta = f"algorithm.beta={10 * run.config.algorithm.beta:.3g}"
+    beta = nearer(run.config)
     lost = since is not None and not run.reward_rises
     return Finding(
         "kl_far",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gspo_cli.config.schema import RunSettings
-from gspo_cli.diagnosis import answer_rules, curriculum_rules, rules, signal_rules
+from gspo_cli.diagnosis import answer_rules, curriculum_rules, family_rules, rules, signal_rules
 from gspo_cli.diagnosis.history import Finding, History, Record, Severity
 
 RULES = (
@@ -39,6 +39,10 @@ RULES = (
     curriculum_rules.curriculum_stuck,
     curriculum_rules.curriculum_ahead,
     curriculum_rules.long_start,
+    family_rules.value_unexplained,
+    family_rules.value_exploded,
+    family_rules.preference_chance,
+    family_rules.preference_overfit,
 )
 # effects of any collapse: not reported separately once a collapse has begun
 CONSEQUENCES = {
@@ -48,6 +52,10 @@ CONSEQUENCES = {
     "held_out_fell",
     "nothing_clips",
     "policy_still",
+    "value_unexplained",
+    "value_exploded",
+    "preference_chance",
+    "preference_overfit",
 }
 
 

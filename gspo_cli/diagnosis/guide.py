@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from gspo_cli.config.choices import Device, Optimizer
+from gspo_cli.config.choices import Device, Optimizer, Preference
 from gspo_cli.config.schema import RunSettings
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
@@ -16,6 +17,7 @@ from gspo_cli.diagnosis.history import (
     History,
     Severity,
     mean_of,
+    nearer,
     number_of,
     preset_rate,
     slower,
@@ -26,10 +28,12 @@ NO_SIGNAL = {  # rules that say why a reward does not rise
     "learning_rate_zero", "zero_reward", "constant_reward", "reward_scale", "equal_groups", "clip_saturation",
     "nothing_clips", "policy_still", "small_spread", "one_part", "noise",
     "truncation", "excluded", "not_finite", "reward_fell", "curriculum_stuck", "curriculum_ahead",
+    "value_unexplained", "preference_chance",
 }  # fmt: skip
 UNSTABLE = {
     "reward_fell", "entropy_gone", "length_runaway", "repetition", "kl_far", "not_finite", "gradient_spike",
     "rolled_back", "held_out_fell", "reward_scale", "reward_outliers", "outlier_groups", "chosen_fell",
+    "value_exploded", "preference_overfit",
 }  # fmt: skip
 WORTH = 0.05  # share of the estimate; smaller savings are not worth a change
 
@@ -55,11 +59,7 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
     should."""
     if run.config.algorithm.pairs is not None:
         return _loss_of_pairs(run, findings)
-    losses = run.values("loss")
-    start = f"the loss is {number(fmean(losses))} on average" if losses else ""
-    if losses:
-        compared = run.config.algorithm.in_pairs
-        start += "; " if compared else ", which is expected: advantages are centered; "
+    start = _loss_so_far(run)
     if run.reward_gain is None:
         return Answer("loss not decreasing", True, f"{start}the run is too short to tell", "train longer")
     before, after, chance = run.reward_gain
@@ -70,6 +70,22 @@ def loss(run: History, findings: Sequence[Finding]) -> Answer:
         )
     what = f"{start}the reward is what matters, and it went {span}: no significant rise ({number(chance)})"
     return _explained(run, findings, what)
+
+
+def _loss_so_far(run: History) -> str:
+    """The mean loss and what it should be, to begin a sentence; empty where none was logged."""
+    losses, algorithm = run.values("loss"), run.config.algorithm
+    if not losses:
+        return ""
+    start = f"the loss is {number(fmean(losses))} on average"
+    if algorithm.in_pairs:
+        chance = math.log(2) if algorithm.preference is Preference.dpo else (1 / (2 * algorithm.beta)) ** 2
+        return f"{start}, where a policy that tells no answers apart has {number(chance)}; "
+    if not algorithm.has_critic:
+        return f"{start}, which is expected: advantages are centered; "
+    of_values = [f"{number(value)}" for value in run.values("value/loss")]
+    head = f", and the value head's went from {of_values[0]} to {of_values[-1]}" if of_values else ""
+    return f"{start}, which is expected: values are about the mean of returns{head}; "
 
 
 def _loss_of_pairs(run: History, findings: Sequence[Finding]) -> Answer:
@@ -102,25 +118,31 @@ def _explained(run: History, findings: Sequence[Finding], what: str) -> Answer:
 
 
 def sharper(config: RunSettings) -> list[str]:
-    """Settings by which more of each group is learned; none where the groups are pairs of a file."""
+    """Settings by which more is learned of an iteration; none where its answers are pairs of a file."""
     if config.algorithm.pairs is not None:
         return []
-    answers = f"training.num_generations={2 * config.training.num_generations}"
-    return [answers, *(f"{text} (wider)" for text in _band(config, 3.0))]
+    return [_more_answers(config), *(f"{text} (wider)" for text in _band(config, 3.0))]
+
+
+def _more_answers(config: RunSettings) -> str:
+    """The override for more answers to compare: to each prompt, or, where none is compared with the others to
+    its prompt, in all."""
+    training = config.training
+    if config.algorithm.within_groups and config.algorithm.pairs is None:
+        return f"training.num_generations={2 * training.num_generations}"
+    return f"training.generations_per_iteration={2 * training.generations_per_iteration}"
 
 
 def steadier(config: RunSettings) -> list[str]:
     """Settings that make steps smaller or less noisy, of those that are not in use."""
     training, cap = config.training, config.rollout.max_completion_length
-    if config.algorithm.pairs is not None:
-        more = f"training.generations_per_iteration={2 * training.generations_per_iteration}"
-        return [more, f"algorithm.beta={2 * config.algorithm.beta:g}"]
-    found = [f"training.num_generations={2 * training.num_generations}"]
+    found = [_more_answers(config)]
     found += [f"{text} (narrower)" for text in _band(config, 1 / 3)]
-    found += [f"rollout.max_completion_length={max(1, cap // 2)}"]
-    if training.length_curriculum_start is None:
-        found.append(f"training.length_curriculum_start={max(1, cap // 4)}")
-    return found if config.algorithm.beta else [*found, "algorithm.beta=0.01"]
+    if config.algorithm.pairs is None:
+        found += [f"rollout.max_completion_length={max(1, cap // 2)}"]
+        if training.length_curriculum_start is None:
+            found.append(f"training.length_curriculum_start={max(1, cap // 4)}")
+    return found if config.algorithm.beta and not config.algorithm.in_pairs else [*found, nearer(config)]
 
 
 def _band(config: RunSettings, factor: float) -> list[str]:
@@ -133,7 +155,7 @@ def _band(config: RunSettings, factor: float) -> list[str]:
 
 
 def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
-    """High memory: the measured peak, and and what lowers it, in order of effect by the card's estimate."""
+    """High memory: the measured peak, and what lowers it, in order of effect by the card's estimate."""
     peaks = run.values("memory/peak_gb")
     short = round(sum(number_of(record, "oom_events") or 0.0 for record in run.everything))
     measured = f"peak {number(max(peaks))} GiB" if peaks else "no peak was measured"
@@ -224,7 +246,8 @@ def instability(run: History, findings: Sequence[Finding]) -> Answer:
     if not found:
         return Answer("instability", True, f"stable: {', '.join(facts)}", "")
     named = ", ".join(finding.rule for finding in found)
-    settings = tuple(dict.fromkeys([slower(run), *found[0].settings]))
+    first = [] if found[0].rule == "value_exploded" else [slower(run)]  # the head's rate is its own
+    settings = tuple(dict.fromkeys([*first, *found[0].settings]))
     others = ", ".join(steadier(run.config))
     fix = (
         f"use {settings[0]}, and training.on_collapse=rollback to recover automatically; what else steadies "

@@ -174,10 +174,23 @@ def slower(run: History) -> str:
     return f"algorithm.learning_rate={preset if rate > preset else rate / 2:.3g}"
 
 
+def nearer(config: RunSettings) -> str:
+    """The override that keeps the policy nearer to the model before training."""
+    beta = config.algorithm.beta
+    return f"algorithm.beta={2 * beta if config.algorithm.in_pairs else 10 * beta or 0.01:.3g}"
+
+
+def slower_head(run: History) -> list[str]:
+    """The override for smaller steps of the value head, where there is one."""
+    rate = run.config.algorithm.value.learning_rate / 10
+    return [f"algorithm.value.learning_rate={rate:.3g}"] if run.config.algorithm.has_critic else []
+
+
 def preset_rate(run: History) -> float:
-    """The learning rate that suits model and ratio level."""
-    presets = run.config.model.presets
-    return (presets.sequence if run.config.algorithm.compares_means else presets.token).learning_rate
+    """The learning rate that suits model and ratio level; pairs take a tenth of that of token ratios."""
+    presets, algorithm = run.config.model.presets, run.config.algorithm
+    rate = (presets.sequence if algorithm.compares_means else presets.token).learning_rate
+    return rate / 10 if algorithm.in_pairs else rate
 
 
 def widths(run: History) -> Sequence[float]:

@@ -8,7 +8,7 @@ import math
 from bisect import insort
 from statistics import median
 
-from gspo_cli.config.choices import AdvantageScale, OldLogprobs
+from gspo_cli.config.choices import AdvantageParts, AdvantageScale, OldLogprobs
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     LASTING,
@@ -21,6 +21,7 @@ from gspo_cli.diagnosis.history import (
     mean_of,
     number_of,
     slower,
+    slower_head,
     widths,
 )
 
@@ -98,7 +99,7 @@ def reward_scale(run: History) -> Finding | None:
         else f"the mean reward was over {LARGE_REWARD:.0f} in {len(large)} of {len(sizes)} iterations, at "
         f"most {number(max(size for _, size in large))}, and usually {number(median(s for _, s in sizes))}"
     )
-    divide = f"algorithm.advantage_scale={'batch_std' if algorithm.has_critic else 'group_std'}"
+    divide = f"algorithm.advantage_scale={'group_std' if algorithm.within_groups else 'batch_std'}"
     return Finding(
         "reward_scale",
         Severity.warning,
@@ -111,7 +112,7 @@ def reward_scale(run: History) -> Finding | None:
 
 def reward_outliers(run: History) -> Finding | None:
     """Iterations whose rewards are far larger than in nearly all others."""
-    if len(run.records) < 2 * WINDOW or reward_scale(run):
+    if len(run.records) < 2 * WINDOW or reward_scale(run) or reward_fell(run):
         return None
     sizes = [
         (r, max(abs(number_of(r, name) or 0.0) for name in ("reward", "reward_std"))) for r in run.records
@@ -132,8 +133,8 @@ def reward_outliers(run: History) -> Finding | None:
 
 def equal_groups(run: History) -> Finding | None:
     """Nearly all groups have zero variance and therefore no advantage."""
-    since = run.above("frac_reward_zero_std", EQUAL_GROUPS - 1e-9)
-    if since is None or zero_reward(run) or constant_reward(run):
+    since, algorithm = run.above("frac_reward_zero_std", EQUAL_GROUPS - 1e-9), run.config.algorithm
+    if since is None or not algorithm.within_groups or zero_reward(run) or constant_reward(run):
         return None
     share, solved = run.last("frac_reward_zero_std") or 0.0, run.last("solved") or 0.0
     if solved >= SOLVED:
@@ -152,7 +153,8 @@ def equal_groups(run: History) -> Finding | None:
     if generated % (2 * answers):
         more.append(f"training.generations_per_iteration={2 * generated}")
     wide = run.config.rollout.temperature >= 1
-    settings = ("algorithm.dynamic_sampling=true", *more, *([] if wide else ["rollout.temperature=1.0"]))
+    others = ["algorithm.dynamic_sampling=true"] if algorithm.advantage_parts is AdvantageParts.sum else []
+    settings = (*others, *more, *([] if wide else ["rollout.temperature=1.0"]))
     return Finding(
         "equal_groups",
         Severity.warning,
@@ -260,13 +262,14 @@ def not_finite(run: History) -> Finding | None:
         in_a_row = [record for record in dropped if record["iteration"] >= all_dropped]
         if sum(number_of(record, "updates_skipped") or 0 for record in in_a_row) < MANY_DROPPED:
             all_dropped = None
+    settings = [slower(run), *slower_head(run), "hardware.precision=fp32"]
     return Finding(
         "not_finite",
         Severity.warning if all_dropped is None else Severity.collapse,
         f"a gradient was not finite in {count} updates: these updates were skipped",
-        f"use {slower(run)} and hardware.precision=fp32",
+        f"use {' and '.join(settings)}",
         dropped[0]["iteration"] if all_dropped is None else all_dropped,
-        (slower(run), "hardware.precision=fp32"),
+        tuple(settings),
     )
 
 
@@ -291,15 +294,22 @@ def gradient_spike(run: History) -> Finding | None:
     return None
 
 
-def held_out_fell(run: History) -> Finding | None:
-    """The held-out score is significantly below an earlier one."""
+def fall(run: History) -> tuple[Record, Record] | None:
+    """The best and the last evaluation, where the held-out score of the last is significantly lower."""
     scored = [record for record in run.evals if number_of(record, "score") is not None]
     if len(scored) < 2:
         return None
     best, last = max(scored, key=lambda record: record["score"]), scored[-1]
     error = math.hypot(*(binomial_error(record) for record in (best, last)))
-    if best["score"] - last["score"] <= FALL_ERRORS * error:
+    return (best, last) if best["score"] - last["score"] > FALL_ERRORS * error else None
+
+
+def held_out_fell(run: History) -> Finding | None:
+    """The held-out score is significantly below an earlier one."""
+    fallen = fall(run)
+    if fallen is None:
         return None
+    best, last = fallen
     return Finding(
         "held_out_fell",
         Severity.warning,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 
-from gspo_cli.config.choices import AdvantageScale, Aggregation, RatioLevel
+from gspo_cli.config.choices import AdvantageParts, AdvantageScale, Aggregation, RatioLevel
 from gspo_cli.console.words import number
 from gspo_cli.diagnosis.history import (
     WINDOW,
@@ -41,18 +41,19 @@ def policy_still(run: History) -> Finding | None:
     since = run.since(lambda record: _is_still(run, record), WINDOW)
     if since is None or _has_gained(run):
         return None
-    spread, kl = run.last("ratio/std"), _latest_kl(run)
-    rate = run.config.algorithm.learning_rate
+    kl, rate = _latest_kl(run), run.config.algorithm.learning_rate
     lora = run.config.model.use_lora
     wanted = min(LORA_FACTOR * rate, max(LORA_RATE, FASTER * rate)) if lora else FASTER * rate
     setting = f"algorithm.learning_rate={wanted:.3g}"
     moved = f" and the KL to the model before training is {number(kl)}" if kl is not None else ""
     why = ": LoRA takes 10 to 50 times the learning rate of full training" if lora else ""
+    ratio = f"the ratio deviates by {number(run.last('ratio/std'))}"
+    if run.config.algorithm.in_pairs:
+        ratio = f"the margin of pairs is {number(run.last('preference/margin'))}"
     return Finding(
         "policy_still",
         Severity.warning,
-        f"the policy does not move: the ratio deviates by {number(spread)}{moved}, and the reward does not "
-        "rise",
+        f"the policy does not move: {ratio}{moved}, and the reward does not rise",
         f"use {setting}{why}",
         since,
         (setting,),
@@ -61,25 +62,38 @@ def policy_still(run: History) -> Finding | None:
 
 def _is_still(run: History, record: Record) -> bool:
     """Whether an iteration with something to learn, at a usual learning rate, hardly moved the policy."""
-    spread, rate = number_of(record, "ratio/std"), number_of(record, "learning_rate")
-    usual = run.config.algorithm.learning_rate
+    algorithm, rate = run.config.algorithm, number_of(record, "learning_rate")
+    spread, usual = _moved(run, record), algorithm.learning_rate
     if spread is None or not number_of(record, "grad_norm") or (rate is not None and rate < usual / 2):
         return False
     one_update = run.config.training.updates_per_iteration == 1 or number_of(record, "updates") == 1
-    if one_update or run.config.algorithm.in_pairs:
+    if one_update and not algorithm.in_pairs:
         return False  # the ratio is 1 whatever the policy does
     if (number_of(record, "frac_reward_zero_std") or 0.0) >= EQUAL_GROUPS - 1e-9:
         return False
     if (number_of(record, "solved") or 0.0) >= SOLVED:
         return False
-    level, length = run.config.algorithm.ratio_level, number_of(record, "completions/mean_length") or 1.0
-    if level is RatioLevel.sequence_product:
-        spread /= math.sqrt(max(1.0, length))  # which adds up the log ratios of the tokens
-    elif level is not RatioLevel.token:
-        spread *= math.sqrt(max(1.0, length))  # which averages them
     clipped = number_of(record, "clip_ratio/token") or 0.0
     # the band of GSPO is so narrow that a policy which is still under LoRA may be clipped
     return spread < STILL and (run.config.model.use_lora or clipped < STILL_CLIPPED)
+
+
+def _moved(run: History, record: Record) -> float | None:
+    """How far the policy moved, per token: from the old policy, or, where answers are compared in pairs, from
+    the reference."""
+    algorithm, spread = run.config.algorithm, number_of(record, "ratio/std")
+    adds_up = algorithm.ratio_level is RatioLevel.sequence_product
+    averages = not adds_up and algorithm.ratio_level is not RatioLevel.token
+    if algorithm.in_pairs:
+        gained = [number_of(record, f"preference/{name}") for name in ("chosen", "rejected")]
+        spread = max((abs(gain) / algorithm.beta for gain in gained if gain is not None), default=None)
+        adds_up = algorithm.aggregation is Aggregation.sequence_sum
+        averages = not adds_up
+    length = math.sqrt(max(1.0, number_of(record, "completions/mean_length") or 1.0))
+    if spread is None:
+        return None
+    # log ratios of tokens that were added up, or averaged
+    return spread / length if adds_up else spread * length if averages else spread
 
 
 def _has_gained(run: History) -> bool:
@@ -172,16 +186,17 @@ def outlier_groups(run: History) -> Finding | None:
     found = [r for r in run.records if (number_of(r, "frac_reward_outlier") or 0.0) >= SMALL_SHARE]
     if not found or run.config.algorithm.in_pairs:  # only the order of rewards makes a pair
         return None
-    newest = found[-1]
+    newest, whole = found[-1], "algorithm.advantage_scale=batch_std"
+    settings = () if run.config.algorithm.advantage_parts is AdvantageParts.each else (whole,)
     return Finding(
         "outlier_groups",
         Severity.warning,
         f"in {number_of(newest, 'frac_reward_outlier') or 0.0:.0%} of the groups of iteration "
         f"{newest['iteration']} one reward is so extreme that the others, which differ, get nearly equal "
         "advantages",
-        f"bound the reward ({BOUND}), or use algorithm.advantage_scale=batch_std",
+        f"bound the reward ({BOUND})" + (f", or use {whole}" if settings else ""),
         found[0]["iteration"],
-        ("algorithm.advantage_scale=batch_std",),
+        settings,
     )
 
 
@@ -222,13 +237,15 @@ def one_part(run: History) -> Finding | None:
     if since is None:
         return None
     share = run.last(f"rewards/{part}/spread") or 0.0
+    divides = run.config.algorithm.advantage_scale is not AdvantageScale.none
+    floor = f", use algorithm.advantage_std_floor={FLOOR}" if divides else ""
     return Finding(
         "one_part",
         Severity.warning,
         f"all spread comes from {part}: it explains {share:.0%} of the differences of rewards within groups, "
         "and the outcome none",
-        f"lower the weight of {part} or multiply it by the outcome, use algorithm.advantage_std_floor={FLOOR}"
-        ", or start from a model that sometimes succeeds",
+        f"lower the weight of {part} or multiply it by the outcome{floor}, or start from a model that "
+        "sometimes succeeds",
         since,
     )
 

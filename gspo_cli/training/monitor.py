@@ -62,7 +62,8 @@ class Monitor:
             if dropped != record["updates"]:
                 break
         if skipped >= MAX_SKIPPED:
+            head = ", algorithm.value.learning_rate" if self.config.algorithm.has_critic else ""
             raise UserError(
-                f"training: {skipped} updates in a row had a gradient that is not finite; lower "
-                "algorithm.learning_rate or use hardware.precision=fp32, then resume from the last checkpoint"
+                f"training: {skipped} updates in a row had a gradient that is not finite; lower algorithm."
+                f"learning_rate{head} or use hardware.precision=fp32, then resume from the last checkpoint"
             )
