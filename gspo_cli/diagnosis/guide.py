@@ -159,7 +159,11 @@ def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
     peaks = run.values("memory/peak_gb")
     short = round(sum(number_of(record, "oom_events") or 0.0 for record in run.everything))
     measured = f"peak {number(max(peaks))} GiB" if peaks else "no peak was measured"
-    what = f"{measured}, memory ran out {short} times" if short else f"{measured}, memory never ran out"
+    what = (
+        f"{measured}, memory ran out {short} time{'s' * (short > 1)}"
+        if short
+        else f"{measured}, memory never ran out"
+    )
     parts = {} if card is None else estimated_parts(card)
     if parts:
         largest = sorted(parts, key=parts.__getitem__, reverse=True)[:3]
