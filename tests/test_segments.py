@@ -148,6 +148,8 @@ def test_minibatches_hold_whole_answers(load, configure):
 
 def test_a_segment_without_a_trained_token_has_no_weight(load):
     [_, _, three, _] = segmented(200)
+    three.advantages = [float(place) for place in range(three.length)]
+    assert [piece.advantages for piece in three.sequences] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
     assert [(piece.length, piece.weight) for piece in three.sequences] == [(4, 0.5), (6, 0.5)]
     [part, _] = three.sequences
     assert part.sequences == [part]

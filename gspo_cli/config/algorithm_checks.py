@@ -379,6 +379,7 @@ def check_calibration(algorithm: AlgorithmConfig) -> None:
     )
     require(
         not algorithm.is_calibrated or algorithm.clip_range != (None, None),
-        "algorithm.clip_calibration=quantile: there is no clip band to calibrate; use clip_mode=min with "
-        "two widths, or clip_calibration=none",
+        "algorithm.clip_calibration=quantile: there is no clip band to calibrate; use "
+        "algorithm.clip_calibration=none"
+        + ("" if algorithm.in_pairs else ", or algorithm.clip_mode=min with two widths"),
     )
