@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, replace
 
 import pytest
+from omegaconf import OmegaConf
 
 from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.result import Verdict
@@ -58,6 +59,17 @@ def test_what_was_written_is_what_is_read(folder):
     written = stored_run("grpo", 2, 20)
     assert (run.metrics, run.evals, run.heldout) == (written.metrics, written.evals, written.heldout)
     assert (run.seed, run.status, run.iterations, run.planned) == (2, "completed", 20, 20)
+
+
+def test_a_default_of_value_heads_that_has_changed_since_means_nothing_to_a_run_without_one(folder):
+    new = find_runs([folder])[0]
+    for run in sorted((folder / "sweep").glob("*-s1")):
+        text = (run / "config.yaml").read_text(encoding="utf-8")
+        config = OmegaConf.create(text)
+        config.algorithm.value.gae_lambda = 0.95
+        (run / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    old, out = find_runs([folder])
+    assert (out, [run.arm_key for run in old]) == ([], [run.arm_key for run in new])
 
 
 def test_neither_the_order_of_paths_nor_a_second_time_changes_anything(folder):

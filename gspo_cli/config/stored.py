@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.config.choices import AdvantageBaseline
 from gspo_cli.config.compose import explain, literal, load_saved, plain_values
 from gspo_cli.config.schema import RunSettings
 from gspo_cli.errors import UserError
@@ -41,6 +42,11 @@ def stored_config(values: Mapping[str, Any], source: str) -> StoredConfig:
     lacking = [name for name in (*groups, "task") if not isinstance(values.get(name), Mapping)]
     if lacking:
         raise UserError(f"{source}: has no {lacking[0]} settings; give a run folder of gspo-train")
+    algorithm = values["algorithm"]
+    if (
+        algorithm.get("advantage_baseline") != AdvantageBaseline.value.value
+    ):  # the defaults of its day say nothing
+        values = {**values, "algorithm": {key: each for key, each in algorithm.items() if key != "value"}}
     found = {each.name: values[each.name] for each in fields(RunSettings) if each.name in values}
     plain = dict(values)
     for name, kind in groups.items():
