@@ -188,17 +188,22 @@ def test_the_value_of_a_token_is_read_from_the_state_that_predicts_it(load, conf
             assert values[place] == pytest.approx(expected[place - 1].item() if trained else 0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 0.5])
-def test_the_step_is_that_of_plain_torch(load, configure, coefficient):
+@pytest.mark.parametrize(("coefficient", "clip"), [(0.0, None), (0.5, None), (0.5, 0.05)])
+def test_the_step_is_that_of_plain_torch(load, configure, coefficient, clip):
     settings = (
         f"algorithm.value.coefficient={coefficient}",
+        f"algorithm.value.clip={'null' if clip is None else clip}",
         *("training.updates_per_rollout=1", "training.max_grad_norm=1e6"),
     )
     updater = updater_of(load, configure, *settings)
-    samples = valued(updater)
+    apart = random.Random(1)  # how far the head has moved since the rollout
+    samples = [
+        replace(sample, values=[value + apart.gauss(0, 0.1) for value in sample.values])
+        for sample in valued(updater)
+    ]
     head, model = updater.critic.head, updater.policy.causal_model
     weight, bias = (p.detach().clone().requires_grad_() for p in (head.weight, head.bias))
-    policy_terms, value_terms = [], []
+    policy_terms, value_terms, squares = [], [], []
     for sample in samples:
         ids = torch.tensor([sample.token_ids])
         out = model(ids, output_hidden_states=True)
@@ -207,8 +212,11 @@ def test_the_step_is_that_of_plain_torch(load, configure, coefficient):
         for place in (i for i, trained in enumerate(sample.action_mask) if trained):
             logprob = logprobs[place - 1, sample.token_ids[place]]
             policy_terms.append((logprob - logprob.detach()).exp() * sample.advantages[place])
-            error = hidden[place - 1] @ weight + bias - sample.returns[place]
-            value_terms.append(error.square() / 2)
+            now, old, target = hidden[place - 1] @ weight + bias, sample.values[place], sample.returns[place]
+            limit = math.inf if clip is None else clip
+            limited = old + (now - old).clamp(-limit, limit)
+            squares.append((now - target).square().item())
+            value_terms.append(torch.maximum((now - target).square(), (limited - target).square()) / 2)
     policy_loss, value = -torch.stack(policy_terms).mean(), torch.stack(value_terms).mean()
     parameters = updater.policy.trainable()
     grads = torch.autograd.grad(policy_loss + coefficient * value, parameters, retain_graph=True)
@@ -227,7 +235,8 @@ def test_the_step_is_that_of_plain_torch(load, configure, coefficient):
     for mine, theirs in zip(found["head"], expected_head, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
     metrics = update_metrics(report)
-    assert metrics["value/loss"] == pytest.approx(value.item(), abs=1e-6)
+    assert metrics["value/loss"] == pytest.approx(sum(squares) / len(squares) / 2, abs=1e-6)  # not clipped
+    assert (metrics["value/clipped"] > 0) == (clip is not None)
     assert metrics["value/learning_rate"] == 1e-3
 
 

@@ -43,9 +43,7 @@ def stored_config(values: Mapping[str, Any], source: str) -> StoredConfig:
     if lacking:
         raise UserError(f"{source}: has no {lacking[0]} settings; give a run folder of gspo-train")
     algorithm = values["algorithm"]
-    if (
-        algorithm.get("advantage_baseline") != AdvantageBaseline.value.value
-    ):  # the defaults of its day say nothing
+    if algorithm.get("advantage_baseline") != AdvantageBaseline.value.value:  # defaults of its day
         values = {**values, "algorithm": {key: each for key, each in algorithm.items() if key != "value"}}
     found = {each.name: values[each.name] for each in fields(RunSettings) if each.name in values}
     plain = dict(values)
