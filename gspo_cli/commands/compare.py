@@ -39,6 +39,8 @@ EXAMPLES = """examples:
       reports on the runs of a sweep
   gspo-compare model=tiny_moe 'compare.algorithms=[gspo,grpo,"grpo algorithm.routing_replay=true"]'
       GRPO with and without routing replay
+  gspo-compare outputs/sweeps/<sweep> --zip
+      packs report, configs and logs for somebody else, who runs gspo-compare comparison.zip
   gspo-compare task=arithmetic compare.tune.trials=5
       first tunes learning rate and clip range of each algorithm, with a separate seed
 
@@ -77,7 +79,7 @@ def compare_command() -> int:
     shared = [text for text in overrides if not text.startswith(("compare.", "compare="))]
     if not folders:
         try:
-            return train_and_report(SharedSettings(shared, arguments.config_dir), settings)
+            return train_and_report(SharedSettings(shared, arguments.config_dir), settings, arguments.zip)
         except KeyboardInterrupt:
             print(
                 "gspo-compare: stopped; the same command resumes from the last checkpoints", file=sys.stderr
@@ -93,15 +95,29 @@ def compare_command() -> int:
             f"{shared[0]}: does not apply to existing runs; leave it out, or leave out the folders to "
             "train runs with it"
         )
-    paths = [Path(folder) for folder in folders]
-    report(paths, settings, report_folder(settings, paths))
+    paths = [_unpacked(Path(folder)) for folder in folders]
+    report(paths, settings, report_folder(settings, paths), zipped=arguments.zip)
     return 0
+
+
+def _unpacked(path: Path) -> Path:
+    """A given folder as it is; of a packed comparison the folder of its runs."""
+    if path.suffix != ".zip" or not path.is_file():
+        return path
+    from gspo_cli.compare.packing import unpacked
+
+    return unpacked(path)
 
 
 def parse() -> argparse.Namespace:
     """The command line: run folders, or settings as for gspo-train."""
     parser = command_parser("gspo-compare", DESCRIPTION, EXAMPLES)
-    parser.add_argument("what", nargs="*", help="run folders or sweeps; or settings as for gspo-train")
+    parser.add_argument(
+        "what", nargs="*", help="run folders, sweeps or packed comparisons; or settings as for gspo-train"
+    )
+    parser.add_argument(
+        "--zip", action="store_true", help="also pack report, configs and logs in one file, without secrets"
+    )
     parser.add_argument(
         "-cd", "--config-dir", type=Path, action="append", default=[], help="folder with custom options"
     )
@@ -136,7 +152,7 @@ def check_known(key: str) -> None:
     require(section in kinds and name in known, f"compare.{key}: is not a setting; {hint}")
 
 
-def train_and_report(shared: SharedSettings, settings: CompareConfig) -> int:
+def train_and_report(shared: SharedSettings, settings: CompareConfig, zipped: bool = False) -> int:
     """Train the missing runs, then report; returns the exit code."""
     notes = ["Learning rates and clip ranges come from the configuration; none was tuned."]
     runs = runs_to_compare(shared, settings)  # bad input fails before a trial starts
@@ -148,7 +164,7 @@ def train_and_report(shared: SharedSettings, settings: CompareConfig) -> int:
             settings, notes, ended = tune(shared, settings)
             runs = runs_to_compare(shared, settings)
         ended += train_missing(runs, settings)
-        report([run.folder for run in runs], settings, base, notes)
+        report([run.folder for run in runs], settings, base, notes, zipped)
     return 1 if any(end.status is Status.failed for end in ended) else 0
 
 
@@ -162,8 +178,15 @@ def report_folder(settings: CompareConfig, paths: Sequence[Path]) -> Path:
     return Path("outputs", "compare", hashlib.sha256(names.encode()).hexdigest()[:8])
 
 
-def report(paths: Sequence[Path], settings: CompareConfig, folder: Path, notes: Sequence[str] = ()) -> None:
-    """Compare the runs in `paths`, write the report to `folder`, and show its first page."""
+def report(
+    paths: Sequence[Path],
+    settings: CompareConfig,
+    folder: Path,
+    notes: Sequence[str] = (),
+    zipped: bool = False,
+) -> None:
+    """Compare the runs in `paths`, write the report to `folder`, and show its first page; pack both where
+    they are to be `zipped`."""
     from rich.console import Console
 
     from gspo_cli.commands.compare_view import show
@@ -176,6 +199,11 @@ def report(paths: Sequence[Path], settings: CompareConfig, folder: Path, notes: 
     again = shlex.join(["gspo-compare", *sys.argv[1:]])
     found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *found.reproduce[1:]])
     show(found, write_report(found, folder), Console())
+    if zipped:
+        from gspo_cli.compare.packing import pack
+
+        packed = pack(runs, found, settings, folder)
+        print(f"Packed: {packed.path} ({packed.summary})")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
-from gspo_cli.plain_files import bounded_json
+from gspo_cli.plain_files import bounded_json, require_plain
 from gspo_cli.run.logs import has_iteration
 from gspo_cli.run.summary import RunStatus
 
@@ -183,6 +183,7 @@ def read_run(folder: Path) -> StoredRun:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """The records of a log. Raises UserError if the log is missing or a line is not a valid record."""
+    require_plain(path)
     try:
         texts = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
@@ -222,6 +223,7 @@ def _is_whole(conversation: Any) -> bool:
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     resume = f"continue it with gspo-train resume={folder}"
+    require_plain(path)
     try:
         summary = bounded_json(path.read_text(encoding="utf-8"))
         status, done, total = (summary[key] for key in ("status", "iterations", "total_iterations"))

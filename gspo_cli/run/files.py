@@ -16,12 +16,15 @@ from gspo_cli.errors import UserError
 from gspo_cli.plain_files import machine_json, require_plain
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`, or leave it as it was. Raises UserError if it cannot be written."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`, or leave it as it was. Raises UserError if it cannot be written."""
     temporary = path.with_name(f".writing-{path.name}")
+    data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
     try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        if temporary.is_symlink():  # in the folder of a stranger it may lead anywhere
+            temporary.unlink()
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
