@@ -22,7 +22,7 @@ from gspo_cli.compare.report import markdown, page
 from gspo_cli.compare.result import Estimate, Verdict
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.statistics import adjusted, mean_difference
-from gspo_cli.compare.tables import problem_table
+from gspo_cli.compare.tables import not_measured, problem_table
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
@@ -67,7 +67,8 @@ def test_what_lies_between_evaluations_is_not_measured_with_fewer_than_five():
         assert (contrast.verdict, contrast.p_adjusted) == (Verdict.void, None)
         assert contrast.sentence == f"not measured: {why}"
         assert [run.outcomes[key] for arm in comparison.arms for run in arm.runs] == [None] * 6
-        assert next(o for o in comparison.outcomes if o.key == key).what.endswith(f"not measured: {why}")
+    names = [outcome.title for outcome in comparison.outcomes if outcome.key in BETWEEN]
+    assert f"Not measured: {', '.join(names)} ({why})" in not_measured(comparison)
     assert contrast_of(comparison, PRIMARY).verdict is Verdict.higher
     often = found(runs_of(every=5, gspo=0.9, grpo=0.5))
     assert all(contrast_of(often, key).arm.value is not None for key in BETWEEN)

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.result import Verdict
 from gspo_cli.compare.runs import find_runs
+from gspo_cli.compare.tables import not_measured
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.errors import UserError
 from tests.support.stored_runs import changed, stored_run, write_run, write_stored
@@ -297,6 +298,12 @@ def test_older_runs_lack_outcomes_and_the_rest_stands():
     for key in ("kl_final", "clip_long", "ratio_short", "expert_change"):
         assert (by_key[key].arm.value, by_key[key].verdict) == (None, Verdict.void)
         assert by_key[key].sentence == "not measured"
+    for title, metric in (
+        ("clipped tokens, long answers", "clip_ratio/long"),
+        ("KL to the initial policy", "kl"),
+        ("expert change", "moe/expert_change, which only Mixture-of-Experts models do"),
+    ):
+        assert f"{title} (no run logged {metric})" in not_measured(found)
     assert by_key["clip_token"].arm.value is not None
     assert (found.problem_tests, found.talks, found.shadows) == ([], [], [])
     assert "held_out_kl" not in {chart.key for chart in found.charts}

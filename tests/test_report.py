@@ -27,7 +27,6 @@ from tests.support.comparisons import (
     CLAIMS,
     LONG,
     NASTY,
-    OUTCOMES,
     charts,
     comparison,
     conversation,
@@ -360,13 +359,18 @@ def test_the_terminal_obeys_no_markup():
 
 def test_an_outcome_that_nothing_measured_says_so():
     found = comparison()
-    assert OUTCOMES[10].key == "expert_change"
-    for text in (page(found), markdown(found)):
-        assert "not measured" in text
-    without = comparison(contrasts=[c for c in found.contrasts if c.outcome != "expert_change"])
-    row = next(line for line in markdown(without).split("\n") if line.startswith("| Expert change"))
-    assert row.count("–") == 6
-    assert "not measured" in row
+    without = [contrast for contrast in found.contrasts if contrast.outcome != "expert_change"]
+    reached = Estimate(None, n=2, of=5)
+    few = dataclasses.replace(
+        found.contrasts[0], outcome="expert_change", arm=Estimate(None), baseline=reached
+    )
+    for contrasts, rows in ((found.contrasts, 0), (without, 0), ([*without, few], 1)):
+        shown = comparison(contrasts=contrasts)
+        sentence = "Not measured: Expert change (no run has experts)."
+        for text in (page(shown), markdown(shown), " ".join(terminal(shown).split())):
+            assert text.count(sentence) == 1 - rows
+        assert len(re.findall(r"^\| Expert change", markdown(shown), re.M)) == rows
+        assert page(shown).count(">Expert change</th>") == rows
 
 
 def test_what_all_arms_were_told_is_shown_once_and_their_answers_each():

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from gspo_cli.compare.content import NO_HEADLINE, reading
 from gspo_cli.compare.result import Comparison
-from gspo_cli.compare.tables import Cell, ReportTable, Tone, main_tables_by_arm
+from gspo_cli.compare.tables import Cell, ReportTable, Tone, main_tables_by_arm, not_measured
 from gspo_cli.console.words import clean
 
 FEW = 3  # left-out folders that are listed
@@ -39,7 +39,8 @@ def show(comparison: Comparison, files: Sequence[Path], console: Console) -> Non
     for arm, content in main_tables_by_arm(comparison).items():
         console.print()
         console.print(terminal_table(content, arm, comparison.baseline))
-    console.print(Text(reading(comparison), "dim"))
+    for sentence in (reading(comparison), not_measured(comparison)):
+        console.print(Text(clean(sentence), "dim"), end="\n" if sentence else "")
     console.print("\nReport:" if files else "")
     for path in files:
         console.print(Text(f"  {clean(str(path))}", "cyan"), soft_wrap=True)

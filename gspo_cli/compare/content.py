@@ -20,6 +20,7 @@ from gspo_cli.compare.tables import (
     difference_table,
     left_out_table,
     main_table,
+    not_measured,
     outcome_table,
     problem_table,
     run_table,
@@ -116,7 +117,7 @@ def sections(comparison: Comparison) -> list[Section]:
     meanings = [(outcome.title, outcome.what) for outcome in comparison.outcomes]
     differing = difference_table(comparison)
     return [
-        Section("All outcomes", outcome_table(comparison), definitions=meanings),
+        Section("All outcomes", outcome_table(comparison), not_measured(comparison), definitions=meanings),
         Section("Held-out problems", problem_table(comparison)),
         Section("Curves", curve_table(comparison), charts=comparison.charts[1:]),
         Section("Counterfactual objectives", counterfactual_table(comparison)),

@@ -19,6 +19,7 @@ from gspo_cli.console.words import clean, number
 
 WIDTH, PLOT_HEIGHT = 400.0, 214.0
 TOP, BOTTOM, RIGHT = 28.0, 40.0, 12.0
+FILE = 'xmlns="http://www.w3.org/2000/svg" width="720"'  # attributes of a separate file
 FONT, LINE, GAP = 12.5, 14.5, 2.0  # text is 11 pixels high where the figure is 350 wide, as on a phone
 GLYPH = 0.56 * FONT  # width of a character of a system font, slightly above the mean
 LABEL, LINES = 19, 3  # characters per line of a label, and lines
@@ -28,6 +29,7 @@ MARKERS = 6  # along a curve, beside the one at its end
 LIGHT = ("#0072b2", "#c65000", "#008a64", "#a8508a", "#7d5c00", "#4d4d4d")
 DARK = ("#56b4e9", "#f0883e", "#2bc498", "#e08fc0", "#e0c04c", "#c0c0c0")
 GROUND, GROUND_DARK = ("#ffffff", "#1c2024"), ("#14171a", "#e6e8ea")  # background and text
+PAINTED = re.compile(r'(fill|stroke)="var\(--arm-(\d)\)"')
 DASHES = ("", "6 3", "2 2.5", "9 3 2 3", "12 4", "1 4", "5 2 1 2 1 2")
 
 
@@ -43,14 +45,27 @@ class Point:
 
 
 def palette() -> str:
-    """CSS of the arms' colors, light and dark."""
+    """CSS of the arms' colors, light and dark, and of text and axes."""
     return (
         f":root{{{_variables(LIGHT)}}}"
-        f"@media(prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}"
-        ".chart text{fill:currentColor;font-family:system-ui,sans-serif}"
-        ".chart .grid{stroke:currentColor;opacity:.16}"
-        ".chart .axis{stroke:currentColor;opacity:.55}"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}"
+        f"{_ink('currentColor')}"
     )
+
+
+def _ink(color: str) -> str:
+    return (
+        f".chart text{{fill:{color};font-family:system-ui,sans-serif}}"
+        f".chart .grid{{stroke:{color};opacity:.16}}.chart .axis{{stroke:{color};opacity:.55}}"
+    )
+
+
+def light_chart(chart: Chart, arms: Sequence[str]) -> str:
+    """The chart as a separate file in light colors, without the CSS that only browsers know."""
+    body = PAINTED.sub(lambda found: f'{found[1]}="{LIGHT[int(found[2])]}"', line_chart(chart, arms))
+    start, end = body.split(">", 1)
+    ground = f'<rect width="100%" height="100%" fill="{GROUND[0]}"/>'
+    return f"{start} {FILE}><style>{_ink(GROUND[1])}</style>{ground}{end}"
 
 
 def line_chart(chart: Chart, arms: Sequence[str], alone: bool = False) -> str:
@@ -221,12 +236,9 @@ def _svg(chart: Chart, body: str, height: float, shown: Sequence[Series], alone:
     style = ground = ""
     space = f'viewBox="0 0 {WIDTH:g} {height:g}"'
     if alone:
-        space = f'xmlns="http://www.w3.org/2000/svg" width="720" {space}'
-        style = (
-            f"<style>{palette()}svg{{background:{GROUND[0]};color:{GROUND[1]};--ground:{GROUND[0]}}}"
-            f"@media(prefers-color-scheme:dark){{svg{{background:{GROUND_DARK[0]};color:{GROUND_DARK[1]};"
-            f"--ground:{GROUND_DARK[0]}}}}}</style>"
-        )
+        space = f"{FILE} {space}"
+        light, dark = (f"svg{{background:{a};color:{b};--ground:{a}}}" for a, b in (GROUND, GROUND_DARK))
+        style = f"<style>{palette()}{light}@media screen and (prefers-color-scheme:dark){{{dark}}}</style>"
         ground = '<rect width="100%" height="100%" fill="var(--ground)"/>'
     title, text = ids.split()
     return (

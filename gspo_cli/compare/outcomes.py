@@ -40,6 +40,17 @@ MEANS = {
     "expert_change": "moe/expert_change",
 }
 
+# outcome -> the logged number without which a run does not measure it
+LOGGED = MEANS | {
+    "final_reward": "reward",
+    "length_final": "completions/mean_length",
+    "length_change": "completions/mean_length",
+    "kl_final": "kl",
+    "tokens_per_second": "time/iteration",
+    "wall_seconds": "time/iteration",
+    "expert_change": "moe/expert_change, which only Mixture-of-Experts models do",
+}
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -89,11 +100,13 @@ def outcomes(budget: Budget) -> list[OutcomeSpec]:
         ("num_tokens", "sampled tokens", "tokens", "none", f"up to {end}"),
     ]  # fmt: skip
     drawn = [OutcomeSpec(*row) for row in rows if budget.samples or row[0] != "pass_at_k"]
-    missing = unmeasured(budget)
+    missing, logged = unmeasured(budget), LOGGED | {"pass_at_k": f"pass@{budget.samples}"}
     return [
-        replace(o, what=f"{o.what}; not measured: {missing[o.key]}", missing=missing[o.key])
-        if o.key in missing
-        else o
+        replace(
+            o,
+            missing=missing.get(o.key, ""),
+            if_missing=f"no run logged {logged[o.key]}" if o.key in logged else "",
+        )
         for o in drawn
     ]
 

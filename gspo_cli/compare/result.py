@@ -99,7 +99,8 @@ class LeftOut:
 @dataclass(frozen=True)
 class OutcomeSpec:
     """A quantity that is measured once per run. `better` is the desired direction: higher, lower or none.
-    `missing` is the reason where it could not be measured in any run."""
+    `missing` is the reason where it could not be measured in any run; `if_missing` is the reason where no run
+    happened to measure it."""
 
     key: str
     title: str
@@ -107,6 +108,7 @@ class OutcomeSpec:
     better: str
     what: str
     missing: str = ""
+    if_missing: str = ""
 
     @property
     def is_directed(self) -> bool:

@@ -44,9 +44,10 @@ class ColumnKind(Enum):
     number = "number"
     prose = "prose"
     code = "code"
+    verdict = "verdict"
 
 
-ARM, TEXT, NUMBER, PROSE, CODE = ColumnKind
+ARM, TEXT, NUMBER, PROSE, CODE, VERDICT = ColumnKind
 
 
 class Tone(Enum):
@@ -77,6 +78,12 @@ class ReportTable:
     columns: Sequence[tuple[str, ColumnKind]]
     rows: Sequence[Sequence[Cell]]
     grouped: bool = False
+
+    @property
+    def stacks(self) -> bool:
+        """Whether a narrow page shows each row as a block. Rows of numbers stay rows; they may scroll."""
+        kinds = {kind for _, kind in self.columns}
+        return NUMBER not in kinds or bool(kinds & {PROSE, VERDICT})
 
 
 def main_table(comparison: Comparison) -> ReportTable:
@@ -110,16 +117,27 @@ def main_tables_by_arm(comparison: Comparison) -> dict[str, ReportTable]:
 
 
 def outcome_table(comparison: Comparison) -> ReportTable:
-    """Every outcome with all results of its contrasts."""
-    table = _contrast_table("All outcomes", comparison, _by_outcome(comparison), full=True)
-    found = {contrast.outcome for contrast in comparison.contrasts}
-    blank = [Cell(MISSING)] * (len(table.columns) - 3)
-    unmeasured = [
-        [Cell(_title(outcome)), *blank, Cell(UNMEASURED, tone=Tone.none), Cell("")]
-        for outcome in comparison.outcomes
-        if outcome.key not in found
-    ]
-    return ReportTable(table.title, table.columns, [*table.rows, *unmeasured], table.grouped)
+    """Every outcome that any run measured, with all results of its contrasts."""
+    measured = _measured(comparison)
+    pairs = [(outcome, contrast) for outcome, contrast in _by_outcome(comparison) if outcome.key in measured]
+    return _contrast_table("All outcomes", comparison, pairs, full=True)
+
+
+def not_measured(comparison: Comparison) -> str:
+    """The outcomes that no run measured, with the reasons, in a sentence; empty if all were measured."""
+    measured = _measured(comparison)
+    reasons: dict[str, list[str]] = {}
+    for outcome in comparison.outcomes:
+        if outcome.key not in measured:
+            reasons.setdefault(outcome.missing or outcome.if_missing, []).append(outcome.title)
+    parts = [", ".join(titles) + (f" ({why})" if why else "") for why, titles in reasons.items()]
+    return f"Not measured: {'; '.join(parts)}." if parts else ""
+
+
+def _measured(comparison: Comparison) -> set[str]:
+    """Keys of the outcomes that any run measured."""
+    contrasts = comparison.contrasts
+    return {each.outcome for each in contrasts if _has_result(each) or each.baseline.value is not None}
 
 
 def _by_outcome(comparison: Comparison) -> list[tuple[OutcomeSpec, Contrast]]:
@@ -149,7 +167,7 @@ def _contrast_table(
     columns += [("Difference", NUMBER), ("p (adjusted)", NUMBER)]
     if full:
         columns += [("Seeds (needed)", NUMBER), ("Detectable", NUMBER)]
-    columns += [("Verdict", TEXT), *([("Summary", PROSE)] if full else [])]
+    columns += [("Verdict", VERDICT), *([("Summary", PROSE)] if full else [])]
     rows = []
     for outcome, contrast in pairs:
         values = (contrast.arm, contrast.baseline, contrast.difference)

@@ -44,9 +44,12 @@ OUTCOMES = (
         "clip_token", "Clipped tokens", "share", "none", "Share of trained tokens that were clipped."
     ),
     OutcomeSpec("clip_sequence", "Clipped answers", "share", "none", "Share of answers that were clipped."),
-    OutcomeSpec("expert_change", "Expert change", "share", "none", "Experts that change with one update."),
+    OutcomeSpec(
+        "expert_change", "Expert change", "share", "none", "Experts that change with one update.",
+        if_missing="no run has experts",
+    ),
     OutcomeSpec("wall_seconds", "Wall time", "s", "lower", "Seconds from start to end."),
-)
+)  # fmt: skip
 VALUES = {
     "final_score": (0.8123, 0.0713),
     "score_at_tokens": (0.7987, 0.0644),
