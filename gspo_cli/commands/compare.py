@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import cast
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,13 +32,16 @@ from gspo_cli.run.folder import RunFolder
 
 DESCRIPTION = """gspo-compare compares GSPO with GRPO, or any algorithms with each other: verdicts with
 intervals over seeds, curves, clip fractions, stability, conversations side by side. It compares run folders
-and sweeps, or trains the missing runs itself; an interrupted comparison resumes from its last checkpoints.
+and sweeps, of several tasks and models too, or trains the missing runs itself; an interrupted comparison
+resumes from its last checkpoints.
 """
 EXAMPLES = """examples:
   gspo-compare task=arithmetic compare.seeds=[0,1,2] compare.algorithms=[gspo,grpo]
       trains six runs, then reports; runs that are already complete are not repeated
   gspo-compare outputs/sweeps/<sweep>
       reports on the runs of a sweep
+  gspo-compare outputs/compare/arithmetic-tiny outputs/compare/countdown-tiny
+      one report with a section for each task and model, and a summary across them
   gspo-compare model=tiny_moe 'compare.algorithms=[gspo,grpo,"grpo algorithm.routing_replay=true"]'
       GRPO with and without routing replay
   gspo-compare outputs/sweeps/<sweep> --zip
@@ -78,6 +83,7 @@ def compare_command() -> int:
     settings = compare_settings([text for text in overrides if text.startswith(("compare.", "compare="))])
     shared = [text for text in overrides if not text.startswith(("compare.", "compare="))]
     if not folders:
+        refuse_several(shared)
         try:
             return train_and_report(SharedSettings(shared, arguments.config_dir), settings, arguments.zip)
         except KeyboardInterrupt:
@@ -107,6 +113,37 @@ def _unpacked(path: Path) -> Path:
     from gspo_cli.compare.packing import unpacked
 
     return unpacked(path)
+
+
+def refuse_several(overrides: Sequence[str]) -> None:
+    """Raise UserError where an override has several values, as in a sweep, or there are two tasks or
+    models."""
+    chosen: dict[str, list[str]] = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in ("task", "model"):
+            chosen.setdefault(key, []).extend(value.strip("[]").split(","))
+        elif is_sweep(text):
+            raise UserError(
+                f"{text}: has several values, and gspo-compare trains with one; run it once for each"
+            )
+    for key, given in chosen.items():
+        values = list(dict.fromkeys(value.strip() for value in given))
+        commands = " and ".join(f"gspo-compare {key}={value}" for value in values)
+        require(
+            len(values) == 1,
+            f"{key}={','.join(values)}: gspo-compare trains with one {key} at a time; run {commands}, each "
+            "with your other settings, then gspo-compare with the folders of all, which makes one report",
+        )
+
+
+def is_sweep(text: str) -> bool:
+    """Whether Hydra reads an override as several values; False where it cannot read it, which is reported
+    elsewhere."""
+    try:
+        return OverridesParser.create().parse_override(text).is_sweep_override()
+    except (HydraException, RecursionError):
+        return False
 
 
 def parse() -> argparse.Namespace:
@@ -190,14 +227,18 @@ def report(
     from rich.console import Console
 
     from gspo_cli.commands.compare_view import show
-    from gspo_cli.compare.comparison import compare
+    from gspo_cli.compare.across import compare_subjects
     from gspo_cli.compare.report import write_report
+    from gspo_cli.compare.result import Across
     from gspo_cli.compare.runs import find_runs
 
     runs, left_out = find_runs(paths)
-    found = compare(runs, left_out, settings)
+    found = compare_subjects(runs, left_out, settings)
     again = shlex.join(["gspo-compare", *sys.argv[1:]])
-    found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *found.reproduce[1:]])
+    if isinstance(found, Across):
+        found = replace(found, summary=replace(found.summary, reproduce=[again]))
+    else:
+        found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *found.reproduce[1:]])
     show(found, write_report(found, folder), Console())
     if zipped:
         from gspo_cli.compare.packing import pack

@@ -12,9 +12,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gspo_cli.compare.across_content import caveats, seeds_text
 from gspo_cli.compare.content import NO_HEADLINE, reading
-from gspo_cli.compare.result import Comparison
-from gspo_cli.compare.tables import Cell, ReportTable, Tone, main_tables_by_arm, not_measured
+from gspo_cli.compare.result import Across, Comparison, LeftOut
+from gspo_cli.compare.tables import (
+    Cell,
+    ReportTable,
+    Tone,
+    estimate_cell,
+    main_tables_by_arm,
+    not_measured,
+    p_cell,
+    verdict_cell,
+)
 from gspo_cli.console.words import clean
 
 FEW = 3  # left-out folders that are listed
@@ -22,28 +32,82 @@ SHORT = 11  # terminal cells of a name that heads a column of numbers
 STYLES = {Tone.good: "green", Tone.bad: "red", Tone.none: ""}
 
 
-def show(comparison: Comparison, files: Sequence[Path], console: Console) -> None:
+def show(found: Comparison | Across, files: Sequence[Path], console: Console) -> None:
     """Print the result. Text is wrapped to the console; paths are not, so that they can be copied."""
-    first, *further = comparison.headline or [NO_HEADLINE]
-    console.print(Text(clean(first), "bold"))
-    for sentence in further:
-        console.print(Text(clean(sentence)))
+    if isinstance(found, Comparison):
+        _show_comparison(found, console)
+    else:
+        _show_summary(found, console)
+    console.print("\nReport:" if files else "")
+    for path in files:
+        console.print(Text(f"  {clean(str(path))}", "cyan"), soft_wrap=True)
+
+
+def _show_comparison(comparison: Comparison, console: Console) -> None:
+    _show_headline(comparison.headline or [NO_HEADLINE], console)
     for sentence in comparison.voided:
         console.print(Text.assemble(("inconclusive  ", "bold red"), clean(sentence)))
     for sentence in comparison.cautions:
         console.print(Text.assemble(("caveat  ", "yellow"), clean(sentence)))
-    left_out = [f"{each.folder}: {each.reason}" for each in comparison.left_out]
-    more = [f"{len(left_out) - FEW} more: see the report"] if len(left_out) > FEW else []
-    for line in [*left_out[:FEW], *more]:
-        console.print(Text.assemble(("left out  ", "yellow"), clean(line)))
+    _show_left_out(comparison.left_out, console)
     for arm, content in main_tables_by_arm(comparison).items():
         console.print()
         console.print(terminal_table(content, arm, comparison.baseline))
     for sentence in (reading(comparison), not_measured(comparison)):
         console.print(Text(clean(sentence), "dim"), end="\n" if sentence else "")
-    console.print("\nReport:" if files else "")
-    for path in files:
-        console.print(Text(f"  {clean(str(path))}", "cyan"), soft_wrap=True)
+
+
+def _show_summary(across: Across, console: Console) -> None:
+    """The summary, then the verdict of each section alone."""
+    summary = across.summary
+    _show_headline(summary.headline, console)
+    for sentence in caveats(summary):
+        console.print(Text.assemble(("caveat  ", "yellow"), clean(sentence)))
+    _show_left_out(summary.left_out, console)
+    console.print()
+    console.print(section_table(across))
+    for name, comparison in zip(summary.sections, across.sections, strict=True):
+        first = (comparison.headline or [NO_HEADLINE])[0]
+        console.print(Text.assemble((f"\n{clean(name)}  ", "bold"), clean(first)))
+
+
+def _show_headline(sentences: Sequence[str], console: Console) -> None:
+    for place, sentence in enumerate(sentences):
+        console.print(Text(clean(sentence), "" if place else "bold"))
+
+
+def _show_left_out(folders: Sequence[LeftOut], console: Console) -> None:
+    left_out = [f"{each.folder}: {each.reason}" for each in folders]
+    more = [f"{len(left_out) - FEW} more: see the report"] if len(left_out) > FEW else []
+    for line in [*left_out[:FEW], *more]:
+        console.print(Text.assemble(("left out  ", "yellow"), clean(line)))
+
+
+def section_table(across: Across) -> Table:
+    """The primary outcome of every arm in every section, narrow enough for 80 columns."""
+    primary = across.sections[0].outcomes[0]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    baselines = {result.contrast.baseline_name for result in across.summary.results}
+    shared = f"against {min(baselines)}" if len(baselines) == 1 else ""
+    for name in ("section", shared or "algorithms"):
+        table.add_column(Text(clean(name)), ratio=1, overflow="fold")
+    for name in ("difference", "p (adj.)", "seeds"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    table.add_column(Text("verdict"), min_width=15)
+    section = ""
+    for result in across.summary.results:
+        contrast, verdict = result.contrast, verdict_cell(primary, result.contrast)
+        style = STYLES[verdict.tone] if verdict.tone else ""
+        table.add_row(
+            Text(clean(result.section) if result.section != section else ""),
+            Text(clean(contrast.arm_name + ("" if shared else f" against {contrast.baseline_name}"))),
+            _two_lines(estimate_cell(contrast.difference, primary.unit)),
+            _two_lines(p_cell(contrast)),
+            Text(seeds_text(contrast)),
+            Text(verdict.text, style),
+        )
+        section = result.section
+    return table
 
 
 def terminal_table(content: ReportTable, arm: str, baseline: str) -> Table:

@@ -74,9 +74,24 @@ def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: Co
 def _too_few(arms: Runs, left_out: Sequence[LeftOut]) -> str:
     how = "run another, e.g. gspo-train -m algorithm=gspo,grpo seed=0,1,2"
     if arms:
-        return f"all runs are of {next(iter(arms))}: there is nothing to compare it with; {how}"
+        name, own = next(iter(arms.items()))
+        return f"all runs are of {name}: there is nothing to compare it with; {_the_other(own) or how}"
     reasons = f" ({left_out[0].folder}: {left_out[0].reason})" if left_out else ""
     return f"no run can be compared{reasons}; {how}"
+
+
+def _the_other(runs: Sequence[StoredRun]) -> str:
+    """How to run another algorithm with the settings and seeds of `runs`; empty if this installation lacks
+    their options."""
+    given = overrides(runs[0])
+    if given is None:
+        return ""
+    shared = [text for text in given if not text.lstrip("+'").startswith(("algorithm=", "algorithm."))]
+    other = "gspo" if runs[0].algorithm["name"] == "grpo" else "grpo"
+    seeds = sorted(run.seed for run in runs)
+    multirun = "-m " if len(seeds) > 1 else ""
+    settings = " ".join([*shared, f"algorithm={other}", f"seed={','.join(map(str, seeds))}"])
+    return f"run another with the same settings: gspo-train {multirun}{settings}"
 
 
 def _arm(name: str, runs: Sequence[StoredRun], table: Mapping[int, Mapping[str, float | None]]) -> Arm:

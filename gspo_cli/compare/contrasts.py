@@ -150,7 +150,7 @@ def _sentence(contrast: Contrast, test: DifferenceTest, voided: bool) -> str:
     seeds = f"{test.runs[0]} {shared}seeds"
     if test.runs[0] != test.runs[1]:
         seeds = f"{test.runs[0]} and {test.runs[1]} seeds"
-    shown = f"({seeds}, {'adjusted ' * (p != test.p)}{_p_phrase(p)})"
+    shown = f"({seeds}, {'adjusted ' * (p != test.p)}{p_phrase(p)})"
     if voided:
         return f"inconclusive: the comparison is void; the difference is {contrast.difference} {shown}"
     if verdict is not Verdict.not_distinguishable:
@@ -173,7 +173,7 @@ def _magnitude(difference: Estimate) -> Estimate:
     return replace(difference, value=-value, low=-high, high=-low)
 
 
-def _p_phrase(p: float | None) -> str:
+def p_phrase(p: float | None) -> str:
     """p = 0.02, or p < 0.001."""
     if p is None:
         return "no p"
@@ -230,7 +230,7 @@ def _problem_sentence(test: ProblemTest, p: float, seeds: int, level: float, voi
     several = seeds > 1
     sides = f"the {seeds} runs of {test.arm_name}" if several else f"one run of {test.arm_name}"
     others = f"the {seeds} of {test.baseline_name}" if several else f"one of {test.baseline_name}"
-    shown = f"({'adjusted ' * (p != test.p)}{_p_phrase(p)})"
+    shown = f"({'adjusted ' * (p != test.p)}{p_phrase(p)})"
     signed = str(replace(test.difference, value=test.difference.value or 0.0))
     if voided:
         return f"inconclusive; the difference in the share of held-out problems solved is {signed} {shown}"

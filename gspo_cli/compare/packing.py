@@ -23,10 +23,10 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from gspo_cli.compare.comparison import compare
+from gspo_cli.compare.across import compare_subjects
 from gspo_cli.compare.masking import Mask, mask_here
 from gspo_cli.compare.report import write_report
-from gspo_cli.compare.result import Comparison
+from gspo_cli.compare.result import Across, Comparison
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.config.compose import literal, resolved_yaml
@@ -57,31 +57,42 @@ class Packed:
     summary: str
 
 
-def pack(runs: Sequence[StoredRun], found: Comparison, settings: CompareConfig, folder: Path) -> Packed:
+def pack(
+    runs: Sequence[StoredRun], found: Comparison | Across, settings: CompareConfig, folder: Path
+) -> Packed:
     """Write the compared `runs` and the report on them to `folder`. Raises UserError if the file cannot be
     written, or would not give the verdicts of `found`."""
     mask = mask_here([run.config for run in runs])
+    baseline = found.baseline if isinstance(found, Comparison) else settings.baseline
     given = CompareConfig(
-        baseline=None if found.baseline == DEFAULT_BASELINE else mask.value(found.baseline),
+        baseline=None if baseline == DEFAULT_BASELINE else mask.value(baseline),
         threshold=settings.threshold,
         allow=settings.allow,
         level=settings.level,
     )
     packed = masked_runs(runs, mask)
-    again = compare(packed, [], given)
+    again = compare_subjects(packed, [], given)
     if verdicts(again) != verdicts(found):
         raise UserError(
             "--zip: without what is secret in their settings the runs give other verdicts; give these "
             "settings values that are the same in all runs"
         )
     command = shlex.join(["gspo-compare", TOP, *options(given)])
-    notes = [mask.value(note) for note in found.methods if note not in again.methods]
-    again = replace(
-        again, methods=[*again.methods, *notes], reproduce=[command, *mask.value(again.reproduce[1:])]
-    )
+    if isinstance(again, Across):
+        again, title = (
+            replace(again, summary=replace(again.summary, reproduce=[command])),
+            again.summary.title,
+        )
+    else:
+        own = found.methods if isinstance(found, Comparison) else []
+        notes = [mask.value(note) for note in own if note not in again.methods]
+        again = replace(
+            again, methods=[*again.methods, *notes], reproduce=[command, *mask.value(again.reproduce[1:])]
+        )
+        title = again.title
     members = {f"{run.folder}/{name}": text for run in packed for name, text in files_of(run).items()}
     members |= _report_files(again, folder)
-    readme = f"{again.title}\n\nThe same report, from these logs:\n\n  {command}\n\n{WITHOUT}\n"
+    readme = f"{title}\n\nThe same report, from these logs:\n\n  {command}\n\n{WITHOUT}\n"
     data = zipped(members | {f"{TOP}/README.txt": readme.encode()})
     path = folder / PACKED
     write_atomically(path, data)
@@ -126,16 +137,17 @@ def _lines(records: Sequence[Mapping[str, object]]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _report_files(comparison: Comparison, folder: Path) -> dict[str, bytes]:
+def _report_files(comparison: Comparison | Across, folder: Path) -> dict[str, bytes]:
     """The report on the packed runs, by the names of its files."""
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as place:
         written = write_report(comparison, Path(place))
         return {f"{TOP}/{path.relative_to(place)}": path.read_bytes() for path in written}
 
 
-def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
+def verdicts(found: Comparison | Across) -> list[tuple[str, str]]:
     """Outcome and verdict of each contrast."""
-    return [(contrast.outcome, contrast.verdict.value) for contrast in comparison.contrasts]
+    sections = [found] if isinstance(found, Comparison) else found.sections
+    return [(contrast.outcome, contrast.verdict.value) for each in sections for contrast in each.contrasts]
 
 
 def options(settings: CompareConfig) -> list[str]:

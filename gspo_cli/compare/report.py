@@ -1,4 +1,5 @@
-"""Writes the report on a comparison: report.md, report.html, report.json and the lead figure.
+"""Writes the report on a comparison, or on several with a summary across them: report.md, report.html,
+report.json and the lead figures.
 
 The Markdown and the page render the same content. The page needs no network and no script."""
 
@@ -19,41 +20,52 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from gspo_cli.compare.content import ProblemConversations, Section, content_of, printable
+from gspo_cli.compare.across_content import summary_content
+from gspo_cli.compare.content import ProblemConversations, ReportContent, Section, content_of, printable
 from gspo_cli.compare.figures import line_chart, notes, palette, swatch
-from gspo_cli.compare.result import Comparison
+from gspo_cli.compare.result import Across, Comparison
 from gspo_cli.compare.tables import Cell, ColumnKind, ReportTable
 from gspo_cli.console.words import clean
 from gspo_cli.run.files import make_folder, write_atomically
 
 FIGURE = "held_out.svg"
+SECTION = "section-"  # and its number: of several comparisons on one page
 STYLE = Path(__file__).with_name("page.css")
 ROLES = ("system", "user", "assistant", "tool")
 LINKED = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:)\]]|arXiv:\d{4}\.\d{4,5}")
 
 
-def write_report(comparison: Comparison, folder: Path) -> list[Path]:
+def write_report(found: Comparison | Across, folder: Path) -> list[Path]:
     """Write all files of the report; all are rendered before the first is written. Raises UserError if one
     cannot be written."""
     texts = {
-        "report.md": markdown(comparison),
-        "report.html": page(comparison),
-        "report.json": json_text(comparison),
+        "report.md": markdown(found),
+        "report.html": page(found),
+        "report.json": json_text(found),
     }
-    if comparison.charts:
-        arms = [arm.name for arm in comparison.arms]
-        texts[FIGURE] = line_chart(comparison.charts[0], arms, alone=True) + "\n"
+    for comparison, prefix in _comparisons(found):
+        if comparison.charts:
+            arms = [arm.name for arm in comparison.arms]
+            texts[prefix + FIGURE] = line_chart(comparison.charts[0], arms, alone=True) + "\n"
     make_folder(folder, "compare.folder")
     for name, text in texts.items():
         write_atomically(folder / name, text)
-    if FIGURE not in texts:
-        (folder / FIGURE).unlink(missing_ok=True)  # one of an earlier report does not belong to this one
+    for path in [folder / FIGURE, *folder.glob(f"{SECTION}*-{FIGURE}")]:
+        if path.name not in texts:
+            path.unlink(missing_ok=True)  # one of an earlier report does not belong to this one
     return [folder / name for name in texts]
 
 
-def json_text(comparison: Comparison) -> str:
-    """The comparison as JSON, keys sorted; numbers that are not finite become null."""
-    return json.dumps(plain(comparison), indent=1, sort_keys=True, allow_nan=False) + "\n"
+def _comparisons(found: Comparison | Across) -> list[tuple[Comparison, str]]:
+    """Each comparison of a report with what the names of its anchors and figures begin with."""
+    if isinstance(found, Comparison):
+        return [(found, "")]
+    return [(each, f"{SECTION}{place}-") for place, each in enumerate(found.sections, start=1)]
+
+
+def json_text(found: Comparison | Across) -> str:
+    """The result as JSON, keys sorted; numbers that are not finite become null."""
+    return json.dumps(plain(found), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:
@@ -69,28 +81,34 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def markdown(comparison: Comparison) -> str:
-    """report.md. The lead chart is the file held_out.svg beside it."""
-    content = content_of(comparison)
+def markdown(found: Comparison | Across) -> str:
+    """report.md. The lead chart of a comparison is the file held_out.svg beside it."""
+    parts = [] if isinstance(found, Comparison) else [_document(summary_content(found), "", 1)]
+    level = 1 + len(parts)  # of the title of a comparison
+    return "\n".join([*parts, *(_document(content_of(each), p, level) for each, p in _comparisons(found))])
+
+
+def _document(content: ReportContent, prefix: str, level: int) -> str:
     first, *others = content.headline
-    parts = [f"# {_escaped(content.title)}", f"**{_escaped(first)}**", *map(_escaped, others)]
+    parts = [f"{'#' * level} {_escaped(content.title)}", f"**{_escaped(first)}**", *map(_escaped, others)]
     for title, lines in (("Inconclusive", content.inconclusive), ("Caveats", content.caveats)):
         parts += [f"**{title}**\n\n{_list(lines)}"] if lines else []
     if content.lead:
-        parts += [f"![{_escaped(content.lead.title)}]({FIGURE})", *map(_escaped, notes(content.lead))]
+        figure = f"![{_escaped(content.lead.title)}]({prefix}{FIGURE})"
+        parts += [figure, *map(_escaped, notes(content.lead))]
     parts += [_table(content.main), content.reading, _escaped(content.subject)]
-    parts += ["All figures, light and dark, are in [report.html](report.html)."]
+    parts += ["All figures, light and dark, are in [report.html](report.html)."] if content.lead else []
     for section in content.sections:
-        parts += [f"## {_escaped(section.title)}", *_section(section)]
+        parts += [f"{'#' * (level + 1)} {_escaped(section.title)}", *_section(section, level + 1)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(section: Section) -> list[str]:
+def _section(section: Section, level: int) -> list[str]:
     parts = [_table(section.table)] if section.table else []
     parts += [_escaped(section.note), _list([f"{term}: {meaning}" for term, meaning in section.definitions])]
     parts.append(_list(section.sentences))
     for problem in section.conversations:
-        parts += _conversations(problem)
+        parts += _conversations(problem, "#" * (level + 1))
     return [*parts, _fenced("\n".join(section.commands), "sh") if section.commands else ""]
 
 
@@ -107,10 +125,10 @@ def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {_escaped(line)}" for line in lines)
 
 
-def _conversations(problem: ProblemConversations) -> list[str]:
-    parts = [f"### {_escaped(problem.title)}", *_messages(problem.shared)]
+def _conversations(problem: ProblemConversations, marks: str) -> list[str]:
+    parts = [f"{marks} {_escaped(problem.title)}", *_messages(problem.shared)]
     for conversation in problem.arms:
-        parts.append(f"#### {_escaped(conversation.arm_name)}: {_escaped(conversation.result)}")
+        parts.append(f"{marks}# {_escaped(conversation.arm_name)}: {_escaped(conversation.result)}")
         parts += _messages(conversation.messages)
     return parts
 
@@ -137,15 +155,17 @@ def _escaped(text: str) -> str:
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", shown)
 
 
-def page(comparison: Comparison) -> str:
+def page(found: Comparison | Across) -> str:
     """report.html. All texts are cleaned and escaped on output; only figures and styles are markup."""
-    content = content_of(comparison)
-    arms = list(content.arms)
+    parts = [(content_of(comparison), prefix) for comparison, prefix in _comparisons(found)]
+    if isinstance(found, Across):
+        parts = [(summary_content(found), ""), *parts]
+    arms = list(parts[0][0].arms)
     return (
         _environment()
         .get_template("page.html.jinja")
         .render(
-            content=content,
+            parts=parts,
             style=Markup(STYLE.read_text(encoding="utf-8") + palette()),
             swatches=defaultdict(str, {arm: Markup(swatch(place)) for place, arm in enumerate(arms)}),
             draw=lambda chart: Markup(line_chart(chart, arms)),

@@ -243,3 +243,67 @@ class Comparison:
     differences: Sequence[Mapping[str, Any]]
     reproduce: Sequence[str]
     methods: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class SectionResult:
+    """The primary outcome of one arm in one section. `excluded` is why it is not counted across sections;
+    empty if it is."""
+
+    section: str
+    contrast: Contrast
+    excluded: str
+
+
+@dataclass(frozen=True)
+class NotCompared:
+    """A task and model whose runs cannot be compared, and the reason with what to type."""
+
+    section: str
+    runs: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ArmAcross:
+    """One arm against its baseline over the sections that count. `higher` and `lower` are the sections where
+    it is above or below, `p_sign` is that of the sign test. `mean` has no value where too few sections count
+    or settings differ; `further` is the prediction interval of the difference in one more section."""
+
+    arm_name: str
+    baseline_name: str
+    sections: Sequence[str]
+    higher: int
+    lower: int
+    p_sign: float | None
+    mean: Estimate
+    p: float | None
+    p_adjusted: float | None
+    further: Estimate | None
+    verdict: Verdict
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What holds across the sections, or does not."""
+
+    title: str
+    level: float
+    sections: Sequence[str]
+    headline: Sequence[str]
+    arms: Sequence[ArmAcross]
+    results: Sequence[SectionResult]
+    not_compared: Sequence[NotCompared]
+    left_out: Sequence[LeftOut]
+    methods: Sequence[str]
+    reproduce: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Across:
+    """All of a report on several tasks or models: the summary, and a whole comparison for each section, in
+    the order of `summary.sections`."""
+
+    summary: Summary
+    sections: Sequence[Comparison]

@@ -1,13 +1,12 @@
 """Finds and reads the run folders to compare, with the reason for each that cannot be compared.
 
 A run is compared when it has ended (completed, stopped early at its score, or collapsed, which is an
-outcome), its logs are complete, and it has the task and model of most of the folders."""
+outcome) and its logs are complete."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +39,7 @@ NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "heldout.jsonl": {"problems": list, "solved": list, "conversations": list},
 }
 ENDED = (RunStatus.completed, RunStatus.stopped_early, RunStatus.collapsed)
+Subject = tuple[str, str, str]  # task, label of the model, name of the model
 RESTORE = "restore the file, or repeat the run"
 
 
@@ -79,7 +79,7 @@ class StoredRun:
         return json.dumps(self.algorithm, sort_keys=True)
 
     @property
-    def subject(self) -> tuple[str, str, str]:
+    def subject(self) -> Subject:
         """Task, label of the model, name of the model."""
         model = self.config["model"]
         return self.config["task"]["name"], model["label"], model["name"]
@@ -119,10 +119,8 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[StoredRun], list[LeftOut]]:
             read.append(read_run(folder))
         except UserError as error:
             left_out.append(LeftOut(str(folder), str(error).removeprefix(f"{folder}: ")))
-    for select in (_of_one_subject, _without_repeats):
-        read, out = select(read)
-        left_out += out
-    return read, sorted(left_out, key=lambda each: each.folder)
+    read, repeats = _without_repeats(read)
+    return read, sorted([*left_out, *repeats], key=lambda each: each.folder)
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:
@@ -262,37 +260,18 @@ def _check_whole(run: StoredRun) -> None:
         raise UserError(f"evals.jsonl ends at iteration {evaluated[-1]}, the run at {done}: it is damaged")
 
 
-def _of_one_subject(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:
-    """The runs of the most frequent task and model (in a tie, the first by name), and the others left out."""
-    counts = Counter(run.subject for run in runs)
-    if not counts:
-        return [], []
-    chosen = min(counts, key=lambda subject: (-counts[subject], subject))
-    others = [run for run in runs if run.subject != chosen]
-    reasons = [LeftOut(run.folder, _other_subject(run.subject, chosen)) for run in others]
-    return [run for run in runs if run.subject == chosen], reasons
-
-
-def _other_subject(subject: tuple[str, str, str], chosen: tuple[str, str, str]) -> str:
-    kinds = ("task", "model", "model.name")
-    kind, is_one, most = next(each for each in zip(kinds, subject, chosen, strict=True) if each[1] != each[2])
-    return (
-        f"{kind} {is_one}, but most of the runs have {kind} {most}; compare it with runs of the same {kind}"
-    )
-
-
 def _without_repeats(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:
-    """One run per arm and seed: the longest; of equally long ones the last by name, where names have
-    times."""
-    kept: dict[tuple[str, int], StoredRun] = {}
+    """One run per task, model, arm and seed: the longest; of equally long ones the last by name, where names
+    have times."""
+    kept: dict[tuple[Subject, str, int], StoredRun] = {}
     for run in sorted(runs, key=lambda each: (each.iterations, each.folder)):
-        kept[run.arm_key, run.seed] = run
+        kept[run.subject, run.arm_key, run.seed] = run
     left_out = []
     for run in runs:
-        counted = kept[run.arm_key, run.seed]
+        counted = kept[run.subject, run.arm_key, run.seed]
         if counted is not run:
             why = f"repeats seed {run.seed} of {run.algorithm['name']}: {counted.folder} is used, "
             longer = counted.iterations > run.iterations
             why += f"which has {counted.iterations} iterations" if longer else "the last by name"
             left_out.append(LeftOut(run.folder, f"{why}; a repeated run is not a second sample"))
-    return [run for run in runs if kept[run.arm_key, run.seed] is run], left_out
+    return [run for run in runs if kept[run.subject, run.arm_key, run.seed] is run], left_out
