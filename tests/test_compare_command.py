@@ -19,7 +19,7 @@ from gspo_cli.config.compose import resolved_yaml
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import prepare, saved_settings
 from tests.support.command_line import ROOT, call, environment, script
-from tests.support.stored_runs import write_run
+from tests.support.stored_runs import changed, stored_run, write_run, write_stored
 from tests.support.whole_runs import ARITHMETIC
 
 FOUND = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # for the processes of its runs
@@ -194,6 +194,22 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
     assert list((tmp_path / "outputs" / "compare").glob("*/report.html"))
 
 
+def test_folders_of_several_tasks_make_one_report(tmp_path):
+    for task in ("arithmetic", "countdown"):
+        for algorithm, final in (("gspo", 0.8), ("grpo", 0.5)):
+            for seed in range(2):
+                run = stored_run(algorithm, seed, final=final)
+                write_stored(tmp_path / task / f"{algorithm}-{seed}", changed(run, task__name=task))
+    done = compare(tmp_path, "arithmetic", "countdown", "compare.folder=both", "compare.baseline=gspo")
+    assert done.returncode == 0, done.stderr
+    assert "grpo is higher in 0 of 2 sections and lower in 2" in " ".join(done.stdout.split())
+    report = json.loads((tmp_path / "both" / "report.json").read_text())
+    assert [each["task"] for each in report["sections"]] == ["arithmetic", "countdown"]
+    assert report["summary"]["reproduce"] == [
+        "gspo-compare arithmetic countdown compare.folder=both compare.baseline=gspo"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -205,6 +221,15 @@ def test_given_folders_are_compared_as_they_are(tmp_path):
         (["hydra.run.dir=x"], "hydra.run.dir=x: is set by the comparison"),
         (["task=nope"], "task=nope: is not an option"),
         (["task=arithmetic", "compare.algorithms=[gspo,nope]"], "algorithm=nope: is not an option"),
+        (
+            ["task=arithmetic,countdown"],
+            "task=arithmetic,countdown: gspo-compare trains with one task at a time",
+        ),
+        (
+            ["model=tiny", "model=tiny_moe"],
+            "run gspo-compare model=tiny and gspo-compare model=tiny_moe, each",
+        ),
+        (["rollout.temperature=0.7,1.0"], "rollout.temperature=0.7,1.0: has several values"),
         (["training.updates_per_rollout=1"], "training.updates_per_rollout=1: the ratio is then 1"),
         (["compare.sed=1"], "compare.sed: is not a setting; did you mean seeds?"),
         (["compare.tune.trals=1"], "did you mean tune.trials?"),

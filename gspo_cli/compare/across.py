@@ -146,7 +146,8 @@ def _arm(
     )
     if differing:
         sentence = f"settings of the algorithms are not the same in all sections ({differing})"
-        return replace(found, sentence=f"{sentence}; give the folders that belong together")
+        sentence = f"{sentence}; give the folders that belong together"
+        return replace(found, higher=0, lower=0, sentence=sentence)
     if len(values) > 1:
         found = replace(found, p_sign=sign_test(higher, lower))
     if len(values) >= FEWEST:

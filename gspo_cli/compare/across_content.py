@@ -21,7 +21,7 @@ from gspo_cli.compare.tables import (
     p_cell,
     verdict_cell,
 )
-from gspo_cli.console.words import number
+from gspo_cli.console.words import MISSING, number
 
 READING = (
     "Each row is the held-out score at the end of that section's own budget; p is adjusted over the "
@@ -121,8 +121,7 @@ def _arm_table(summary: Summary) -> ReportTable:
             Cell(each.arm_name),
             Cell(each.baseline_name),
             Cell(str(len(each.sections))),
-            Cell(str(each.higher)),
-            Cell(str(each.lower)),
+            *(Cell(MISSING if each.p_sign is None else str(n)) for n in (each.higher, each.lower)),
             Cell(number(each.p_sign, 2)),
             estimate_cell(each.mean),
             Cell(number(each.p, 2), "" if each.p_adjusted == each.p else f"({number(each.p_adjusted, 2)})"),

@@ -10,7 +10,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from itertools import groupby
@@ -157,7 +157,7 @@ def _escaped(text: str) -> str:
 
 def page(found: Comparison | Across) -> str:
     """report.html. All texts are cleaned and escaped on output; only figures and styles are markup."""
-    parts = [(content_of(comparison), prefix) for comparison, prefix in _comparisons(found)]
+    parts = [(content_of(_with_own_figures(each, prefix)), prefix) for each, prefix in _comparisons(found)]
     if isinstance(found, Across):
         parts = [(summary_content(found), ""), *parts]
     arms = list(parts[0][0].arms)
@@ -173,6 +173,11 @@ def page(found: Comparison | Across) -> str:
             roles=ROLES,
         )
     )
+
+
+def _with_own_figures(comparison: Comparison, prefix: str) -> Comparison:
+    """The comparison with keys of charts, from which their ids on the page come, that no other one has."""
+    return replace(comparison, charts=[replace(each, key=prefix + each.key) for each in comparison.charts])
 
 
 @cache
