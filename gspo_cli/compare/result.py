@@ -267,8 +267,9 @@ class NotCompared:
 @dataclass(frozen=True)
 class ArmAcross:
     """One arm against its baseline over the sections that count. `higher` and `lower` are the sections where
-    it is above or below, `p_sign` is that of the sign test. `mean` has no value where too few sections count;
-    where settings differ nothing is counted. `further` is the prediction interval of the difference in one more section."""
+    it is above or below, `p_sign` is that of the sign test; where settings differ nothing is counted. `mean`
+    has no value there, or where too few sections count. `further` is the prediction interval of the
+    difference in one more section."""
 
     arm_name: str
     baseline_name: str
