@@ -25,6 +25,7 @@ from gspo_cli.compare.result import Across, Comparison, Verdict
 from gspo_cli.compare.statistics import mean_of_sections, sign_test
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.config.compose import build_config, composed
+from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
 from tests.support.html import Reading
 from tests.support.stored_runs import changed, stored_run
@@ -110,6 +111,22 @@ def test_a_difference_that_all_sections_share_is_found():
     assert headline[0] == "gspo has a higher held-out score than grpo on average over 6 sections."
     assert len(headline) == 2, "six sections can be significant"
     assert "with fewer than 7 sections" in across(runs, level=0.98).summary.headline[-1].lower()
+
+
+def test_p_over_sections_is_adjusted_over_the_algorithms():
+    exact = {"seed_spread": 0.0, "noise": 0.0, "jitter": 0.0}
+    runs = []
+    for place, task in enumerate("abc"):
+        plans = {"final": 0.8 + 0.01 * place, **exact}, {"final": 0.6, **exact}
+        own = section(task, *plans)
+        runs += [
+            *own,
+            *(changed(run, algorithm__name="sapo") for run in section(task, 0.58 + 0.02 * place)[:3]),
+        ]
+    one, other = across(runs).summary.arms
+    assert (one.p_adjusted, other.p_adjusted) == tuple(stats.false_discovery_control([one.p, other.p]))
+    assert (one.p < one.p_adjusted < 0.05, one.verdict) == (True, Verdict.higher)
+    assert f"(adjusted p = {number(one.p_adjusted, 2)})" in one.sentence
 
 
 def test_two_sections_have_no_average():

@@ -98,8 +98,12 @@ def _across(
     pairs: dict[tuple[str, str], list[SectionResult]] = {}
     for result in results:
         pairs.setdefault((result.contrast.arm_name, result.contrast.baseline_name), []).append(result)
-    arms = [_arm(each, own, settings.level) for each in pairs.values() if len(each) > 1]
-    arms = _with_verdicts(arms, settings.level)
+    several = [each for each in pairs.values() if len(each) > 1]
+    arms = _with_verdicts([_arm(each, own, settings.level) for each in several], settings.level)
+    arms = [
+        replace(arm, sentence=arm.sentence or numbers_in_words(arm, _counted(each), len(each)))
+        for arm, each in zip(arms, several, strict=True)
+    ]
     single = [f"{arm} against {baseline}" for (arm, baseline), each in pairs.items() if len(each) == 1]
     summary = Summary(
         title=title([comparison for comparison, _ in found.values()]),
@@ -132,13 +136,19 @@ def _own_settings(runs: Sequence[StoredRun], settings: CompareConfig) -> dict[st
     }
 
 
+def _counted(results: Sequence[SectionResult]) -> dict[str, float]:
+    """section -> difference, of the sections that count."""
+    return {each.section: each.contrast.difference.value or 0.0 for each in results if not each.excluded}
+
+
 def _arm(
     results: Sequence[SectionResult], own: Mapping[str, Mapping[str, Mapping[str, str]]], level: float
 ) -> ArmAcross:
-    """One arm against its baseline over the sections that have both; without a verdict yet."""
+    """One arm against its baseline over the sections that have both, without a verdict; with a sentence where
+    nothing is counted."""
     contrast = results[0].contrast
     arm, baseline = contrast.arm_name, contrast.baseline_name
-    values = {each.section: each.contrast.difference.value or 0.0 for each in results if not each.excluded}
+    values = _counted(results)
     higher, lower = (sum(sign * value > 0 for value in values.values()) for sign in (1, -1))
     differing = _differing((arm, baseline), {section: own[section] for section in values})
     found = ArmAcross(
@@ -153,7 +163,7 @@ def _arm(
     if len(values) >= FEWEST:
         mean = mean_of_sections(list(values.values()), level)
         found = replace(found, mean=mean.mean, p=mean.p, further=mean.further)
-    return replace(found, sentence=numbers_in_words(found, values, len(results)))
+    return found
 
 
 def _differing(names: Sequence[str], own: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:

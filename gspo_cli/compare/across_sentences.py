@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gspo_cli.compare.contrasts import p_phrase
 from gspo_cli.compare.result import ArmAcross, Comparison, Verdict, value_text
 from gspo_cli.console.words import number
 
@@ -22,7 +23,8 @@ def numbers_in_words(found: ArmAcross, values: Mapping[str, float], of: int) -> 
     ends = f"from {value_text(values[low])} ({low}) to {value_text(values[high])} ({high})"
     parts = [f"the differences in held-out score go {ends}"]
     if found.mean.value is not None:
-        p = f"p = {number(found.p, 2)}" if found.p is not None else "the same in all: no interval"
+        adjusted = "adjusted " * (found.p_adjusted != found.p)
+        p = "the same in all: no interval" if found.p is None else f"{adjusted}{p_phrase(found.p_adjusted)}"
         parts.insert(0, f"the mean difference over {count} sections is {found.mean} ({p})")
     if found.further is not None:
         between = f"{value_text(found.further.low)} and {value_text(found.further.high)}"
