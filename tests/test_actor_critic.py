@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gspo_cli.algorithm.actor_critic import explained_variance, gae, value_loss, whitened
+from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
 from gspo_cli.training.critic import value_metrics, with_value_advantages
 from gspo_cli.training.metrics import Clock, update_metrics
@@ -173,6 +174,15 @@ def valued(updater, seed=0):
         )
         for sample, values in zip(samples, updater.values(samples), strict=True)
     ]
+
+
+def test_the_advantage_that_is_shown_is_the_mean_over_trained_tokens():
+    ids, mask = [5, 6, 7, 8], [False, True, False, True]
+    trajectory = Trajectory(Problem("p", ()), ids, mask, [0.0] * 4, [-1, 0, -1, 1], [], FinishReason.stop)
+    sample = Sample.of(trajectory, [9.0, 1.0, 9.0, 4.0])
+    assert sample.mean_advantage == 2.5  # over turns
+    last = replace(sample, advantages=[9.0, 1.0, 2.0, 4.0], values=[0.0] * 4)
+    assert last.mean_advantage == 2.5
 
 
 @pytest.mark.parametrize("sharing", [False, True])

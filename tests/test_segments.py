@@ -136,6 +136,29 @@ def test_an_answer_counts_once_in_clip_shares_and_lengths(load, configure):
     assert (weights - others).abs().max() < 1e-5
 
 
+def test_the_kl_that_is_taken_off_a_reward_is_the_mean_over_segments(load, configure):
+    config, _ = configure("algorithm=gspo", "algorithm.beta=0.5", "algorithm.kl_estimator=k1")
+    policy = load("qwen3")
+    policy.keep_reference(load("qwen3").causal_model)
+    samples = segmented(policy.causal_model.config.vocab_size)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.02)
+    expected = []
+    for sample in samples:
+        starts, means = sample.trajectory.segments or [0], []
+        for start, end in zip(starts, [*starts[1:], len(sample.token_ids)], strict=True):
+            ids, mask = (
+                torch.tensor([sample.token_ids[start:end]]),
+                torch.tensor([sample.action_mask[start:end]]),
+            )
+            if mask.any():
+                difference = policy(ids, mask, 1.0)[0] - policy(ids, mask, 1.0, reference=True)[0]
+                means.append(difference[mask].mean().item())
+        expected.append(sum(means) / len(means))
+    assert Updater(policy, config).reward_kl(samples) == pytest.approx(expected, abs=1e-5)
+
+
 def test_minibatches_hold_whole_answers(load, configure):
     config, _ = configure("algorithm=gspo", "training.updates_per_rollout=4", "training.minibatch_by=answer")
     policy = load("qwen3")

@@ -94,8 +94,13 @@ def test_a_run_selects_in_every_minibatch_and_by_the_old_policy(load, configure)
         )
         policy = load("qwen3")
         updater = Updater(policy, config)
+        minibatches, make = [], updater.collator.minibatches
+        updater.collator.minibatches = lambda *given: minibatches.extend(make(*given)) or minibatches
         report = updater.run(samples_of(policy), np.random.default_rng(0), Clock())
         found[share] = update_metrics(report), weights(policy)
+        assert len(minibatches) == 4
+        for micro in (micro for minibatch in minibatches for micro in minibatch.micro_batches):
+            assert (micro.selected is None) == (share == 1)
     assert not torch.equal(found[0.2][1], found[1.0][1])
     assert 0 < found[0.2][0]["grad_norm"] < found[1.0][0]["grad_norm"]
     # the old policy is the same: with all tokens the first minibatch has the same entropy

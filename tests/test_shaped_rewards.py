@@ -70,6 +70,17 @@ def test_of_several_turns_the_longest_counts(configure):
     assert advantages([[many, one]], algorithm, 8)[:, 0].tolist() == [0, 0]
 
 
+def test_only_what_was_cut_pays_for_it_and_beta_weighs_the_divergence(configure):
+    group = [answer(4), answer(LIMIT, reason=FinishReason.length)]
+    settings = ("algorithm=gspo", "algorithm.advantage_scale=none")
+    penalised = *settings, "algorithm.truncated_completions=penalise", "algorithm.truncation_penalty=0.6"
+    assert advantages([group], configure(*penalised)[0].algorithm)[:, 0] == pytest.approx([0.3, -0.3])
+    kl = *settings, "algorithm.beta=0.1", "algorithm.kl_estimator=k1"
+    algorithm = configure(*kl)[0].algorithm
+    samples = with_advantages(trainable([group], algorithm), [group], algorithm, LIMIT, [3.0, 1.0])
+    assert [sample.advantages for sample in samples] == [[pytest.approx(-0.1)], [pytest.approx(0.1)]]
+
+
 def test_a_cut_answer_is_not_trained_and_its_penalized_reward_stays_in_the_baseline(configure):
     algorithm = configure("algorithm=dapo")[0].algorithm
     group = [answer(4), answer(LIMIT, reason=FinishReason.length)]
