@@ -86,6 +86,13 @@ def test_the_quantile_is_over_all_ranks(load, configure):
     assert sum(int(micro.selected.sum()) for micro in minibatch.micro_batches) <= 1
 
 
+def recorded(collator):
+    """The minibatches that `collator` will make."""
+    found, make = [], collator.minibatches
+    collator.minibatches = lambda *given: found.extend(make(*given)) or found
+    return found
+
+
 def test_a_run_selects_in_every_minibatch_and_by_the_old_policy(load, configure):
     found = {}
     for share in (1.0, 0.2):
@@ -94,8 +101,7 @@ def test_a_run_selects_in_every_minibatch_and_by_the_old_policy(load, configure)
         )
         policy = load("qwen3")
         updater = Updater(policy, config)
-        minibatches, make = [], updater.collator.minibatches
-        updater.collator.minibatches = lambda *given: minibatches.extend(make(*given)) or minibatches
+        minibatches = recorded(updater.collator)
         report = updater.run(samples_of(policy), np.random.default_rng(0), Clock())
         found[share] = update_metrics(report), weights(policy)
         assert len(minibatches) == 4
