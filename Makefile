@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 args ?=
 workers ?= 2
 
-.PHONY: help install train smollm2 test verifiers lint format docs wheel kills bench clean
+.PHONY: help install train smollm2 test verifiers lint format docs wheel results kills bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ docs: $(INSTALLED) ## write docs/configuration.md from the schemas and conf/
 
 wheel: $(INSTALLED) ## build the wheel and check that it brings its configuration
 	$(BIN)/python scripts/check_wheel.py
+
+results: $(INSTALLED) ## check the measured parts of docs/results.md against the stored logs
+	$(BIN)/python scripts/results.py --check
 
 kills: $(INSTALLED) ## kill and resume runs at random moments, and compare them to the bit
 	$(BIN)/python scripts/kill_test.py
