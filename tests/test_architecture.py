@@ -68,6 +68,7 @@ OWNERS = {
     "jsonschema": {"tasks/tools/schemas.py", "rewards/json_answers.py"},
     "datasets": {"tasks/tables.py"},
     "pyarrow": {"tasks/tables.py"},
+    "resvg_py": {"compare/pictures.py"},
     "zstandard": {"tasks/json_rows.py"},
     "starlette": {"agents/endpoint.py"},
     "uvicorn": {"agents/endpoint.py"},
@@ -82,6 +83,7 @@ OPTIONAL = {
     "tensorboard",
     "math_verify",
     "reasoning_gym",
+    "resvg_py",
     "bitsandbytes",
     "vllm",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -17,9 +18,11 @@ from scipy import stats
 
 from gspo_cli.commands.compare_view import show
 from gspo_cli.compare.across import TUNED, compare_subjects
-from gspo_cli.compare.across_content import caveats
+from gspo_cli.compare.across_content import caveats, result_table
 from gspo_cli.compare.comparison import compare
+from gspo_cli.compare.csv_files import write_tables
 from gspo_cli.compare.outcomes import PRIMARY
+from gspo_cli.compare.pictures import write_figures
 from gspo_cli.compare.report import markdown, page, write_report
 from gspo_cli.compare.result import Across, Comparison, Verdict
 from gspo_cli.compare.statistics import mean_of_sections, sign_test
@@ -342,3 +345,26 @@ def test_the_terminal_shows_the_summary_and_the_verdict_of_each_section():
     for name, each in zip(found.summary.sections[:3], found.sections[:3], strict=True):
         assert f"{name} {each.headline[0]}" in flat
         assert each.headline[-1] not in flat, "the rest is in the report"
+
+
+def test_tables_and_figures_are_those_of_the_summary_and_of_each_section(tmp_path):
+    pytest.importorskip("resvg_py", reason="needs the extra figures")
+    found = across(THREE)
+    tables_of, figures = write_tables(found, tmp_path), write_figures(found, tmp_path)
+    names = ("results", "across", "not_compared", "left_out")
+    assert {path.name for path in tables_of.glob("*.csv")} == {f"{name}.csv" for name in names}
+    with (tables_of / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["folder"] for row in rows] == ["section-1", "section-2", "section-3"]
+    assert [float(row["difference_value"]) for row in rows] == differences(found)
+    with (tables_of / "across.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["further_low"]) == found.summary.arms[0].further.low
+    assert row["sections"] == "; ".join(found.summary.sections)
+    for place, own in enumerate(found.sections, start=1):
+        alone = write_tables(own, tmp_path / str(place))
+        for path in alone.iterdir():
+            assert (tables_of / f"section-{place}" / path.name).read_bytes() == path.read_bytes()
+        charts = {f"{chart.key}.{kind}" for chart in own.charts for kind in ("svg", "png")}
+        assert {path.name for path in (figures / f"section-{place}").iterdir()} == charts
+    assert result_table(found).stacks

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import hashlib
-import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gspo_cli.commands.compare_report import Extras, add_extras, extras_of, report, report_folder
 from gspo_cli.commands.entry import command_parser, run_command
 from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare, train_missing, tune
 from gspo_cli.config.checks import require
@@ -42,6 +41,8 @@ EXAMPLES = """examples:
       reports on the runs of a sweep
   gspo-compare outputs/compare/arithmetic-tiny outputs/compare/countdown-tiny
       one report with a section for each task and model, and a summary across them
+  gspo-compare outputs/sweeps/<sweep> --csv --png
+      and writes its tables and figures as files
   gspo-compare model=tiny_moe 'compare.algorithms=[gspo,grpo,"grpo algorithm.routing_replay=true"]'
       GRPO with and without routing replay
   gspo-compare outputs/sweeps/<sweep> --zip
@@ -82,10 +83,11 @@ def compare_command() -> int:
     overrides = [text for text in arguments.what if text not in folders]
     settings = compare_settings([text for text in overrides if text.startswith(("compare.", "compare="))])
     shared = [text for text in overrides if not text.startswith(("compare.", "compare="))]
+    extras = extras_of(arguments)
     if not folders:
         refuse_several(shared)
         try:
-            return train_and_report(SharedSettings(shared, arguments.config_dir), settings, arguments.zip)
+            return train_and_report(SharedSettings(shared, arguments.config_dir), settings, extras)
         except KeyboardInterrupt:
             print(
                 "gspo-compare: stopped; the same command resumes from the last checkpoints", file=sys.stderr
@@ -102,7 +104,7 @@ def compare_command() -> int:
             "train runs with it"
         )
     paths = [_unpacked(Path(folder)) for folder in folders]
-    report(paths, settings, report_folder(settings, paths), zipped=arguments.zip)
+    report(paths, settings, report_folder(settings, paths), extras)
     return 0
 
 
@@ -152,9 +154,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "what", nargs="*", help="run folders, sweeps or packed comparisons; or settings as for gspo-train"
     )
-    parser.add_argument(
-        "--zip", action="store_true", help="also pack report, configs and logs in one file, without secrets"
-    )
+    add_extras(parser)
     parser.add_argument(
         "-cd", "--config-dir", type=Path, action="append", default=[], help="folder with custom options"
     )
@@ -189,7 +189,7 @@ def check_known(key: str) -> None:
     require(section in kinds and name in known, f"compare.{key}: is not a setting; {hint}")
 
 
-def train_and_report(shared: SharedSettings, settings: CompareConfig, zipped: bool = False) -> int:
+def train_and_report(shared: SharedSettings, settings: CompareConfig, extras: Extras) -> int:
     """Train the missing runs, then report; returns the exit code."""
     notes = ["Learning rates and clip ranges come from the configuration; none was tuned."]
     runs = runs_to_compare(shared, settings)  # bad input fails before a trial starts
@@ -201,50 +201,8 @@ def train_and_report(shared: SharedSettings, settings: CompareConfig, zipped: bo
             settings, notes, ended = tune(shared, settings)
             runs = runs_to_compare(shared, settings)
         ended += train_missing(runs, settings)
-        report([run.folder for run in runs], settings, base, notes, zipped)
+        report([run.folder for run in runs], settings, base, extras, notes)
     return 1 if any(end.status is Status.failed for end in ended) else 0
-
-
-def report_folder(settings: CompareConfig, paths: Sequence[Path]) -> Path:
-    """Where the report on given folders goes: into the folder itself, or into one named after all of them."""
-    if settings.folder is not None:
-        return Path(settings.folder)
-    if len(paths) == 1:
-        return paths[0]
-    names = "\n".join(sorted(str(path.resolve()) for path in paths))
-    return Path("outputs", "compare", hashlib.sha256(names.encode()).hexdigest()[:8])
-
-
-def report(
-    paths: Sequence[Path],
-    settings: CompareConfig,
-    folder: Path,
-    notes: Sequence[str] = (),
-    zipped: bool = False,
-) -> None:
-    """Compare the runs in `paths`, write the report to `folder`, and show its first page; pack both where
-    they are to be `zipped`."""
-    from rich.console import Console
-
-    from gspo_cli.commands.compare_view import show
-    from gspo_cli.compare.across import compare_subjects
-    from gspo_cli.compare.report import write_report
-    from gspo_cli.compare.result import Across
-    from gspo_cli.compare.runs import find_runs
-
-    runs, left_out = find_runs(paths)
-    found = compare_subjects(runs, left_out, settings)
-    again = shlex.join(["gspo-compare", *sys.argv[1:]])
-    if isinstance(found, Across):
-        found = replace(found, summary=replace(found.summary, reproduce=[again]))
-    else:
-        found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *found.reproduce[1:]])
-    show(found, write_report(found, folder), Console())
-    if zipped:
-        from gspo_cli.compare.packing import pack
-
-        packed = pack(runs, found, settings, folder)
-        print(f"Packed: {packed.path} ({packed.summary})")
 
 
 if __name__ == "__main__":

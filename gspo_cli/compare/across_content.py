@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gspo_cli.compare.across_sentences import counted
 from gspo_cli.compare.content import ReportContent, Section, printable
-from gspo_cli.compare.result import Across, Contrast, OutcomeSpec, SectionResult, Summary, Verdict
+from gspo_cli.compare.result import Across, Comparison, Contrast, OutcomeSpec, SectionResult, Summary, Verdict
 from gspo_cli.compare.tables import (
     ARM,
     CODE,
@@ -14,6 +14,7 @@ from gspo_cli.compare.tables import (
     NUMBER,
     PROSE,
     TEXT,
+    VERDICT,
     Cell,
     ColumnKind,
     ReportTable,
@@ -23,15 +24,23 @@ from gspo_cli.compare.tables import (
 )
 from gspo_cli.console.words import MISSING, number
 
+SECTION = "section-"  # and its number: anchors, figures and folders of one of several comparisons
 READING = (
     "Each row is the held-out score at the end of that section's own budget; p is adjusted over the "
     "algorithms of the section. Scores of different sections are not comparable: tasks and models differ."
 )
 
 
-def arms_across(across: Across) -> list[str]:
-    """The arms of all sections; each has one place, and so one color, on the whole page."""
-    return list(dict.fromkeys(arm.name for section in across.sections for arm in section.arms))
+def comparisons(found: Comparison | Across) -> list[tuple[Comparison, str]]:
+    """Each comparison of a report, with the name of its section where there are several."""
+    if isinstance(found, Comparison):
+        return [(found, "")]
+    return [(each, f"{SECTION}{place}") for place, each in enumerate(found.sections, start=1)]
+
+
+def arms_across(found: Comparison | Across) -> list[str]:
+    """The arms of all sections; each has one place, and so one color, in the whole report."""
+    return list(dict.fromkeys(arm.name for section, _ in comparisons(found) for arm in section.arms))
 
 
 def summary_content(across: Across) -> ReportContent:
@@ -75,7 +84,7 @@ def result_table(across: Across) -> ReportTable:
     rows = [_row(primary, result) for result in across.summary.results]
     names = [("Section", TEXT), ("Arm", ARM), ("Baseline", ARM), ("Arm's score", NUMBER)]
     names += [("Baseline's score", NUMBER), ("Difference", NUMBER), ("p (adjusted)", NUMBER)]
-    columns = [*names, ("Seeds", NUMBER), ("Verdict", TEXT), ("Counted", TEXT)]
+    columns = [*names, ("Seeds", NUMBER), ("Verdict", VERDICT), ("Counted", TEXT)]
     return ReportTable("Held-out score in each section", columns, rows, grouped=several)
 
 
@@ -139,7 +148,7 @@ def _arm_table(summary: Summary) -> ReportTable:
         "p (adjusted)",
         "One more section",
     )
-    columns = [("Arm", ARM), ("Baseline", ARM), *((name, NUMBER) for name in numbers), ("Verdict", TEXT)]
+    columns = [("Arm", ARM), ("Baseline", ARM), *((name, NUMBER) for name in numbers), ("Verdict", VERDICT)]
     return ReportTable("Across sections", columns, rows)
 
 

@@ -21,6 +21,8 @@ WIDTH, PLOT_HEIGHT = 400.0, 214.0
 TOP, BOTTOM, RIGHT = 28.0, 40.0, 12.0
 FILE = 'xmlns="http://www.w3.org/2000/svg" width="720"'  # attributes of a separate file
 FONT, LINE, GAP = 12.5, 14.5, 2.0  # text is 11 pixels high where the figure is 350 wide, as on a phone
+# by name for programs that know no system font
+FONTS = "Arial,Helvetica,'Liberation Sans','DejaVu Sans','Noto Sans',Roboto,'Open Sans',sans-serif"
 GLYPH = 0.56 * FONT  # width of a character of a system font, slightly above the mean
 LABEL, LINES = 19, 3  # characters per line of a label, and lines
 SWATCH = 20.0
@@ -49,13 +51,13 @@ def palette() -> str:
     return (
         f":root{{{_variables(LIGHT)}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}"
-        f"{_ink('currentColor')}"
+        f"{_ink('currentColor', 'system-ui,sans-serif')}"
     )
 
 
-def _ink(color: str) -> str:
+def _ink(color: str, fonts: str) -> str:
     return (
-        f".chart text{{fill:{color};font-family:system-ui,sans-serif}}"
+        f".chart text{{fill:{color};font-family:{fonts}}}"
         f".chart .grid{{stroke:{color};opacity:.16}}.chart .axis{{stroke:{color};opacity:.55}}"
     )
 
@@ -65,7 +67,7 @@ def light_chart(chart: Chart, arms: Sequence[str]) -> str:
     body = PAINTED.sub(lambda found: f'{found[1]}="{LIGHT[int(found[2])]}"', line_chart(chart, arms))
     start, end = body.split(">", 1)
     ground = f'<rect width="100%" height="100%" fill="{GROUND[0]}"/>'
-    return f"{start} {FILE}><style>{_ink(GROUND[1])}</style>{ground}{end}"
+    return f"{start} {FILE}><style>{_ink(GROUND[1], FONTS)}</style>{ground}{end}"
 
 
 def line_chart(chart: Chart, arms: Sequence[str], alone: bool = False) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from gspo_cli.compare.across_content import summary_content
+from gspo_cli.compare.across_content import SECTION, comparisons, summary_content
 from gspo_cli.compare.content import ProblemConversations, ReportContent, Section, content_of, printable
 from gspo_cli.compare.figures import line_chart, notes, palette, swatch
 from gspo_cli.compare.result import Across, Comparison
@@ -29,7 +29,6 @@ from gspo_cli.console.words import clean
 from gspo_cli.run.files import make_folder, write_atomically
 
 FIGURE = "held_out.svg"
-SECTION = "section-"  # and its number: of several comparisons on one page
 STYLE = Path(__file__).with_name("page.css")
 ROLES = ("system", "user", "assistant", "tool")
 LINKED = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:)\]]|arXiv:\d{4}\.\d{4,5}")
@@ -43,7 +42,7 @@ def write_report(found: Comparison | Across, folder: Path) -> list[Path]:
         "report.html": page(found),
         "report.json": json_text(found),
     }
-    for comparison, prefix in _comparisons(found):
+    for comparison, prefix in _prefixed(found):
         if comparison.charts:
             arms = [arm.name for arm in comparison.arms]
             texts[prefix + FIGURE] = line_chart(comparison.charts[0], arms, alone=True) + "\n"
@@ -56,11 +55,9 @@ def write_report(found: Comparison | Across, folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def _comparisons(found: Comparison | Across) -> list[tuple[Comparison, str]]:
+def _prefixed(found: Comparison | Across) -> list[tuple[Comparison, str]]:
     """Each comparison of a report with what the names of its anchors and figures begin with."""
-    if isinstance(found, Comparison):
-        return [(found, "")]
-    return [(each, f"{SECTION}{place}-") for place, each in enumerate(found.sections, start=1)]
+    return [(each, name and f"{name}-") for each, name in comparisons(found)]
 
 
 def json_text(found: Comparison | Across) -> str:
@@ -85,7 +82,7 @@ def markdown(found: Comparison | Across) -> str:
     """report.md. The lead chart of a comparison is the file held_out.svg beside it."""
     parts = [] if isinstance(found, Comparison) else [_document(summary_content(found), "", 1)]
     level = 1 + len(parts)  # of the title of a comparison
-    return "\n".join([*parts, *(_document(content_of(each), p, level) for each, p in _comparisons(found))])
+    return "\n".join([*parts, *(_document(content_of(each), p, level) for each, p in _prefixed(found))])
 
 
 def _document(content: ReportContent, prefix: str, level: int) -> str:
@@ -157,7 +154,7 @@ def _escaped(text: str) -> str:
 
 def page(found: Comparison | Across) -> str:
     """report.html. All texts are cleaned and escaped on output; only figures and styles are markup."""
-    parts = [(content_of(_with_own_figures(each, prefix)), prefix) for each, prefix in _comparisons(found)]
+    parts = [(content_of(_with_own_figures(each, prefix)), prefix) for each, prefix in _prefixed(found)]
     if isinstance(found, Across):
         parts = [(summary_content(found), ""), *parts]
     arms = list(parts[0][0].arms)
