@@ -63,7 +63,7 @@ def test_rows_with_a_verdict_become_blocks_in_which_each_value_has_the_name_of_i
 
 
 def test_a_narrow_screen_shows_blocks_without_their_heads_and_verdicts_first():
-    rules = block("screen and (max-width: 720px)")
+    rules = block("screen and (max-width: 1000px)")
     assert rules[".stack thead"] == {"display": "none", "": ""}
     assert (rules[".stack tr"]["display"], rules[".stack tr"]["flex-wrap"]) == ("flex", "wrap")
     assert rules[".stack [data-label]::before"]["content"] == "attr(data-label)"
