@@ -106,12 +106,14 @@ MUTANTS: dict[tuple[str, str], list[Change]] = {
         ("max(1, min(self.collator.budget, largest) // 2)", "self.collator.budget // 2"),
         ("reward_kl(self._logprobs(micro), self._ref", "-reward_kl(self._logprobs(micro), self._ref"),
         ("zip(micro.samples, compute(micro)", "zip(micro.samples[::-1], compute(micro)"),
+        ("self.algorithm, minibatch.denominator", "self.algorithm, float(len(minibatch.micro_batches))"),
+    ],
+    (TRAINING + "update.py", "test_old_logprobs"): [
         ("error.abs().max().item()", "error.max().item()"),
         (
             "(old_logprobs - micro.sampling_logprobs)[micro.action_mask].abs()",
             "(old_logprobs - micro.sampling_logprobs)[micro.action_mask]",
         ),
-        ("self.algorithm, minibatch.denominator", "self.algorithm, float(len(minibatch.micro_batches))"),
     ],
     (TRAINING + "update.py", "test_correction test_off_policy test_selection"): [
         ("weighted(micro.advantages, weights", "weighted(micro.advantages, torch.ones_like(weights)"),

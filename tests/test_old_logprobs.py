@@ -1,10 +1,14 @@
-"""rollout.old_logprobs=auto: the engine's log-probabilities where nothing speaks against them."""
+"""rollout.old_logprobs=auto: the engine's log-probabilities where nothing speaks against them; how far they
+are from the trainer's."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare, tuning_trials
@@ -15,10 +19,13 @@ from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import changed_settings, fingerprint, prepare, saved_settings
+from gspo_cli.training.metrics import Clock, update_metrics
 from gspo_cli.training.old_logprobs import choose
 from gspo_cli.training.preflight import NoiseFloor
 from gspo_cli.training.session import run_training
+from gspo_cli.training.update import Updater
 from gspo_cli.types import Message, Problem
+from tests.support.batches import samples_of
 from tests.support.whole_runs import ARITHMETIC
 
 PROBLEMS = [Problem(str(n), (Message("user", f"{n}+{n}="),)) for n in (1, 7, 15)]
@@ -131,3 +138,34 @@ def test_a_run_that_was_begun_with_recomputed_ones_goes_on_with_them(configure, 
     prepare(folder, given)
     prepare(folder, automatic)  # as gspo-compare does with runs from before there was a choice
     assert saved_settings(folder)["rollout"]["old_logprobs"] == "recompute"
+
+
+def test_the_difference_to_the_sampler_is_measured_on_trained_tokens(load, configure):
+    config, _ = configure("algorithm=gspo", "training.updates_per_rollout=1")
+    policy = load("qwen3")
+    samples = samples_of(policy, count=4)
+    # a sampler that is off by 0.25 on every trained token, to either side, and by anything elsewhere
+    for place, sample in enumerate(samples):
+        trajectory, off = sample.trajectory, 0.25 if place % 2 else -0.25
+        ids, mask = torch.tensor([trajectory.token_ids]), torch.tensor([trajectory.action_mask])
+        with torch.no_grad():
+            logprobs = policy(ids, mask, 1.0)[0][0]
+        trajectory.sampling_logprobs = torch.where(mask[0], logprobs + off, 9.0).tolist()
+    report = Updater(policy, config).run(samples, np.random.default_rng(0), Clock())
+    metrics = update_metrics(report)
+    assert metrics["sampling/logp_difference/mean"] == pytest.approx(0.25, abs=1e-5)
+    assert metrics["sampling/logp_difference/max"] == pytest.approx(0.25, abs=1e-5)
+
+
+@pytest.mark.parametrize("off", [-0.25, 0.25])
+def test_the_noise_of_the_first_step_is_measured_to_either_side(load, configure, off):
+    config, _ = configure("algorithm=gspo", "rollout.old_logprobs=engine")
+    policy = load("qwen3")
+    samples = samples_of(policy)
+    for sample in samples:
+        trajectory = sample.trajectory
+        ids, mask = torch.tensor([trajectory.token_ids]), torch.tensor([trajectory.action_mask])
+        with torch.no_grad():
+            trajectory.sampling_logprobs = (policy(ids, mask, 1.0)[0][0] + off).tolist()
+    report = Updater(policy, config).run(samples, np.random.default_rng(0), Clock())
+    assert report.sums.first_step_abs_err == pytest.approx(abs(math.expm1(-off)), abs=1e-5)

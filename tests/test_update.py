@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 from math import cos, pi
 
@@ -295,37 +294,6 @@ def test_a_group_split_over_minibatches_keeps_the_advantages_it_was_given(load, 
         )
     }
     assert found == {tuple(s.trajectory.token_ids): pytest.approx(s.advantages[0]) for s in samples}
-
-
-def test_the_difference_to_the_sampler_is_measured_on_trained_tokens(load, configure):
-    config, _ = configure("algorithm=gspo", "training.updates_per_rollout=1")
-    policy = load("qwen3")
-    samples = samples_of(policy, count=4)
-    # a sampler that is off by 0.25 on every trained token, to either side, and by anything elsewhere
-    for place, sample in enumerate(samples):
-        trajectory, off = sample.trajectory, 0.25 if place % 2 else -0.25
-        ids, mask = torch.tensor([trajectory.token_ids]), torch.tensor([trajectory.action_mask])
-        with torch.no_grad():
-            logprobs = policy(ids, mask, 1.0)[0][0]
-        trajectory.sampling_logprobs = torch.where(mask[0], logprobs + off, 9.0).tolist()
-    report = Updater(policy, config).run(samples, np.random.default_rng(0), Clock())
-    metrics = update_metrics(report)
-    assert metrics["sampling/logp_difference/mean"] == pytest.approx(0.25, abs=1e-5)
-    assert metrics["sampling/logp_difference/max"] == pytest.approx(0.25, abs=1e-5)
-
-
-@pytest.mark.parametrize("off", [-0.25, 0.25])
-def test_the_noise_of_the_first_step_is_measured_to_either_side(load, configure, off):
-    config, _ = configure("algorithm=gspo", "rollout.old_logprobs=engine")
-    policy = load("qwen3")
-    samples = samples_of(policy)
-    for sample in samples:
-        trajectory = sample.trajectory
-        ids, mask = torch.tensor([trajectory.token_ids]), torch.tensor([trajectory.action_mask])
-        with torch.no_grad():
-            trajectory.sampling_logprobs = (policy(ids, mask, 1.0)[0][0] + off).tolist()
-    report = Updater(policy, config).run(samples, np.random.default_rng(0), Clock())
-    assert report.sums.first_step_abs_err == pytest.approx(abs(math.expm1(-off)), abs=1e-5)
 
 
 def test_clip_shares_are_of_all_trained_tokens(load, configure):
