@@ -142,6 +142,21 @@ def test_a_comparison_that_is_stopped_and_then_killed_goes_on(tmp_path):
     assert "one seed" in done.stdout
 
 
+def test_seeds_are_added_to_real_runs_and_a_second_time_trains_nothing(tmp_path):
+    arguments = (*FAST, "training.num_outer_iterations=2", "compare.until=settled", "compare.seeds=[0,1]")
+    base = tmp_path / "outputs" / "compare" / "arithmetic-tiny"
+    done = compare(tmp_path, *arguments, "compare.max_seeds=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    looks = [line for line in done.stdout.splitlines() if line.startswith("after ")]
+    assert [line.rpartition("; ")[2] for line in looks] == ["adding seed 2", "compare.max_seeds=3 is reached"]
+    made, report = runs_in(base), (base / "report.json").read_bytes()
+    names = sorted(name.rpartition("-")[0] for name in made)
+    assert names == [f"{algorithm}-s{seed}" for algorithm in ("grpo", "gspo") for seed in range(3)]
+    again = compare(tmp_path, *arguments, "compare.max_seeds=3")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (runs_in(base), (base / "report.json").read_bytes()) == (made, report)
+
+
 def finished(planned: ComparisonRun, reward: float) -> None:
     """The folder of a run as if it had been trained, with this reward at its end."""
     prepare(planned.folder, resolved_yaml(planned.node))

@@ -19,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.commands.compare_report import Extras, add_extras, extras_of, report, report_folder
 from gspo_cli.commands.entry import command_parser, run_command
 from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare, train_missing, tune
+from gspo_cli.compare.until_settled import train_until_settled
 from gspo_cli.config.checks import require
+from gspo_cli.config.choices import Until
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
 from gspo_cli.config.compose import explain
 from gspo_cli.config.trust import FLAG
@@ -47,11 +49,18 @@ EXAMPLES = """examples:
       GRPO with and without routing replay
   gspo-compare outputs/sweeps/<sweep> --zip
       packs report, configs and logs for somebody else, who runs gspo-compare comparison.zip
+  gspo-compare task=arithmetic compare.until=settled compare.max_hours=8
+      adds seeds until the held-out score is settled, or the budget is used up
   gspo-compare task=arithmetic compare.tune.trials=5
       first tunes learning rate and clip range of each algorithm, with a separate seed
 
 settings (compare.<name>=<value>):
   algorithms, seeds   the runs: [gspo,grpo] and [0,1,2]
+  until               settled adds seeds until the algorithms differ in the held-out score, or by less than
+                      `smallest`: none
+  smallest            smallest difference of the held-out score that is of interest: 0.05
+  max_seeds, max_hours
+                      where adding ends: 20 seeds per algorithm; no limit of training hours
   baseline            the algorithm that the others are compared with: grpo if present
   level               of intervals and verdicts: 0.95
   threshold           held-out score of "steps to threshold": 80% of the way to the lowest mean final score
@@ -63,7 +72,9 @@ settings (compare.<name>=<value>):
 """
 
 # training settings: not allowed where folders are given
-OF_TRAINING = tuple(f"compare.{name}" for name in ("algorithms=", "seeds=", "parallel=", "tune."))
+OF_TRAINING = tuple(
+    f"compare.{name}" for name in ("algorithms=", "seeds=", "until=", "max_", "parallel=", "tune.")
+)
 
 
 def main() -> None:
@@ -191,6 +202,10 @@ def check_known(key: str) -> None:
 
 def train_and_report(shared: SharedSettings, settings: CompareConfig, extras: Extras) -> int:
     """Train the missing runs, then report; returns the exit code."""
+    require(
+        not extras.zip or settings.until is Until.none,
+        "--zip: looks at added seeds are not packed; leave out --zip or compare.until=settled",
+    )
     notes = ["Learning rates and clip ranges come from the configuration; none was tuned."]
     runs = runs_to_compare(shared, settings)  # bad input fails before a trial starts
     ended: list[QueuedJob] = []
@@ -200,7 +215,11 @@ def train_and_report(shared: SharedSettings, settings: CompareConfig, extras: Ex
         if settings.tune.trials:
             settings, notes, ended = tune(shared, settings)
             runs = runs_to_compare(shared, settings)
-        ended += train_missing(runs, settings)
+        if settings.until is Until.settled:
+            runs, added = train_until_settled(shared, settings, runs)
+            ended += added
+        else:
+            ended += train_missing(runs, settings)
         report([run.folder for run in runs], settings, base, extras, notes)
     return 1 if any(end.status is Status.failed for end in ended) else 0
 

@@ -64,9 +64,10 @@ def report(
     from gspo_cli.compare.report import write_report
     from gspo_cli.compare.result import Across
     from gspo_cli.compare.runs import find_runs
+    from gspo_cli.compare.until_settled import looked_at
 
     runs, left_out = find_runs(paths)
-    found = compare_subjects(runs, left_out, settings)
+    found = compare_subjects(runs, left_out, settings, looked_at)
     again = shlex.join(["gspo-compare", *sys.argv[1:]])
     if isinstance(found, Across):
         found = replace(found, summary=replace(found.summary, reproduce=[again]))

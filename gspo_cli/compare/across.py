@@ -6,7 +6,7 @@ held-out score between the same two arms, and sections count alike."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gspo_cli.compare.across_sentences import counted, headline, methods, numbers_in_words, title
@@ -28,6 +28,7 @@ from gspo_cli.compare.result import (
 )
 from gspo_cli.compare.runs import StoredRun, Subject
 from gspo_cli.compare.statistics import adjusted, mean_of_sections, sign_test
+from gspo_cli.compare.until_settled import Looked, fixed_seeds
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import leaves
@@ -37,20 +38,23 @@ TUNED = ("learning_rate", "clip_range_left", "clip_range_right")  # chosen for e
 
 
 def compare_subjects(
-    runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: CompareConfig
+    runs: Sequence[StoredRun],
+    left_out: Sequence[LeftOut],
+    settings: CompareConfig,
+    looks: Callable[[Sequence[StoredRun], CompareConfig], Looked] = fixed_seeds,
 ) -> Comparison | Across:
-    """`compare` for each task and model; a Comparison where only one of them can be compared. Raises
-    UserError as `compare` does if none can."""
+    """`compare` for each task and model; a Comparison where only one of them can be compared. `looks` tells
+    how seeds were added to the runs of each. Raises UserError as `compare` does if none can."""
     groups: dict[Subject, list[StoredRun]] = {}
     for run in sorted(runs, key=lambda each: each.subject):
         groups.setdefault(run.subject, []).append(run)
     if len(groups) < 2:
-        return compare(runs, left_out, settings)
+        return _looked(looks(runs, settings), left_out)
     found: dict[str, tuple[Comparison, list[StoredRun]]] = {}
     refused: list[tuple[NotCompared, list[StoredRun]]] = []
     for name, own in zip(_names(list(groups)), groups.values(), strict=True):
         try:
-            found[name] = _named(compare(own, [], settings), name), own
+            found[name] = _named(_looked(looks(own, settings), []), name), own
         except UserError as error:
             refused.append((NotCompared(name, len(own), str(error)), own))
     if not found:
@@ -60,6 +64,11 @@ def compare_subjects(
     out = [LeftOut(run.folder, f"{each.section}: {each.reason}") for each, own in refused for run in own]
     ((alone, _),) = found.values()
     return replace(alone, left_out=sorted([*left_out, *out], key=lambda each: each.folder))
+
+
+def _looked(looked: Looked, left_out: Sequence[LeftOut]) -> Comparison:
+    found = compare(looked.runs, [*left_out, *looked.left_out], looked.settings, looked.added)
+    return replace(found, cautions=[*found.cautions, *looked.caveats])
 
 
 def _names(subjects: Sequence[Subject]) -> list[str]:

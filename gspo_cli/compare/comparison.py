@@ -13,12 +13,22 @@ from gspo_cli.compare.comparability import (
     refuse_one_update,
     why_void,
 )
-from gspo_cli.compare.contrasts import arm_estimates, contrasts, problem_tests
+from gspo_cli.compare.contrasts import arm_estimates, contrasts, measured, problem_tests
 from gspo_cli.compare.curves import charts
-from gspo_cli.compare.outcomes import Budget, budget_of, counterfactuals, measure, outcomes, resolutions
+from gspo_cli.compare.outcomes import (
+    PRIMARY,
+    Budget,
+    budget_of,
+    counterfactuals,
+    measure,
+    outcomes,
+    resolutions,
+)
 from gspo_cli.compare.result import Arm, Comparison, LeftOut, RunFacts, SideBySide
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.sentences import claims, headline, methods
+from gspo_cli.compare.sequential import Added, design_of
+from gspo_cli.compare.settling import design_methods, how_settled, more_of
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.diagnosis.history import number_of
 from gspo_cli.errors import UserError
@@ -27,9 +37,15 @@ SHOWN = 3  # problems whose conversations are shown side by side
 Runs = Mapping[str, Sequence[StoredRun]]  # by arm
 
 
-def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: CompareConfig) -> Comparison:
-    """How the arms of `runs` differ. Raises UserError if there are fewer than two arms, a run made one
-    update per rollout, or a setting of the comparison does not fit."""
+def compare(
+    runs: Sequence[StoredRun],
+    left_out: Sequence[LeftOut],
+    settings: CompareConfig,
+    added: Added | None = None,
+) -> Comparison:
+    """How the arms of `runs` differ; `added` where seeds were added until that was settled. Raises UserError
+    if there are fewer than two arms, a run made one update per rollout, or a setting of the comparison does
+    not fit."""
     refuse_one_update(runs)
     arms = arms_of(runs, settings.algorithms)
     if len(arms) < 2:
@@ -43,7 +59,12 @@ def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: Co
     uninformative, why = nothing_learned(arms, budget)
     voided = why_void(arms, differing, budget)
     resolution = resolutions(max(number_of(run.evals[0], "num_problems") or 1.0 for run in runs))
-    compared = contrasts(tables, baseline, listed, resolution, level, bool(voided))
+    values = {name: measured(table, PRIMARY) for name, table in tables.items()}
+    step = resolution[PRIMARY]
+    design = design_of(values, baseline, added, level, settings.smallest, step) if added else None
+    compared = contrasts(tables, baseline, listed, resolution, level, bool(voided), design=design)
+    more = more_of(compared, values, runs, settings, added, step)
+    settling = "" if voided else how_settled(design, more, settings)
     facts = [_arm(name, own, tables[name]) for name, own in arms.items()]
     estimates = arm_estimates(tables, listed, level)
     task, model, _ = min(run.subject for run in runs)
@@ -53,7 +74,7 @@ def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: Co
         model=model,
         baseline=baseline,
         level=level,
-        headline=headline(facts, compared, listed, budget, voided, estimates, uninformative),
+        headline=headline(facts, compared, listed, budget, voided, estimates, uninformative, settling),
         voided=voided,
         cautions=[*([why] if uninformative else []), *caveats(arms, budget)],
         arms=facts,
@@ -67,7 +88,9 @@ def compare(runs: Sequence[StoredRun], left_out: Sequence[LeftOut], settings: Co
         talks=side_by_side(arms, budget),
         differences=differing,
         reproduce=reproduce(arms, settings),
-        methods=methods(budget, level, settings.threshold),
+        methods=[*methods(budget, level, settings.threshold), *design_methods(design, level)],
+        design=design,
+        more=more,
     )
 
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from gspo_cli.compare.outcomes import PRIMARY, TO_THRESHOLD
-from gspo_cli.compare.result import Contrast, Estimate, OutcomeSpec, ProblemTest, Verdict
+from gspo_cli.compare.result import Contrast, Design, Estimate, OutcomeSpec, ProblemTest, Verdict
 from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.sequential import SETTLED, Boundary
 from gspo_cli.compare.statistics import (
     MOST_SEEDS,
     RESAMPLES,
@@ -55,9 +56,11 @@ def contrasts(
     level: float,
     voided: bool = False,
     resamples: int = RESAMPLES,
+    design: Design | None = None,
 ) -> list[Contrast]:
     """All contrasts, by outcome, then by arm. `resolution` is the step in which an outcome is counted; with
-    `voided` every contrast is inconclusive."""
+    `voided` every contrast is inconclusive. Where seeds were added, the primary outcome's are those of
+    `design`, and the p and intervals of the others account for its looks."""
     middle = arm_estimates(tables, outcomes, level, resamples)
     pairs = [(outcome, name) for outcome in outcomes for name in tables if name != baseline]
     missing: dict[tuple[str, str], str] = {}
@@ -66,11 +69,13 @@ def contrasts(
         missing[outcome.key, name] = _not_reached(outcome, {n: tables[n] for n in (name, baseline)})
         if not missing[outcome.key, name]:
             sides = (measured(tables[name], outcome.key), measured(tables[baseline], outcome.key))
-            test = mean_difference(*sides, level, resolution.get(outcome.key, 0.0))
+            test = mean_difference(
+                *sides, design.interval_level if design else level, resolution.get(outcome.key, 0.0)
+            )
             if test is None:
                 missing[outcome.key, name] = f"not measured{outcome.missing and f': {outcome.missing}'}"
             else:
-                tests[outcome.key, name] = test
+                tests[outcome.key, name] = repeated(test, design, level)
     p_values = _adjusted_by_family(outcomes, tests)
     found = []
     for key, name in ((outcome.key, name) for outcome, name in pairs):
@@ -78,11 +83,51 @@ def contrasts(
             key, name, baseline, middle[name][key], middle[baseline][key], Estimate(None), False, None, None,
             Verdict.void, missing[key, name],
         )  # fmt: skip
-        if (key, name) in tests:
+        if design is not None and key == PRIMARY and not missing[key, name]:
+            found.append(_sequential(unknown, design, voided))
+        elif (key, name) in tests:
             found.append(_tested(unknown, tests[key, name], p_values.get((key, name)), level, voided))
         else:
             found.append(unknown)
     return found
+
+
+def repeated(test: DifferenceTest, design: Design | None, level: float) -> DifferenceTest:
+    """The test with its p at the last look of a design, whatever it was that ended the looks."""
+    if design is None or not design.seeds or test.p is None:
+        return test
+    return replace(test, p=Boundary(tuple(design.seeds), level).repeated(len(design.seeds) - 1, test.p))
+
+
+def _sequential(contrast: Contrast, design: Design, voided: bool) -> Contrast:
+    """The contrast of the primary outcome with what the looks of a design found: what settled it first, and
+    the difference at the last look."""
+    looks = design.looks[contrast.arm_name]
+    if not looks:
+        return replace(contrast, sentence="inconclusive: not all runs of the first seeds are complete")
+    settled = next((look for look in looks if look.verdict in SETTLED), None)
+    last, p = looks[-1], min(look.p for look in looks)
+    p_adjusted = min(1.0, p * len(design.looks))
+    shown = f"({last.seeds} seeds, {'adjusted ' * (p_adjusted != p)}{p_phrase(p_adjusted)} over all looks)"
+    if settled is not None and settled is not last:
+        shown += f", settled after {settled.seeds} seeds"
+    text = f"not settled: the difference is {last.difference} {shown}"
+    if voided:
+        text = f"inconclusive: the comparison is void; the difference is {last.difference} {shown}"
+    elif settled is not None and settled.verdict is Verdict.equivalent:
+        text = f"no difference of {number(design.smallest)} or more: it is {last.difference} {shown}"
+    elif settled is not None:
+        text = f"{contrast.arm_name} is {settled.verdict.value} by {_magnitude(last.difference)} {shown}"
+    verdict = settled.verdict if settled is not None else Verdict.not_distinguishable
+    return replace(
+        contrast,
+        difference=last.difference,
+        paired=True,
+        p=p,
+        p_adjusted=p_adjusted,
+        verdict=Verdict.void if voided else verdict,
+        sentence=text,
+    )
 
 
 def measured(table: Measurements, key: str) -> dict[int, float]:

@@ -15,11 +15,12 @@ from gspo_cli.console.words import MISSING, duration, number, share
 
 
 class Verdict(Enum):
-    """The result of a contrast. `void` means that it is inconclusive: there is only one seed, or the runs
-    differ in more than algorithm and seed."""
+    """The result of a contrast. `equivalent`: the difference is smaller than is of interest. `void` means
+    that it is inconclusive: there is only one seed, or the runs differ in more than algorithm and seed."""
 
     higher = "higher"
     lower = "lower"
+    equivalent = "equivalent"
     not_distinguishable = "not distinguishable"
     void = "void"
 
@@ -219,9 +220,45 @@ class SideBySide:
 
 
 @dataclass(frozen=True)
+class Look:
+    """The primary outcome of an arm after `seeds` paired seeds. The interval of the difference holds at all
+    looks together, divided over the arms; `p` is the lowest error rate at which this look settles it."""
+
+    seeds: int
+    difference: Estimate
+    p: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Design:
+    """Seeds added until the primary outcome is settled: the numbers of seeds at which was looked, and what
+    was found of each arm. Of the allowed error, 1 - level, `spent` is used. `interval_level` is that of the
+    t intervals of the other outcomes, which as repeated intervals are at the comparison's level."""
+
+    smallest: float
+    spent: float
+    interval_level: float
+    seeds: Sequence[int]
+    looks: Mapping[str, Sequence[Look]]
+
+
+@dataclass(frozen=True)
+class MoreSeeds:
+    """The seeds per arm after which the primary outcome is settled with probability `power`, in addition to
+    those that are there, and the seconds that they train, `parallel` runs at once. None: too many to tell."""
+
+    seeds: int | None
+    seconds: float | None
+    parallel: int
+    power: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All of a report. `headline` is the verdict in sentences, the most important first. `voided` lists why
-    verdicts are void and is empty otherwise; `cautions` are caveats about how the runs compare."""
+    verdicts are void and is empty otherwise; `cautions` are caveats about how the runs compare. `design` is
+    None where the number of seeds was fixed, `more` where nothing is left to settle."""
 
     title: str
     task: str
@@ -243,6 +280,8 @@ class Comparison:
     differences: Sequence[Mapping[str, Any]]
     reproduce: Sequence[str]
     methods: Sequence[str] = field(default_factory=tuple)
+    design: Design | None = None
+    more: MoreSeeds | None = None
 
 
 @dataclass(frozen=True)

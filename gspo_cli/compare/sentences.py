@@ -34,9 +34,11 @@ def headline(
     voided: Sequence[str],
     estimates: Estimates,
     uninformative: str,
+    settling: str = "",
 ) -> list[str]:
     """The verdict in a sentence for each arm, `uninformative` (why the runs cannot tell arms apart, if so),
-    the numbers of the primary outcome, then the other outcomes in a line, then clipping and collapses."""
+    the numbers of the primary outcome and what would settle it, then the other outcomes in a line, then
+    clipping and collapses."""
     primary = [contrast for contrast in contrasts if contrast.outcome == PRIMARY]
     numbers = []
     for contrast in primary:
@@ -51,7 +53,7 @@ def headline(
         sentences = [f"Inconclusive: {why}.", *numbers, uninformative]
     else:
         verdicts = " ".join(_verdict_sentence(contrast, budget) for contrast in primary)
-        sentences = [verdicts, uninformative, *numbers]
+        sentences = [verdicts, uninformative, *numbers, settling]
         sentences += [_other_outcomes(arm.name, contrasts, outcomes) for arm in arms[:-1]]
     clip_shares = {arm.name: estimates[arm.name]["clip_token"].value for arm in arms}
     clipped = [f"{name} {number(value)}" for name, value in clip_shares.items() if value is not None]
@@ -69,6 +71,8 @@ def _verdict_sentence(contrast: Contrast, budget: Budget) -> str:
     arm, baseline = contrast.arm_name, contrast.baseline_name
     if contrast.verdict is Verdict.void:
         return f"Inconclusive: {arm} against {baseline}."
+    if contrast.verdict is Verdict.equivalent:
+        return f"{arm} and {baseline} have an equivalent held-out score after {budget.iterations} iterations."
     if contrast.verdict is Verdict.not_distinguishable:
         return (
             f"{arm} and {baseline} are not distinguishable by held-out score after {budget.iterations} "

@@ -210,7 +210,7 @@ def verdict_cell(outcome: OutcomeSpec, contrast: Contrast) -> Cell:
         return Cell(UNMEASURED, tone=Tone.none)
     if verdict is Verdict.void:
         return Cell(NO_VERDICT, tone=Tone.none)
-    if verdict is Verdict.not_distinguishable:
+    if verdict in (Verdict.not_distinguishable, Verdict.equivalent):
         return Cell(verdict.value, tone=Tone.none)
     if not outcome.is_directed:
         return Cell(verdict.value)

@@ -318,6 +318,15 @@ class AgentSchedule(Enum):
     """as soon as one has asked: agents that take long hold up nobody; equal up to rounding"""
 
 
+class Until(Enum):
+    """Whether gspo-compare adds seeds to those it begins with."""
+
+    none = "none"
+    """no: the seeds are those of compare.seeds"""
+    settled = "settled"
+    """one batch after another, until the primary outcome is settled or the budget is used up"""
+
+
 class Tracker(Enum):
     """Where metrics are mirrored; metrics.jsonl in the run folder is always written."""
 

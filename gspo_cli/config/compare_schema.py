@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gspo_cli.config.checks import require, require_not_negative, require_positive
+from gspo_cli.config.choices import Until
 
+MOST_ADDED = 100  # seeds per algorithm that are added up to
 # (learning rate, clip widths) as multiples of the preset's, in the order in which they are tried
 CANDIDATES = ((1, 1), (3, 1), (1 / 3, 1), (1, 3), (1, 1 / 3), (3, 3), (1 / 3, 1 / 3), (3, 1 / 3), (1 / 3, 3))
 
@@ -42,7 +44,17 @@ class CompareConfig:
     """Options of the group `algorithm`, each with optional overrides, as in "grpo
     algorithm.routing_replay=true"."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Seeds that every algorithm runs with, without duplicates."""
+    """Seeds that every algorithm runs with, or begins with where seeds are added; without duplicates."""
+    until: Until = Until.none
+    """Whether seeds are added, the next whole numbers, until the held-out score at the end is settled: the
+    algorithms differ, or by less than `smallest`."""
+    smallest: float = 0.05
+    """The smallest difference of the held-out score that is of interest; above 0 and at most 1."""
+    max_seeds: int = 20
+    """Seeds per algorithm at which adding ends without a result; at least 2 and at most 100."""
+    max_hours: float | None = None
+    """Hours of training, `parallel` runs at once and finished ones included, beyond which no seeds are added;
+    null sets no limit; above 0."""
     baseline: str | None = None
     """The algorithm that the others are compared with; null takes grpo if present, else the first."""
     threshold: float | None = None
@@ -74,8 +86,24 @@ class CompareConfig:
                 0 < self.threshold <= 1,  # also rejects nan
                 f"compare.threshold={self.threshold}: must be a held-out score above 0, and 1 at most",
             )
-        if self.parallel is not None:
-            require_positive("compare", self, "parallel")
+        require(
+            0 < self.smallest <= 1,
+            f"compare.smallest={self.smallest}: must be a difference of the held-out score above 0, and 1 at "
+            "most; give 0.05",
+        )
+        require(
+            2 <= self.max_seeds <= MOST_ADDED,
+            f"compare.max_seeds={self.max_seeds}: must be from 2 to {MOST_ADDED}; give 20",
+        )
+        require_positive(
+            "compare", self, *(n for n in ("max_hours", "parallel") if getattr(self, n) is not None)
+        )
+        if self.until is Until.settled:
+            require(
+                2 <= len(self.seeds) <= self.max_seeds,
+                f"compare.seeds={self.seeds}: compare.until=settled begins with 2 seeds at least, and "
+                f"compare.max_seeds={self.max_seeds} at most; give compare.seeds=[0,1,2]",
+            )
         require(
             self.tune.trials == 0 or self.tune.seed not in self.seeds,
             f"compare.tune.seed={self.tune.seed}: is also a compared seed; tune with a different one",
