@@ -94,12 +94,17 @@ def test_a_folder_of_such_runs_is_reported_by_its_looks(settled):
     for key in ("design", "contrasts", "headline", "level"):
         assert after[key] == before[key]
     reasons = {each["folder"].split("-s")[1][0]: each["reason"] for each in after["left_out"]}
-    refused = compare(settled, str(BASE), "--zip")
-    assert refused.returncode == 2
-    assert "--zip: looks at added seeds are not packed" in refused.stderr
-    assert not (settled / BASE / "comparison.zip").exists()
     assert set(reasons) == {"4", "5"}
     assert all(reason.startswith("is not among the runs that were looked at") for reason in reasons.values())
+
+
+@pytest.mark.parametrize("seeds", ["0123", "23"])
+def test_neither_such_runs_nor_some_of_them_are_packed(settled, seeds):
+    runs = [str(run) for seed in seeds for run in (settled / BASE / "runs").glob(f"*-s{seed}-*")]
+    refused = compare(settled, *runs, "--zip", "compare.folder=out")
+    assert refused.returncode == 2
+    assert "--zip: looks at added seeds are not packed" in refused.stderr
+    assert not (settled / "out").exists()
 
 
 def test_the_settings_of_the_looks_are_those_of_a_later_report_unless_others_are_given(settled):

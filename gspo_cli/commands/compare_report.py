@@ -67,6 +67,10 @@ def report(
     from gspo_cli.compare.until_settled import looked_at
 
     runs, left_out = find_runs(paths)
+    if extras.zip:
+        from gspo_cli.compare.packing import require_packable
+
+        require_packable(runs, settings)
     found = compare_subjects(runs, left_out, settings, looked_at)
     again = shlex.join(["gspo-compare", *sys.argv[1:]])
     if isinstance(found, Across):

@@ -24,11 +24,11 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.compare.across import compare_subjects
-from gspo_cli.compare.across_content import comparisons
 from gspo_cli.compare.masking import Mask, mask_here
 from gspo_cli.compare.report import write_report
 from gspo_cli.compare.result import Across, Comparison
 from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.until_settled import looked_at
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.config.compose import literal, resolved_yaml
@@ -59,15 +59,21 @@ class Packed:
     summary: str
 
 
+def require_packable(runs: Sequence[StoredRun], settings: CompareConfig) -> None:
+    """Raise UserError if seeds were added to these runs until they were settled, which the packed logs would
+    not say."""
+    looked = looked_at(runs, settings)
+    require(
+        looked.added is None and not looked.caveats,
+        "--zip: looks at added seeds are not packed, and what these runs say rests on them; leave out --zip",
+    )
+
+
 def pack(
     runs: Sequence[StoredRun], found: Comparison | Across, settings: CompareConfig, folder: Path
 ) -> Packed:
     """Write the compared `runs` and the report on them to `folder`. Raises UserError if the file cannot be
     written, or would not give the verdicts of `found`."""
-    require(
-        all(comparison.design is None for comparison, _ in comparisons(found)),
-        "--zip: looks at added seeds are not packed, and the verdicts rest on them; leave out --zip",
-    )
     mask = mask_here([run.config for run in runs])
     baseline = found.baseline if isinstance(found, Comparison) else settings.baseline
     given = CompareConfig(
