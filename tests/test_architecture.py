@@ -167,12 +167,12 @@ def is_definition(node: ast.stmt) -> bool:
 
 PROBE = """
 import sys
-from gspo_cli.commands.train import main
+from gspo_cli.commands.{} import main
 try:
     main()
 except SystemExit:
     pass
-heavy = {"torch", "transformers", "peft", "bitsandbytes", "wandb", "tensorboard"}
+heavy = {{"torch", "transformers", "peft", "bitsandbytes", "wandb", "tensorboard", "scipy.stats"}}
 print("loaded", *sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
 
@@ -185,10 +185,12 @@ print("loaded", *sorted(heavy & set(sys.modules)), file=sys.stderr)
         (["--cfg", "job", "--resolve", "model=moe"], "clip_range_left: 0.0002"),
         (["seed=-1"], ""),
         (["resume=nowhere"], ""),
+        (["--help"], "gspo-compare compares"),
     ],
 )
 def test_help_settings_and_bad_input_load_no_heavy_library(arguments, shown, tmp_path):
-    command = [sys.executable, "-c", PROBE, *arguments]
+    name = "compare" if "gspo-compare" in shown else "train"
+    command = [sys.executable, "-c", PROBE.format(name), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "loaded"

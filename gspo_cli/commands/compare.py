@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 from gspo_cli.commands.compare_report import Extras, add_extras, extras_of, report, report_folder
 from gspo_cli.commands.entry import command_parser, run_command
 from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare, train_missing, tune
-from gspo_cli.compare.until_settled import train_until_settled
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Until
 from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
@@ -216,6 +215,8 @@ def train_and_report(shared: SharedSettings, settings: CompareConfig, extras: Ex
             settings, notes, ended = tune(shared, settings)
             runs = runs_to_compare(shared, settings)
         if settings.until is Until.settled:
+            from gspo_cli.compare.until_settled import train_until_settled
+
             runs, added = train_until_settled(shared, settings, runs)
             ended += added
         else:

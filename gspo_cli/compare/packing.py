@@ -24,6 +24,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.compare.across import compare_subjects
+from gspo_cli.compare.across_content import comparisons
 from gspo_cli.compare.masking import Mask, mask_here
 from gspo_cli.compare.report import write_report
 from gspo_cli.compare.result import Across, Comparison
@@ -91,10 +92,8 @@ def pack(
         )
     command = shlex.join(["gspo-compare", TOP, *options(given)])
     if isinstance(again, Across):
-        again, title = (
-            replace(again, summary=replace(again.summary, reproduce=[command])),
-            again.summary.title,
-        )
+        title = again.summary.title
+        again = replace(again, summary=replace(again.summary, reproduce=[command]))
     else:
         own = found.methods if isinstance(found, Comparison) else []
         notes = [mask.value(note) for note in own if note not in again.methods]
@@ -158,8 +157,11 @@ def _report_files(comparison: Comparison | Across, folder: Path) -> dict[str, by
 
 def verdicts(found: Comparison | Across) -> list[tuple[str, str]]:
     """Outcome and verdict of each contrast."""
-    sections = [found] if isinstance(found, Comparison) else found.sections
-    return [(contrast.outcome, contrast.verdict.value) for each in sections for contrast in each.contrasts]
+    return [
+        (contrast.outcome, contrast.verdict.value)
+        for comparison, _ in comparisons(found)
+        for contrast in comparison.contrasts
+    ]
 
 
 def options(settings: CompareConfig) -> list[str]:
