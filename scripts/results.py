@@ -34,7 +34,8 @@ def study(name: str, settings: list[str]) -> tuple[str, str]:
     given = [text for text in settings if text not in wanted]
     with tempfile.TemporaryDirectory() as place, ZipFile(LOGS / f"{name}.zip") as logs, chdir(place):
         logs.extractall()
-        found = compare(*find_runs([Path("comparison", "runs")]), compare_settings(given))
+        settings = compare_settings(given)
+        found = compare(*find_runs([Path("comparison", "runs")], settings.allow), settings)
     first, *sections = markdown(found).split("\n\n## ")
     _, _, verdicts = first.partition(END_OF_FIRST_PAGE)[0].partition("\n\n")
     by_title = {section.partition("\n")[0]: section for section in sections}

@@ -76,6 +76,7 @@ def test_embedded_models_train_and_the_folder_keeps_its_contract(configure, tmp_
         "num_tokens",
         "wall_seconds",
         "versions",
+        "machine",
     ):
         assert summary[key] is not None
     assert [e["iteration"] for e in folder.read("evals.jsonl")] == [0, 2]

@@ -66,7 +66,7 @@ def report(
     from gspo_cli.compare.runs import find_runs
     from gspo_cli.compare.until_settled import looked_at
 
-    runs, left_out = find_runs(paths)
+    runs, left_out = find_runs(paths, settings.allow)
     if extras.zip:
         from gspo_cli.compare.packing import require_packable
 

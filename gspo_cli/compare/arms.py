@@ -1,4 +1,4 @@
-"""Arms: the runs of one algorithm section, their names, and the commands that reproduce them."""
+"""Arms: the runs of one algorithm and its settings, their names, and the commands that reproduce them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _names(firsts: Sequence[StoredRun]) -> list[str]:
     found = []
     for run in firsts:
         alike = [other for other in firsts if other.algorithm["name"] == run.algorithm["name"]]
-        settings = [leaves(other.algorithm) for other in alike]
+        settings = [arm_settings(other) for other in alike]
         differing = sorted(
             key
             for key in {key for each in settings for key in each}
@@ -57,6 +57,11 @@ def _names(firsts: Sequence[StoredRun]) -> list[str]:
         )
         found.append(_name(run, alike, differing))
     return found
+
+
+def arm_settings(run: StoredRun) -> dict[str, Any]:
+    """What makes the arm of a run: the settings of its algorithm, and others by their whole dotted keys."""
+    return {**leaves(run.algorithm), **run.apart}
 
 
 def _name(run: StoredRun, alike: Sequence[StoredRun], differing: Sequence[str]) -> str:
@@ -67,7 +72,7 @@ def _name(run: StoredRun, alike: Sequence[StoredRun], differing: Sequence[str]) 
 
 
 def _with(run: StoredRun, keys: Sequence[str]) -> str:
-    own = leaves(run.algorithm)
+    own = arm_settings(run)
     return " ".join([run.algorithm["name"], *(f"{key}={_short(own.get(key))}" for key in keys)])
 
 
@@ -76,8 +81,8 @@ def _usual(run: StoredRun, key: str) -> bool:
     none is."""
     _, *groups = _groups(run)
     usual = _options(*groups) or {}
-    name = f"algorithm.{key}"
-    return name in usual and usual[name] == leaves(run.algorithm).get(key)
+    name = key if key in run.apart else f"algorithm.{key}"
+    return name in usual and usual[name] == arm_settings(run).get(key)
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gspo_cli.compare.outcomes import Budget, last_evaluation, score_curve
-from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.runs import APART, ITERATIONS, StoredRun, within
 from gspo_cli.compare.statistics import seeds_to_pair
 from gspo_cli.config.choices import Schedule
 from gspo_cli.console.words import number
@@ -19,8 +19,6 @@ from gspo_cli.run.identity import computed
 from gspo_cli.run.summary import RunStatus
 
 Arms = Mapping[str, Sequence[StoredRun]]
-APART = ("algorithm", "seed")  # keys in which arms and their runs are meant to differ
-ITERATIONS = "training.num_outer_iterations"  # covered by the common budget, unless a schedule depends on it
 ROUNDING = 1e-9
 CERTAIN = 2.0  # standard errors beyond which different first scores mean different weights
 VERSIONS = {"versions": "versions of packages", "git_commit": "states of the source"}
@@ -60,11 +58,6 @@ def differences(arms: Arms, allow: Sequence[str]) -> list[dict[str, Any]]:
         if len(_distinct(value for each in values.values() for value in each)) > 1:
             found.append({"key": key, "values": values, "allowed": within(key, allow)})
     return found
-
-
-def within(key: str, sections: Sequence[str]) -> bool:
-    """Whether a dotted key is one of `sections`, or inside one."""
-    return any(key == section or key.startswith(f"{section.rstrip('.')}.") for section in sections)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

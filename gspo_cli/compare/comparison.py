@@ -14,6 +14,7 @@ from gspo_cli.compare.comparability import (
     why_void,
 )
 from gspo_cli.compare.contrasts import arm_estimates, contrasts, measured, problem_tests
+from gspo_cli.compare.costs import costs_of
 from gspo_cli.compare.curves import charts
 from gspo_cli.compare.outcomes import (
     PRIMARY,
@@ -91,6 +92,7 @@ def compare(
         methods=[*methods(budget, level, settings.threshold), *design_methods(design, level)],
         design=design,
         more=more,
+        costs=costs_of(arms, budget, level, resolution[PRIMARY]),
     )
 
 

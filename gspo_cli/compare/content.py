@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gspo_cli.compare.costs import CORES, GPUS, WALL
 from gspo_cli.compare.result import Chart, Comparison, SideBySide, value_text
 from gspo_cli.compare.tables import (
     ReportTable,
     arm_table,
     claim_table,
+    cost_table,
     counterfactual_table,
     curve_table,
     difference_table,
@@ -34,6 +36,17 @@ READING = (  # how to read the tables of outcomes
     "In brackets after p: adjusted for the number of outcomes; intervals are not adjusted, so one may "
     'exclude 0 although the result is "not distinguishable".'
 )
+COSTS = (  # how to read the table of costs
+    "Per point: mean cost by mean gain of held-out score in points (hundredths), with Fieller's interval; "
+    "none where the gain is not significant. Times are those of training, without evaluation. Shares of "
+    "time: rollout samples, scoring computes log-probabilities of the old policy and the reference."
+)
+UNITS = {
+    CORES: "Core-seconds are seconds times threads times processes, busy or not.",
+    GPUS: "GPU-seconds are seconds times GPUs, busy or not.",
+    WALL: "Seconds per point are of the clock: how many cores or GPUs all runs had is not known, or not the "
+    "same kind.",
+}
 JOINERS = "\n\t\u200d"  # allowed beside printable characters: lines, tabs and the joiner of emoji
 
 
@@ -120,6 +133,9 @@ def sections(comparison: Comparison) -> list[Section]:
         Section("All outcomes", outcome_table(comparison), not_measured(comparison), definitions=meanings),
         Section("Held-out problems", problem_table(comparison)),
         Section("Curves", curve_table(comparison), charts=comparison.charts[1:]),
+        Section(
+            "Costs", cost_table(comparison), _costs_note(comparison), sentences=comparison.costs.sentences
+        ),
         Section("Counterfactual objectives", counterfactual_table(comparison)),
         Section("Claims", claim_table(comparison)),
         Section("Arms", arm_table(comparison)),
@@ -130,6 +146,10 @@ def sections(comparison: Comparison) -> list[Section]:
         Section("Methods", sentences=comparison.methods),
         Section("Reproduce", commands=[printable(command) for command in comparison.reproduce]),
     ]
+
+
+def _costs_note(comparison: Comparison) -> str:
+    return f"{COSTS} {UNITS[comparison.costs.unit]}" if comparison.costs.arms else ""
 
 
 def reading(comparison: Comparison) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.compare.arms import arms_of, baseline_of, resolved_settings
-from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.runs import StoredRun, told_apart
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
@@ -30,7 +30,7 @@ from gspo_cli.errors import UserError
 from gspo_cli.launching.queue import QueuedJob, Status, make_slots, run_queue, training_job
 from gspo_cli.launching.queue_table import make_table
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.identity import State, fingerprint, prepare, state_of
+from gspo_cli.run.identity import State, changed_settings, fingerprint, prepare, state_of
 from gspo_cli.sources import settled
 
 RESERVED = ("algorithm", "seed", "resume", "hydra")  # set by the comparison
@@ -120,8 +120,23 @@ def runs_to_compare(shared: SharedSettings, settings: CompareConfig) -> list[Com
         )
     stored = [StoredRun(str(run.folder), resolved_settings(run.node), (), (), (), {}) for run in found]
     # fail now rather than after hours of training
+    stored = told_apart(stored, settings.allow)
+    _require_arms(stored, found)
     baseline_of(arms_of(stored, settings.algorithms), settings.baseline)
     return found
+
+
+def _require_arms(stored: Sequence[StoredRun], runs: Sequence[ComparisonRun]) -> None:
+    """Raise UserError where two entries are the same arm: one of them would be left out as a repetition."""
+    seen: dict[tuple[str, int], tuple[StoredRun, str]] = {}
+    for run, planned in zip(stored, runs, strict=True):
+        first, entry = seen.setdefault((run.arm_key, run.seed), (run, planned.entry))
+        if first is not run:
+            keys = ",".join(changed_settings(first.config, run.config))
+            raise UserError(
+                f"compare.algorithms: {entry} and {planned.entry} differ only in {keys}, outside of the "
+                f"algorithm; add compare.allow=[{keys}] to compare them"
+            )
 
 
 def _deciding_together(runs: Sequence[ComparisonRun]) -> list[ComparisonRun]:

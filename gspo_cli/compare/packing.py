@@ -118,16 +118,10 @@ def masked_runs(runs: Sequence[StoredRun], mask: Mask) -> list[StoredRun]:
         name = f"{re.sub(r'[^A-Za-z0-9_]', '_', run.algorithm['name'])}-s{run.seed}"
         names[name] += 1
         folder = f"{TOP}/runs/{name}{f'-{names[name]}' if names[name] > 1 else ''}"
-        found.append(
-            StoredRun(
-                folder,
-                mask.value(run.config),
-                mask.value(run.metrics),
-                mask.value(run.evals),
-                mask.value(run.heldout),
-                mask.value({**run.summary, "run_folder": folder}),
-            )
-        )
+        logs = {log: mask.value(getattr(run, log)) for log in ("metrics", "evals", "heldout")}
+        summary = mask.value({**run.summary, "run_folder": folder})
+        config, apart = mask.value(run.config), mask.value(run.apart)
+        found.append(replace(run, folder=folder, config=config, apart=apart, summary=summary, **logs))
     return found
 
 

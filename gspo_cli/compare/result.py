@@ -211,6 +211,30 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class ArmCost:
+    """What training one arm cost, means over seeds up to the common budget. `gain` is the final minus the
+    initial held-out score in points (hundredths); costs per point have no value where it is not significant.
+    `split` has the share of training time by stage."""
+
+    arm_name: str
+    gain: Estimate
+    tokens_per_point: Estimate
+    time_per_point: Estimate
+    seconds_per_iteration: float | None
+    split: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of all arms; `unit` is that of time per point. `sentences` say what has no value and why, and
+    the price of settings in which alone two arms differ."""
+
+    unit: str = ""
+    arms: Sequence[ArmCost] = ()
+    sentences: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class SideBySide:
     """The conversations of all arms on one held-out problem after training, with one seed."""
 
@@ -280,6 +304,7 @@ class Comparison:
     differences: Sequence[Mapping[str, Any]]
     reproduce: Sequence[str]
     methods: Sequence[str] = field(default_factory=tuple)
+    costs: Costs = field(default_factory=Costs)
     design: Design | None = None
     more: MoreSeeds | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
 from gspo_cli.plain_files import bounded_json, require_plain
+from gspo_cli.run.identity import computed
 from gspo_cli.run.logs import has_iteration
 from gspo_cli.run.summary import RunStatus
 
@@ -38,6 +39,8 @@ NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "metrics.jsonl": {"num_tokens": int},
     "heldout.jsonl": {"problems": list, "solved": list, "conversations": list},
 }
+APART = ("algorithm", "seed")  # keys in which arms and their runs are meant to differ
+ITERATIONS = "training.num_outer_iterations"  # covered by the common budget, unless a schedule depends on it
 ENDED = (RunStatus.completed, RunStatus.stopped_early, RunStatus.collapsed)
 Subject = tuple[str, str, str]  # task, label of the model, name of the model
 RESTORE = "restore the file, or repeat the run"
@@ -46,7 +49,8 @@ RESTORE = "restore the file, or repeat the run"
 @dataclass(frozen=True)
 class StoredRun:
     """The contents of a run folder: the resolved configuration, the lines of its logs (`heldout` is empty
-    if the run wrote none), and summary.json."""
+    if the run wrote none), and summary.json. `apart` are settings outside of the algorithm that make another
+    arm, by dotted key (see `told_apart`)."""
 
     folder: str
     config: Mapping[str, Any]
@@ -54,6 +58,7 @@ class StoredRun:
     evals: Sequence[Record]
     heldout: Sequence[Record]
     summary: Record
+    apart: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def settings(self) -> StoredConfig:
@@ -76,7 +81,7 @@ class StoredRun:
     @property
     def arm_key(self) -> str:
         """Equal for the runs of one arm."""
-        return json.dumps(self.algorithm, sort_keys=True)
+        return json.dumps([self.algorithm, self.apart], sort_keys=True)
 
     @property
     def subject(self) -> Subject:
@@ -108,19 +113,43 @@ class StoredRun:
         return inside[-1] if inside else None
 
 
-def find_runs(paths: Sequence[Path]) -> tuple[list[StoredRun], list[LeftOut]]:
+def find_runs(paths: Sequence[Path], allow: Sequence[str] = ()) -> tuple[list[StoredRun], list[LeftOut]]:
     """All runs in `paths` that can be compared, and the folders that cannot, each with the reason.
 
     A path is a run folder, or a folder that contains some at any depth. The result does not depend on the
-    order of `paths`. Raises UserError if a path does not exist or contains no run."""
+    order of `paths`; settings in `allow` may make arms. Raises UserError if a path does not exist or contains
+    no run."""
     read, left_out = [], []
     for folder in run_folders(paths):
         try:
             read.append(read_run(folder))
         except UserError as error:
             left_out.append(LeftOut(str(folder), str(error).removeprefix(f"{folder}: ")))
-    read, repeats = _without_repeats(read)
+    read, repeats = _without_repeats(told_apart(read, allow))
     return read, sorted([*left_out, *repeats], key=lambda each: each.folder)
+
+
+def told_apart(runs: Sequence[StoredRun], allow: Sequence[str]) -> list[StoredRun]:
+    """The runs, with the settings in `allow` that make arms of this task and model: those in which runs of
+    one algorithm and seed differ, which would be a repetition otherwise. How long a run is makes no arm."""
+    settings = [computed(run.config) for run in runs]
+    firsts: dict[tuple[Any, ...], dict[str, Any]] = {}
+    keys: dict[Subject, set[str]] = {}
+    for run, own in zip(runs, settings, strict=True):
+        first = firsts.setdefault((run.subject, run.arm_key, run.seed), own)
+        named = {key for key in own.keys() | first.keys() if within(key, allow)}
+        differing = {key for key in named if own.get(key) != first.get(key)}
+        kept = {key for key in differing if not within(key, (*APART, ITERATIONS))}
+        keys.setdefault(run.subject, set()).update(kept)
+    return [
+        replace(run, apart={key: own.get(key) for key in sorted(keys[run.subject])})
+        for run, own in zip(runs, settings, strict=True)
+    ]
+
+
+def within(key: str, sections: Sequence[str]) -> bool:
+    """Whether a dotted key is one of `sections`, or inside one."""
+    return any(key == section or key.startswith(f"{section.rstrip('.')}.") for section in sections)
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:

@@ -283,6 +283,25 @@ def counterfactual_table(comparison: Comparison) -> ReportTable:
     return ReportTable("Counterfactual objectives", list(columns.items()), rows)
 
 
+def cost_table(comparison: Comparison) -> ReportTable:
+    """What learning cost in each arm, and where the time went."""
+    unit = comparison.costs.unit
+    rows = [
+        [
+            Cell(cost.arm_name),
+            estimate_cell(cost.gain),
+            *(estimate_cell(each) for each in (cost.tokens_per_point, cost.time_per_point)),
+            Cell(value_text(cost.seconds_per_iteration, "s")),
+            *_cells(value_text(part, "share") for part in cost.split.values()),
+        ]
+        for cost in comparison.costs.arms
+    ]
+    stages = [stage.capitalize() for cost in comparison.costs.arms[:1] for stage in cost.split]
+    numbers = ["Gain (points)", "Tokens per point", f"{unit[:1].upper()}{unit[1:]} per point"]
+    columns = {"Arm": ARM} | dict.fromkeys([*numbers, "Time per iteration", *stages], NUMBER)
+    return ReportTable("Costs", list(columns.items()), rows)
+
+
 def claim_table(comparison: Comparison) -> ReportTable:
     """Published claims and numbers beside the measured ones."""
     rows = [_cells([each.claim, each.paper, each.source, each.measured]) for each in comparison.claims]

@@ -61,7 +61,8 @@ class CompareConfig:
     """Held-out score of "steps to threshold", above 0 and at most 1; null takes 80% of the way from the first
     to the lowest arm's mean final score."""
     allow: list[str] = field(default_factory=list)
-    """Settings besides algorithm and seed that may differ between runs."""
+    """Settings besides algorithm and seed that may differ between runs. Where runs of one algorithm and seed
+    do, they are different arms."""
     level: float = 0.95
     """Confidence level of the intervals (1 - false positive rate); at least 0.5, and below 1."""
     parallel: int | None = None

@@ -1,13 +1,16 @@
-"""Which software a run used: versions of packages, and the commit of a checkout."""
+"""Which software a run used, and on which processor: versions of packages, and the commit of a checkout."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from gspo_cli.config.paths import PACKAGE
 
+CPUS = Path("/proc/cpuinfo")
 PACKAGES = ("gspo-cli", "torch", "transformers", "peft", "hydra-core")
 
 
@@ -21,6 +24,15 @@ def _installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def processor() -> str:
+    """Name of the CPU, as the system gives it."""
+    with suppress(OSError):
+        for line in CPUS.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from gspo_cli.config.choices import Device
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.stored import read_stored
 from gspo_cli.diagnosis.examination import own_overrides
 from gspo_cli.errors import UserError
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import MEASURED, RESUMABLE, matches
-from gspo_cli.run.provenance import git_commit, versions
+from gspo_cli.run.provenance import git_commit, processor, versions
 from gspo_cli.run.summary import RunStatus
 from gspo_cli.training.trainer import Trainer
 
@@ -45,6 +48,18 @@ def summarize(
         "overrides": comparable_overrides(folder),
         "versions": versions(),
         "git_commit": git_commit(),
+        "machine": machine(config, trainer.ranks.size if trainer else 1),
+    }
+
+
+def machine(config: RunConfig, processes: int) -> dict[str, Any]:
+    """What the run's times are of: CPU and GPU by name, torch's threads in each process, and processes."""
+    on_gpu = config.hardware.device is Device.cuda and torch.cuda.is_available()
+    return {
+        "cpu": processor(),
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
+        "threads": config.hardware.threads or torch.get_num_threads(),
+        "processes": processes,
     }
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from gspo_cli.compare.result import (
     Arm,
+    ArmCost,
     Chart,
     Claim,
     Comparison,
     Contrast,
+    Costs,
     CounterfactualClipping,
     Estimate,
     LeftOut,
@@ -174,6 +176,19 @@ def conversation(answer: str, reward: float | None, **more: Any) -> dict[str, An
     } | more
 
 
+def costs(arms: Sequence[str]) -> Costs:
+    """The first arm has a cost per point, the others have none."""
+    split = {"rollout": 0.512, "rewards": 0.021, "scoring": 0.119, "updates": 0.305, "other": 0.043}
+    known = ArmCost(
+        arms[0], estimate(43.2, 5.1), estimate(54_321.0, 6_789.0), estimate(123.4, 21.0), 7.31, split
+    )
+    none = Estimate(None)
+    rest = [ArmCost(arm, none, none, none, None, dict.fromkeys(split)) for arm in arms[1:]]
+    return Costs(
+        "core-seconds", [known, *rest], [f"{arm} has no cost per point: one seed." for arm in arms[1:]]
+    )
+
+
 def talks(arms: Sequence[str]) -> list[SideBySide]:
     answers = {
         arm: conversation(f"I am sorry. {arm} refunds 31.50 now.\nAnything else?", 0.9) for arm in arms
@@ -255,5 +270,6 @@ def comparison(arms: Sequence[str] = ("gspo", BASELINE), seeds: int = 5, **chang
         "differences": [],
         "reproduce": ["gspo-train -m algorithm=gspo,grpo seed=0,1,2,3,4 task=customer_service model=tiny"],
         "methods": METHODS,
+        "costs": costs(arms),
     }
     return Comparison(**fields | changes)
