@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from gspo_cli.config.choices import RewardErrors
@@ -19,6 +17,7 @@ from gspo_cli.rewards.conversation import (
 from gspo_cli.rewards.manner import MannerReward, manner
 from gspo_cli.rewards.scoring import score, score_all, validate
 from gspo_cli.types import FinishReason, Message, Outcome, Problem, RewardResult, Trajectory
+from tests.support.growth import grows_linearly
 
 
 def talk(*texts):
@@ -363,9 +362,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:12]))
 def test_hostile_text_gets_numbers_in_linear_time(text):
-    started = time.perf_counter()
     parts = manner(talk("cancel order 482", text, text, text))
-    assert time.perf_counter() - started < 1.0
+    long = text * (100_000 // len(text) + 1)
+    assert grows_linearly(lambda size: manner(talk("cancel order 482", *[long[:size]] * 3)), 12_500)
     assert all(0.0 <= value <= 1.0 for value in parts.values())
 
 

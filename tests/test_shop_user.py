@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -23,6 +22,7 @@ from gspo_cli.tasks.customer_service.user import (
     is_answer,
     is_true_answer,
 )
+from tests.support.growth import grows_linearly
 from tests.support.shop_conversations import (
     CANCEL,
     MIA,
@@ -341,9 +341,7 @@ def test_heldout_phrases_are_new_and_their_words_are_not():
     ],
 )
 def test_understanding_takes_time_linear_in_the_text(unit):
-    start = time.process_time()  # of this process alone: others may be computing beside it
-    listen(unit * (20_000 // len(unit)))
-    assert time.process_time() - start < 0.5
+    assert grows_linearly(lambda size: listen(unit * (size // len(unit))), 2_500)
 
 
 def test_the_goal_state_grants_what_statuses_allow_and_nothing_else():
