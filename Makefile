@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 args ?=
 workers ?= 2
 
-.PHONY: help install train smollm2 test verifiers lint format docs wheel results kills bench clean
+.PHONY: help install train smollm2 test test-long verifiers lint format docs wheel results kills bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about two minutes"
@@ -26,8 +26,13 @@ train: $(INSTALLED) ## install, then train the embedded model (args="algorithm=g
 smollm2: $(INSTALLED) ## bring the pretrained model of model=smollm2 to this machine (93 MB)
 	$(BIN)/python scripts/fetch_smollm2.py
 
-test: $(INSTALLED) ## run the tests (workers=8 on more cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder $(args)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder
+
+test: $(INSTALLED) ## run all tests but the long ones: five minutes (args="tests/test_x.py" for some, workers=8 on more cores)
+	$(PYTEST) $(or $(args),-m "not long")
+
+test-long: $(INSTALLED) ## run the long tests: whole runs, the real model, two ranks
+	$(PYTEST) -m long $(args)
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .

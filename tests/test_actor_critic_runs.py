@@ -17,6 +17,8 @@ from tests.support.configs import assert_refused
 from tests.support.whole_runs import SMALL
 from tests.test_actor_critic import TRAJECTORY
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     "overrides",

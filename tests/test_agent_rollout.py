@@ -23,6 +23,8 @@ from gspo_cli.rollout.transformers_engine import TransformersEngine
 from gspo_cli.types import FinishReason
 from tests.test_rollout import LIMITS, Echo, Watched, sampling, starts
 
+pytestmark = pytest.mark.long
+
 openai = pytest.importorskip("openai", reason="needs the extra dev")
 
 

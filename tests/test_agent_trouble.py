@@ -23,6 +23,7 @@ from tests.test_rollout import starts
 __all__ = ["run"]  # the fixture
 
 
+@pytest.mark.long
 def test_an_agent_that_goes_on_without_answers_is_ended(run):
     """By requests that are refused, or by a client that does not wait."""
 
@@ -106,6 +107,7 @@ def test_whatever_can_be_awaited_is_an_agent(run, function):
     assert FunctionAgent(function).blocked() == ""
 
 
+@pytest.mark.long
 def test_a_task_that_ends_the_loop_of_all_ends_its_agents_with_the_cause(run, caplog):
     async def agent(problem, endpoint):
         if problem.id == "p0":

@@ -82,6 +82,7 @@ def test_importing_the_package_and_its_settings_loads_no_torch():
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
+@pytest.mark.long
 def test_the_guides_script_runs_as_written(folders, tmp_path, capsys):
     model = str(folders["qwen3"])
 
@@ -127,6 +128,7 @@ def test_the_guides_script_runs_as_written(folders, tmp_path, capsys):
     assert (tmp_path / "saved" / "adapter_config.json").exists()
 
 
+@pytest.mark.long
 def test_the_api_and_the_command_are_the_same_run(tmp_path, reporter):
     changes = {"num_outer_iterations": 2, "num_generations": 4, "generations_per_iteration": 8}
     agent = train(settings(tmp_path / "api", max_completion_length=12, **changes), reporter)
@@ -139,6 +141,7 @@ def test_the_api_and_the_command_are_the_same_run(tmp_path, reporter):
         assert logged(api, log) == logged(other, log) != []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reward", [Polite(), Brief()], ids=["a coroutine", "a plain method"])
 def test_a_reward_of_ones_own_trains_and_is_written_down(reward, tmp_path, reporter):
     agent = train(settings(tmp_path, **quick()), reporter, reward)
@@ -154,6 +157,7 @@ def quick():
             "max_completion_length": 6, "updates_per_rollout": 2}  # fmt: skip
 
 
+@pytest.mark.long
 def test_no_command_can_go_on_with_a_reward_that_a_script_gave(tmp_path, reporter):
     agent = train(settings(tmp_path, **quick()), reporter, Brief())
     done = gspo_train(f"resume={agent.run_folder}", "training.num_outer_iterations=2")
@@ -179,6 +183,7 @@ def test_gspo_token_takes_credit_by_turns_and_gspo_does_not(tmp_path, reporter):
         train(config, reporter)
 
 
+@pytest.mark.long
 def test_scenarios_given_inline_are_trained_on_and_kept_with_the_run(tmp_path, reporter):
     environment = ConversationEnvironment(scenarios=CARDS)
     assert len(environment.task().train_problems()) == 5

@@ -15,6 +15,8 @@ from gspo_cli.types import RewardResult
 from tests.support.command_line import gspo_train
 from tests.support.talking_runs import SMALL
 
+pytestmark = pytest.mark.long
+
 openai = pytest.importorskip("openai", reason="needs the extra dev")
 ROWS = [{"question": f"how many is {i}?", "number": i} for i in range(10)]
 OVERRIDES = [

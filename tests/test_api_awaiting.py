@@ -21,6 +21,8 @@ from tests.support.api_runs import arithmetic, quick_config, tiny_agent
 from tests.support.command_line import ROOT, environment
 from tests.support.whole_runs import EvenReward
 
+pytestmark = pytest.mark.long
+
 LONG = 1000
 
 

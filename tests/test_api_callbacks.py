@@ -14,6 +14,8 @@ from gspo_cli.training.checkpoint import Checkpoints
 from tests.support.api_runs import arithmetic, quick_config, tiny_agent
 from tests.support.whole_runs import EvenReward
 
+pytestmark = pytest.mark.long
+
 
 class Notes:
     """Remembers all events, and answers an event with `answers[event, iteration]`."""

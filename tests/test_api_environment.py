@@ -67,6 +67,7 @@ def test_scenarios_in_the_guides_form_are_what_users_say():
     assert GUIDE[0].keys() == {"topic", "user_goal", "context"}  # the script's own list is as it was
 
 
+@pytest.mark.long
 def test_the_environments_of_the_guide_list_their_scenarios():
     for name, settings in CONVERSATION_CONFIGS.items():
         environment = ConversationEnvironment(**settings.copy())

@@ -171,6 +171,7 @@ def test_from_training_config_keeps_the_names_of_trl():
     assert found.given == {"save_steps", "gradient_accumulation_steps", "logging_steps"}
 
 
+@pytest.mark.long
 def test_validate_says_what_follows_and_refuses_what_cannot_run():
     assert get_config_for_task("customer_service").validate() == []
     notes = GSPOConfig(
@@ -192,6 +193,7 @@ def test_validate_says_what_follows_and_refuses_what_cannot_run():
         GSPOConfig().validate("cooking")
 
 
+@pytest.mark.long
 def test_use_gspo_token_chooses_the_variant(tmp_path, reporter):
     def train(function, **named):
         config = quick_config(tmp_path, num_outer_iterations=1, **named)
@@ -204,6 +206,7 @@ def test_use_gspo_token_chooses_the_variant(tmp_path, reporter):
         train(train_with_gspo_token, use_gspo_token=False)
 
 
+@pytest.mark.long
 def test_a_small_micro_batch_changes_no_number_and_is_noted_on_the_card(tmp_path, reporter):
     def train(name, **named):
         config = quick_config(tmp_path / name, num_outer_iterations=1, **named)

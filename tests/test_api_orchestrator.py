@@ -26,6 +26,8 @@ from tests.support.api_runs import CARDS, OVERRIDES, QUICK, arithmetic, tiny_age
 from tests.support.tasks import write
 from tests.support.whole_runs import EvenReward
 
+pytestmark = pytest.mark.long
+
 ALGORITHMS = sorted(path.stem for path in (CONF_DIR / "algorithm").glob("*.yaml"))
 FAST = QUICK | {"num_outer_iterations": 1, "learning_rate": 0.01, "overrides": OVERRIDES}
 

@@ -198,6 +198,7 @@ def test_help_settings_and_bad_input_load_no_heavy_library(arguments, shown, tmp
     assert done.returncode == 0
 
 
+@pytest.mark.long
 def test_files_and_functions_fit_a_screen_or_a_few():
     assert [name(path) for path in SOURCES if len(text(path).splitlines()) > 400] == []
     functions = (

@@ -53,6 +53,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", [flipped, cut, Path.unlink])
 def test_a_damaged_cached_cold_start_is_named_and_trained_anew(harm, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -68,6 +69,7 @@ def test_a_damaged_cached_cold_start_is_named_and_trained_anew(harm, tmp_path, m
     assert damage(cached, resumes=False) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O (28)")]
 )

@@ -145,6 +145,7 @@ def clip_fractions(configure, tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 def test_calibrated_runs_clip_the_same_share_where_others_differ_by_far(clip_fractions):
     shares = {key: share for key, (share, _) in clip_fractions.items()}
     assert shares["gspo", "none"] > 0.2
@@ -170,6 +171,7 @@ def test_the_card_says_that_the_band_is_calibrated(clip_fractions):
     assert "calibrated" not in (clip_fractions["gspo", "none"][1].path / "card.txt").read_text()
 
 
+@pytest.mark.long
 def test_a_calibrated_run_is_resumed_to_the_bit(configure, tmp_path, reporter):
     def configured(iterations):
         return configure("algorithm=grpo", QUANTILE, *FAST, f"training.num_outer_iterations={iterations}")

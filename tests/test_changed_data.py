@@ -73,6 +73,7 @@ def test_a_call_from_python_is_refused_alike(configure, tmp_path, reporter):
     assert contents(folder.path) == before
 
 
+@pytest.mark.long
 def test_the_flag_accepts_them_once_and_for_all(begun):
     path, folder = begun
     write(path, *OTHERS["other rows"])

@@ -136,6 +136,7 @@ def test_words_only_where_no_environment_is_wanted(chat, run, arguments):
     assert [line.partition(":")[0] for line in out[1:]] == ["user", "agent"]
 
 
+@pytest.mark.long
 def test_a_task_of_single_answers_has_words_only(chat, run):
     out = chat("model=tiny task=arithmetic", "1+1=\n", run / "checkpoints" / "last")
     assert out[0].startswith("Text only")

@@ -76,6 +76,7 @@ class Text(RewardFunction):
         return RewardResult("0.5")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("reward", "said"),
     [

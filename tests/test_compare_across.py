@@ -69,6 +69,7 @@ def terminal(found, width=80):
     return out.getvalue()
 
 
+@pytest.mark.long
 def test_each_section_is_the_comparison_that_its_runs_would_give_alone():
     settings = {"allow": ["rollout"], "baseline": "gspo", "threshold": 0.5, "level": 0.9}
     found = across(THREE, **settings)
@@ -101,6 +102,7 @@ def test_the_average_is_that_of_a_t_test_over_one_difference_a_section():
     assert signs == "With fewer than 6 sections no sign test can be significant at 0.05."
 
 
+@pytest.mark.long
 def test_a_difference_that_all_sections_share_is_found():
     exact = {"seed_spread": 0.0, "noise": 0.001}
     runs = [
@@ -143,6 +145,7 @@ def test_two_sections_have_no_average():
     assert found.summary.title == "gspo and grpo on 1 task and 2 models"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
@@ -164,6 +167,7 @@ def test_a_section_without_a_verdict_is_listed_and_not_counted(bad, why):
     assert all(result.excluded == "" for result in found.summary.results if result is not out)
 
 
+@pytest.mark.long
 def test_algorithms_with_other_settings_are_not_averaged_unless_these_are_tuned():
     other = [
         changed(run, algorithm__beta=0.1) if run.algorithm["name"] == "gspo" else run
@@ -347,6 +351,7 @@ def test_the_terminal_shows_the_summary_and_the_verdict_of_each_section():
         assert each.headline[-1] not in flat, "the rest is in the report"
 
 
+@pytest.mark.long
 def test_tables_and_figures_are_those_of_the_summary_and_of_each_section(tmp_path):
     pytest.importorskip("resvg_py", reason="needs the extra figures")
     found = across(THREE)

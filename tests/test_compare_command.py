@@ -22,6 +22,8 @@ from tests.support.command_line import ROOT, call, environment, script
 from tests.support.stored_runs import changed, stored_run, write_run, write_stored
 from tests.support.whole_runs import ARITHMETIC
 
+pytestmark = pytest.mark.long
+
 FOUND = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # for the processes of its runs
 FAST = (
     *ARITHMETIC, "model.cold_start.steps=3", "model.cold_start.stop_score=null",

@@ -82,6 +82,7 @@ def test_somebody_else_gets_the_same_report_from_the_packed_logs(shared, tmp_pat
     assert theirs == ours
 
 
+@pytest.mark.long
 def test_the_file_itself_can_be_given_and_what_is_packed_again_is_the_same(shared, tmp_path):
     (tmp_path / "from her.zip").write_bytes((shared / "sweep" / PACKED).read_bytes())
     shutil.unpack_archive(shared / "sweep" / PACKED, tmp_path / "aside")

@@ -106,6 +106,7 @@ def highest_expected(rate):
     return rate + 3 * math.sqrt(rate * (1 - rate) / MADE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("drawn", [gaussian, counted])
 def test_false_verdicts_stay_at_the_stated_level_over_500_comparisons(drawn):
     rng = np.random.default_rng(11)

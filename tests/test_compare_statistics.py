@@ -92,6 +92,7 @@ def null_comparison(number, seeds=5):
     return contrasts(measured, "gspo_token", outcomes(budget), resolutions(25), LEVEL, resamples=2)
 
 
+@pytest.mark.long
 def test_false_alarms_stay_at_the_stated_level_over_200_comparisons():
     made = 200
     everything = [null_comparison(number) for number in range(made)]
@@ -361,6 +362,7 @@ def test_another_learning_rate_makes_another_arm():
     assert [arm.name for arm in found.arms] == ["gspo", "gspo learning_rate=0.0003", "grpo"]
 
 
+@pytest.mark.long
 def test_the_time_of_a_comparison_grows_as_its_runs_do(tmp_path):
     for iterations in (60, 480):
         for name, seed in product(("gspo", "grpo"), range(2)):

@@ -19,6 +19,8 @@ from gspo_cli.run.identity import prepare
 from tests.support.stored_runs import changed, stored_run
 from tests.test_compare_command import compare
 
+pytestmark = pytest.mark.long
+
 ADDED = ("compare.until=settled", "compare.seeds=[0,1,2]")
 ITERATIONS = 8
 SHARED = ("task=arithmetic", f"training.num_outer_iterations={ITERATIONS}", "evaluation.every=4")

@@ -51,6 +51,7 @@ def sentence(*overrides: str) -> str:
 # Every option composes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", options("model"))
 def test_every_algorithm_composes_with_every_model(model):
     for name in options("algorithm"):
@@ -58,6 +59,7 @@ def test_every_algorithm_composes_with_every_model(model):
         assert (config.model.label, config.algorithm.name) == (model, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group", ["hardware", "rollout", "logging", "experiment"])
 def test_every_option_of_the_other_groups_composes(group):
     assert options(group) != []
@@ -130,6 +132,7 @@ def test_grpo_takes_the_papers_widths_and_the_models_rate(model, rate):
     assert algorithm.learning_rate == rate
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", options("model"))
 def test_no_token_ratio_ever_inherits_a_sequence_width(model):
     for name in options("algorithm"):
@@ -276,6 +279,7 @@ SENTENCES = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("override", "fragment"), SENTENCES)
 def test_bad_input_is_answered_in_one_sentence(override, fragment):
     said = sentence(*override.split(" "))

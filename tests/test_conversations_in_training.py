@@ -109,6 +109,7 @@ def heard_first(trajectory):
     return [m.content for m in trajectory.messages[:1]]
 
 
+@pytest.mark.long
 def test_the_conversations_are_worth_testing_with(groups):
     roles = {message.role for t in flat(groups) for message in t.messages}
     assert roles == {"user", "assistant", "tool"}
@@ -290,6 +291,7 @@ def test_an_environment_at_fault_leaves_its_conversation_out(setting, fault):
             assert sample.num_actions == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["reset raises", "step raises", "finish raises"])
 def test_a_run_goes_on_without_them_and_counts_them(tmp_path, reporter, fault):
     folder = trained(tmp_path / "run", reporter, *faulty(fault, every=3), *TURNS)
@@ -370,6 +372,7 @@ class Stopping(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path, reporter):
     long = [*TURNS, "training.num_outer_iterations=4", "checkpoint.every=2", "evaluation.every=2"]
     long.append(f"reward={__name__}.EvenTurns")

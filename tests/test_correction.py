@@ -117,6 +117,7 @@ def test_a_sequence_ratio_takes_the_mean_of_its_token_weights(configure):
     assert plain.abs().max() > 0.01
 
 
+@pytest.mark.long
 def test_a_masked_sequence_leaves_the_others_step_as_it_was(configure):
     # it stays in the denominator: the gradient of the rest is the same, not larger
     weights = torch.tensor([[0.0], [1.0]])

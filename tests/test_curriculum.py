@@ -32,6 +32,8 @@ from tests.support.command_line import gspo_train
 from tests.support.reporters import Silent
 from tests.support.whole_runs import assert_same_run, dotted, numbers, run
 
+pytestmark = pytest.mark.long
+
 
 class Even(RewardFunction):
     """Share of sampled ids that are even, which can be learned. What counts as solved is as good as drawn, so

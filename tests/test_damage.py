@@ -21,6 +21,8 @@ from gspo_cli.user_cache import cache_folder
 from tests.support.command_line import call, environment, gspo_train
 from tests.support.whole_runs import SMALL, assert_same_run, run
 
+pytestmark = pytest.mark.long
+
 QUICK = [*SMALL, "training.num_outer_iterations=2"]
 
 

@@ -287,6 +287,7 @@ def summaries(tmp_path_factory):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_page_trains_with_the_files_of_the_page(line, summaries):
     found = summaries[line].values()
@@ -295,6 +296,7 @@ def test_a_command_of_the_page_trains_with_the_files_of_the_page(line, summaries
     assert {summary["task"] for summary in found} == {task[1] if task else "sorting"}
 
 
+@pytest.mark.long
 def test_the_parts_of_the_reward_of_the_page_are_logged(summaries):
     [line] = [line for line in COMMANDS if "reward=" in line]
     [run] = summaries[line]

@@ -228,6 +228,17 @@ def test_a_request_that_nobody_waits_for_is_gone_and_may_come_again(model):
     assert again.json()["choices"][0]["message"]["content"] == "Hi 1", "an answer that came too late is kept"
 
 
+def test_a_conversation_that_ends_while_a_body_is_on_its_way_says_why(model):
+    body = json.dumps({"model": "any", "messages": HELLO}).encode()
+    with _raw(model, model.endpoint.open(0), body, waits=True) as made:
+        assert made.recv(1000).startswith(b"HTTP/1.1 100"), "the key was accepted, and the body is awaited"
+        model.endpoint.close(0, RequestError("server", "is stopping", 503))
+        made.sendall(body)
+        answer = b"".join(iter(lambda: made.recv(10_000), b""))
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"is stopping" in answer
+
+
 def test_where_equal_requests_are_not_joined_each_is_answered(model):
     model.endpoint.open(0, key="mine", joins=False)
     made = openai.OpenAI(base_url=model.endpoint.url, api_key="mine")
@@ -272,6 +283,7 @@ def test_a_stream_shows_that_it_lives(model, monkeypatch):
     assert rest[-1] == "data: [DONE]"
 
 
+@pytest.mark.long
 def test_many_at_once_leave_nothing_behind(model):
     threads = threading.active_count()
     with ThreadPoolExecutor(64) as pool:
@@ -299,16 +311,17 @@ def _other_address():
 
 
 @contextmanager
-def _raw(model, key, body):
-    """A connection that has sent a request, and breaks at the end."""
+def _raw(model, key, body, waits=False):
+    """A connection that has sent a request, without its body if it `waits`, and breaks at the end."""
     port = int(model.endpoint.url.split(":")[2].split("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as made:
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            f"Authorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Authorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n"
+            f"Connection: close\r\n{'Expect: 100-continue' if waits else 'Accept: */*'}\r\n\r\n"
         )
-        made.sendall(head.encode() + body)
-        yield
+        made.sendall(head.encode() + (b"" if waits else body))
+        yield made
 
 
 def _until(holds, seconds=10):

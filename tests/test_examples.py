@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.talking_runs import SMALL
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from gspo_cli.config.compose import CONF_DIR
 from tests.support.command_line import gspo_train
 
+pytestmark = pytest.mark.long
+
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 SMALL = [  # sizes only: what an experiment is about stays as it is
     "model.shape.hidden_size=32",

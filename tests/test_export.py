@@ -20,6 +20,8 @@ from tests.support.batches import weights
 from tests.support.command_line import call, gspo_train
 from tests.support.whole_runs import SMALL
 
+pytestmark = pytest.mark.long
+
 IDS = torch.arange(1, 12)[None]
 
 

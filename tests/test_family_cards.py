@@ -43,6 +43,7 @@ def test_the_cards_of_pairs_have_no_ratio_no_old_policy_and_no_clip(configure, t
         assert absent not in readme
 
 
+@pytest.mark.long
 def test_the_cards_of_an_actor_critic_name_the_head_and_the_end_of_the_updates(configure, tmp_path, reporter):
     options = "training.target_kl=0.05", "training.passes=2", "algorithm.value.clip=0.3"
     config, folder = trained(configure, tmp_path, reporter, "algorithm=ppo", *options)

@@ -54,6 +54,7 @@ def test_a_head_whose_steps_are_too_large_is_far_off(configure, tmp_path, report
     assert not unstable.ok
 
 
+@pytest.mark.long
 def test_a_head_that_has_nothing_to_learn_explains_nothing(configure, tmp_path, reporter):
     fast = "algorithm.value.learning_rate=0.03", "training.num_outer_iterations=22"
     report = examined(configure, tmp_path, reporter, "algorithm=ppo", dotted(Chance), *fast)

@@ -50,6 +50,7 @@ def test_a_gguf_file_scores_as_the_model_that_it_was_written_from(files, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_a_run_on_a_gguf_file_can_be_resumed_evaluated_and_exported(files, tmp_path):
     _, path = files
     kept = [text for text in SMALL if not text.startswith(OF_SHAPE)]

@@ -37,6 +37,8 @@ from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import changed_settings, saved_settings
 from gspo_cli.training.lengths import fitting, make_room_for_tools
 
+pytestmark = pytest.mark.long
+
 END = "<|endoftext|>"
 SYSTEM = "You are a helpful customer service representative."
 BLOCKS = {

@@ -13,6 +13,8 @@ from tests.support.api_runs import OVERRIDES
 from tests.support.command_line import run_script
 from tests.test_readme import PAGES, python
 
+pytestmark = pytest.mark.long
+
 PAGE = PAGES["docs/guide.md"]
 SMALL = f"generations_per_iteration=16, num_generations=4, max_completion_length=8, overrides={OVERRIDES}"
 

@@ -18,6 +18,8 @@ from tests.support.command_line import alive, gspo_train
 from tests.support.isolated_rewards import Acts, Batches, Dies, Length, LengthLater, Refuses
 from tests.support.whole_runs import SMALL, assert_same_run
 
+pytestmark = pytest.mark.long
+
 
 def conversation(text):
     problem = Problem("p", (Message("user", "Hi"),))

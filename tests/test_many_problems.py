@@ -30,6 +30,7 @@ def many(monkeypatch, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_too_long_problems_are_skipped_and_counted_and_a_resumed_run_is_the_same(
     many, configure, tmp_path, reporter
 ):

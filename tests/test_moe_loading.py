@@ -183,6 +183,7 @@ def test_null_leaves_the_librarys_way(load):
     assert load("qwen3_moe").causal_model.get_experts_implementation()[""] == "grouped_mm"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [["model.lora_experts=true"], ["model.use_4bit=true"], ["model.experts_implementation=eager"]],

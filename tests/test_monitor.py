@@ -21,6 +21,8 @@ from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
 from tests.support.diagnosed_runs import line, run_of, settings
 from tests.support.reporters import Silent
 
+pytestmark = pytest.mark.long
+
 
 class VariedReward(RewardFunction):
     """Pays for different tokens, of which a policy that large steps have broken has few."""

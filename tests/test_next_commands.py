@@ -16,6 +16,8 @@ from gspo_cli.run.identity import computed, saved_settings
 from gspo_cli.training.session import run_training
 from tests.test_words import summary
 
+pytestmark = pytest.mark.long
+
 
 def proposed(summary):
     """What gspo-compare gets of the last command."""

@@ -88,6 +88,7 @@ def test_a_run_saves_what_auto_came_to_and_resumes_with_it(configure, reporter, 
     assert saved_settings(folder.path) == saved
 
 
+@pytest.mark.long
 def test_runs_that_are_compared_share_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -103,6 +104,7 @@ def test_runs_that_are_compared_share_it(tmp_path, monkeypatch):
     assert "algorithm.clip_calibration" in one.old_logprobs_chosen
 
 
+@pytest.mark.long
 def test_a_run_that_decides_otherwise_in_another_comparison_has_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

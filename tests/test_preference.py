@@ -130,6 +130,7 @@ def test_the_layout_changes_no_step(load, configure):
     assert found[2] == pytest.approx(found[0], rel=1e-3)
 
 
+@pytest.mark.long
 def test_passes_count_a_pair_once_and_log_no_ratio(load, configure):
     found = []
     for passes in (1, 3):
@@ -184,6 +185,7 @@ def test_the_loss_of_a_batch_falls(load, configure):
     assert update_metrics(again)["preference/accuracy"] >= 0.75  # one pair are two equal answers
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder, iterations in ((whole, 4), (stopped, 2)):

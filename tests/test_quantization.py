@@ -302,6 +302,7 @@ RUN = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bits", BITS)
 def test_a_quantized_run_resumes_to_the_same_weights(configure, reporter, tmp_path, bits):
     def run(name, *settings):

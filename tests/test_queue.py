@@ -51,6 +51,7 @@ def told(job: Job) -> list[str]:
     return job.log.read_text().splitlines()
 
 
+@pytest.mark.long
 def test_two_slots_run_two_jobs_at_once_and_no_more(tmp_path):
     clock = ("print(time.time(), flush=True)", "time.sleep(0.4)", "print(time.time())")
     jobs = [python(tmp_path, f"job {i}", *clock) for i in range(5)]

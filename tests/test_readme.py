@@ -12,6 +12,8 @@ from gspo_cli.config.compose import CONF_DIR, build_config, composed
 from gspo_cli.errors import UserError
 from tests.support.command_line import gspo_train, run_script
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README} | {

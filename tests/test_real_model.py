@@ -17,6 +17,8 @@ from tests.support.command_line import ROOT, call, gspo_train
 from tests.support.tasks import write
 from tests.support.whole_runs import dotted
 
+pytestmark = pytest.mark.long
+
 NUMBERS = [{"prompt": f"Say a number above {n}.", "answer": str(n + 1)} for n in range(10, 18)]
 
 

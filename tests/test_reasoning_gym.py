@@ -123,6 +123,7 @@ def test_no_question_is_on_both_sides_or_twice():
     assert "different training problems, not 40" in few.notes()[0]
 
 
+@pytest.mark.long
 def test_allowed_datasets_are_the_same_under_every_hash_seed():
     # a set of texts is walked in another order in each process; those that are left out take seconds
     code = """
@@ -148,6 +149,7 @@ for name in sorted(set(DATASETS) - set(REFUSED) - {"sokoban", "zebra_puzzles", "
     assert one == other
 
 
+@pytest.mark.long
 def test_settings_and_seed_decide_the_problems_in_every_process():
     code = "import sys; from tests.test_reasoning_gym import built, questions\n"
     code += "print(questions(built(dataset=sys.argv[1]).train_problems()))"

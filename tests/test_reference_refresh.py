@@ -73,6 +73,7 @@ def test_checkpoints_keep_it_and_a_rollback_takes_it_back(load, configure, tmp_p
     assert torch.equal(reference(fresh.policy), first)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("use_lora", [True, False])
 def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path, use_lora):
     own = [

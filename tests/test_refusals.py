@@ -78,6 +78,7 @@ def said(key: str, value: str) -> str | None:
     return None
 
 
+@pytest.mark.long
 def test_bad_values_are_refused_with_what_to_type():
     refused, unhelpful = 0, []
     for place, key in enumerate(KEYS):
@@ -173,6 +174,7 @@ def test_a_hint_knows_the_settings_of_the_task(task, override, hint):
         composed([f"task={task}", override])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", sorted(path.stem for path in (CONF_DIR / "task").glob("*.yaml")))
 def test_null_is_refused_by_its_name(task):
     node = composed([f"task={task}", "hardware=cpu"])

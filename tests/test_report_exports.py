@@ -152,6 +152,7 @@ def test_a_figure_for_slides_needs_no_browser(arms):
     assert "fill=&quot;var" in shown
 
 
+@pytest.mark.long
 def test_pictures_are_wide_white_and_show_curves_and_text(tmp_path, resvg):
     image = pytest.importorskip("PIL.Image")
     found = comparison(THREE)
@@ -190,6 +191,7 @@ def test_a_machine_without_fonts_is_refused_instead_of_losing_the_text(tmp_path,
     assert not (tmp_path / "sweep" / "report.html").exists()
 
 
+@pytest.mark.long
 def test_the_command_writes_tables_and_figures_beside_the_report(tmp_path, resvg):
     folder = sweep(tmp_path)
     files = []

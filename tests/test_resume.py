@@ -22,6 +22,8 @@ from gspo_cli.training.session import run_training
 from tests.support.command_line import environment, gspo_train, script
 from tests.support.whole_runs import SMALL, assert_same_run, numbers
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -170,6 +170,7 @@ class Watched(TransformersEngine):
         return super()._draw(flight)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_said_does_not_depend_on_the_room_for_caches(load, name):
     policy = load(name)

@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.session import run_training
 
+pytestmark = pytest.mark.long
+
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 PARTS = ("score", "update")  # of what benchmark_growth.py measures
 

@@ -46,6 +46,7 @@ def started(warm_python):
         process.communicate()
 
 
+@pytest.mark.long
 def test_a_run_is_served_as_the_lines_it_prints_say_until_ctrl_c(run, started):
     process, variables, [curl, _, about, _] = started(run, "--temperature", "0")
     assert "answers take up to 12 tokens" in about
@@ -84,6 +85,7 @@ def test_ctrl_c_ends_an_answer_that_is_being_made(folders, started):
     assert {type(error) for error in failed} <= {openai.InternalServerError, openai.APIConnectionError}
 
 
+@pytest.mark.long
 def test_a_model_by_itself_answers_at_length(folders, started, monkeypatch):
     monkeypatch.setenv("GSPO_SERVE_KEY", "mine")
     _, variables, [_, _, about, _] = started(folders["qwen3"])

@@ -276,6 +276,7 @@ def check_database(before, after):
         assert new.city == old.city or (old.status == "pending" and new.city in CITIES)
 
 
+@pytest.mark.long
 def test_a_thousand_random_agents_neither_raise_nor_break_the_database():
     problems = CustomerService("customer_service", "", "", difficulty=4, problems=60).train_problems()
     changed = 0

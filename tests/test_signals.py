@@ -21,6 +21,8 @@ from gspo_cli.signals import Stopped, signals_handled_by, stop
 from tests.support.command_line import ROOT, environment, gspo_train, script
 from tests.support.whole_runs import SMALL, dotted
 
+pytestmark = pytest.mark.long
+
 LONG = [text for text in SMALL if not text.startswith("model.cold_start.")]
 SLOW_START = [
     "model.cold_start.steps=100000",

@@ -72,6 +72,7 @@ def path(whole):
     return Path(json.loads((whole[0] / "summary.json").read_text())["pairs"])
 
 
+@pytest.mark.long
 def test_a_longer_run_continues_a_shorter_one_to_the_bit(whole, begin, tmp_path):
     folder = tmp_path / "run"
     assert gspo_train(*begin(folder, 2)).returncode == 0
@@ -80,6 +81,7 @@ def test_a_longer_run_continues_a_shorter_one_to_the_bit(whole, begin, tmp_path)
     assert_same_run(folder, whole[0])
 
 
+@pytest.mark.long
 def test_a_killed_run_is_resumed_to_the_bit(whole, begin, tmp_path, warm_python):
     folder = tmp_path / "run"
     command = script("gspo-train", *begin(folder, 4), python=warm_python)
@@ -219,6 +221,7 @@ class Twos(RewardFunction):
         return RewardResult(text.count("2") / max(1, len(text)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("chosen", "rises"), [("2", True), ("3", False)])
 def test_held_out_answers_become_those_that_are_chosen(tmp_path, chosen, rises):
     other = "3" if chosen == "2" else "2"
@@ -239,6 +242,7 @@ def test_held_out_answers_become_those_that_are_chosen(tmp_path, chosen, rises):
     assert (after > 0.8) if rises else (after < 0.1), (before, after)
 
 
+@pytest.mark.long
 def test_a_changed_file_is_refused_and_accepted_by_a_flag(whole, path, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder, symlinks=True)

@@ -29,6 +29,8 @@ from gspo_cli.training.session import run_training
 from tests.support.command_line import environment, gspo_train, script
 from tests.support.whole_runs import ARITHMETIC
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     *ARITHMETIC,

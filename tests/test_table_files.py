@@ -46,6 +46,7 @@ def declared(name, value):
     return pyarrow.Table.from_pylist([{"a": value, "b": [value]}], schema=schema)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["canary.png", "http://canary.invalid/a.png"])
 def test_no_column_of_a_file_opens_what_its_rows_name(place, tmp_path):
     assert {"Audio", "Image", "Pdf", "Video"} <= set(DECODED)

@@ -29,6 +29,8 @@ from tests.support.talking_runs import SMALL, configured, logged, trained
 from tests.support.whole_runs import state
 from tests.test_rollout import LIMITS, sampling, starts
 
+pytestmark = pytest.mark.long
+
 openai = pytest.importorskip("openai", reason="needs the extra dev")
 
 FLUENT = [  # enough of a cold start that turns end by themselves and some are calls

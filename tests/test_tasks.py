@@ -50,6 +50,7 @@ def test_the_yaml_lists_every_setting_of_its_task(name):
     assert node.name == name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TASKS)
 def test_the_reward_accepts_gold_and_refuses_nonsense_and_doing_nothing(name, tmp_path):
     task = built(name, tmp_path)
@@ -131,6 +132,7 @@ def test_two_digit_sums_are_all_there_and_written_in_reverse(tmp_path):
     assert problem.answer == str(sum(problem.metadata["terms"])) == problems[problem.id].answer[::-1]
 
 
+@pytest.mark.long
 def test_a_sum_and_its_mirror_image_are_on_the_same_side():
     for digits in (1, 2, 3):
         task = Arithmetic("arithmetic", "", "", digits=digits, heldout=21)
@@ -169,6 +171,7 @@ def test_countdown_asks_every_problem_of_three_small_numbers(tmp_path):
     assert len(task.train_problems()) + len(task.heldout_problems()) == 2253
 
 
+@pytest.mark.long
 @needs_gsm8k
 def test_every_published_gsm8k_solution_is_accepted():
     task = Gsm8k("gsm8k", "MIT", "", path=str(GSM8K))

@@ -246,6 +246,7 @@ def test_the_reward_prefers_gold_to_nothing_and_nothing_to_damage(task):
     assert (best.solved, none.solved, worst.solved) == (True, False, False)
 
 
+@pytest.mark.long
 @needs_published
 @pytest.mark.parametrize("family", ["qwen3", "llama-3.1", "mistral-v3"])
 def test_the_oracle_solves_all_usable_training_tasks_in_each_models_own_format(family, load):

@@ -56,6 +56,7 @@ def test_no_tracker_does_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @needs_wandb
 def test_an_offline_wandb_run_holds_what_was_logged_and_is_continued_under_its_id(wandb_alone):
     import wandb

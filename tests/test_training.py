@@ -20,6 +20,8 @@ from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
 from gspo_cli.user_cache import cache_folder, one_at_a_time
 from tests.support.whole_runs import EvenReward, dotted, run
 
+pytestmark = pytest.mark.long
+
 METRICS = """reward reward_std rewards/even/mean frac_reward_zero_std completions/mean_length
 completions/min_length completions/max_length completions/clipped_ratio num_turns entropy clip_ratio/low_mean
 clip_ratio/high_mean clip_ratio/region_mean clip_ratio/token clip_ratio/sequence ratio/mean ratio/min

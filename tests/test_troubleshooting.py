@@ -18,6 +18,8 @@ from gspo_cli.types import RewardResult
 from tests.support.batches import Small
 from tests.support.whole_runs import EvenReward, dotted, run
 
+pytestmark = pytest.mark.long
+
 SHORT = ("evaluation.samples=0", "evaluation.every=0", "training.num_outer_iterations=6")
 
 

@@ -153,6 +153,7 @@ def test_what_is_typed_or_trusted_once_is_honored_from_then_on(stranger, home):
     assert not (other / "pwned").exists()
 
 
+@pytest.mark.long
 def test_own_runs_resume_and_are_evaluated_without_a_question(home):
     folder = home / "mine"
     own = [*PLAIN, "reward=evilmod.X", f"hydra.run.dir={folder}", "training.num_outer_iterations=1"]
@@ -162,6 +163,7 @@ def test_own_runs_resume_and_are_evaluated_without_a_question(home):
     assert call("gspo-eval", str(folder), cwd=home).returncode == 0
 
 
+@pytest.mark.long
 def test_a_file_of_the_folder_never_takes_the_place_of_a_library(stranger, home):
     folder = stranger()
     for name in ("wandb", "deepspeed", "torch", "rich", "evaluate"):
@@ -317,6 +319,7 @@ def test_the_base_of_a_strangers_adapter_is_not_opened_unasked(adapter, folders,
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_the_adapter_of_an_own_run_is_opened_without_a_question(folders, home, tmp_path):
     trust.trust_base(str(folders["qwen3"]))
     model = ["model=small", f"model.name={folders['qwen3']}", "hardware.threads=1"]

@@ -53,6 +53,7 @@ def theirs(whole, home):
     return made
 
 
+@pytest.mark.long
 def test_an_own_run_of_a_model_with_code_resumes_where_that_is_typed(folders, home):
     model = ["model=small", f"model.name={folders['qwen3']}", "model.trust_remote_code=true"]
     quick = [text for text in QUICK if not text.startswith("model.")]
@@ -127,6 +128,7 @@ PIPES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", PIPES)
 @pytest.mark.parametrize("command", ["gspo-doctor", "gspo-eval", "gspo-train"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(theirs, home, place, command):
@@ -147,6 +149,7 @@ def test_a_log_that_leads_elsewhere_is_not_read(theirs, home):
     assert (done.returncode, "is a link that leads out of its folder" in done.stderr) == (2, True)
 
 
+@pytest.mark.long
 def test_code_that_is_elsewhere_is_named_and_not_questioned(whole, home):
     (home / "mine").mkdir()
     (home / "mine" / "my_reward_elsewhere.py").write_text(

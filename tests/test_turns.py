@@ -179,6 +179,7 @@ def test_a_demonstrated_line_stays_as_it_is_written(load):
         assert made.read(made.ids(line)) == line
 
 
+@pytest.mark.long
 def test_a_run_trains_in_the_models_own_format(folders, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(folders["qwen3"], model)

@@ -20,6 +20,8 @@ from tests.support.batches import ragged
 from tests.support.command_line import call, gspo_train
 from tests.support.whole_runs import SMALL, assert_same_run
 
+pytestmark = pytest.mark.long
+
 LORA = ["model.use_lora=true", "algorithm.learning_rate=0.01"]
 
 

@@ -325,6 +325,7 @@ PIECES += [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param("maths", marks=needs_math_verify), *TABLES])
 def test_hostile_text_is_scored_zero_and_soon(name):
     VERIFIERS[name]("1", GOLDS[name])  # imports and the worker's start do not count
@@ -335,6 +336,7 @@ def test_hostile_text_is_scored_zero_and_soon(name):
             assert time.monotonic() - start < 20, piece
 
 
+@pytest.mark.long
 def test_a_schema_does_not_make_a_verifier_slow():
     schema = '{"$schema": "https://json-schema.org/draft/2020-12/schema", "uniqueItems": true}'
     start = time.monotonic()

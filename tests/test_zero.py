@@ -26,6 +26,8 @@ from tests.support.rank_steps import steps
 from tests.support.tasks import write
 from tests.support.whole_runs import SMALL
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
 OFFLOAD = "hardware.offload=true"

@@ -10,6 +10,8 @@ import pytest
 from tests.support.command_line import gspo_train
 from tests.test_zero import near, ranks, read
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 pytest.importorskip("openai", reason="needs the extra dev")
 

@@ -202,8 +202,8 @@ class EndpointServer:
             waiting = self._waiting(self._keys[_key(request)], body)
         except ClientDisconnect:
             return Response(status_code=499)
-        except KeyError:  # closed meanwhile
-            return _error(ENDED)
+        except KeyError:  # closed while the body was on its way
+            return self._refused(request) or _error(ENDED)
         except RequestError as error:
             return _error(error)
         stream = waiting.request.stream
