@@ -26,6 +26,7 @@ from gspo_cli.sources import run_of
 from gspo_cli.training.memory_plan import MemoryPlan, memory_plan
 from gspo_cli.training.memory_text import memory_text
 from gspo_cli.training.preflight import NoiseFloor, noise_limit, noise_text
+from gspo_cli.training.rehearsal import Rehearsal, rehearsal_text
 from gspo_cli.training.sharing import ALONE, Sharing
 
 
@@ -95,7 +96,8 @@ class Learning:
 class Card:
     """The card as data. `pairs` is the file whose pairs take the place of problems and sampled answers, empty
     where there is none. `noise` was measured before training, `noise_limit` is what the clip band tolerates,
-    infinite without a band. Memory is in bytes by phase and part. `notes` are cautions about settings."""
+    infinite without a band; `rehearsal` is one update tried before training, None where there is nothing to
+    learn from it. Memory is in bytes by phase and part. `notes` are cautions about settings."""
 
     title: str
     objective: CardObjective
@@ -110,6 +112,7 @@ class Card:
     license: str
     notes: list[str]
     pairs: str = ""
+    rehearsal: Rehearsal | None = None
 
 
 def objective_card(
@@ -121,6 +124,7 @@ def objective_card(
     noise: NoiseFloor,
     sharing: Sharing = ALONE,
     ranks: int = 1,
+    rehearsal: Rehearsal | None = None,
 ) -> Card:
     """The card of a run on `ranks` processes; `longest_prompt` in tokens."""
     algorithm, training = config.algorithm, config.training
@@ -153,6 +157,7 @@ def objective_card(
         license=config.task.license,
         notes=[*_chosen(config, policy), *config.notes, *cautions(config)],
         pairs=algorithm.pairs or "",
+        rehearsal=rehearsal,
     )
 
 
@@ -235,6 +240,7 @@ def card_text(card: Card) -> str:
         + (f" (LoRA r={sizes.lora_rank})" if sizes.lora_rank is not None else ""),
         "memory": memory_text(card.memory),
         "noise": noise_text(card.noise, card.noise_limit),
+        "spread": rehearsal_text(card.rehearsal),
         "data": f"{card.source} (license: {card.license})",
         "pairs": f"{sizes.train_problems:,} of {card.pairs}, in place of sampled answers" * bool(card.pairs),
         "held-out": f"{sizes.heldout_problems} problems, greedy and {sizes.heldout_samples} samples each",

@@ -46,6 +46,7 @@ from gspo_cli.training.memory_text import size_text
 from gspo_cli.training.old_logprobs import choose
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
+from gspo_cli.training.rehearsal import rehearse
 from gspo_cli.training.run_summary import summarize
 from gspo_cli.training.sharing import sharing
 from gspo_cli.training.stored_pairs import read_pairs, usable_pairs
@@ -99,7 +100,7 @@ def _run_in(
         trainer = Trainer(config, parts, folder, reporter, track, stop)
         trainer.resume()
         with naming_what_saves_memory(config, folder.path):
-            card = measured_card(config, parts, folder, reporter)
+            card = measured_card(config, parts, folder, reporter, trainer.state.iteration == 0)
             text = card_text(card)
             folder.write_card(text, asdict(card))
             done = trainer.state.iteration
@@ -120,9 +121,11 @@ def _run_in(
     return summary
 
 
-def measured_card(config: RunConfig, parts: Parts, folder: RunFolder, reporter: Reporter) -> Card:
+def measured_card(
+    config: RunConfig, parts: Parts, folder: RunFolder, reporter: Reporter, fresh: bool
+) -> Card:
     """The objective card with the noise floor, of which it warns, and on which it depends where old
-    log-probabilities come from."""
+    log-probabilities come from. Where the run is `fresh`, one update is rehearsed."""
     policy, strategy, problems = parts.policy, parts.strategy, parts.train_problems
     prompts, heldout = parts.prompts, parts.heldout_problems
     with naming_what_saves_memory(config, folder.path, measuring=True):
@@ -135,9 +138,13 @@ def measured_card(config: RunConfig, parts: Parts, folder: RunFolder, reporter: 
     longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
-    return objective_card(
-        config, policy, parts.drawn, len(heldout), longest, floor, parts.sharing, strategy.ranks.size
-    )
+    rehearsal = None
+    if fresh:
+        with naming_what_saves_memory(config, folder.path, measuring=True):
+            tried = (config, policy, strategy, parts.engine, problems, prompts, parts.sharing)
+            rehearsal = rehearse(*tried)
+    sizes = (parts.drawn, len(heldout), longest)
+    return objective_card(config, policy, *sizes, floor, parts.sharing, strategy.ranks.size, rehearsal)
 
 
 def build_parts(
