@@ -3,8 +3,8 @@
     python scripts/bands.py                  # trains what is missing, and writes docs/results/bands.jsonl
     python scripts/bands.py --only smollm2   # some of the runs
 
-A sweep for each model and task over algorithm, learning rate and updates per rollout, three iterations each, in
-outputs/bands. `make results` writes the table of docs/results.md from the stored logs."""
+A sweep for each model and task over algorithm, learning rate and updates per rollout, three iterations
+each, in outputs/bands. `make results` writes the table of docs/results.md from the stored logs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ ALL = [
 ]
 KEPT = ("ratio/std", "clip_ratio/token", "completions/mean_length", "frac_reward_zero_std")
 COLUMNS = {
-    "model, task": ":--", "algorithm": ":--", "learning rate": "--:", "updates": "--:", "tokens": "--:",
-    "spread foretold": "--:", "iteration 1": "--:", "2 and 3": "--:",
-    "clipped foretold": "--:", "iteration 1 ": "--:", "2 and 3 ": "--:",
-}  # fmt: skip
+    **{"model, task": ":--", "algorithm": ":--", "learning rate": "--:", "updates": "--:", "tokens": "--:"},
+    **dict.fromkeys(["spread foretold", "spread, iteration 1", "spread, 2 and 3"], "--:"),
+    **dict.fromkeys(["clipped foretold", "clipped, iteration 1", "clipped, 2 and 3"], "--:"),
+}
 
 
 def sweep(name: str) -> None:
@@ -66,9 +66,8 @@ def table(runs: list[dict[str, Any]]) -> str:
     iteration by the root of the mean number of updates before them. Clipped is a share of the tokens of
     groups whose rewards differ."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join(COLUMNS.values())} |"]
-    for run in sorted(
-        runs, key=lambda run: (run["sweep"], run["algorithm"], run["learning_rate"], run["updates"])
-    ):
+    varied = ("sweep", "algorithm", "learning_rate", "updates")
+    for run in sorted(runs, key=lambda run: [run[key] for key in varied]):
         said, steps = run["rehearsal"], run["updates"]
         spreads = [m["ratio/std"] / math.sqrt((steps - 1) / 2) for m in run["metrics"]]
         clipped = [m["clip_ratio/token"] / (1 - m["frac_reward_zero_std"]) for m in run["metrics"]]

@@ -1,10 +1,11 @@
-"""Writes the measured parts of docs/results.md, and their figures, from the logs in docs/results/*.zip.
+"""Writes the measured parts of docs/results.md, and their figures, from the logs in docs/results.
 
     python scripts/results.py            # write them anew
     python scripts/results.py --check    # change nothing; code 1 where page or figures say something else
 
 A measured part stands between `<!-- study NAME SETTINGS -->` and `<!-- end -->`. SETTINGS are gspo-compare's,
-and `sections=A,B` names sections of the report that follow its first page, with dashes for spaces."""
+and `sections=A,B` names sections of the report that follow its first page, with dashes for spaces. The logs
+of a study are NAME.zip; the table after `<!-- bands -->` is that of scripts/bands.py."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from contextlib import chdir
 from pathlib import Path
 from zipfile import ZipFile
 
+import bands
+
 from gspo_cli.commands.compare import compare_settings
 from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.figures import line_chart
@@ -24,6 +27,7 @@ from gspo_cli.compare.runs import find_runs
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, LOGS = DOCS / "results.md", DOCS / "results"
+BANDS = re.compile(r"(<!-- bands -->\n).*?(?=<!-- end -->)", re.DOTALL)
 STUDY = re.compile(r"(<!-- study (\S+)(.*?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 END_OF_FIRST_PAGE = "\n\nAll figures, light and dark"
 
@@ -63,6 +67,7 @@ def main() -> int:
         part, files[LOGS / f"{found[2]}.svg"] = study(found[2], found[3].split())
         return found[1] + part
 
+    text = BANDS.sub(lambda found: f"{found[1]}\n{bands.table(bands.stored())}\n\n", text)
     files[PAGE] = STUDY.sub(measured, text)
     changed = [
         path for path, new in files.items() if not path.exists() or path.read_text(encoding="utf-8") != new

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import runpy
 import shutil
 import subprocess
@@ -51,6 +50,7 @@ def test_every_script_is_run():
     assert "check_generation.py" in real
     assert "fetch_smollm2.py" in (SCRIPTS.parent / "tests/support/real_model.py").read_text(encoding="utf-8")
     imported |= {"check_generation.py", "fetch_smollm2.py"}  # run on the real model
+    here += (SCRIPTS.parent / "tests" / "test_results.py").read_text(encoding="utf-8")
     others = {path.name for path in SCRIPTS.iterdir() if path.is_file()} - run_by_make - imported
     assert [name for name in others if f'"{name}"' not in here] == []
 
@@ -355,32 +355,3 @@ def test_the_slurm_script_composes_once_then_starts_a_worker_on_each_node(tmp_pa
     )
     assert torchrun.startswith("torchrun --nnodes 2 --nproc-per-node 8 ")
     assert torchrun.endswith("--rdzv-endpoint node1:29500 -m gspo_cli.commands.worker new")
-
-
-# ---- results.py
-
-
-def test_the_measured_parts_of_the_results_are_what_their_logs_say(monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    script = importlib.import_module(Path("results.py").stem)
-    shutil.copytree(script.DOCS / "results", tmp_path / "results")
-    monkeypatch.setattr(script, "DOCS", tmp_path)
-    monkeypatch.setattr(script, "LOGS", tmp_path / "results")
-    text = script.PAGE.read_text(encoding="utf-8")
-    monkeypatch.setattr(script, "PAGE", tmp_path / "results.md")
-    monkeypatch.setattr(sys, "argv", ["results.py", "--check", "--only", "family_shop"])
-    (tmp_path / "results.md").write_text(text, encoding="utf-8")
-    assert script.main() == 0
-    part = text.index("<!-- study family_shop")
-    wrong = text[:part] + text[part:].replace("0.853", "0.863", 1)
-    (tmp_path / "results.md").write_text(wrong, encoding="utf-8")
-    assert script.main() == 1
-    assert capsys.readouterr().out == "results.md: is not what the logs say\n"
-
-
-def test_every_stored_study_is_on_the_page_of_results():
-    docs = SCRIPTS.parent / "docs"
-    stored = sorted(path.stem for path in (docs / "results").glob("*.zip"))
-    page = (docs / "results.md").read_text(encoding="utf-8")
-    assert stored == sorted(re.findall(r"<!-- study (\S+)", page))
-    assert "check results" in (SCRIPTS.parent / ".ci" / "run").read_text(encoding="utf-8")
