@@ -100,12 +100,26 @@ def test_a_folder_of_such_runs_is_reported_by_its_looks(settled):
     assert all(reason.startswith("is not among the runs that were looked at") for reason in reasons.values())
 
 
-@pytest.mark.parametrize("seeds", ["0123", "23"])
-def test_neither_such_runs_nor_some_of_them_are_packed(settled, seeds):
-    runs = [str(run) for seed in seeds for run in (settled / BASE / "runs").glob(f"*-s{seed}-*")]
+def test_such_runs_are_packed_with_their_looks(settled):
+    whole = report(settled)
+    assert compare(settled, str(BASE), "--zip", "compare.folder=out").returncode == 0
+    there = settled / "there"
+    there.mkdir()
+    shutil.move(settled / "out" / "comparison.zip", there)
+    opened = compare(there, "comparison.zip")
+    assert opened.returncode == 0, opened.stderr
+    (found,) = there.glob("outputs/compare/comparison-*/report.json")
+    again = json.loads(found.read_text())
+    for key in ("design", "contrasts", "headline", "level"):
+        assert again[key] == whole[key]
+    assert again["left_out"] == [], "what was not looked at is not packed"
+
+
+def test_some_of_such_runs_are_not_packed(settled):
+    runs = [str(run) for seed in "23" for run in (settled / BASE / "runs").glob(f"*-s{seed}-*")]
     refused = compare(settled, *runs, "--zip", "compare.folder=out")
     assert refused.returncode == 2
-    assert "--zip: looks at added seeds are not packed" in refused.stderr
+    assert "give all runs of that comparison and no others, or leave out --zip" in refused.stderr
     assert not (settled / "out").exists()
 
 
@@ -198,7 +212,6 @@ def test_looks_that_cannot_be_read_stop_a_report(first, tmp_path, change):
         (["compare.until=settled", "compare.seeds=[0]"], "begins with 2 seeds at least"),
         (["compare.until=settled", "compare.max_seeds=2"], "and compare.max_seeds=2 at most"),
         ([".", "compare.until=settled"], "compare.until=settled: is a training setting, but run folders"),
-        (["task=arithmetic", "compare.until=settled", "--zip"], "--zip: looks at added seeds are not packed"),
         ([".", "compare.max_hours=3"], "compare.max_hours=3: is a training setting, but run folders"),
     ],
 )

@@ -29,7 +29,7 @@ from gspo_cli.compare.masking import Mask, mask_here
 from gspo_cli.compare.report import write_report
 from gspo_cli.compare.result import Across, Comparison
 from gspo_cli.compare.runs import StoredRun
-from gspo_cli.compare.until_settled import looked_at
+from gspo_cli.compare.until_settled import Looked, StoredDesign, fixed_seeds, looked_at
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.config.compose import literal, resolved_yaml
@@ -40,7 +40,10 @@ from gspo_cli.run.files import folder_written_whole, write_atomically
 TOP = "comparison"  # the folder in the file, and the file's own name
 PACKED = f"{TOP}.zip"
 RUN_FILES = ("config.yaml", "metrics.jsonl", "evals.jsonl", "heldout.jsonl", "summary.json")
-OF_A_RUN = re.compile(rf"{TOP}/runs/\w[\w-]*/(?:{'|'.join(map(re.escape, RUN_FILES))})", re.ASCII)
+DESIGN = "design-packed.json"  # the looks at added seeds, where there are some
+OF_A_RUN = re.compile(
+    rf"{TOP}/(?:runs/\w[\w-]*/(?:{'|'.join(map(re.escape, RUN_FILES))})|{re.escape(DESIGN)})", re.ASCII
+)
 OF_A_REPORT = re.compile(rf"{TOP}/(?:\w[\w.-]*/)*\w[\w.-]*", re.ASCII)  # is not unpacked
 DATE = (1980, 1, 1, 0, 0, 0)  # of every member: the earliest that a zip file can have
 LARGEST_FILE = 2**28  # bytes of the zip file
@@ -61,12 +64,12 @@ class Packed:
 
 
 def require_packable(runs: Sequence[StoredRun], settings: CompareConfig) -> None:
-    """Raise UserError if seeds were added to these runs until they were settled, which the packed logs would
-    not say."""
-    looked = looked_at(runs, settings)
+    """Raise UserError if some of these runs were added until another comparison was settled, which the packed
+    logs would not say."""
     require(
-        looked.added is None and not looked.caveats,
-        "--zip: looks at added seeds are not packed, and what these runs say rests on them; leave out --zip",
+        not looked_at(runs, settings).caveats,
+        "--zip: some of these runs were added until another comparison was settled, which is not packed with "
+        "them; give all runs of that comparison and no others, or leave out --zip",
     )
 
 
@@ -83,8 +86,14 @@ def pack(
         allow=settings.allow,
         level=settings.level,
     )
-    packed = masked_runs(runs, mask)
-    again = compare_subjects(packed, [], given)
+    looked = looked_at(runs, settings)
+    packed = masked_runs(looked.runs, mask)
+    design = _packed_design(looked, packed, mask)
+
+    def looks(own: Sequence[StoredRun], given: CompareConfig) -> Looked:
+        return Looked(own, [], design.completed(given), design) if design else fixed_seeds(own, given)
+
+    again = compare_subjects(list(packed.values()), [], given, looks)
     if verdicts(again) != verdicts(found):
         raise UserError(
             "--zip: without what is secret in their settings the runs give other verdicts; give these "
@@ -101,7 +110,10 @@ def pack(
             again, methods=[*again.methods, *notes], reproduce=[command, *mask.value(again.reproduce[1:])]
         )
         title = again.title
-    members = {f"{run.folder}/{name}": text for run in packed for name, text in files_of(run).items()}
+    members = {
+        f"{run.folder}/{name}": text for run in packed.values() for name, text in files_of(run).items()
+    }
+    members |= {f"{TOP}/{DESIGN}": design.text.encode()} if design else {}
     members |= _report_files(again, folder)
     readme = f"{title}\n\nThe same report, from these logs:\n\n  {command}\n\n{WITHOUT}\n"
     data = zipped(members | {f"{TOP}/README.txt": readme.encode()})
@@ -110,10 +122,10 @@ def pack(
     return Packed(path, f"{len(packed)} runs, {quantity(len(data))}B; {LEFT_OUT}; masked: {masked(mask)}")
 
 
-def masked_runs(runs: Sequence[StoredRun], mask: Mask) -> list[StoredRun]:
-    """The runs as they are packed, each in a folder named after its algorithm and seed; in an order that the
-    names of their folders do not decide."""
-    found, names = [], Counter[str]()
+def masked_runs(runs: Sequence[StoredRun], mask: Mask) -> dict[str, StoredRun]:
+    """The runs as they are packed, by their former folders, each in one named after its algorithm and seed;
+    in an order that the names of their folders do not decide."""
+    found, names = {}, Counter[str]()
     for run in sorted(runs, key=lambda each: (each.subject, each.arm_key, each.seed)):
         name = f"{re.sub(r'[^A-Za-z0-9_]', '_', run.algorithm['name'])}-s{run.seed}"
         names[name] += 1
@@ -121,8 +133,20 @@ def masked_runs(runs: Sequence[StoredRun], mask: Mask) -> list[StoredRun]:
         logs = {log: mask.value(getattr(run, log)) for log in ("metrics", "evals", "heldout")}
         summary = mask.value({**run.summary, "run_folder": folder})
         config, apart = mask.value(run.config), mask.value(run.apart)
-        found.append(replace(run, folder=folder, config=config, apart=apart, summary=summary, **logs))
+        packed = replace(run, folder=folder, config=config, apart=apart, summary=summary, **logs)
+        found[run.folder] = packed
     return found
+
+
+def _packed_design(looked: Looked, packed: Mapping[str, StoredRun], mask: Mask) -> StoredDesign | None:
+    """The looks at the runs as they are packed. Runs that were planned and not looked at keep their names."""
+    if looked.design is None:
+        return None
+    names = {Path(folder).resolve().name: Path(run.folder).name for folder, run in packed.items()}
+    runs = [names.get(name, name) for name in looked.design.runs]
+    return replace(
+        looked.design, path=Path(TOP, DESIGN), runs=runs, settings=mask.value(looked.design.settings)
+    )
 
 
 def files_of(run: StoredRun) -> dict[str, bytes]:

@@ -58,10 +58,21 @@ class StoredDesign:
         names = self.runs[: None if seeds is None else seeds * self.arms]
         return [(self.path.parent / "runs" / name).resolve() for name in names]
 
+    @property
+    def text(self) -> str:
+        """What `stored_design` reads back."""
+        content = {"seeds": self.seeds, "looks": self.looks, "runs": self.runs, **self.settings}
+        return json.dumps(content, indent=1) + "\n"
+
     def write(self) -> None:
         """Save it. Raises UserError if that fails."""
-        content = {"seeds": self.seeds, "looks": self.looks, "runs": self.runs, **self.settings}
-        write_atomically(self.path, json.dumps(content, indent=1) + "\n")
+        write_atomically(self.path, self.text)
+
+    def completed(self, settings: CompareConfig) -> CompareConfig:
+        """The settings of a report, those KEPT that are not given from here."""
+        usual = CompareConfig()
+        kept = {k: v for k, v in self.settings.items() if getattr(settings, k) == getattr(usual, k)}
+        return replace(settings, **kept)
 
 
 def stored_design(path: Path) -> StoredDesign:
@@ -99,13 +110,18 @@ def designs_of(folders: Sequence[Path]) -> list[StoredDesign]:
 @dataclass(frozen=True)
 class Looked:
     """Runs as their looks have them: those that were looked at and the others, the settings with those of the
-    design that are not given, and caveats about designs of which only some runs are compared."""
+    design that are not given, the design, and caveats about designs of which only some runs are compared."""
 
     runs: Sequence[StoredRun]
     left_out: Sequence[LeftOut]
     settings: CompareConfig
-    added: Added | None = None
+    design: StoredDesign | None = None
     caveats: Sequence[str] = ()
+
+    @property
+    def added(self) -> Added | None:
+        """The looks as the statistics take them."""
+        return self.design.added if self.design else None
 
 
 def fixed_seeds(runs: Sequence[StoredRun], settings: CompareConfig) -> Looked:
@@ -121,12 +137,10 @@ def looked_at(runs: Sequence[StoredRun], settings: CompareConfig) -> Looked:
         last = design.looks[-1] if design.looks else 0
         its = design.folders(last) if last else [folder for folder in design.folders() if folder in here]
         if its and arms == design.arms and here.keys() >= set(its):
-            usual = CompareConfig()
-            kept = {k: v for k, v in design.settings.items() if getattr(settings, k) == getattr(usual, k)}
             why = f"is not among the runs that were looked at until they were settled ({design.path.name})"
             others = [LeftOut(run.folder, why) for folder, run in here.items() if folder not in its]
             chosen = [here[folder] for folder in its]
-            return Looked(chosen, others, replace(settings, **kept), design.added)
+            return Looked(chosen, others, design.completed(settings), design)
         if here.keys() & set(design.folders()[(design.looks or [len(design.seeds)])[0] * design.arms :]):
             caveats.append(
                 f"Some of these runs were added until another comparison was settled ({design.path}): p and "
