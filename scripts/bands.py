@@ -35,8 +35,8 @@ ALL = [
 KEPT = ("ratio/std", "clip_ratio/token", "completions/mean_length", "frac_reward_zero_std")
 COLUMNS = {
     **{"model, task": ":--", "algorithm": ":--", "learning rate": "--:", "updates": "--:", "tokens": "--:"},
-    **dict.fromkeys(["spread foretold", "spread, iteration 1", "spread, 2 and 3"], "--:"),
-    **dict.fromkeys(["clipped foretold", "clipped, iteration 1", "clipped, 2 and 3"], "--:"),
+    **dict.fromkeys(["spread foretold", "spread, iteration 1", "spread, later"], "--:"),
+    **dict.fromkeys(["clipped foretold", "clipped, iteration 1", "clipped, later"], "--:"),
 }
 
 
@@ -64,13 +64,14 @@ def read(name: str) -> list[dict[str, Any]]:
 def table(runs: list[dict[str, Any]]) -> str:
     """The Markdown table. The spread measured is that after one update: the deviation of all ratios of an
     iteration by the root of the mean number of updates before them. Clipped is a share of the tokens of
-    groups whose rewards differ."""
+    groups whose rewards differ. An iteration in which none do has no update and is not counted."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join(COLUMNS.values())} |"]
     varied = ("sweep", "algorithm", "learning_rate", "updates")
     for run in sorted(runs, key=lambda run: [run[key] for key in varied]):
         said, steps = run["rehearsal"], run["updates"]
-        spreads = [m["ratio/std"] / math.sqrt((steps - 1) / 2) for m in run["metrics"]]
-        clipped = [m["clip_ratio/token"] / (1 - m["frac_reward_zero_std"]) for m in run["metrics"]]
+        updated = [m for m in run["metrics"] if m["ratio/std"] is not None]
+        spreads = [m["ratio/std"] / math.sqrt((steps - 1) / 2) for m in updated]
+        clipped = [m["clip_ratio/token"] / (1 - m["frac_reward_zero_std"]) for m in updated]
         length = fmean(m["completions/mean_length"] for m in run["metrics"])
         cells = [run["sweep"].replace("-", ", "), run["algorithm"], f"{run['learning_rate']:g}", str(steps)]
         cells += [f"{length:.0f}", *(f"{x:.2g}" for x in (said["spread"], spreads[0], fmean(spreads[1:])))]
