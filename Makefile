@@ -29,7 +29,7 @@ smollm2: $(INSTALLED) ## bring the pretrained model of model=smollm2 to this mac
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED) ## run all tests but the long ones: five minutes (args="tests/test_x.py" for some, workers=8 on more cores)
-	$(PYTEST) $(or $(args),-m "not long")
+	$(PYTEST) $(if $(findstring tests/,$(args)),,-m "not long") $(args)
 
 test-long: $(INSTALLED) ## run the long tests: whole runs, the real model, two ranks
 	$(PYTEST) -m long $(args)

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "docs" / "results" / "bands.jsonl"
-FOLDER = Path("outputs", "bands")
+FOLDER = ROOT / "outputs" / "bands"
 SWEEPS = {
     "tiny-arithmetic": ["experiment=arithmetic", "algorithm.learning_rate=2.5e-5,1e-4,4e-4"],
     "tiny-shop": ["model=tiny", "task=customer_service", "algorithm.learning_rate=2.5e-5,1e-4,4e-4"],
@@ -82,6 +82,8 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def stored() -> list[dict[str, Any]]:
     """The runs of the page."""
+    if not LOGS.exists():
+        return []
     return [json.loads(line) for line in LOGS.read_text(encoding="utf-8").splitlines()]
 
 
@@ -92,10 +94,11 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="part of a sweep's name")
     arguments = parser.parse_args()
-    for name in SWEEPS:
-        if arguments.only in name:
-            sweep(name)
-    runs = [run for name in SWEEPS for run in read(name)]
+    trained = [name for name in SWEEPS if arguments.only in name]
+    for name in trained:
+        sweep(name)
+    kept = [run for run in stored() if run["sweep"] not in trained]
+    runs = [*kept, *(run for name in trained for run in read(name))]
     LOGS.write_text("".join(json.dumps(run) + "\n" for run in runs), encoding="utf-8")
     print(table(runs))
 

@@ -47,8 +47,9 @@ class Together(Plain):
 
     async def compute_reward(self, trajectory, turn, context):
         self.asked.append(trajectory)
-        while len(self.asked) < self.expected:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(10):
+            while len(self.asked) < self.expected:
+                await asyncio.sleep(0.001)
         return self.result
 
 

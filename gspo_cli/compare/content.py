@@ -38,8 +38,9 @@ READING = (  # how to read the tables of outcomes
 )
 COSTS = (  # how to read the table of costs
     "Per point: mean cost by mean gain of held-out score in points (hundredths), with Fieller's interval; "
-    "none where the gain is not significant. Times are those of training, without evaluation. Shares of "
-    "time: rollout samples, scoring computes log-probabilities of the old policy and the reference."
+    "none where the gain is not significant, and too low on average where it barely is. Times are those of "
+    "training, without evaluation. Shares of time: the rollout samples, scoring computes log-probabilities "
+    "of the old policy and the reference."
 )
 UNITS = {
     CORES: "Core-seconds are seconds times threads times processes, busy or not.",

@@ -220,16 +220,14 @@ def _price(
 
 def _speeds(run: StoredRun, budget: Budget) -> tuple[float, float] | None:
     """Tokens per second, and seconds per iteration; None where the run was not timed."""
-    seconds = seconds_at(run, budget.iterations)
-    if not seconds:
+    seconds, tokens = seconds_at(run, budget.iterations), tokens_at(run, budget.iterations)
+    if not seconds or seconds < 0 or tokens <= 0:
         return None
-    return tokens_at(run, budget.iterations) / seconds, seconds / min(budget.iterations, run.iterations)
+    return tokens / seconds, seconds / min(budget.iterations, run.iterations)
 
 
 def paired_ratio(ratios: Sequence[float], level: float) -> Estimate:
     """Geometric mean of ratios, one for each shared seed, with the t interval of their logarithms."""
-    if min(ratios) <= 0:
-        return Estimate(None)
     logs = np.log(ratios)
     middle, n = float(logs.mean()), len(logs)
     if n < 2:

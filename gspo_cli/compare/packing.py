@@ -64,10 +64,17 @@ class Packed:
 
 
 def require_packable(runs: Sequence[StoredRun], settings: CompareConfig) -> None:
-    """Raise UserError if some of these runs were added until another comparison was settled, which the packed
-    logs would not say."""
+    """Raise UserError if some of these runs were added until another comparison was settled, or those of one
+    of several tasks or models were, which the packed logs would not say."""
+    subjects = {run.subject for run in runs}
+    looked = [looked_at([run for run in runs if run.subject == each], settings) for each in subjects]
     require(
-        not looked_at(runs, settings).caveats,
+        len(looked) == 1 or not any(each.design for each in looked),
+        "--zip: seeds were added to the runs of one of these tasks or models until they were settled, which "
+        "is only packed alone; give their folder and no other",
+    )
+    require(
+        not any(each.caveats for each in looked),
         "--zip: some of these runs were added until another comparison was settled, which is not packed with "
         "them; give all runs of that comparison and no others, or leave out --zip",
     )
@@ -85,6 +92,7 @@ def pack(
         threshold=settings.threshold,
         allow=settings.allow,
         level=settings.level,
+        smallest=settings.smallest,
     )
     looked = looked_at(runs, settings)
     packed = masked_runs(looked.runs, mask)
@@ -185,7 +193,9 @@ def verdicts(found: Comparison | Across) -> list[tuple[str, str]]:
 def options(settings: CompareConfig) -> list[str]:
     """The settings of a report on given folders that are not the defaults, as they are typed."""
     found = [f"compare.baseline={settings.baseline}"] if settings.baseline else []
-    found += [f"compare.level={settings.level:g}"] if settings.level != CompareConfig.level else []
+    for name in ("level", "smallest"):
+        value = getattr(settings, name)
+        found += [f"compare.{name}={value:g}"] if value != getattr(CompareConfig, name) else []
     found += [f"compare.threshold={settings.threshold:g}"] if settings.threshold is not None else []
     return [*found, *([f"compare.allow=[{','.join(settings.allow)}]"] if settings.allow else [])]
 

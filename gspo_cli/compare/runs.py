@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
 from gspo_cli.plain_files import bounded_json, require_plain
-from gspo_cli.run.identity import computed
+from gspo_cli.run.identity import changed_settings, computed
 from gspo_cli.run.logs import has_iteration
 from gspo_cli.run.summary import RunStatus
 
@@ -131,20 +132,25 @@ def find_runs(paths: Sequence[Path], allow: Sequence[str] = ()) -> tuple[list[St
 
 def told_apart(runs: Sequence[StoredRun], allow: Sequence[str]) -> list[StoredRun]:
     """The runs, with the settings in `allow` that make arms of this task and model: those in which runs of
-    one algorithm and seed differ, which would be a repetition otherwise. How long a run is makes no arm."""
-    settings = [computed(run.config) for run in runs]
-    firsts: dict[tuple[Any, ...], dict[str, Any]] = {}
+    one algorithm and seed differ, at half of its seeds or more; a single such run is a repetition. How long a
+    run is makes no arm."""
+    seeds: dict[tuple[Subject, str], dict[int, list[StoredRun]]] = {}
+    for run in runs:
+        seeds.setdefault((run.subject, run.arm_key), {}).setdefault(run.seed, []).append(run)
     keys: dict[Subject, set[str]] = {}
-    for run, own in zip(runs, settings, strict=True):
-        first = firsts.setdefault((run.subject, run.arm_key, run.seed), own)
-        named = {key for key in own.keys() | first.keys() if within(key, allow)}
-        differing = {key for key in named if own.get(key) != first.get(key)}
-        kept = {key for key in differing if not within(key, (*APART, ITERATIONS))}
-        keys.setdefault(run.subject, set()).update(kept)
+    for (subject, _), own in seeds.items():
+        differing = Counter(key for alike in own.values() for key in _differing(alike, allow))
+        keys.setdefault(subject, set()).update(key for key, n in differing.items() if 2 * n >= len(own))
     return [
-        replace(run, apart={key: own.get(key) for key in sorted(keys[run.subject])})
-        for run, own in zip(runs, settings, strict=True)
+        replace(run, apart={key: computed(run.config).get(key) for key in sorted(keys[run.subject])})
+        for run in runs
     ]
+
+
+def _differing(alike: Sequence[StoredRun], allow: Sequence[str]) -> set[str]:
+    """Settings in `allow` in which runs of one algorithm and seed differ."""
+    found = {key for run in alike[1:] for key in changed_settings(alike[0].config, run.config)}
+    return {key for key in found if within(key, allow) and not within(key, (*APART, ITERATIONS))}
 
 
 def within(key: str, sections: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from gspo_cli.compare.comparability import differences, why_void
 from gspo_cli.compare.missing_runs import ComparisonRun, SharedSettings, runs_to_compare, train_missing
 from gspo_cli.compare.outcomes import PRIMARY, budget_of, measure, resolutions
 from gspo_cli.compare.result import Design, LeftOut
-from gspo_cli.compare.runs import StoredRun, read_run
+from gspo_cli.compare.runs import StoredRun, read_run, told_apart
 from gspo_cli.compare.sequential import SETTLED, Added, design_of
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Until
@@ -29,6 +30,7 @@ from gspo_cli.launching.queue import QueuedJob, make_slots
 from gspo_cli.plain_files import bounded_json, require_plain
 from gspo_cli.run.files import write_atomically
 
+NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # of a run's folder
 KEPT = ("level", "smallest", "baseline", "parallel")  # settings of a design that a report on it uses
 
 
@@ -84,9 +86,12 @@ def stored_design(path: Path) -> StoredDesign:
         settings = {key: found[key] for key in KEPT}
         whole = all(type(n) is int for n in (*seeds, *looks, settings["parallel"]))
         rising = looks == sorted(set(looks)) and (not looks or (looks[0] > 1 and looks[-1] <= len(seeds)))
-        named = all(isinstance(name, str) and Path(name).name == name for name in runs)
+        named = all(isinstance(name, str) and NAME.fullmatch(name) for name in runs)
         fits = (
-            len(set(seeds)) == len(seeds) > 0 and len(runs) >= 2 * len(seeds) and len(runs) % len(seeds) == 0
+            len(set(seeds)) == len(seeds) > 0
+            and len(runs) >= 2 * len(seeds)
+            and len(runs) % len(seeds) == 0
+            and len(set(runs)) == len(runs)
         )
         if not (whole and rising and named and fits and isinstance(settings["baseline"], str | None)):
             raise ValueError("it is not a design")
@@ -219,6 +224,7 @@ def _begun(runs: Sequence[ComparisonRun], settings: CompareConfig) -> StoredDesi
 
 def look(runs: Sequence[StoredRun], settings: CompareConfig, added: Added) -> tuple[Design, str, str]:
     """What all looks so far find in these runs, the baseline, and why they are no comparison, if so."""
+    runs = told_apart(runs, settings.allow)
     arms = arms_of(runs, settings.algorithms)
     baseline = baseline_of(arms, settings.baseline)
     budget = budget_of(runs, settings.threshold)

@@ -7,9 +7,10 @@ iteration add up like those of a random walk. Shapes: B sequences, T tokens, N r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,9 @@ class Rehearsal:
     clipped: float | None
     of_tokens: bool
     length: float
+
+
+FIELDS = {field.name for field in fields(Rehearsal)}
 
 
 def rehearse(
@@ -88,10 +92,11 @@ def rehearse(
             signs = torch.tensor([sample.advantages[0] for sample in micro.samples], device=policy.device)
             strategy.backward(-(trained_mean(score(micro), micro.action_mask)[:, 0] * signs).sum() / half)
     with torch.no_grad(), _stepped(policy, config.algorithm.learning_rate):
-        strategy.drop_gradient()
         moved = [score(micro) - before for micro, before in zip(measured, old, strict=True)]
     ratios = torch.cat([_ratios(config, log, micro) for log, micro in zip(moved, measured, strict=True)])
     clipped = clipped_share(ratios, *_band(config), training.updates_per_iteration)
+    if config.algorithm.clip_mode is ClipMode.stop_gradient:  # clips both sides whatever the advantage
+        clipped *= 2
     lengths = [sample.num_actions for sample in samples[half:]]
     return Rehearsal(
         ratios.std().item(),
@@ -99,6 +104,12 @@ def rehearse(
         config.algorithm.clips_tokens,
         sum(lengths) / len(lengths),
     )
+
+
+def stored_rehearsal(card: Mapping[str, Any] | None) -> Rehearsal | None:
+    """What a card.json has; None where it has none."""
+    found = (card or {}).get("rehearsal")
+    return Rehearsal(**found) if isinstance(found, dict) and found.keys() == FIELDS else None
 
 
 def clipped_share(log_ratios: Tensor, low: float, high: float, updates: int) -> float:
@@ -153,17 +164,19 @@ def _sampled(
 
 @contextmanager
 def _stepped(policy: Policy, rate: float) -> Iterator[None]:
-    """A block in which the weights have taken Adam's first step: `rate` against the sign of the gradient."""
-    trained = [parameter for parameter in policy.trainable() if parameter.grad is not None]
-    kept = [parameter.detach().clone() for parameter in trained]
+    """A block in which the weights have taken Adam's first step: `rate` against the sign of the gradient,
+    which is dropped weight by weight, so that both copies of the weights take no more than it did."""
+    kept: list[tuple[Tensor, Tensor]] = []
     try:
-        for parameter in trained:
-            assert parameter.grad is not None
-            parameter.sub_(parameter.grad.sign(), alpha=rate)
+        for parameter in policy.trainable():
+            if parameter.grad is not None:
+                kept.append((parameter, parameter.detach().clone()))
+                parameter.sub_(parameter.grad.sign_(), alpha=rate)
+                parameter.grad = None
         yield
     finally:
-        for parameter, before in zip(trained, kept, strict=True):
-            parameter.copy_(before)
+        for weight, before in kept:
+            weight.copy_(before)
 
 
 def _ratios(config: RunConfig, log_ratio: Tensor, micro: MicroBatch) -> Tensor:

@@ -17,7 +17,7 @@ from gspo_cli.config.choices import Engine, OldLogprobs, Precision
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import trust_base
 from gspo_cli.console.reporting import Reporter, ShownSample
-from gspo_cli.errors import UserError
+from gspo_cli.errors import UserError, is_out_of_memory
 from gspo_cli.policy.dimensions import dimensions
 from gspo_cli.policy.loading import empty_model, load_policy, torch_device
 from gspo_cli.policy.policy import Policy
@@ -46,7 +46,7 @@ from gspo_cli.training.memory_text import size_text
 from gspo_cli.training.old_logprobs import choose
 from gspo_cli.training.preflight import noise_floor, noise_warnings
 from gspo_cli.training.process_group import ProcessGroup
-from gspo_cli.training.rehearsal import rehearse
+from gspo_cli.training.rehearsal import Rehearsal, rehearse, stored_rehearsal
 from gspo_cli.training.run_summary import summarize
 from gspo_cli.training.sharing import sharing
 from gspo_cli.training.stored_pairs import read_pairs, usable_pairs
@@ -138,13 +138,22 @@ def measured_card(
     longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
-    rehearsal = None
-    if fresh:
-        with naming_what_saves_memory(config, folder.path, measuring=True):
-            tried = (config, policy, strategy, parts.engine, problems, prompts, parts.sharing)
-            rehearsal = rehearse(*tried)
+    rehearsal = _rehearsal(config, parts, reporter) if fresh else stored_rehearsal(folder.read_card())
     sizes = (parts.drawn, len(heldout), longest)
     return objective_card(config, policy, *sizes, floor, parts.sharing, strategy.ranks.size, rehearsal)
+
+
+def _rehearsal(config: RunConfig, parts: Parts, reporter: Reporter) -> Rehearsal | None:
+    """One update tried; None, with a warning, where there is no memory for it."""
+    tried = (config, parts.policy, parts.strategy, parts.engine, parts.train_problems, parts.prompts)
+    try:
+        return rehearse(*tried, parts.sharing)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        parts.strategy.drop_gradient()
+        reporter.warn("memory ran out while one update was tried, so the card does not say how ratios spread")
+        return None
 
 
 def build_parts(
