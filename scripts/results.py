@@ -42,8 +42,8 @@ def study(name: str, settings: list[str]) -> tuple[str, str]:
         found = compare(*find_runs([Path("comparison", "runs")], settings.allow), settings)
     first, *sections = markdown(found).split("\n\n## ")
     _, _, verdicts = first.partition(END_OF_FIRST_PAGE)[0].partition("\n\n")
-    by_title = {section.partition("\n")[0]: section for section in sections}
-    titles = wanted[0].removeprefix("sections=").replace("-", " ").split(",") if wanted else []
+    by_title = {section.partition("\n")[0].replace(" ", "-"): section for section in sections}
+    titles = wanted[0].removeprefix("sections=").split(",") if wanted else []
     parts = [verdicts.replace(f"]({FIGURE})", f"](results/{name}.svg)")]
     parts += [f"### {by_title[title].rstrip()}" for title in titles]
     arms = [arm.name for arm in found.arms]

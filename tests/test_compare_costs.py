@@ -3,6 +3,7 @@ differ outside of their algorithm."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -205,6 +206,25 @@ def test_allowed_settings_that_differ_by_seed_or_in_length_make_no_arms(tmp_path
         (0, 60),
         (1, 40),
     ]
+
+
+def test_one_repetition_with_an_allowed_setting_makes_no_arms(tmp_path):
+    wide = ["rollout.batch_size=7"]
+    for seed in range(4):
+        for name in ("gspo", "grpo"):
+            write_run(tmp_path / f"{name}{seed}", name, seed, overrides=wide if seed > 1 else [])
+    write_run(tmp_path / "again", "gspo", 0, overrides=wide)
+    runs, left_out = find_runs([tmp_path], ["rollout.batch_size"])
+    assert [len(own) for own in arms_of(runs, []).values()] == [4, 4]
+    assert [Path(each.folder).name for each in left_out] in (["again"], ["gspo0"])
+
+
+def test_runs_without_tokens_or_time_have_no_price(sharing):
+    for log in sharing.glob("off*/metrics.jsonl"):
+        lines = [json.loads(line) | {"num_tokens": 0} for line in log.read_text().splitlines()]
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare(*find_runs([sharing], [SHARE]), CompareConfig(allow=[SHARE]))
+    assert "no price, as there are no timed runs with the same seed" in found.costs.sentences[-1]
 
 
 def test_entries_that_would_be_one_arm_are_refused_before_training_and_what_to_type_is_said():

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.contrasts import contrasts
 from gspo_cli.compare.outcomes import PRIMARY, budget_of, crossing, measure, outcomes, resolutions, spikes
 from gspo_cli.compare.result import OutcomeSpec, Verdict
-from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.statistics import (
     adjusted,
     detectable,
@@ -27,7 +25,7 @@ from gspo_cli.compare.statistics import (
 )
 from gspo_cli.config.compare_schema import CompareConfig
 from tests.support.growth import grows_linearly
-from tests.support.stored_runs import changed, stored_run, write_run
+from tests.support.stored_runs import changed, stored_run
 
 FOUND = {Verdict.higher, Verdict.lower}
 LEVEL = 0.95
@@ -362,9 +360,7 @@ def test_another_learning_rate_makes_another_arm():
     assert [arm.name for arm in found.arms] == ["gspo", "gspo learning_rate=0.0003", "grpo"]
 
 
-@pytest.mark.long
-def test_the_time_of_a_comparison_grows_as_its_runs_do(tmp_path):
-    for iterations in (60, 480):
-        for name, seed in product(("gspo", "grpo"), range(2)):
-            write_run(tmp_path / str(iterations) / f"{name}-{seed}", name, seed, iterations)
-    assert grows_linearly(lambda size: compare(*find_runs([tmp_path / str(size)]), CompareConfig()), 60)
+def test_the_time_of_measuring_a_run_grows_as_the_run_does():
+    runs = {iterations: stored_run(iterations=iterations) for iterations in (250, 2000)}
+    budgets = {iterations: budget_of([run], None) for iterations, run in runs.items()}
+    assert grows_linearly(lambda size: measure(runs[size], budgets[size]), 250)

@@ -27,11 +27,12 @@ SHARED = ("task=arithmetic", f"training.num_outer_iterations={ITERATIONS}", "eva
 BASE = Path("outputs/compare/arithmetic-tiny")
 
 
-def trained(folder, finals, seeds):
+def trained(folder, finals, seeds, allow=()):
     """The folders of runs as if they had been trained, an hour each, with scores that end near `finals`."""
-    settings = CompareConfig(algorithms=list(finals), seeds=list(seeds))
+    settings = CompareConfig(algorithms=list(finals), seeds=list(seeds), allow=list(allow))
     for planned in runs_to_compare(SharedSettings(SHARED), settings):
-        made = stored_run(planned.entry, planned.seed, ITERATIONS, every=4, final=finals[planned.entry])
+        name, final = planned.entry.split()[0], finals[planned.entry]
+        made = stored_run(name, planned.seed, ITERATIONS, every=4, final=final)
         run = folder / planned.folder
         prepare(run, resolved_yaml(planned.node))
         for name, lines in (("metrics", made.metrics), ("evals", made.evals), ("heldout", made.heldout)):
@@ -78,6 +79,21 @@ def test_seeds_are_added_until_the_difference_is_settled_and_no_longer(first):
     assert found["design"]["seeds"] == [3, 4]
     assert [arm["runs"][-1]["seed"] for arm in found["arms"]] == [3, 3]
     assert found["contrasts"][0]["verdict"] == "higher"
+
+
+def test_arms_of_an_allowed_setting_are_looked_at_as_arms(tmp_path):
+    key = "training.share_prefixes"
+    entries = {"gspo": 0.78, f"grpo {key}=off": 0.78, "grpo": 0.7}
+    trained(tmp_path, entries, range(6), [key])
+    typed = f"compare.algorithms=[gspo,'grpo {key}=off',grpo]"
+    done = compare(tmp_path, *SHARED, *ADDED, typed, f"compare.allow=[{key}]")
+    assert done.returncode == 0, done.stderr
+    assert "gspo - grpo = " in looks_of(done)[0]
+    assert f"grpo {key}=off - grpo = " in done.stdout
+    looks = report(tmp_path)["design"]["looks"]
+    assert sorted(looks) == sorted([f"grpo {key}=off", "gspo"])
+    means = [each[0]["difference"]["value"] for each in looks.values()]
+    assert means == pytest.approx([0.08, 0.08], abs=0.04)
 
 
 def test_a_comparison_that_was_interrupted_between_looks_goes_the_same_way_and_is_not_repeated(settled):
@@ -185,7 +201,9 @@ def test_seeds_that_a_design_has_used_are_not_used_by_another_one(settled):
 @pytest.mark.parametrize(
     "change",
     [
-        {"runs": ["../../x"] * 8}, {"runs": ["a"]}, {"seeds": [0, 0, 1, 2]}, {"looks": [4, 3]},
+        {"runs": ["../../x"] * 8}, {"runs": ["a"]}, {"runs": ["a\0b", *"cdefghi"]}, {"runs": ["a", "b"] * 4},
+        {"runs": ["\ud800", *"cdefghi"]}, {"runs": ["..", *"cdefghi"]}, {"runs": ["", *"cdefghi"]},
+        {"seeds": [0, 0, 1, 2]}, {"looks": [4, 3]},
         {"looks": [9]}, {"level": 7}, {"level": "x"}, {"baseline": 3}, {"parallel": None},
         "{", "[]", '{"seeds": [0]}',
     ],
