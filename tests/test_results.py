@@ -32,7 +32,9 @@ def test_the_measured_parts_of_the_results_are_what_their_logs_say(monkeypatch, 
     wrong = text[:part] + text[part:].replace("0.853", "0.863", 1)
     (tmp_path / "results.md").write_text(wrong, encoding="utf-8")
     assert script.main() == 1
-    assert capsys.readouterr().out == "results.md: is not what the logs say\n"
+    assert (
+        capsys.readouterr().out == "results.md: is what the logs say\nresults.md: is not what the logs say\n"
+    )
 
 
 def test_every_stored_study_is_on_the_page_of_results():

@@ -129,7 +129,7 @@ def test_the_summary_and_the_doctor_speak_of_pairs(whole, path):
     first, last = (lines[place]["preference/accuracy"] for place in (0, -1))
     sentences = describe(summary)
     assert f"The share of pairs in the right order went from {first:.3f} to {last:.3f}." in sentences
-    assert "tokens of the answers of pairs were trained on in" in sentences[-1]
+    assert "tokens of the answers of pairs were trained on; the run took" in sentences[-1]
     assert not any("sampled" in sentence or "reward" in sentence for sentence in sentences)
     assert why_zero(lines[-1] | {"updates": 1}) == ""
     # against the same algorithm on the model's own answers: another one has another number of answers

@@ -49,7 +49,7 @@ def test_a_good_run_in_full():
         "Held-out score rose from 0.110 to 0.450 on 200 problems.",
         "The best evaluation was 0.470 at iteration 90.",
         "Training reward went from 0.210 to 0.530.",
-        "1.2M tokens were sampled in 1m 20s.",
+        "1.2M tokens were sampled; the run took 1m 20s.",
     ]
 
 
@@ -100,7 +100,7 @@ def test_without_two_evaluations_no_change_is_claimed():
     nothing = summary(initial_eval=None, final_eval=None, best_eval=None, first_reward=None, last_reward=None)
     assert describe(nothing)[1:] == [
         "There was no held-out evaluation: performance on problems outside training is unknown.",
-        "1.2M tokens were sampled in 1m 20s.",
+        "1.2M tokens were sampled; the run took 1m 20s.",
     ]
 
 

@@ -91,6 +91,9 @@ def main(given: Sequence[str] | None = None) -> None:
         asyncio.run(compare(options) if options.compare else train(options))
     except UserError as error:
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt as error:  # a second Ctrl-C, or one before the first iteration
+        print(f"train.py: {error or 'stopped'}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -69,21 +69,22 @@ def _handler(watch: Watch) -> Callable[[int], None]:
 
 
 def bordered(function: Function) -> Function:
-    """`function`, whose UserErrors begin at the border of the API: where a script does not catch them, their
-    traceback shows its own lines and the sentence, and nothing of this package's inside."""
+    """`function`, whose UserErrors, and the interrupt of a signal, begin at the border of the API: where a
+    script does not catch them, their traceback shows its own lines and the sentence, and nothing of this
+    package's inside."""
 
     @functools.wraps(function)
     def called(*values: Any, **named: Any) -> Any:
         try:
             return function(*values, **named)
-        except UserError as error:
+        except (UserError, Stopped) as error:
             raise error.with_traceback(None) from None
 
     @functools.wraps(function)
     async def awaited(*values: Any, **named: Any) -> Any:
         try:
             return await function(*values, **named)
-        except UserError as error:
+        except (UserError, Stopped) as error:
             raise error.with_traceback(None) from None
 
     return cast(Function, awaited if inspect.iscoroutinefunction(function) else called)

@@ -63,7 +63,7 @@ def evaluate_command() -> int:
         print(json.dumps(record))
         return 0
     console = Console()
-    console.print(f"{source if adapter is None else adapter}", highlight=False, markup=False)
+    console.print(f"{source if adapter is None else adapter}", highlight=False, markup=False, soft_wrap=True)
     for name, value in record.items():
         console.print(f"  {name:<14}{value:.4g}" if isinstance(value, float) else f"  {name:<14}{value}")
     if arguments.samples:

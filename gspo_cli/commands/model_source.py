@@ -9,7 +9,7 @@ from pathlib import Path
 from gspo_cli.api.config import model_overrides
 from gspo_cli.commands.entry import command_parser
 from gspo_cli.config.auto_hardware import use_hardware_here
-from gspo_cli.config.checks import override_key
+from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.compose import OBJECT, build_config, composed, literal, load_saved, with_overrides
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import FLAG
@@ -27,7 +27,7 @@ def model_parser(name: str, description: str, examples: str) -> argparse.Argumen
         "or a hub id",
     )
     parser.add_argument(
-        "overrides", nargs="*", help="settings as for gspo-train, e.g. evaluation.problems=500"
+        "overrides", nargs="*", default=[], help="settings as for gspo-train, e.g. evaluation.problems=500"
     )
     parser.add_argument(
         "--checkpoint",
@@ -74,6 +74,11 @@ def has_reward_object(folder: Path) -> bool:
 
 def _of_model(name: str, overrides: list[str]) -> RunConfig:
     """The configuration for a model that is not a run's."""
+    here = Path(name).expanduser()
+    require(
+        here.exists() or not (here.is_absolute() or (str(here.parent) != "." and here.parent.exists())),
+        f"{name}: does not exist; give a run folder, a model folder or a hub id",
+    )
     given = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
     base = given.get("model.base")
     source = find_source(name, None if base in ("", "null") else base)

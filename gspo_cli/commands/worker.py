@@ -33,8 +33,9 @@ def main() -> None:
         log = log_file(RunFolder(folder).logs, rank)
         log.parent.mkdir(exist_ok=True)
         sys.stdout = log.open("w", encoding="utf-8", buffering=1)
+    stopped = f"{TRAINING_STOPPED}; go on with gspo-train resume={folder}"
     try:
-        run_command("gspo-train", lambda: guarded_work(folder, rank), TRAINING_STOPPED)
+        run_command("gspo-train", lambda: guarded_work(folder, rank), stopped)
     except SystemExit as ended:
         code = int(ended.code or 0)
     sys.stdout.flush()

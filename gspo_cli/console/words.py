@@ -122,7 +122,7 @@ def describe(summary: Record) -> list[str]:
         sentences.append(f"The share of pairs in the right order went from {before:.3f} to {after:.3f}.")
     done = "were sampled" if summary.get("pairs") is None else "of the answers of pairs were trained on"
     tokens, time = quantity(summary["num_tokens"]), duration(summary["wall_seconds"])
-    return [*sentences, f"{tokens} tokens {done} in {time}."]
+    return [*sentences, f"{tokens} tokens {done}; the run took {time}."]
 
 
 def next_commands(summary: Record) -> list[tuple[str, str]]:
