@@ -14,8 +14,10 @@ import pytest
 
 import gspo_cli
 from gspo_cli import GSPOConfig, UserError, get_config_for_task, train_with_gspo
+from gspo_cli.api.awaiting import bordered
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.summary import read_summary
+from gspo_cli.signals import Stopped
 from gspo_cli.training.checkpoint import Checkpoints
 from tests.support.api_runs import arithmetic, quick_config, tiny_agent
 from tests.support.command_line import ROOT, environment
@@ -191,3 +193,17 @@ def test_errors_are_those_that_scripts_import():
     assert error.value.__cause__ is None
     assert len(error.traceback) == 2  # this test, and the border
     assert GSPOConfig().seed == 0
+
+
+@pytest.mark.parametrize("error", [Stopped, UserError])
+def test_what_ends_a_call_at_once_shows_no_inside_of_the_package(error):
+    def inside():
+        raise error("stopped")
+
+    async def deep():
+        inside()
+
+    for called in (bordered(inside), lambda: asyncio.run(bordered(deep)())):
+        with pytest.raises(error) as found:
+            called()
+        assert [entry.name for entry in found.traceback][-1] in ("called", "awaited")

@@ -264,3 +264,13 @@ def test_a_command_says_it_with_exit_code_2(model, tmp_path):
     done = call("gspo-eval", str(model), "task=arithmetic", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"gspo-eval: model.name={model}: 1 of 1,536 values")
+
+
+@pytest.mark.parametrize("name", ["outputs/nothing", "/nowhere/at/all"])
+def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path, name):
+    (tmp_path / "outputs").mkdir()
+    done = call("gspo-eval", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"gspo-eval: {name}: does not exist; give a run folder, a model folder or a hub id\n"
+    )
