@@ -13,12 +13,20 @@ from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.engine import Request, Sampling, generate
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.rollout.transformers_engine import TransformersEngine
-from gspo_cli.training.rehearsal import Rehearsal, clipped_share, rehearsal_text, rehearse
+from gspo_cli.run.folder import RunFolder
+from gspo_cli.training.rehearsal import (
+    Rehearsal,
+    clipped_share,
+    rehearsal_text,
+    rehearse,
+    stored_rehearsal,
+)
 from gspo_cli.training.session import run_training
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.types import Message, Problem
 from tests.support.whole_runs import SMALL, run
 
+WRONG = '{"rehearsal": {"spread": "x", "clipped": 0, "of_tokens": true, "length": 1}}'
 PROBLEMS = [Problem(str(n), (Message("user", f"{n}+{n * n * n}="),)) for n in (1, 7, 15, 120, 9999, 3)]
 
 
@@ -173,6 +181,12 @@ def test_a_run_that_goes_on_keeps_what_its_card_said(tmp_path, configure, report
     assert len(folder.read("metrics.jsonl")) == 2
     assert folder.read_card()["rehearsal"] == said
     assert "spread" in (folder.path / "card.txt").read_text()
+
+
+@pytest.mark.parametrize("card", ["{", "[]", "{}", '{"rehearsal": {"spread": 1}}', WRONG])
+def test_a_damaged_card_stops_no_run(tmp_path, card):
+    (tmp_path / "card.json").write_text(card)
+    assert stored_rehearsal(RunFolder(tmp_path)) is None
 
 
 def test_where_there_is_no_memory_for_it_the_run_goes_on(tmp_path, configure, reporter, monkeypatch):

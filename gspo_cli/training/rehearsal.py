@@ -7,8 +7,8 @@ iteration add up like those of a random walk. Shapes: B sequences, T tokens, N r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,10 +20,12 @@ from gspo_cli.config.choices import ClipMode
 from gspo_cli.config.old_logprobs import narrowest_width
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.console.words import number
+from gspo_cli.errors import UserError
 from gspo_cli.policy.policy import Policy
 from gspo_cli.randomness import derived_seed
 from gspo_cli.rollout.engine import Request, RolloutEngine, Sampling, generate
 from gspo_cli.rollout.prompts import Prompts
+from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.batch import MicroBatch, Sample
 from gspo_cli.training.collator import Collator
 from gspo_cli.training.process_group import ProcessGroup
@@ -106,10 +108,16 @@ def rehearse(
     )
 
 
-def stored_rehearsal(card: Mapping[str, Any] | None) -> Rehearsal | None:
-    """What a card.json has; None where it has none."""
-    found = (card or {}).get("rehearsal")
-    return Rehearsal(**found) if isinstance(found, dict) and found.keys() == FIELDS else None
+def stored_rehearsal(folder: RunFolder) -> Rehearsal | None:
+    """What the run's card.json has; None where it has none, or is damaged: nothing but the card needs it."""
+    card: Any = None
+    with suppress(UserError):
+        card = folder.read_card()
+    found = card.get("rehearsal") if isinstance(card, dict) else None
+    if not isinstance(found, dict) or found.keys() != FIELDS:
+        return None
+    plain = all(isinstance(each, int | float | None) for each in found.values())
+    return Rehearsal(**found) if plain else None
 
 
 def clipped_share(log_ratios: Tensor, low: float, high: float, updates: int) -> float:

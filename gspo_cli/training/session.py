@@ -138,7 +138,7 @@ def measured_card(
     longest = max(len(prompts.ids(problem.messages)) for problem in asked)
     for warning in noise_warnings(config, floor):
         reporter.warn(warning)
-    rehearsal = _rehearsal(config, parts, reporter) if fresh else stored_rehearsal(folder.read_card())
+    rehearsal = _rehearsal(config, parts, reporter) if fresh else stored_rehearsal(folder)
     sizes = (parts.drawn, len(heldout), longest)
     return objective_card(config, policy, *sizes, floor, parts.sharing, strategy.ranks.size, rehearsal)
 
