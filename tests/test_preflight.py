@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
-import torch
 from torch import nn
 
 from gspo_cli.config.choices import Precision
@@ -17,6 +15,7 @@ from gspo_cli.training.preflight import NoiseFloor, noise_floor, noise_limit, no
 from gspo_cli.training.session import run_training
 from gspo_cli.training.strategy import OneProcess
 from gspo_cli.types import Message, Problem
+from tests.support.models import untouched
 
 PROBLEMS = [Problem(str(n), (Message("user", f"{n}+{n * n * n}="),)) for n in (1, 7, 15, 120, 9999)]
 BF16 = HardwareConfig(precision=Precision.bf16)
@@ -62,15 +61,8 @@ def test_dropout_that_is_live_in_updates_is_found(load, measured):
 
 def test_measuring_changes_nothing(load, measured):
     policy = load("qwen3")
-    before = copy.deepcopy(policy.state_dict())
-    torch.manual_seed(3)
-    drawn = torch.rand(1)
-    torch.manual_seed(3)
-    assert measured(policy)[0] == measured(policy)[0]
-    assert torch.equal(torch.rand(1), drawn)
-    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
-    assert all(parameter.grad is None for parameter in policy.parameters())
-    assert not policy.model.training
+    with untouched(policy):
+        assert measured(policy)[0] == measured(policy)[0]
 
 
 def test_a_micro_batch_for_one_row_is_measured_with_padding(load, measured):

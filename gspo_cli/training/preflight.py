@@ -123,14 +123,18 @@ def _samples(
     for problem in problems[:ROWS]:
         prompt = [*prompts.ids(problem.messages)][: config.rollout.max_prompt_length]
         for _ in range(answers):
-            ids = prompt + draw.integers(vocabulary, size=count).tolist()
-            turns = [-1] * len(prompt) + [0] * count
-            trained = [turn >= 0 for turn in turns]
-            trajectory = Trajectory(problem, ids, trained, [0.0] * len(ids), turns, [], FinishReason.length)
-            samples.append(Sample.of(trajectory))
+            samples.append(answered(problem, prompt, draw.integers(vocabulary, size=count).tolist()))
     samples.sort(key=lambda sample: sample.length)
     budget = config.hardware.tokens_per_microbatch
     return [s for place, s in enumerate(samples, start=1) if place * s.length <= budget] or samples[:1]
+
+
+def answered(problem: Problem, prompt: list[int], answer: list[int], advantage: float = 0.0) -> Sample:
+    """The sample of one answer to a prompt, whose tokens alone are trained."""
+    ids, turns = prompt + answer, [-1] * len(prompt) + [0] * len(answer)
+    trained = [turn >= 0 for turn in turns]
+    trajectory = Trajectory(problem, ids, trained, [0.0] * len(ids), turns, [], FinishReason.length)
+    return Sample.of(trajectory, (advantage,))
 
 
 def _deviation(log_ratio: Tensor, mask: Tensor) -> float:

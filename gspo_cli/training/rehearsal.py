@@ -28,10 +28,11 @@ from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.training.batch import MicroBatch, Sample
 from gspo_cli.training.collator import Collator
+from gspo_cli.training.preflight import answered
 from gspo_cli.training.process_group import ProcessGroup
 from gspo_cli.training.sharing import ALONE, Sharing
 from gspo_cli.training.strategy import Strategy
-from gspo_cli.types import FinishReason, Problem, Trajectory
+from gspo_cli.types import Problem
 
 PROMPTS, TOKENS = 8, 32  # prompts, two answers to each, and most tokens of an answer
 SIGNS = (1.0, -1.0)  # advantages of the two answers
@@ -160,14 +161,11 @@ def _sampled(
     ids = [list(prompts.ids(problem.messages))[: rollout.max_prompt_length] for problem, _ in asked]
     requests = [Request(own, derived_seed(config.seed, "rehearsal", i), i) for i, own in enumerate(ids)]
     sampling = Sampling(rollout.temperature, 1.0, 0, tokens, prompts.chat.stop_ids)
-    samples = []
-    for (problem, sign), prompt, answer in zip(asked, ids, generate(engine, requests, sampling), strict=True):
-        whole = prompt + answer.token_ids
-        turns = [-1] * len(prompt) + [0] * len(answer.token_ids)
-        trained = [turn >= 0 for turn in turns]
-        trajectory = Trajectory(problem, whole, trained, [0.0] * len(whole), turns, [], FinishReason.stop)
-        samples.append(Sample.of(trajectory, (sign,)))
-    return samples
+    answers = generate(engine, requests, sampling)
+    return [
+        answered(problem, prompt, answer.token_ids, sign)
+        for (problem, sign), prompt, answer in zip(asked, ids, answers, strict=True)
+    ]
 
 
 @contextmanager

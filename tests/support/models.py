@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,3 +38,17 @@ def write_gpt2(folder: Path) -> None:
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     fast.save_pretrained(folder)
+
+
+@contextmanager
+def untouched(policy) -> Iterator[None]:
+    """A block that leaves weights to the bit, no gradient, torch's draws and the mode as they were."""
+    before = copy.deepcopy(policy.state_dict())
+    torch.manual_seed(3)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    yield
+    assert torch.equal(torch.rand(1), drawn)
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    assert all(parameter.grad is None for parameter in policy.parameters())
+    assert not policy.model.training
