@@ -81,6 +81,8 @@ def test_costs_per_point_are_ratios_of_means_with_the_interval_that_inverts_the_
         ("GPU-seconds", 4, ["hardware.device=cuda"], {"threads": 8, "processes": 4}),
         ("seconds", 1, ["hardware.threads=null"], {}),
         ("seconds", 1, ["hardware.threads=null"], {"threads": "5", "processes": True}),
+        ("seconds", 1, ["hardware.threads=null"], {"threads": -5, "processes": 2}),
+        ("seconds", 1, ["hardware.threads=null"], {"threads": 10**12}),
     ],
 )
 def test_machine_time_is_named_for_what_it_is(unit, width, overrides, machine):
@@ -93,6 +95,24 @@ def test_machine_time_is_named_for_what_it_is(unit, width, overrides, machine):
     (cost, _) = found.costs.arms
     assert cost.time_per_point.value == pytest.approx(width * seconds / cost.gain.value)
     assert f"| {unit[0].upper()}{unit[1:]} per point |" in markdown(found)
+
+
+def test_runs_that_were_trained_at_once_say_so():
+    alone, together = (
+        comparison(*([made_on(run, runs_at_once=count) for run in seeds(each)] for each in ("gspo", "grpo")))
+        for count in (1, 2)
+    )
+    assert not [each for each in alone.costs.sentences if "at once" in each]
+    (sentence,) = [each for each in together.costs.sentences if "at once" in each]
+    assert sentence.startswith("Up to 2 runs were trained at once")
+
+
+def test_a_clock_that_runs_backwards_gives_no_times():
+    backwards = costs([timed(run, -1.0) for run in seeds("gspo")], seeds("grpo"))["gspo"]
+    assert (backwards.seconds_per_iteration, backwards.time_per_point.value) == (None, None)
+    assert set(
+        costs([timed(run, rollout=-0.5) for run in seeds("gspo")], seeds("grpo"))["gspo"].split.values()
+    ) == {None}
 
 
 def without_first(run: StoredRun) -> StoredRun:
@@ -165,7 +185,7 @@ def test_arms_that_differ_in_more_or_in_nothing_priced_have_no_price():
 def test_times_of_different_machines_do_not_compare():
     with_it = [made_on(run, threads=2, cpu="b") for run in seeds("grpo", overrides=["algorithm.beta=0.01"])]
     found = comparison(with_it, [made_on(run, threads=2, cpu="a") for run in seeds("grpo")])
-    which = "the runs were made with different machines or numbers of threads."
+    which = "the runs were made with different machines, numbers of threads or numbers of runs at once."
     assert found.costs.sentences == [
         f"Times do not compare: {which}",
         f"With KL to the reference, grpo beta=0.01 against grpo: no price, as {which}",

@@ -19,7 +19,7 @@ from gspo_cli.config.auto_hardware import visible_gpus
 from gspo_cli.config.choices import Device
 from gspo_cli.errors import UserError
 from gspo_cli.launching import queue
-from gspo_cli.launching.queue import Job, QueuedJob, Slot, Status, make_slots, run_queue
+from gspo_cli.launching.queue import AT_ONCE, Job, QueuedJob, Slot, Status, make_slots, run_queue
 from gspo_cli.launching.queue_table import LiveTable, PlainTable, Tail
 from tests.support.command_line import alive
 
@@ -116,10 +116,12 @@ def test_without_the_variable_nvidia_smi_says_what_gpus_there_are(tmp_path, monk
 def test_slots_of_a_cpu_share_its_cores_unless_the_user_has_said_how(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [slot.environment for slot in make_slots(Device.cpu, 3)] == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert make_slots(Device.cpu, None)[0].environment == {"OMP_NUM_THREADS": "8"}
+    assert [slot.environment for slot in make_slots(Device.cpu, 3)] == [
+        {"OMP_NUM_THREADS": "2", AT_ONCE: "3"}
+    ] * 3
+    assert make_slots(Device.cpu, None)[0].environment == {"OMP_NUM_THREADS": "8", AT_ONCE: "1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert make_slots(Device.cpu, 3)[0].environment == {"OMP_NUM_THREADS": "5"}
+    assert make_slots(Device.cpu, 3)[0].environment == {"OMP_NUM_THREADS": "5", AT_ONCE: "3"}
 
 
 def test_a_job_that_fails_ends_no_other_and_its_last_words_are_kept(tmp_path):

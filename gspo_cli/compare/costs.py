@@ -22,7 +22,6 @@ from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import DifferenceTest, mean_difference
 from gspo_cli.config.choices import Device, SharePrefixes
 from gspo_cli.console.words import number
-from gspo_cli.plain_files import is_bounded
 
 POINT = 0.01
 STAGES = {
@@ -32,9 +31,10 @@ STAGES = {
     "updates": "time/update",
 }
 OTHER = "other"
+MOST = 1_000_000  # threads, processes or runs of a machine that is believed
 CORES, GPUS, WALL = "core-seconds", "GPU-seconds", "seconds"
 MADE_WITH = {  # keys of summary.json in which runs are equal whose times compare
-    "machine": "machines or numbers of threads",
+    "machine": "machines, numbers of threads or numbers of runs at once",
     "versions": "versions of packages",
     "git_commit": "states of the source",
 }
@@ -62,6 +62,12 @@ def costs_of(arms: Arms, budget: Budget, level: float, step: float) -> Costs:
         notes.append(f"Times do not compare: the runs were made with different {other}.")
     elif any("machine" not in run.summary for run in runs):
         notes.append("Times compare if all runs were made on one machine, which summary.json does not tell.")
+    together = max(_recorded(run, "runs_at_once") for run in runs)
+    if together > 1:
+        notes.append(
+            f"Up to {together} runs were trained at once: their times hold what they took from each other; "
+            "those of runs alone need compare.parallel=1."
+        )
     return Costs(unit, found, [*notes, *prices(arms, budget, level)])
 
 
@@ -137,7 +143,11 @@ def split(runs: Sequence[StoredRun], budget: Budget) -> dict[str, float | None]:
 def _shares(run: StoredRun, budget: Budget) -> dict[str, float]:
     metrics, total = run.metrics[: budget.iterations], seconds_at(run, budget.iterations)
     columns = {stage: column(metrics, key) for stage, key in STAGES.items()}
-    if not total or not any(columns.values()):
+    if (
+        not total
+        or not any(columns.values())
+        or any(min(values, default=0) < 0 for values in columns.values())
+    ):
         return {}
     parts = {stage: sum(values) / total for stage, values in columns.items()}  # a stage without time has none
     return {**parts, OTHER: 1 - sum(parts.values())}
@@ -153,11 +163,8 @@ def unit_of(runs: Sequence[StoredRun]) -> str:
 
 def _width(run: StoredRun, unit: str) -> float:
     """How many cores or GPUs a run had; 0 where it had none or the number is not known."""
-    hardware, machine = run.settings.hardware, run.summary.get("machine")
-    recorded = machine if isinstance(machine, Mapping) else {}
-    processes, threads = (
-        recorded[key] if is_bounded(recorded.get(key)) else 0 for key in ("processes", "threads")
-    )
+    hardware = run.settings.hardware
+    processes, threads = (_recorded(run, key) for key in ("processes", "threads"))
     if not processes:
         processes = hardware.processes * hardware.nodes if hardware.processes else not hardware.zero_stage
     if unit == WALL:
@@ -165,6 +172,13 @@ def _width(run: StoredRun, unit: str) -> float:
     if unit == GPUS:
         return processes if hardware.device is Device.cuda else 0
     return 0 if hardware.device is Device.cuda else processes * (hardware.threads or threads)
+
+
+def _recorded(run: StoredRun, name: str) -> int:
+    """A count of summary.json's `machine`; 0 where there is none that can be one."""
+    machine = run.summary.get("machine")
+    count = machine.get(name) if isinstance(machine, Mapping) else None
+    return count if type(count) is int and 0 < count <= MOST else 0
 
 
 def differing_times(runs: Sequence[StoredRun]) -> str:
@@ -221,7 +235,7 @@ def _price(
 def _speeds(run: StoredRun, budget: Budget) -> tuple[float, float] | None:
     """Tokens per second, and seconds per iteration; None where the run was not timed."""
     seconds, tokens = seconds_at(run, budget.iterations), tokens_at(run, budget.iterations)
-    if not seconds or seconds < 0 or tokens <= 0:
+    if not seconds or tokens <= 0:
         return None
     return tokens / seconds, seconds / min(budget.iterations, run.iterations)
 

@@ -123,8 +123,9 @@ def unmeasured(budget: Budget) -> dict[str, str]:
     return none
 
 
-def resolutions(problems: float) -> dict[str, float]:
+def resolutions(runs: Sequence[StoredRun]) -> dict[str, float]:
     """The step in which an outcome is counted; outcomes without one are continuous."""
+    problems = max(number_of(run.evals[0], "num_problems") or 1.0 for run in runs)
     scores = (PRIMARY, "score_at_tokens", "auc", "best_score", "worst_drop", "pass_at_k")
     steps = ("collapses", "grad_spikes", "num_tokens")
     return dict.fromkeys(scores, 1 / problems) | dict.fromkeys(steps, 1.0)
@@ -178,10 +179,11 @@ def tokens_at(run: StoredRun, iteration: int) -> float:
 
 
 def seconds_at(run: StoredRun, iteration: int) -> float | None:
-    """Seconds of training up to `iteration`; None if iterations were not timed."""
+    """Seconds of training up to `iteration`; None if iterations were not timed, or not by a clock that
+    runs forward."""
     records = run.metrics[:iteration]
     times = column(records, "time/iteration")
-    return sum(times) if len(times) == len(records) else None
+    return sum(times) if len(times) == len(records) and min(times, default=0) >= 0 else None
 
 
 def measure(run: StoredRun, budget: Budget) -> dict[str, float | None]:

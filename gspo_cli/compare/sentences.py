@@ -14,7 +14,7 @@ from gspo_cli.compare.result import Arm, Claim, Contrast, Estimate, OutcomeSpec,
 from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.statistics import MOST_SEEDS, PERMUTATIONS, POWER, RESAMPLES, interquartile_mean
 from gspo_cli.config.choices import OldLogprobs
-from gspo_cli.console.words import number, quantity, share
+from gspo_cli.console.words import counted, number, quantity, share
 from gspo_cli.diagnosis.history import number_of
 from gspo_cli.diagnosis.rules import SPIKE
 
@@ -44,7 +44,7 @@ def headline(
     for contrast in primary:
         trimmed = "interquartile means " * (max(contrast.arm.n, contrast.baseline.n) >= TRIMMED)
         numbers.append(
-            f"Held-out score after {budget.iterations} iterations, {contrast.arm_name} against "
+            f"Held-out score after {counted(budget.iterations, 'iteration')}, {contrast.arm_name} against "
             f"{contrast.baseline_name} ({trimmed}{share(contrast.arm.value)} and "
             f"{share(contrast.baseline.value)}): {contrast.sentence}."
         )
@@ -69,19 +69,14 @@ def headline(
 def _verdict_sentence(contrast: Contrast, budget: Budget) -> str:
     """The primary outcome without numbers."""
     arm, baseline = contrast.arm_name, contrast.baseline_name
+    when = f"after {counted(budget.iterations, 'iteration')}"
     if contrast.verdict is Verdict.void:
         return f"Inconclusive: {arm} against {baseline}."
     if contrast.verdict is Verdict.equivalent:
-        return f"{arm} and {baseline} have an equivalent held-out score after {budget.iterations} iterations."
+        return f"{arm} and {baseline} have an equivalent held-out score {when}."
     if contrast.verdict is Verdict.not_distinguishable:
-        return (
-            f"{arm} and {baseline} are not distinguishable by held-out score after {budget.iterations} "
-            "iterations."
-        )
-    return (
-        f"{arm} has a {contrast.verdict.value} held-out score than {baseline} after {budget.iterations} "
-        "iterations."
-    )
+        return f"{arm} and {baseline} are not distinguishable by held-out score {when}."
+    return f"{arm} has a {contrast.verdict.value} held-out score than {baseline} {when}."
 
 
 def _other_outcomes(name: str, contrasts: Sequence[Contrast], outcomes: Sequence[OutcomeSpec]) -> str:
@@ -92,7 +87,7 @@ def _other_outcomes(name: str, contrasts: Sequence[Contrast], outcomes: Sequence
         return ""
     found = [c for c in own if c.verdict in FOUND]
     if not found:
-        return f"{name} is not distinguishable in any of {len(own)} further outcomes."
+        return f"{name} is distinguishable in none of {_directed(len(own))}."
     better = [directed[c.outcome].title for c in found if c.verdict.value == directed[c.outcome].better]
     worse = [directed[c.outcome].title for c in found if c.verdict.value != directed[c.outcome].better]
     parts = [
@@ -101,7 +96,11 @@ def _other_outcomes(name: str, contrasts: Sequence[Contrast], outcomes: Sequence
         if titles
     ]
     parts.append(f"not distinguishable in {len(own) - len(found)}")
-    return f"Of {len(own)} further outcomes {name} is {', '.join(parts)}."
+    return f"Of {_directed(len(own))} {name} is {', '.join(parts)}."
+
+
+def _directed(count: int) -> str:
+    return f"{counted(count, 'further outcome')} in which higher or lower is better"
 
 
 def claims(
@@ -161,7 +160,8 @@ def _each_arm(names: Sequence[str], outcome: str, estimates: Estimates) -> str:
 
 
 def _speed(names: Sequence[str], budget: Budget, estimates: Estimates, contrasts: Sequence[Contrast]) -> str:
-    scores = f"mean held-out score over {budget.iterations} iterations: {_each_arm(names, 'auc', estimates)}"
+    over = counted(budget.iterations, "iteration")
+    scores = f"mean held-out score over {over}: {_each_arm(names, 'auc', estimates)}"
     if budget.threshold is None:
         return f"{scores}; no threshold: the lowest arm's score did not rise"
     steps, short = [], []
@@ -238,8 +238,8 @@ def _engine(runs: Sequence[StoredRun]) -> str:
 def methods(budget: Budget, level: float, threshold: float | None) -> list[str]:
     """How each number is computed; `threshold` is the one from the settings."""
     return [
-        f"All runs are compared at {budget.iterations} iterations, the fewest planned for any of them; at "
-        f"equal tokens means at {budget.tokens:,.0f} sampled tokens.",
+        f"All runs are compared at {counted(budget.iterations, 'iteration')}, the fewest planned for any of "
+        f"them; at equal tokens means at {budget.tokens:,.0f} sampled tokens.",
         "A run that collapsed or stopped early counts: its last held-out score is carried to the end of the "
         "budget; means over iterations are over the iterations it completed.",
         _interpolation(budget),

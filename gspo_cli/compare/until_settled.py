@@ -232,8 +232,7 @@ def look(runs: Sequence[StoredRun], settings: CompareConfig, added: Added) -> tu
         name: {run.seed: value for run in own if (value := measure(run, budget)[PRIMARY]) is not None}
         for name, own in arms.items()
     }
-    problems = max(number_of(run.evals[0], "num_problems") or 1.0 for run in runs)
-    step = resolutions(problems)[PRIMARY]
+    step = resolutions(runs)[PRIMARY]
     found = design_of(values, baseline, added, settings.level, settings.smallest, step)
     void = why_void(arms, differences(arms, settings.allow), budget)
     return found, baseline, "the runs cannot be compared" if void else ""

@@ -42,6 +42,11 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """1 job, 2 jobs."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def clean(text: str) -> str:
     """`text` on one line, with nothing in it that a terminal would interpret."""
     return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
@@ -113,10 +118,10 @@ def describe(summary: Record) -> list[str]:
     if first is not None and last is not None and first["iteration"] != last["iteration"]:
         sentences += _pass_at_k(first, last) + _best(first, last, _scored(summary["best_eval"]))
     sentences += _curriculum(summary["final_eval"] or {})
-    if summary["first_reward"] is not None and summary["last_reward"] is not None:
-        sentences.append(
-            f"Training reward went from {summary['first_reward']:.3f} to {summary['last_reward']:.3f}."
-        )
+    before, after = summary["first_reward"], summary["last_reward"]
+    if before is not None and after is not None:
+        course = f"went from {before:.3f} to {after:.3f}" if summary["iterations"] > 1 else f"was {after:.3f}"
+        sentences.append(f"Training reward {course}.")
     if summary.get("last_accuracy") is not None:
         before, after = summary["first_accuracy"], summary["last_accuracy"]
         sentences.append(f"The share of pairs in the right order went from {before:.3f} to {after:.3f}.")

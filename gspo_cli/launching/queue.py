@@ -35,6 +35,7 @@ from gspo_cli.launching.start import require_gpus
 from gspo_cli.signals import signals_handled_by
 
 LAST = 1 << 16  # bytes at the end of a log in which its last line is looked for
+AT_ONCE = "GSPO_RUNS_AT_ONCE"  # in the environment of a queue's jobs: how many run at once, at most
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -230,7 +231,7 @@ def make_slots(device: Device, parallel: int | None, gpus_each: int = 1) -> list
     if device is Device.cpu:
         count = parallel or 1
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        return [Slot("CPU", {"OMP_NUM_THREADS": threads})] * count
+        return [Slot("CPU", {"OMP_NUM_THREADS": threads, AT_ONCE: str(count)})] * count
     gpus = require_gpus()
     groups = [gpus[i : i + gpus_each] for i in range(0, len(gpus) - gpus_each + 1, gpus_each)]
     require(
@@ -239,7 +240,13 @@ def make_slots(device: Device, parallel: int | None, gpus_each: int = 1) -> list
         "at most "
         f"{len(groups)}, or check CUDA_VISIBLE_DEVICES",
     )
+    used = groups[:parallel]
     return [
-        Slot(f"GPU {','.join(group)}", {"CUDA_VISIBLE_DEVICES": ",".join(group)})
-        for group in groups[:parallel]
+        Slot(f"GPU {','.join(group)}", {"CUDA_VISIBLE_DEVICES": ",".join(group), AT_ONCE: str(len(used))})
+        for group in used
     ]
+
+
+def runs_at_once() -> int:
+    """How many runs at most the queue that started this process runs at once; 1 without a queue."""
+    return int(os.environ.get(AT_ONCE, "1"))

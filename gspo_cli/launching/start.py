@@ -17,6 +17,7 @@ from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import plain_values, with_overrides
 from gspo_cli.config.schema import HardwareConfig, RunConfig
+from gspo_cli.console.words import counted
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import require_deepspeed
 from gspo_cli.run.identity import RESUMABLE, matches
@@ -60,7 +61,7 @@ def resumed(folder: Path, overrides: list[str]) -> tuple[DictConfig, list[str]]:
         done = summary["iterations"]
         require(
             done < node.training.num_outer_iterations,
-            f"{folder}: is complete after {done} iterations; continue with "
+            f"{folder}: is complete after {counted(done, 'iteration')}; continue with "
             f"training.num_outer_iterations={2 * done}",
         )
     node.resume = str(folder)

@@ -24,7 +24,7 @@ from gspo_cli.config.compose import plain_values, register
 from gspo_cli.config.replayed import FOLDER
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import require_command_trust, trust_command, trust_own
-from gspo_cli.console.words import fixed, override
+from gspo_cli.console.words import counted, fixed, override
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
 from gspo_cli.run.files import read_json, write_json
@@ -175,7 +175,7 @@ def report_sweep() -> int:
     print(f"\n{table(results)}", flush=True)
     codes = [result.code for result in results]
     if INTERRUPTED in codes:
-        print(f"continue with: {resume_command(folder)}", flush=True)
+        print(f"jobs that are not listed did not start; continue with: {resume_command(folder)}", flush=True)
         return INTERRUPTED
     if codes.count(0) > 1:
         print(f"compare with: gspo-compare {shlex.quote(str(folder))}", flush=True)
@@ -192,7 +192,7 @@ def table(results: Sequence[JobResult]) -> str:
         for result, name in zip(results, names, strict=True)
     ]
     failed = sum(result.code not in (0, INTERRUPTED) for result in results)
-    return "\n".join([*lines, f"{len(results)} jobs, {failed or 'none'} failed"])
+    return "\n".join([*lines, f"{counted(len(results), 'job')}, {failed or 'none'} failed"])
 
 
 def job_names(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.stored import read_stored
 from gspo_cli.diagnosis.examination import own_overrides
 from gspo_cli.errors import UserError
+from gspo_cli.launching.queue import runs_at_once
 from gspo_cli.run.folder import RunFolder
 from gspo_cli.run.identity import MEASURED, RESUMABLE, matches
 from gspo_cli.run.provenance import git_commit, processor, versions
@@ -53,13 +54,15 @@ def summarize(
 
 
 def machine(config: RunConfig, processes: int) -> dict[str, Any]:
-    """What the run's times are of: CPU and GPU by name, torch's threads in each process, and processes."""
+    """What the run's times are of: CPU and GPU by name, torch's threads in each process, processes, and how
+    many runs a queue ran at once."""
     on_gpu = config.hardware.device is Device.cuda and torch.cuda.is_available()
     return {
         "cpu": processor(),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "threads": config.hardware.threads or torch.get_num_threads(),
         "processes": processes,
+        "runs_at_once": runs_at_once(),
     }
 
 
