@@ -69,6 +69,13 @@ def terminal(found, width=80):
     return out.getvalue()
 
 
+def test_a_section_whose_looks_were_taken_at_another_level_says_so():
+    found = across(THREE)
+    assert "Level of intervals: 95%." in markdown(found)
+    other = replace(found, sections=[replace(found.sections[0], level=0.9), *found.sections[1:]])
+    assert "Level of intervals: 95%, arithmetic, model tiny 90%." in markdown(other)
+
+
 @pytest.mark.long
 def test_each_section_is_the_comparison_that_its_runs_would_give_alone():
     settings = {"allow": ["rollout"], "baseline": "gspo", "threshold": 0.5, "level": 0.9}

@@ -18,6 +18,7 @@ from gspo_cli.compare.csv_files import cell_text, csv_text, tables, write_tables
 from gspo_cli.compare.figures import LIGHT, light_chart
 from gspo_cli.compare.pictures import png, write_figures
 from gspo_cli.compare.report import plain
+from gspo_cli.compare.result import Design, Estimate, Look, Verdict
 from gspo_cli.config.extras import install
 from tests.support.command_line import call, environment, script
 from tests.support.comparisons import BASELINE, LONG, NASTY, comparison
@@ -87,6 +88,18 @@ def test_tables_hold_every_number_of_the_json_with_all_its_digits(tmp_path):
         }
     ]
     assert read(folder, "arms")[0]["seeds"] == "0 1 2 3 4"
+
+
+def test_the_looks_of_seeds_that_were_added_are_a_table(tmp_path):
+    looks = [Look(3, Estimate(0.031, -0.04, 0.10, 3), 0.2, Verdict.not_distinguishable),
+             Look(4, Estimate(0.05, 0.01, 0.09, 4), 0.03, Verdict.higher)]  # fmt: skip
+    folder = write_tables(comparison(design=Design(0.05, 0.01, 0.99, [3, 4], {"gspo": looks})), tmp_path)
+    rows = read(folder, "looks")
+    assert [(r["arm_name"], r["seeds"], r["difference_high"], r["verdict"]) for r in rows] == [
+        ("gspo", "3", "0.1", "not distinguishable"),
+        ("gspo", "4", "0.09", "higher"),
+    ]
+    assert read(write_tables(comparison(), tmp_path), "looks") == []
 
 
 def test_pandas_reads_numbers_as_numbers_and_unmeasured_ones_as_missing(tmp_path):

@@ -54,11 +54,22 @@ def summary_content(across: Across) -> ReportContent:
         caveats=caveats(summary),
         lead=None,
         main=result_table(across),
-        reading=f"{READING} Level of intervals: {number(100 * summary.level)}%.",
+        reading=f"{READING} Level of intervals: {_levels(across)}.",
         sections=[section for section in _sections(summary) if not section.empty],
         arms=arms_across(across),
         runs=sum(len(arm.runs) for section in across.sections for arm in section.arms),
     )
+
+
+def _levels(across: Across) -> str:
+    """The level of intervals, and of each section whose stored looks were taken at another."""
+    summary = across.summary
+    others = [
+        f"{section} {number(100 * found.level)}%"
+        for section, found in zip(summary.sections, across.sections, strict=True)
+        if found.level != summary.level
+    ]
+    return ", ".join([f"{number(100 * summary.level)}%", *others])
 
 
 def caveats(summary: Summary) -> list[str]:

@@ -27,6 +27,7 @@ from gspo_cli.compare.result import (
     CounterfactualClipping,
     Estimate,
     LeftOut,
+    Look,
     NotCompared,
     ProblemTest,
     RunFacts,
@@ -98,6 +99,11 @@ def tables(comparison: Comparison) -> dict[str, tuple[list[str], list[Row]]]:
         for found in comparison.differences
         for name, values in found["values"].items()
     ]
+    looks = [
+        {"arm_name": name} | _row(each)
+        for name, own in (comparison.design.looks if comparison.design else {}).items()
+        for each in own
+    ]
     measured = [name for name in _columns(RunFacts) if name != "outcomes"]
     return {
         "outcomes": ([*_columns(Contrast), *about], contrasts),
@@ -109,6 +115,7 @@ def tables(comparison: Comparison) -> dict[str, tuple[list[str], list[Row]]]:
         "arms": (["name", "objective", "overrides", "seeds"], arms),
         "differences": (["key", "arm_name", "values", "allowed"], differences),
         "runs": (["arm_name", *measured, *(f"outcomes_{key}" for key in outcomes)], runs),
+        "looks": (["arm_name", *_columns(Look)], looks),
         "left_out": (_columns(LeftOut), [_row(found) for found in comparison.left_out]),
     }  # fmt: skip
 

@@ -96,7 +96,7 @@ def _other_outcomes(name: str, contrasts: Sequence[Contrast], outcomes: Sequence
         if titles
     ]
     parts.append(f"not distinguishable in {len(own) - len(found)}")
-    return f"Of {_directed(len(own))} {name} is {', '.join(parts)}."
+    return f"Of {_directed(len(own))}, {name} is {', '.join(parts)}."
 
 
 def _directed(count: int) -> str:
