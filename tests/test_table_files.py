@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 from datasets.features.features import _FEATURE_TYPES
 
-from gspo_cli.tasks.tables import hub_table
+from gspo_cli.errors import UserError
+from gspo_cli.tasks.tables import file_tables, hub_table
 from tests.support.data import ROWS, both, dataset, parquet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,3 +148,11 @@ def test_characters_of_patterns_in_the_names_of_files_are_characters(tmp_path):
     for number, name in enumerate(names):
         parquet(tmp_path / f"{name}.parquet", ROWS[2 * number : 2 * number + 2])
     assert read(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["none.parquet", "none.csv", "none.arrow"])
+def test_a_file_that_is_not_there_is_told_as_any_other(name):
+    with pytest.raises(
+        UserError, match=rf"{name}: cannot be read \(No such file or directory\); give an existing file"
+    ):
+        file_tables(Path(name).suffix[1:], [name], "task.path")

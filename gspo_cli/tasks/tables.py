@@ -108,8 +108,11 @@ def file_tables(kind: str, paths: Sequence[str], key: str) -> list[Table]:
 
 def _file_table(path: str, kind: str, setting: str) -> Table:
     """The table of a file, which is read once: by its place, size and time it is found again."""
-    with _loading(setting, DAMAGED):
+    try:
         stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{setting}: cannot be read ({error.strerror}); give an existing file") from error
+    with _loading(setting, DAMAGED):
         content = repr((os.path.abspath(path), kind, stat.st_size, stat.st_mtime_ns))
         stamp = hashlib.sha256(content.encode()).hexdigest()[:32]
         cached = cache_folder("tables") / f"{stamp}.arrow"
