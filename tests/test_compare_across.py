@@ -19,6 +19,7 @@ from scipy import stats
 from gspo_cli.commands.compare_view import show
 from gspo_cli.compare.across import TUNED, compare_subjects
 from gspo_cli.compare.across_content import caveats, result_table
+from gspo_cli.compare.across_sentences import numbers_in_words
 from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.csv_files import write_tables
 from gspo_cli.compare.outcomes import PRIMARY
@@ -74,6 +75,13 @@ def test_a_section_whose_looks_were_taken_at_another_level_says_so():
     assert "Level of intervals: 95%." in markdown(found)
     other = replace(found, sections=[replace(found.sections[0], level=0.9), *found.sections[1:]])
     assert "Level of intervals: 95%, arithmetic, model tiny 90%." in markdown(other)
+
+
+def test_equal_differences_are_said_once_and_without_a_section():
+    runs = [*section("arithmetic"), *section("countdown")]
+    twice = across(runs)
+    twice = numbers_in_words(twice.summary.arms[0], {"a": 0.1, "b": 0.1}, 2)
+    assert twice.startswith("the differences in held-out score are all 0.1;")
 
 
 @pytest.mark.long

@@ -174,6 +174,15 @@ def test_the_interval_of_a_price_is_the_t_interval_of_the_logarithms():
     assert f"{np.exp(logs.mean()):.3g} [{low:.3g}, {high:.3g}] times the time per iteration" in sentence
 
 
+def test_runs_with_other_hardware_or_settings_have_no_price():
+    dear = ["algorithm.beta=0.01"]
+    found = comparison(seeds("grpo", overrides=[*dear, "hardware.threads=2"]), seeds("grpo"))
+    assert "no price, as the runs were made with different machines" in found.costs.sentences[-1]
+    for other in ("hardware.device=cuda", "training.num_generations=4"):
+        found = comparison(seeds("grpo", overrides=[*dear, other]), seeds("grpo"))
+        assert not [sentence for sentence in found.costs.sentences if "With KL" in sentence]
+
+
 def test_arms_that_differ_in_more_or_in_nothing_priced_have_no_price():
     more = seeds("grpo", overrides=["algorithm.beta=0.01", "algorithm.learning_rate=0.001"])
     less = seeds("grpo", overrides=["algorithm.learning_rate=0.001"])

@@ -119,6 +119,32 @@ def test_the_problem_test_is_adjusted_over_arms():
     assert f"({number(tests[1].p_adjusted, 2)})" in str(problem_table(found(runs)).rows[1][7])
 
 
+def excluding(run, count, problems=50):
+    return replace(
+        run, evals=[record | {"num_problems": problems, "excluded": count} for record in run.evals]
+    )
+
+
+@pytest.mark.parametrize(("count", "void"), [(0, False), (5, False), (6, True), (25, True)])
+def test_scores_of_different_problems_because_some_were_excluded_are_said_or_void(count, void):
+    runs = [excluding(run, count) for run in runs_of(gspo=0.8)] + [excluding(r, 0) for r in runs_of(grpo=0.6)]
+    comparison = found(runs)
+    said = [text for text in [*comparison.voided, *comparison.cautions] if "were excluded" in text]
+    assert len(said) == (count > 0)
+    assert [f"(gspo up to {2 * count}%, grpo up to 0%)" in text for text in said] == [True] * len(said)
+    assert (contrast_of(comparison, PRIMARY).verdict is Verdict.void) == void
+
+
+def test_a_run_without_a_score_within_the_budget_voids_the_comparison():
+    long = [with_scores(run, None, *[0.9] * 5) for run in runs_of(gspo=0.9)]
+    comparison = found([*long, *runs_of(iterations=3, grpo=0.6)])
+    (reason,) = [text for text in comparison.voided if "gspo-s0" in text]
+    assert reason == (
+        "gspo-s0 has no held-out score within the common budget of 3 iterations; evaluate more often "
+        "(evaluation.every)."
+    )
+
+
 def test_runs_that_did_not_learn_say_nothing_about_algorithms():
     never = {"final": 0.3, "noise": 0.01}
     comparison = found(runs_of(gspo=never, grpo=never))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import asdict, replace
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from gspo_cli.compare.comparison import compare
@@ -327,8 +329,33 @@ def test_the_commands_that_reproduce_compose_to_what_ran():
     from gspo_cli.run.identity import changed_settings
 
     run = stored_run("grpo", 3, 20, overrides=("rollout.temperature=0.9", "model.cold_start.steps=5"))
-    again = composed([text.strip("'") for text in [*overrides(run), "seed=3"]])
+    again = composed([*shlex.split(" ".join(overrides(run))), "seed=3"])
     assert changed_settings(OmegaConf.to_container(again, resolve=True, enum_to_str=True), run.config) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["x; touch PWNED; echo y", "$(touch PWNED)", "a'; touch PWNED; '", "`touch PWNED`", "a b"]
+)
+def test_no_key_of_a_stranger_stands_in_a_command(key):
+    runs = [changed(run, **{f"task__{key}": 1}) for run in pair(*SEEDS)]
+    commands = compare(runs, [], CompareConfig()).reproduce
+    assert commands[1].endswith("gspo-train resume=gspo-s0-again")
+    assert not [command for command in commands if key in command]
+
+
+@pytest.mark.parametrize("value", ["'; touch PWNED; '", ["a'; touch PWNED; '"], ["$(touch PWNED)"], "ä ö"])
+def test_a_value_of_a_stranger_is_one_argument_of_a_command_and_composes_to_itself(value):
+    runs = [changed(run, task__operations=value) for run in pair(*SEEDS)]
+    words = shlex.split(compare(runs, [], CompareConfig()).reproduce[1])
+    (kept,) = [word for word in words if "task.operations" in word]
+    assert OverridesParser.create().parse_override(kept).value() == value
+    assert "PWNED" not in " ".join(word for word in words if word != kept)
+
+
+def test_the_command_of_a_report_has_its_settings():
+    settings = CompareConfig(baseline="gspo", smallest=0.1, level=0.9)
+    (command, *_) = compare(pair(*SEEDS), [], settings).reproduce
+    assert command.endswith(" compare.baseline=gspo compare.level=0.9 compare.smallest=0.1")
 
 
 def test_options_that_are_not_installed_are_reproduced_from_the_saved_configuration():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,11 +158,18 @@ def test_other_selections_of_such_runs_have_a_caveat_and_the_first_seeds_need_no
     assert "were added until another comparison was settled" in looked.caveats[0]
     looked = looked_at(begun, CompareConfig())
     assert (looked.runs, looked.added, looked.caveats) == (begun, None, [])
-    more = [*runs, changed(runs[0], algorithm__learning_rate=1e-3)]
-    assert (looked_at(more, CompareConfig()).added, len(looked_at(more, CompareConfig()).caveats)) == (
-        None,
-        1,
-    )
+    other = replace(changed(runs[0], algorithm__learning_rate=1e-3), folder="elsewhere")
+    looked = looked_at([*some, other], CompareConfig())
+    assert (looked.added, len(looked.caveats)) == (None, 1)
+
+
+def test_a_run_of_another_arm_takes_no_verdict_of_looks_away(settled):
+    runs = find_runs([settled / BASE])[0]
+    other = replace(changed(runs[0], algorithm__learning_rate=1e-3), folder="elsewhere")
+    alone, beside = (looked_at(each, CompareConfig()) for each in (runs, [*runs, other]))
+    assert (beside.runs, beside.added, beside.caveats) == (alone.runs, alone.added, ())
+    (reason,) = [each.reason for each in beside.left_out if each.folder == "elsewhere"]
+    assert reason.endswith("; compare it with folders of single runs")
 
 
 def test_the_budget_ends_it_and_a_larger_one_continues_it(settled):

@@ -6,12 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gspo_cli.compare.contrasts import p_phrase
 from gspo_cli.compare.result import ArmAcross, Comparison, Verdict, value_text
-from gspo_cli.console.words import number
-
-
-def counted(count: int, noun: str) -> str:
-    """1 run, 2 runs."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+from gspo_cli.console.words import counted, number
 
 
 def numbers_in_words(found: ArmAcross, values: Mapping[str, float], of: int) -> str:
@@ -20,8 +15,9 @@ def numbers_in_words(found: ArmAcross, values: Mapping[str, float], of: int) -> 
     if count < 2:
         return f"{counted(count, 'section')} of {of} can be counted"
     low, high = min(values, key=lambda s: values[s]), max(values, key=lambda s: values[s])
-    ends = f"from {value_text(values[low])} ({low}) to {value_text(values[high])} ({high})"
-    parts = [f"the differences in held-out score go {ends}"]
+    ends = f"go from {value_text(values[low])} ({low}) to {value_text(values[high])} ({high})"
+    same = values[low] == values[high]
+    parts = [f"the differences in held-out score {f'are all {value_text(values[low])}' if same else ends}"]
     if found.mean.value is not None:
         adjusted = "adjusted " * (found.p_adjusted != found.p)
         p = "the same in all: no interval" if found.p is None else f"{adjusted}{p_phrase(found.p_adjusted)}"

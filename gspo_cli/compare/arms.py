@@ -21,7 +21,7 @@ from gspo_cli.config.formulas import (
     ratio_formula,
     value_formula,
 )
-from gspo_cli.console.words import number, override
+from gspo_cli.console.words import HYDRA_PLAIN, number, override
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import WRITTEN, leaves
 
@@ -124,22 +124,24 @@ def objective(run: StoredRun) -> str:
 
 def overrides(run: StoredRun) -> list[str] | None:
     """The arguments of gspo-train that reproduce the arm, apart from the seed: options, and the settings that
-    differ from them. None if this installation lacks one of the options."""
+    differ from them, quoted for a shell. None if this installation lacks one of the options, or a key cannot
+    be typed."""
     groups = _groups(run)
-    usual = _options(*groups)
-    if usual is None:
+    usual, own = _options(*groups), leaves(run.config)
+    if usual is None or not all(map(HYDRA_PLAIN.fullmatch, own)):
         return None
-    own = leaves(run.config)
     changed = [key for key, value in own.items() if usual.get(key, value) != value or key not in usual]
     presets = "model.presets."  # other settings interpolate them, and are listed themselves
     given = [key for key in changed if key not in NOT_GIVEN and not key.startswith(presets)]
-    return [*groups, *(("" if key in usual else "+") + _override(key, own[key]) for key in given)]
+    return [*groups, *(override(key if key in usual else f"+{key}", own[key]) for key in given)]
 
 
 def _groups(run: StoredRun) -> tuple[str, str, str]:
     """The options of a run, as overrides."""
     task, label, _ = run.subject
-    return f"task={task}", f"model={label}", f"algorithm={run.algorithm['name']}"
+    chosen = (("task", task), ("model", label), ("algorithm", run.algorithm["name"]))
+    found = [override(group, option) for group, option in chosen]
+    return found[0], found[1], found[2]
 
 
 @cache
@@ -157,22 +159,21 @@ def resolved_settings(node: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True, enum_to_str=True))
 
 
-def _override(key: str, value: Any) -> str:
-    if value is None or isinstance(value, bool | int | float):
-        return f"{key}={_plain(value)}"
-    return override(key, value) if isinstance(value, str) else f"'{key}={json.dumps(value)}'"
+def options(settings: CompareConfig) -> list[str]:
+    """The settings of a report on given folders that are not the defaults, as they are typed."""
+    found = [f"compare.baseline={settings.baseline}"] if settings.baseline else []
+    for name in ("level", "smallest"):
+        value = getattr(settings, name)
+        found += [f"compare.{name}={value:g}"] if value != getattr(CompareConfig, name) else []
+    found += [f"compare.threshold={settings.threshold:g}"] if settings.threshold is not None else []
+    return [*found, *([f"compare.allow=[{','.join(settings.allow)}]"] if settings.allow else [])]
 
 
 def reproduce(arms: Mapping[str, Sequence[StoredRun]], settings: CompareConfig) -> list[str]:
     """The commands that repeat the comparison and each arm. Where an arm's options are not installed here,
     its saved config.yaml is used."""
     folders = sorted({run.folder for runs in arms.values() for run in runs})
-    options = [f"compare.level={settings.level:g}"] if settings.level != CompareConfig.level else []
-    if settings.threshold is not None:
-        options.append(f"compare.threshold={settings.threshold:g}")
-    if settings.allow:
-        options.append(f"compare.allow=[{','.join(settings.allow)}]")
-    commands = [shlex.join(["gspo-compare", *folders, *options])]
+    commands = [shlex.join(["gspo-compare", *folders, *options(settings)])]
     for runs in arms.values():
         given = overrides(runs[0])
         if given is None:

@@ -12,15 +12,15 @@ from gspo_cli.compare.outcomes import Budget, last_evaluation, score_curve
 from gspo_cli.compare.runs import APART, ITERATIONS, StoredRun, within
 from gspo_cli.compare.statistics import seeds_to_pair
 from gspo_cli.config.choices import Schedule
-from gspo_cli.console.words import number
-from gspo_cli.diagnosis.history import Record, number_of
+from gspo_cli.console.words import counted, number
+from gspo_cli.diagnosis.history import CERTAIN, Record, number_of
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import computed
-from gspo_cli.run.summary import RunStatus
+from gspo_cli.run.summary import RunStatus, score_error
 
 Arms = Mapping[str, Sequence[StoredRun]]
 ROUNDING = 1e-9
-CERTAIN = 2.0  # standard errors beyond which different first scores mean different weights
+MOST_EXCLUDED = 0.1  # share of held-out conversations beyond which the scores are of other problems
 VERSIONS = {"versions": "versions of packages", "git_commit": "states of the source"}
 CARRIED = {
     RunStatus.collapsed: "collapsed before the end of the budget keep their last score",
@@ -88,9 +88,21 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
         reasons.append(
             "The held-out problems are not the same in all runs; evaluate all runs on the same problems."
         )
+    for run in _runs(arms):
+        if last_evaluation(run, budget.iterations)["iteration"] > budget.iterations:
+            reasons.append(
+                f"{run.folder} has no held-out score within the common budget of "
+                f"{counted(budget.iterations, 'iteration')}; evaluate more often (evaluation.every)."
+            )
+    if any(max(shares) > MOST_EXCLUDED for shares in _excluded(arms, budget).values()):
+        reasons.append(
+            f"Over {MOST_EXCLUDED:.0%} of the held-out conversations of a run were excluded "
+            f"({_shares(_excluded(arms, budget))}): scores are of different problems; `excluded` in "
+            "heldout.jsonl has the reason."
+        )
     for seed, records in _first_evaluations(arms).items():
         scores = {name: record["score"] for name, record in records.items()}
-        error = math.hypot(*(_standard_error(record) for record in records.values()))
+        error = math.hypot(*(score_error(record) for record in records.values()))
         if _gap(scores) > CERTAIN * error + ROUNDING:
             reasons.append(
                 f"Runs with seed {seed} did not start from the same weights: the held-out score before "
@@ -129,10 +141,10 @@ def _learned(run: StoredRun, end: int) -> bool:
     first, *later = [r for r in run.evals if r["iteration"] <= end and number_of(r, "score") is not None] or [
         run.evals[0]
     ]
-    if first["iteration"] > 0:
+    if first["iteration"] > 0 or number_of(first, "score") is None:
         return True
     best = max(later, key=lambda record: record["score"], default=first)
-    error = math.hypot(_standard_error(first), _standard_error(best))
+    error = math.hypot(score_error(first), score_error(best))
     return best["score"] - first["score"] > CERTAIN * error
 
 
@@ -152,10 +164,29 @@ def caveats(arms: Arms, budget: Budget) -> list[str]:
                 f"Seed {seed}: the reward of the first iteration differs ({_listed(rewards)}): the first "
                 "rollout was not the same."
             )
+    excluded = _excluded(arms, budget)
+    if 0 < max(map(max, excluded.values())) <= MOST_EXCLUDED:
+        found.append(
+            f"Some held-out conversations were excluded ({_shares(excluded)}): scores are not of quite the "
+            "same problems."
+        )
     for key, what in VERSIONS.items():
         if len({json.dumps(run.summary.get(key), sort_keys=True) for run in _runs(arms)}) > 1:
             found.append(f"Runs were made with different {what} (summary.json: {key}).")
     return found
+
+
+def _excluded(arms: Arms, budget: Budget) -> dict[str, list[float]]:
+    """arm -> share of the held-out conversations of each run's last evaluation that were excluded."""
+    last = {name: [last_evaluation(run, budget.iterations) for run in runs] for name, runs in arms.items()}
+    return {
+        name: [(number_of(r, "excluded") or 0.0) / (number_of(r, "num_problems") or 1.0) for r in records]
+        for name, records in last.items()
+    }
+
+
+def _shares(excluded: Mapping[str, Sequence[float]]) -> str:
+    return ", ".join(f"{name} up to {max(shares):.0%}" for name, shares in excluded.items())
 
 
 def _unequal_seeds(arms: Arms) -> list[str]:
@@ -230,12 +261,6 @@ def _first_rewards(arms: Arms) -> dict[int, dict[str, float]]:
 
 def _gap(values: Mapping[str, float]) -> float:
     return max(values.values()) - min(values.values())
-
-
-def _standard_error(record: Record) -> float:
-    """Binomial standard error of a held-out score."""
-    share = min(1.0, max(0.0, record["score"]))
-    return math.sqrt(share * (1 - share) / max(1.0, number_of(record, "num_problems") or 1.0))
 
 
 def _listed(values: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import special
 
 from gspo_cli.compare.arms import arm_settings
+from gspo_cli.compare.comparability import differences
 from gspo_cli.compare.outcomes import Budget, column, score_curve, seconds_at, tokens_at
 from gspo_cli.compare.result import ArmCost, Costs, Estimate
 from gspo_cli.compare.runs import StoredRun
@@ -33,6 +34,7 @@ STAGES = {
 OTHER = "other"
 MOST = 1_000_000  # threads, processes or runs of a machine that is believed
 CORES, GPUS, WALL = "core-seconds", "GPU-seconds", "seconds"
+PLACED = ("device", "threads", "processes", "nodes", "zero_stage")  # settings of hardware, likewise
 MADE_WITH = {  # keys of summary.json in which runs are equal whose times compare
     "machine": "machines, numbers of threads or numbers of runs at once",
     "versions": "versions of packages",
@@ -183,16 +185,16 @@ def _recorded(run: StoredRun, name: str) -> int:
 
 def differing_times(runs: Sequence[StoredRun]) -> str:
     """In what runs differ whose times do not compare, in words; empty if in nothing."""
-    found = [
-        words
-        for key, words in MADE_WITH.items()
-        if len({json.dumps(run.summary.get(key), sort_keys=True) for run in runs}) > 1
-    ]
-    return " and ".join(found)
+    made: dict[str, set[str]] = {key: set() for key in MADE_WITH}
+    for run in runs:
+        for key, own in made.items():
+            place = [getattr(run.settings.hardware, name) for name in PLACED if key == "machine"]
+            own.add(json.dumps([run.summary.get(key), *place], sort_keys=True, default=str))
+    return " and ".join(words for key, words in MADE_WITH.items() if len(made[key]) > 1)
 
 
 def prices(arms: Arms, budget: Budget, level: float) -> list[str]:
-    """The price of each setting of PRICED in which alone two arms differ, in a sentence."""
+    """The price of each setting of PRICED in which alone two arms and their runs differ, in a sentence."""
     found = []
     for (one, first), (other, second) in combinations(arms.items(), 2):
         mine, theirs = arm_settings(first[0]), arm_settings(second[0])
@@ -203,10 +205,17 @@ def prices(arms: Arms, budget: Budget, level: float) -> list[str]:
         words, paid = PRICED[key]
         if paid(mine.get(key)) == paid(theirs.get(key)):
             continue
+        if other_settings({one: first, other: second}, (key, f"algorithm.{key}")):
+            continue
         pair = (first, second) if paid(mine.get(key)) else (second, first)
         names = (one, other) if paid(mine.get(key)) else (other, one)
         found.append(_price(words, names, pair, budget, level))
     return found
+
+
+def other_settings(arms: Arms, but: Sequence[str]) -> list[str]:
+    """Settings beside the algorithm, the seed and `but` in which runs differ."""
+    return [found["key"] for found in differences(arms, ()) if found["key"] not in but]
 
 
 def _price(

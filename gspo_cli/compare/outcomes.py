@@ -18,7 +18,7 @@ from gspo_cli.compare.statistics import estimates
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.history import WINDOW, Record, Severity, number_of
 from gspo_cli.diagnosis.rules import SPIKE
-from gspo_cli.run.summary import RunStatus
+from gspo_cli.run.summary import RunStatus, scored_problems
 
 PRIMARY = "final_score"
 END = 0.1  # share of the iterations that count as the end of a run
@@ -125,7 +125,7 @@ def unmeasured(budget: Budget) -> dict[str, str]:
 
 def resolutions(runs: Sequence[StoredRun]) -> dict[str, float]:
     """The step in which an outcome is counted; outcomes without one are continuous."""
-    problems = max(number_of(run.evals[0], "num_problems") or 1.0 for run in runs)
+    problems = max(scored_problems(run.evals[0]) for run in runs)
     scores = (PRIMARY, "score_at_tokens", "auc", "best_score", "worst_drop", "pass_at_k")
     steps = ("collapses", "grad_spikes", "num_tokens")
     return dict.fromkeys(scores, 1 / problems) | dict.fromkeys(steps, 1.0)

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.compare.across import compare_subjects
 from gspo_cli.compare.across_content import comparisons
+from gspo_cli.compare.arms import options
 from gspo_cli.compare.masking import Mask, mask_here
 from gspo_cli.compare.report import write_report
 from gspo_cli.compare.result import Across, Comparison
@@ -188,16 +189,6 @@ def verdicts(found: Comparison | Across) -> list[tuple[str, str]]:
         for comparison, _ in comparisons(found)
         for contrast in comparison.contrasts
     ]
-
-
-def options(settings: CompareConfig) -> list[str]:
-    """The settings of a report on given folders that are not the defaults, as they are typed."""
-    found = [f"compare.baseline={settings.baseline}"] if settings.baseline else []
-    for name in ("level", "smallest"):
-        value = getattr(settings, name)
-        found += [f"compare.{name}={value:g}"] if value != getattr(CompareConfig, name) else []
-    found += [f"compare.threshold={settings.threshold:g}"] if settings.threshold is not None else []
-    return [*found, *([f"compare.allow=[{','.join(settings.allow)}]"] if settings.allow else [])]
 
 
 def masked(mask: Mask) -> str:

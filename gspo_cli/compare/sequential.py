@@ -188,7 +188,8 @@ def more_seeds(
     differences: np.ndarray, added: Added, level: float, arms: int, smallest: float, resolution: float
 ) -> int | None:
     """The seeds after which POWER of the continuations are settled, if mean and spread of the paired
-    differences are as they are now; None if that takes more than MOST_ADDED in all. (N,)"""
+    differences are as they are now: 0 where a look at those that are there settles them; None if it takes
+    more than MOST_ADDED in all. (N,)"""
     n, rate, least = len(differences), (1 - level) / arms, ROUNDING * resolution
     spread = max(float(differences.std(ddof=1)), least)
     for most in (FIRST_TRIED, MOST_ADDED):  # fewer looks are computed sooner
@@ -197,7 +198,7 @@ def more_seeds(
         every = np.concatenate([np.tile(differences, (PATHS, 1)), drawn], axis=1)
         settled = np.zeros(PATHS, dtype=bool)
         for bound, seeds in zip(critical_values(looks, (rate,))[:, 0], looks, strict=True):
-            if seeds > n:
+            if seeds >= n:
                 means, spreads = every[:, :seeds].mean(axis=1), every[:, :seeds].std(axis=1, ddof=1)
                 half = bound * np.maximum(spreads, least) / np.sqrt(seeds)
                 settled |= (np.abs(means) > half) | (np.abs(means) + half < smallest)

@@ -13,7 +13,7 @@ from gspo_cli.compare.runs import StoredRun
 from gspo_cli.compare.sequential import HALF_SPENT, Added, more_seeds
 from gspo_cli.compare.statistics import POWER
 from gspo_cli.config.compare_schema import MOST_ADDED, CompareConfig
-from gspo_cli.console.words import duration, number
+from gspo_cli.console.words import counted, duration, number
 from gspo_cli.diagnosis.history import number_of
 
 LISTED = 4  # looks that are listed
@@ -58,7 +58,7 @@ def how_settled(design: Design | None, more: MoreSeeds | None, settings: Compare
     if design is None:
         return "" if more is None else f"{_it_would_take(more, settings, fixed)}."
     if not design.seeds:
-        return "No look was taken: not all runs of the first seeds are complete."
+        return "No look was taken: not all runs of the first seeds are complete; repeat the command."
     count = design.seeds[-1]
     looks = f"looks at {_listed(design.seeds)} seeds per arm"
     used = f"used {number(design.spent, 2)} of the error rate of {1 - settings.level:.2g}"
@@ -72,14 +72,16 @@ def how_settled(design: Design | None, more: MoreSeeds | None, settings: Compare
 
 def _it_would_take(more: MoreSeeds, settings: CompareConfig, how: str) -> str:
     """How many more seeds and hours, in a sentence without its period."""
-    end = f"a difference, or as none of {number(settings.smallest)} or more"
+    end = f"a difference, or that it is below {number(settings.smallest)}"
     if more.seeds is None:
-        return f"To settle it, as {end}, would take more than {MOST_ADDED} seeds per arm"
+        return f"To show {end}, would take more than {MOST_ADDED} seeds per arm"
+    if more.seeds == 0:
+        return f"These seeds are enough for compare.until=settled to show {end}"
     at_once = f", {more.parallel} runs at once" if more.parallel > 1 else ""
-    time = "" if more.seconds is None else f" ({duration(more.seconds)} of training{at_once})"
+    time = "" if more.seconds is None else f" ({duration(more.seconds)} of runs{at_once})"
     return (
-        f"About {more.seeds} more seed{'s' * (more.seeds > 1)} per arm{time} would settle it with "
-        f"{more.power:.0%} probability, as {end}, if the differences keep their mean and spread; {how}"
+        f"About {counted(more.seeds, 'more seed')} per arm{time} would show {end}, with {more.power:.0%} "
+        f"probability, if the differences keep their mean and spread; {how}"
     )
 
 

@@ -135,23 +135,30 @@ def fixed_seeds(runs: Sequence[StoredRun], settings: CompareConfig) -> Looked:
 
 
 def looked_at(runs: Sequence[StoredRun], settings: CompareConfig) -> Looked:
-    """The looks at these runs, if they are all those of a design, or have all of them."""
+    """The looks at these runs, if they have all those of a design; of several, of the one with as many arms,
+    and most runs."""
     here = {Path(run.folder).resolve(): run for run in runs}
     arms, caveats = len(arms_of(runs, ())), []
+    whole: list[tuple[StoredDesign, list[Path]]] = []
     for design in designs_of(list(here)):
         last = design.looks[-1] if design.looks else 0
         its = design.folders(last) if last else [folder for folder in design.folders() if folder in here]
-        if its and arms == design.arms and here.keys() >= set(its):
-            why = f"is not among the runs that were looked at until they were settled ({design.path.name})"
-            others = [LeftOut(run.folder, why) for folder, run in here.items() if folder not in its]
-            chosen = [here[folder] for folder in its]
-            return Looked(chosen, others, design.completed(settings), design)
-        if here.keys() & set(design.folders()[(design.looks or [len(design.seeds)])[0] * design.arms :]):
+        if its and here.keys() >= set(its) and (last or arms == design.arms):
+            whole.append((design, its))
+        elif here.keys() & set(design.folders()[(design.looks or [len(design.seeds)])[0] * design.arms :]):
             caveats.append(
                 f"Some of these runs were added until another comparison was settled ({design.path}): p and "
                 "intervals of differences, which take their number as fixed, find differences too easily."
             )
-    return Looked(runs, [], settings, caveats=caveats)
+    if not whole:
+        return Looked(runs, [], settings, caveats=caveats)
+    design, its = max(whole, key=lambda pair: (pair[0].arms == arms, len(pair[1])))
+    why = (
+        f"is not among the runs that were looked at until they were settled ({design.path.name}); compare it "
+        "with folders of single runs"
+    )
+    others = [LeftOut(run.folder, why) for folder, run in here.items() if folder not in its]
+    return Looked([here[folder] for folder in its], others, design.completed(settings), design)
 
 
 def train_until_settled(

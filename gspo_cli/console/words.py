@@ -15,7 +15,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from gspo_cli.config.trust import OBJECT
-from gspo_cli.run.summary import RunStatus
+from gspo_cli.run.summary import RunStatus, score_error
 
 Record = Mapping[str, Any]
 
@@ -214,16 +214,10 @@ def _held_out_change(first: Record | None, last: Record | None) -> str:
     if before == after:
         return f"Held-out score did not improve: {after:.3f} before and after, {on}."
     span = f"from {before:.3f} to {after:.3f} {on}"
-    noise = 2 * math.hypot(_standard_error(first), _standard_error(last))
+    noise = 2 * math.hypot(score_error(first), score_error(last))
     if abs(after - before) <= noise:
         return f"Held-out score went {span}: within noise (two standard errors are {noise:.3f})."
     return f"Held-out score rose {span}." if after > before else f"Held-out score fell {span}: it got worse."
-
-
-def _standard_error(record: Record) -> float:
-    """Binomial, an upper bound for any mean of values in [0, 1]."""
-    share = min(1.0, max(0.0, record["score"]))
-    return math.sqrt(share * (1 - share) / record["num_problems"])
 
 
 def _pass_at_k(first: Record, last: Record) -> list[str]:
@@ -261,9 +255,12 @@ def _relative(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def override(key: str, value: str) -> str:
-    """key=value as typed in a shell, quoted for Hydra where the value needs it."""
+def override(key: str, value: Any) -> str:
+    """key=value as typed in a shell, quoted for Hydra where a text needs it."""
+    if not isinstance(value, str):  # Hydra takes null, true and lists as JSON has them
+        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+        return shlex.quote(f"{key}={text}")
     if HYDRA_PLAIN.fullmatch(value):
-        return f"{key}={value}"
+        return shlex.quote(f"{key}={value}")
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{key}="{escaped}"')

@@ -11,10 +11,10 @@ from gspo_cli.diagnosis.history import (
     History,
     Record,
     Severity,
-    binomial_error,
     mean_of,
     number_of,
 )
+from gspo_cli.run.summary import score_error
 
 EVALUATIONS = 4  # at a level, before it is called stuck
 NEWEST = 2  # of them, which are no better than those before
@@ -35,7 +35,7 @@ def curriculum_stuck(run: History) -> Finding | None:
     before, newest = scored[:-NEWEST], scored[-NEWEST:]
     best = max(before, key=lambda record: record[SCORE])
     reached = max(record[SCORE] for record in newest)
-    if reached > best[SCORE] + binomial_error({**best, "score": best[SCORE]}):
+    if reached > best[SCORE] + score_error({**best, "score": best[SCORE]}):
         return None
     level, wanted = scored[-1][LEVEL], run.config.training.difficulty_curriculum_raise_at
     top = max(reached, best[SCORE])

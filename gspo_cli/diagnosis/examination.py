@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -160,7 +158,7 @@ def own_overrides(config: StoredConfig) -> list[str] | None:
         if key in preset and preset[key] != value and key not in WRITTEN
     }
     usual = {"logging=none", "algorithm=gspo"} | (set() if visible_gpus() else {"hardware=cpu"})
-    return [*(text for text in groups if text not in usual), *map(typed, changed, changed.values())]
+    return [*(text for text in groups if text not in usual), *map(override, changed, changed.values())]
 
 
 @cache
@@ -168,12 +166,3 @@ def _options(*groups: str) -> DictConfig:
     """conf/train.yaml with these options; its references are resolved by who reads it. The jobs of a sweep
     have the same ones, and to compose them takes a fifth of a second."""
     return composed(groups)
-
-
-def typed(key: str, value: Any) -> str:
-    """A setting as an override, quoted for a shell."""
-    if isinstance(value, str):
-        return override(key, value)
-    # Hydra takes null, true, numbers and lists as JSON has them
-    text = f"{key}={json.dumps(value, ensure_ascii=False)}"
-    return text if isinstance(value, bool | int | float | None) else shlex.quote(text)

@@ -201,9 +201,3 @@ def widths(run: History) -> Sequence[float]:
     sides = (newest.get("clip_range/left", left), newest.get("clip_range/right", right))
     bounded = run.config.algorithm.has_band
     return [width for width in sides if bounded and width is not None]
-
-
-def binomial_error(record: Record) -> float:
-    """Standard error of the held-out score of a line of evals.jsonl."""
-    share = min(1.0, max(0.0, record["score"]))
-    return math.sqrt(share * (1 - share) / max(1.0, number_of(record, "num_problems") or 1.0))

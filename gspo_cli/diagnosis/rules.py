@@ -17,13 +17,13 @@ from gspo_cli.diagnosis.history import (
     History,
     Record,
     Severity,
-    binomial_error,
     mean_of,
     number_of,
     slower,
     slower_head,
     widths,
 )
+from gspo_cli.run.summary import score_error
 
 RANDOM_SHARE = 1 / 3  # share of the band's narrower side: with more noise than this, clipping is random
 EQUAL_GROUPS = 0.9  # share of zero-variance groups: a tenth of the batch is left to learn from
@@ -300,7 +300,7 @@ def fall(run: History) -> tuple[Record, Record] | None:
     if len(scored) < 2:
         return None
     best, last = max(scored, key=lambda record: record["score"]), scored[-1]
-    error = math.hypot(*(binomial_error(record) for record in (best, last)))
+    error = math.hypot(*(score_error(record) for record in (best, last)))
     return (best, last) if best["score"] - last["score"] > FALL_ERRORS * error else None
 
 

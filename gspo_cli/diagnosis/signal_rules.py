@@ -14,12 +14,12 @@ from gspo_cli.diagnosis.history import (
     History,
     Record,
     Severity,
-    binomial_error,
     number_of,
     slower,
     widths,
 )
 from gspo_cli.diagnosis.rules import BOUND, EQUAL_GROUPS, SOLVED
+from gspo_cli.run.summary import score_error
 
 STILL = 0.01  # deviation of a token's log ratio; runs that learn have 0.02 and more
 STILL_KL = 0.01  # nats per token from the model before training; runs that learn soon have more
@@ -106,7 +106,7 @@ def _has_gained(run: History) -> bool:
     scored = [record for record in run.evals if number_of(record, "score") is not None]
     if len(scored) < 2:
         return False
-    error = math.hypot(binomial_error(scored[0]), binomial_error(scored[-1]))
+    error = math.hypot(score_error(scored[0]), score_error(scored[-1]))
     return scored[-1]["score"] - scored[0]["score"] >= max(2 * error, STILL_GAIN)
 
 

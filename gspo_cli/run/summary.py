@@ -1,7 +1,9 @@
-"""How a run ended, and reading its summary.json."""
+"""How a run ended, reading its summary.json, and how certain a held-out score is."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,19 @@ def known_summary(folder: Path) -> dict[str, Any] | None:
         return read_summary(folder)
     except UserError:
         return None
+
+
+def scored_problems(record: Mapping[str, Any]) -> float:
+    """How many problems the held-out score of an evaluation is over, 1 at least."""
+    total, excluded = record.get("num_problems", 1), record.get("excluded", 0)
+    return max(1.0, (total if is_bounded(total) else 1) - (excluded if is_bounded(excluded) else 0))
+
+
+def score_error(record: Mapping[str, Any]) -> float:
+    """Binomial standard error of the held-out score of an evaluation, an upper bound for any mean of values
+    in [0, 1]."""
+    share = min(1.0, max(0.0, record["score"]))
+    return math.sqrt(share * (1 - share) / scored_problems(record))
 
 
 def _wrong(found: dict[str, Any]) -> str | None:
