@@ -20,10 +20,12 @@ from zipfile import ZipFile
 import bands
 
 from gspo_cli.commands.compare import compare_settings
-from gspo_cli.compare.comparison import compare
+from gspo_cli.compare.across import compare_subjects
 from gspo_cli.compare.figures import line_chart
 from gspo_cli.compare.report import FIGURE, markdown
+from gspo_cli.compare.result import Comparison
 from gspo_cli.compare.runs import find_runs
+from gspo_cli.compare.until_settled import looked_at
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, LOGS = DOCS / "results.md", DOCS / "results"
@@ -39,7 +41,10 @@ def study(name: str, settings: list[str]) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as place, ZipFile(LOGS / f"{name}.zip") as logs, chdir(place):
         logs.extractall()
         settings = compare_settings(given)
-        found = compare(*find_runs([Path("comparison", "runs")], settings.allow), settings)
+        found = compare_subjects(
+            *find_runs([Path("comparison", "runs")], settings.allow), settings, looked_at
+        )
+    assert isinstance(found, Comparison), f"{name}: has several tasks or models"
     first, *sections = markdown(found).split("\n\n## ")
     _, _, verdicts = first.partition(END_OF_FIRST_PAGE)[0].partition("\n\n")
     by_title = {section.partition("\n")[0].replace(" ", "-"): section for section in sections}
