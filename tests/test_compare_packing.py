@@ -3,13 +3,16 @@ could do."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import random
 import shlex
 import shutil
 import stat
 import struct
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,7 +201,10 @@ def central(path: Path, offset: int, value: bytes) -> None:
         (lambda path: central(path, 24, struct.pack("<L", 2**31)), "unpacks to more than 1024 MiB"),
         (lambda path: central(path, 24, struct.pack("<L", 100)), "cannot be read (Bad CRC-32"),
         (lambda path: central(path, 8, struct.pack("<H", 1)), "has '"),  # encrypted
-        (lambda path: central(path, 10, struct.pack("<H", 99)), "cannot be read (That compression method"),
+        (
+            lambda path: central(path, 10, struct.pack("<H", 99)),
+            "has comparison/runs/gspo-s0/config.yaml compressed",
+        ),
         (lambda path: path.write_bytes(b"PK\x03\x04 no more"), "cannot be read (File is not a zip file"),
         (lambda path: archive(path, **{"comparison/report.json": b"{}"}), "contains no run"),
         (lambda path: archive(path), "contains no run"),
@@ -212,6 +218,63 @@ def test_a_file_that_is_not_of_gspo_compare_is_refused_and_nothing_is_written(ma
     assert "ask for another, or give run folders" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.zip"]
     assert not Path("/tmp/outside").exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_that_are_not_deflated_are_refused_whole_or_damaged(method, tmp_path):
+    for data in damaged(packed(method), 20):
+        (tmp_path / "z.zip").write_bytes(data)
+        with pytest.raises(UserError, match=r"z.zip: .*; ask for another, or give run folders$"):
+            unpacked(tmp_path / "z.zip")
+    (tmp_path / "z.zip").write_bytes(packed(method))
+    with pytest.raises(
+        UserError, match=r"z.zip: has .*/config.yaml compressed by another method than deflate"
+    ):
+        unpacked(tmp_path / "z.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_a_damaged_file_is_unpacked_as_it_was_or_refused_in_a_sentence(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = 0
+    for data in damaged(packed(method), 400):
+        (tmp_path / "z.zip").write_bytes(data)
+        try:
+            folder = unpacked(tmp_path / "z.zip")
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(f"{tmp_path / 'z.zip'}: ")
+            assert str(error).endswith("; ask for another, or give run folders")
+        else:
+            for place in folder.rglob("*.*"):
+                assert place.read_bytes() == PACKED_FILES[place.name]
+    assert 200 < refused < 400  # what is changed can be a date
+
+
+PACKED_FILES = {
+    "config.yaml": b"seed: 1\n" * 9,
+    "evals.jsonl": b'{"iteration": 0}\n' * 9,
+    "summary.json": b"{}",
+}
+
+
+def packed(method: int) -> bytes:
+    """A small file of a run, compressed in this way."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as made:
+        for name, content in PACKED_FILES.items():
+            made.writestr(f"{RUN}{name}", content)
+    return file.getvalue()
+
+
+def damaged(data: bytes, times: int) -> Iterator[bytes]:
+    """`data` with one to three of its bytes changed, each time others."""
+    draw = random.Random(0)
+    for _ in range(times):
+        changed = bytearray(data)
+        for at in draw.sample(range(len(data)), draw.randint(1, 3)):
+            changed[at] = draw.choice([each for each in (0, 1, 255, draw.randrange(256)) if each != data[at]])
+        yield bytes(changed)
 
 
 def test_too_many_or_too_large_members_are_refused_on_both_ways(tmp_path):

@@ -224,12 +224,13 @@ def unpacked(path: Path) -> Path:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(_refusal(path, f"is larger than {LARGEST_FILE / MIB:.0f} MiB"))
         data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from error
+    try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename: archive.read(info) for info in _checked(path, archive.infolist())}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UserError(_refusal(path, f"cannot be read ({error})")) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from error
     if not members:
         raise UserError(_refusal(path, "contains no run"))
     stem = re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)
@@ -242,7 +243,7 @@ def unpacked(path: Path) -> Path:
 def _checked(path: Path, members: Sequence[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
     """The members that are files of runs. Raises UserError if there is one that `pack` does not write, or all
     together are too large; sizes are those that the reader holds each member to."""
-    files = [info for info in members if not info.is_dir()]
+    files = [info for info in members if not info.filename.endswith("/")]  # is_dir fails without a name
     if len(members) > MOST or sum(info.file_size for info in files) > LARGEST:
         raise UserError(_refusal(path, f"unpacks to more than {LARGEST / MIB:.0f} MiB or {MOST:,} files"))
     if len({info.filename for info in files}) < len(files):
@@ -252,6 +253,8 @@ def _checked(path: Path, members: Sequence[zipfile.ZipInfo]) -> Iterator[zipfile
         known = OF_A_RUN.fullmatch(info.filename) or OF_A_REPORT.fullmatch(info.filename)
         if link or not known or info.orig_filename != info.filename or info.flag_bits & 1:
             raise UserError(_refusal(path, f"has {info.orig_filename!r}"))
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(_refusal(path, f"has {info.filename} compressed by another method than deflate"))
     return (info for info in files if OF_A_RUN.fullmatch(info.filename))
 
 
