@@ -12,29 +12,46 @@ from pathlib import Path
 from typing import Any
 
 # ends of names whose values are secret; the second ones also count tokens, or name those of a model
-SECRET = re.compile(r"(?:api_?key|access_?key|password|passwd|secret|credential)s?$", re.IGNORECASE)
-SECRET_TEXT = re.compile(
-    r"(?:^|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))(?i:key|token|auth|authorization|cookie|sig|signature)(?i:s?)$"
+SECRET = re.compile(
+    r"(?:api[_-]?key|access[_-]?key|password|passwd|passphrase|pwd|secret|credential)s?(?:_?\d{1,3})?$",
+    re.IGNORECASE,
 )
+SECRET_TEXT = re.compile(
+    r"(?:^|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))(?i:key|token|auth|authorization|bearer|cookie|sig|signature)(?i:s?)"
+    r"(?:_?\d{1,3})?$"
+)
+OF_MODEL = re.compile(r"(?:^|_)(?:pad|bos|eos|unk|sep|cls|mask|special|stop|image)_tokens?$")  # not secret
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|null|true|false", re.IGNORECASE)
 SHORTEST = 8  # characters of a value of the environment that is looked for in texts
 # tokens that are known by their form: of hubs, model servers, forges, clouds, chats, JSON web tokens
 FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
-    r"|wandb_v1_\w{16,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|xox[abeprs]-[\w-]{10,}"
+    r"|wandb_v1_\w{16,}|A[KS]IA[0-9A-Z]{16}|AIza[\w-]{30,}|ya29\.[\w-]{16,}|xox[abeprs]-[\w-]{10,}"
+    r"|[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|npm_[A-Za-z0-9]{20,}|pypi-[\w-]{16,}|SG\.[\w-]{16,}\.[\w-]{16,}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,})"
 )
+PEM = re.compile(r"(?<=PRIVATE KEY-----)[^-]+")
 BEFORE = (  # what stands before a secret, and the secret
     re.compile(r"(\b(?:bearer|basic)\s+)([\w.~+/=-]{12,})", re.IGNORECASE),
-    re.compile(r"((?<=://))([^\s/@\"']+)(?=@)"),  # user and password of an address
+    re.compile(
+        r"((?<=://))([^\s/@:\"']{1,100}(?::(?!\d+/)[^\s\"']{0,200})?)(?=@)"
+    ),  # user, password of an address
+    re.compile(r"((?<=hooks\.slack\.com/services/))([\w/]+)"),
 )
-NAMED = (  # a name, what joins it to its value, and the value: name=value, "name": "value", {name: value}
-    re.compile(r"(?<![\w.-])([\w.-]+)(=[\"']?)([^\s\"',;&}\]]+)"),
-    re.compile(r"(?<=[\"'])([\w.-]+)([\"']\s*:\s*[\"'])([^\"']+)"),
+NAMED = (  # a name, what joins it to its value, and the value: name=value, "name": "value", --name value
+    re.compile(r"(?<![\w.-])([\w.-]+)(=\\*\")([^\"\\]+)"),
+    re.compile(r"(?<![\w.-])([\w.-]+)(=')([^']+)"),
+    re.compile(r"(?<![\w.-])([\w.-]+)(=)([^\s\"',;&}\]]+)"),
+    re.compile(r"(?<=[\"'])([\w.-]+)(\\*[\"']\s*:\s*\\*[\"'])([^\"'\\]+)"),
     re.compile(r"(?<![\w.-])([\w.-]+)(:[ ]+)([^\s\"',}\]]+)(?=\s*[,}])"),
+    re.compile(r"(?<=--)([A-Za-z][\w.-]{0,60})([ ])([^\s\"'-][^\s\"']*)"),
 )
+LINE = re.compile(r"(?<![\w.-])([\w.-]+)(:[ ]+)(\S+)(?=\s*$)", re.MULTILINE)  # "password: x" ends a line
 MARK = re.compile(r"<secret-\d+>")
-HOMES = re.compile(r"(?<![\w.~])/(?:(?:home|Users)/([^/\s\"':,;]+)|root(?=[/\s\"':,;]|$))")
+HOMES = re.compile(
+    r"(?:(?<![\w.~])/(?:home|Users)/|\b[A-Za-z]:\\{1,2}Users\\{1,2})([^/\\\s\"':,;]+)"
+    r"|(?<![\w.~])/root(?=[/\s\"':,;]|$)"
+)
 
 
 class Mask:
@@ -75,12 +92,14 @@ class Mask:
     def _text(self, text: str) -> str:
         for known in self._known:
             text = text.replace(known, self._mark(known)) if known in text else text
-        text = FORMS.sub(lambda found: self._mark(found[0]), text)
+        for pattern in (FORMS, PEM):
+            text = pattern.sub(lambda found: self._mark(found[0]), text)
         for pattern in BEFORE:
             text = pattern.sub(lambda found: found[1] + self._mark(found[2]), text)
-        for pattern in NAMED if "=" in text or ":" in text else ():
+        for pattern in NAMED if re.search("[=:]|--", text) else ():
             text = pattern.sub(self._named, text)
-        return self._without_user(text) if "/" in text else text
+        text = LINE.sub(lambda found: self._named(found) if SECRET.search(found[1]) else found[0], text)
+        return self._without_user(text) if "/" in text or "\\" in text else text
 
     def _named(self, found: re.Match[str]) -> str:
         name, joined, value = found.groups()
@@ -102,7 +121,9 @@ class Mask:
         names = "|".join(map(re.escape, sorted(self._users)))
         user = re.compile(rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])")
         parts = re.split(r"(\s+)", text)
-        return "".join(self._counted(user, lambda _: "<user>", p) if "/" in p else p for p in parts)
+        return "".join(
+            self._counted(user, lambda _: "<user>", p) if "/" in p or "\\" in p else p for p in parts
+        )
 
     def _counted(self, pattern: re.Pattern[str], new: Callable[[re.Match[str]], str], text: str) -> str:
         text, count = pattern.subn(new, text)
@@ -125,7 +146,8 @@ def _is_secret(name: str, value: Any) -> bool:
     """Whether the value of this name is secret."""
     if SECRET.search(name):
         return True
-    return isinstance(value, str) and bool(SECRET_TEXT.search(name)) and not NUMBER.fullmatch(value)
+    text = isinstance(value, str) and not NUMBER.fullmatch(value)
+    return text and bool(SECRET_TEXT.search(name)) and not OF_MODEL.search(name)
 
 
 def _variables(value: Any, name: str = "") -> Iterator[str]:
