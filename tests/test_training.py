@@ -15,7 +15,10 @@ from gspo_cli.errors import UserError
 from gspo_cli.rewards.base import RewardError, RewardFunction
 from gspo_cli.rewards.scoring import score, validate
 from gspo_cli.run.folder import RunFolder
+from gspo_cli.run.summary import RunStatus
 from gspo_cli.training.credit import trainable, with_advantages
+from gspo_cli.training.session import run_training
+from gspo_cli.training.watch import StopRequest
 from gspo_cli.types import FinishReason, Problem, RewardResult, Trajectory
 from gspo_cli.user_cache import cache_folder, one_at_a_time
 from tests.support.whole_runs import EvenReward, dotted, run
@@ -284,6 +287,27 @@ def test_a_context_too_short_for_prompt_and_answer_is_refused(folders, configure
 def test_training_stops_early_at_the_wanted_score(configure, tmp_path, reporter):
     summary, _ = run(configure("evaluation.stop_at_score=0.0"), tmp_path, reporter)
     assert (summary["status"], summary["iterations"]) == ("stopped_early", 0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "status"),
+    [("evaluation.stop_at_score=0.0", "stopped_early"), ("training.num_outer_iterations=1", "completed")],
+)
+def test_a_resumed_run_that_ends_at_once_is_evaluated_where_it_ends(
+    configure, tmp_path, reporter, setting, status
+):
+    def interrupted(values, step):
+        stop.status = RunStatus.interrupted if step else None
+
+    rare, stop = ["evaluation.every=0", dotted(EvenReward)], StopRequest()
+    (config, yaml), folder = configure(*rare), RunFolder(tmp_path / "run")
+    folder.create(yaml)
+    assert run_training(config, folder, reporter, interrupted, stop=stop)["status"] == "interrupted"
+    assert [record["iteration"] for record in folder.read("evals.jsonl")] == [0]
+    summary = run_training(configure(*rare, setting)[0], folder, reporter)
+    assert (summary["status"], summary["iterations"]) == (status, 1)
+    for log in ("evals.jsonl", "heldout.jsonl"):
+        assert [record["iteration"] for record in folder.read(log)] == [0, 1]
 
 
 def test_truncated_sampling_is_reported_as_the_bias_it_is(configure, tmp_path, reporter):

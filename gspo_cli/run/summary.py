@@ -27,6 +27,7 @@ class RunStatus(StrEnum):
     failed = "failed"
 
 
+ENDED = (RunStatus.completed, RunStatus.stopped_early, RunStatus.collapsed)  # others can go on as they were
 SCORES = ("initial_eval", "best_eval", "final_eval")
 
 

@@ -19,7 +19,7 @@ from gspo_cli.rewards.base import RewardFunction
 from gspo_cli.rollout.engine import RolloutEngine
 from gspo_cli.rollout.prompts import Prompts
 from gspo_cli.run.folder import RunFolder
-from gspo_cli.run.summary import RunStatus
+from gspo_cli.run.summary import ENDED, RunStatus
 from gspo_cli.tasks.levels import Level
 from gspo_cli.training.batch import Sample
 from gspo_cli.training.checkpoint import Checkpoints, TrainerState
@@ -310,8 +310,11 @@ class Trainer:
         return mean(self.updater.reward_kl([Sample.of(answer) for answer in answers]))
 
     def _finish(self, status: RunStatus) -> RunStatus:
-        """Make sure that the last iteration is saved."""
-        last = self.checkpoints.last
+        """Make sure that the last iteration is saved, and evaluated where the run has ended: one that is
+        resumed may end before its next evaluation."""
+        last, measured = self.checkpoints.last, [record["iteration"] for record in self.monitor.evals[-1:]]
+        if status in ENDED and self.ranks.agreed(measured != [self.state.iteration]):
+            self._evaluate(Clock())
         if self.ranks.agreed(last is None or self.checkpoints.iteration(last) != self.state.iteration):
             self._save()
         return status
