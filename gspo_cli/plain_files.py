@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gspo_cli.errors import UserError
 
 LARGEST = 1e300  # of numbers that are computed with: sums of many are still floats
 LARGEST_COMPARED = 1e70  # fourth powers are, too
+DEEPEST = 50  # lists and objects inside each other, in what is compared
 DIGITS = 300  # of whole numbers that are surely floats
 
 
@@ -25,18 +27,33 @@ def machine_json(text: str | bytes) -> Any:
 
 
 def bounded_json(text: str | bytes) -> Any:
-    """`machine_json` that raises ValueError for a number beyond LARGEST_COMPARED, or not finite."""
+    """`machine_json` that raises ValueError for a number beyond LARGEST_COMPARED, or not finite, and for more
+    than DEEPEST lists and objects inside each other: what is computed with them calls itself as deeply.
+    Numbers nearer to 0 than 1 / LARGEST_COMPARED are 0: their powers are."""
     try:
-        return json.loads(text, parse_int=_bounded, parse_float=_bounded, parse_constant=_bounded)
+        value = json.loads(text, parse_int=_bounded, parse_float=_bounded, parse_constant=_bounded)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    inside = [value]
+    for _ in range(DEEPEST):
+        inside = [inner for outer in inside for inner in _items(outer)]
+    if inside:
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """What a list or an object holds; of all else nothing."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _bounded(text: str) -> int | float:
     value = float(text)
     if not abs(value) <= LARGEST_COMPARED:  # NaN is not, either
         raise ValueError(f"{text[:20]} is not a number of a run")
-    return int(text) if text.lstrip("-").isdecimal() else value
+    if text.lstrip("-").isdecimal():
+        return int(text)
+    return value if abs(value) * LARGEST_COMPARED >= 1 else 0.0
 
 
 def is_bounded(value: Any) -> bool:

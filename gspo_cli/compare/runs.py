@@ -15,36 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from gspo_cli.compare.result import LeftOut
+from gspo_cli.compare.stored_lines import RESTORE, is_count, is_number, lines
 from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
 from gspo_cli.plain_files import bounded_json, require_plain
 from gspo_cli.run.identity import changed_settings, computed
-from gspo_cli.run.logs import has_iteration
-from gspo_cli.run.summary import RunStatus
+from gspo_cli.run.summary import ENDED, RunStatus
 
 SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
 MARKS = (SETTINGS, *LOGS)
-CONVERSATION_KEYS = {
-    "problem_id",
-    "messages",
-    "expected",
-    "reward",
-    "components",
-    "finish_reason",
-    "excluded",
-}
-# keys that a line must have beside `iteration`, and their types; all others may be missing
-NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    "metrics.jsonl": {"num_tokens": int},
-    "heldout.jsonl": {"problems": list, "solved": list, "conversations": list},
-}
 APART = ("algorithm", "seed")  # keys in which arms and their runs are meant to differ
 ITERATIONS = "training.num_outer_iterations"  # covered by the common budget, unless a schedule depends on it
-ENDED = (RunStatus.completed, RunStatus.stopped_early, RunStatus.collapsed)
 Subject = tuple[str, str, str]  # task, label of the model, name of the model
-RESTORE = "restore the file, or repeat the run"
 
 
 @dataclass(frozen=True)
@@ -125,7 +109,8 @@ def find_runs(paths: Sequence[Path], allow: Sequence[str] = ()) -> tuple[list[St
         try:
             read.append(read_run(folder))
         except UserError as error:
-            left_out.append(LeftOut(str(folder), str(error).removeprefix(f"{folder}: ")))
+            reason = str(error).removeprefix(f"{folder}: ").removeprefix(f"{folder}{os.sep}")
+            left_out.append(LeftOut(str(folder), reason))
     read, repeats = _without_repeats(told_apart(read, allow))
     return read, sorted([*left_out, *repeats], key=lambda each: each.folder)
 
@@ -201,56 +186,17 @@ def _below(path: Path) -> list[Path]:
 def read_run(folder: Path) -> StoredRun:
     """The run in `folder`. Raises UserError with the reason where it has not ended or is incomplete."""
     config = read_stored(folder / "config.yaml").plain
-    if not isinstance(config.get("seed"), int):
+    seed = config.get("seed", -1)
+    if not is_count(seed) or seed >= 2**63:
         raise UserError("config.yaml has no seed; restore the file")
     if not any((folder / log).exists() for log in LOGS):
         raise UserError(f"was prepared but never started; start it with gspo-train resume={folder}")
     summary = _summary(folder)
     metrics, evals = lines(folder / "metrics.jsonl"), lines(folder / "evals.jsonl")
     heldout = lines(folder / "heldout.jsonl") if (folder / "heldout.jsonl").exists() else []
-    _check_heldout(heldout)
     run = StoredRun(str(folder), config, metrics, evals, heldout, summary)
     _check_whole(run)
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a log. Raises UserError if the log is missing or a line is not a valid record."""
-    require_plain(path)
-    try:
-        texts = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise UserError(f"has no {path.name}; the run is incomplete") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name} cannot be read ({error})") from error
-    records = []
-    for place, text in enumerate(texts, start=1):
-        if not text and place == len(texts):
-            continue
-        try:
-            record = bounded_json(text)
-        except ValueError as error:
-            raise UserError(f"line {place} of {path.name} is damaged; {RESTORE}") from error
-        if not has_iteration(record):
-            raise UserError(f"line {place} of {path.name} has no iteration; {RESTORE}")
-        for key, kind in NEEDED.get(path.name, {}).items():
-            if not isinstance(record.get(key), kind):
-                raise UserError(f"line {place} of {path.name} has no {key}; {RESTORE}")
-        records.append(record)
-    return records
-
-
-def _check_heldout(heldout: Sequence[Record]) -> None:
-    """Raise UserError if a line does not have one result per problem, or has an incomplete
-    conversation."""
-    for place, line in enumerate(heldout, start=1):
-        whole = all(map(_is_whole, line["conversations"]))
-        if not whole or len(line["solved"]) != len(line["problems"]):
-            raise UserError(f"line {place} of heldout.jsonl is incomplete; {RESTORE}")
-
-
-def _is_whole(conversation: Any) -> bool:
-    return isinstance(conversation, dict) and conversation.keys() >= CONVERSATION_KEYS
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -260,15 +206,15 @@ def _summary(folder: Path) -> dict[str, Any]:
     try:
         summary = bounded_json(path.read_text(encoding="utf-8"))
         status, done, total = (summary[key] for key in ("status", "iterations", "total_iterations"))
-        if not isinstance(status, str):
-            raise TypeError("status is not text")
+        known = RunStatus(status), is_count(done), is_count(total), is_number(summary.get("wall_seconds"))
+        if not all(known):
+            raise ValueError("it has what no run writes")
     except FileNotFoundError as error:
         raise UserError(f"has not ended (no summary.json); {resume}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"summary.json cannot be read; {resume}") from error
     if status not in ENDED:
-        words: dict[str, str] = {RunStatus.interrupted: "was interrupted", RunStatus.failed: "failed"}
-        word = words.get(status, f"is {status}")
+        word = "failed" if status == RunStatus.failed else "was interrupted"
         raise UserError(f"{word} after {done} of {total} iterations; {resume}")
     return summary
 
@@ -286,13 +232,37 @@ def _check_whole(run: StoredRun) -> None:
         )
     if not run.metrics:
         raise UserError("has no iterations; train it")
+    tokens = [record["num_tokens"] for record in run.metrics]
+    if tokens != sorted(tokens):
+        raise UserError(f"num_tokens falls in metrics.jsonl, which counts all tokens; {RESTORE}")
+    _check_evaluations(run)
+
+
+def _check_evaluations(run: StoredRun) -> None:
+    """Raise UserError if evaluations are missing: a run that has ended, however it did, has one at its
+    end."""
     evaluated = [record["iteration"] for record in run.evals]
     if evaluated != sorted(set(evaluated)):
         raise UserError("evals.jsonl has repeated or unordered iterations; repeat the run")
     if not any(number_of(record, "score") is not None for record in run.evals):
         raise UserError("evals.jsonl has no held-out score; evaluate with evaluation.problems above 0")
-    if run.status is RunStatus.completed and evaluated[-1] != done:
-        raise UserError(f"evals.jsonl ends at iteration {evaluated[-1]}, the run at {done}: it is damaged")
+    if evaluated[-1] != run.iterations:
+        raise UserError(
+            f"evals.jsonl ends at iteration {evaluated[-1]}, the run at {run.iterations}; {RESTORE}"
+        )
+    if number_of(run.evals[-1], "score") is None:
+        raise UserError(
+            "its last evaluation has no score, as every conversation was excluded; repeat the run"
+        )
+    held = [line["iteration"] for line in run.heldout]
+    if held != evaluated[max(0, len(evaluated) - len(held)) :]:  # older runs began to write it later
+        raise UserError(f"heldout.jsonl does not have the evaluations of evals.jsonl; {RESTORE}")
+    for line, record in zip(reversed(run.heldout), reversed(run.evals), strict=False):
+        if record.get("num_problems", len(line["problems"])) != len(line["problems"]):
+            raise UserError(
+                f"iteration {line['iteration']} has other numbers of problems in evals.jsonl and "
+                f"heldout.jsonl; {RESTORE}"
+            )
 
 
 def _without_repeats(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:

@@ -86,6 +86,8 @@ def composed(overrides: Sequence[str], directories: Sequence[Path] = ()) -> Dict
             return compose("train", overrides=[*found, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    except ValueError as error:  # of Hydra, for the name of an option that reads as a number or as null
+        raise UserError(f"{' '.join(overrides)}: does not compose ({error}); give options by name") from error
     finally:
         GlobalHydra.instance().hydra = running
 
