@@ -97,7 +97,10 @@ ODD_LINES = [
     *(("metrics.jsonl", ("entropy",), new, "entropy") for new in ("x", ["a"], {}, True)),
     *(("evals.jsonl", ("score",), new, "score") for new in (-5, 1e69, 1.01, -1e-9, True, "x", ["a"])),
     *(("evals.jsonl", ("pass@4",), new, "pass@4") for new in (-5, 1e69, "x")),
-    *(("evals.jsonl", ("num_problems",), new, "num_problems") for new in (-5, 0, 0.5, 1e69, None, True)),
+    *(
+        ("evals.jsonl", ("num_problems",), new, "num_problems")
+        for new in (-5, 0, 0.5, 1e69, 10**10, None, True)
+    ),
     ("evals.jsonl", ("kl",), "x", "kl"),
     *(("heldout.jsonl", ("problems",), new, "problems") for new in (None, "x", [["a"]], [1])),
     ("heldout.jsonl", ("problems", 0), ["a"], "problems"),
