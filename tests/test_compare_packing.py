@@ -37,7 +37,7 @@ def private_run(folder: Path, algorithm: str, seed: int, final: float) -> None:
     run.heldout[-1]["conversations"][0]["messages"][1]["content"] = (
         f"I found {PRIVATE[1]} in /home/lovelace/notes"
     )
-    run.evals[-1]["note"] = f"Authorization: Bearer {PRIVATE[2]}"
+    run.heldout[-1]["note"] = f"Authorization: Bearer {PRIVATE[2]}"
     summary = {
         **run.summary,
         "run_folder": "/srv/people/lovelace/runs/1",
