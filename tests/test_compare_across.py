@@ -346,9 +346,10 @@ def test_an_algorithm_looks_the_same_in_all_sections():
     assert len(set.union(*looks)) == 3
 
 
-def test_names_of_tasks_are_escaped_everywhere():
-    runs = [*section("<b>|*x*\x1b[31m"), *section("b")]
-    found = across(runs)
+def test_names_of_models_are_escaped_everywhere():
+    runs = [*section("b", model__name="<b>|*x*\x1b[31m"), *section("b")]
+    found = across([replace(run, folder=f"{place}-s{run.seed}") for place, run in enumerate(runs)])
+    assert any("<b>|" in name for name in found.summary.sections)
     for text in (page(found), markdown(found), terminal(found)):
         assert "\x1b" not in text
     assert "<b>|" not in page(found)
