@@ -259,7 +259,7 @@ def test_a_search_in_which_all_fails_says_why_each_trial_did(sweep, tmp_path, ca
     assert sweep("-m", "sweep=optuna", "hydra.sweep.dir=s", "hydra.sweeper.n_trials=1", "seed=-1") == 2
     told = capfd.readouterr()
     assert "gspo-train: seed=-1: must be 0 or more" in told.err
-    assert told.out.splitlines()[-1] == "1 jobs, 1 failed"
+    assert told.out.splitlines()[-1] == "1 job, 1 failed"
 
 
 def test_submitit_composes(monkeypatch):
