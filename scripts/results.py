@@ -81,7 +81,7 @@ def main() -> int:
         print(f"{path.relative_to(DOCS)}: {'is not what the logs say' if arguments.check else 'written'}")
         if not arguments.check:
             path.write_text(files[path], encoding="utf-8")
-    if arguments.check and not changed:
+    if not changed:
         print(f"{PAGE.name}: is what the logs say")
     return 1 if changed and arguments.check else 0
 
