@@ -139,9 +139,7 @@ def overrides(run: StoredRun) -> list[str] | None:
 def _groups(run: StoredRun) -> tuple[str, str, str]:
     """The options of a run, as overrides."""
     task, label, _ = run.subject
-    chosen = (("task", task), ("model", label), ("algorithm", run.algorithm["name"]))
-    found = [override(group, option) for group, option in chosen]
-    return found[0], found[1], found[2]
+    return override("task", task), override("model", label), override("algorithm", run.algorithm["name"])
 
 
 @cache

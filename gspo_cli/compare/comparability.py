@@ -94,10 +94,11 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
                 f"{run.folder} has no held-out score within the common budget of "
                 f"{counted(budget.iterations, 'iteration')}; evaluate more often (evaluation.every)."
             )
-    if any(max(shares) > MOST_EXCLUDED for shares in _excluded(arms, budget).values()):
+    excluded = _excluded(arms, budget)
+    if max(map(max, excluded.values())) > MOST_EXCLUDED:
         reasons.append(
             f"Over {MOST_EXCLUDED:.0%} of the held-out conversations of a run were excluded "
-            f"({_shares(_excluded(arms, budget))}): scores are of different problems; `excluded` in "
+            f"({_shares(excluded)}): scores are of different problems; `excluded` in "
             "heldout.jsonl has the reason."
         )
     for seed, records in _first_evaluations(arms).items():

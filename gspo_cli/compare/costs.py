@@ -145,11 +145,8 @@ def split(runs: Sequence[StoredRun], budget: Budget) -> dict[str, float | None]:
 def _shares(run: StoredRun, budget: Budget) -> dict[str, float]:
     metrics, total = run.metrics[: budget.iterations], seconds_at(run, budget.iterations)
     columns = {stage: column(metrics, key) for stage, key in STAGES.items()}
-    if (
-        not total
-        or not any(columns.values())
-        or any(min(values, default=0) < 0 for values in columns.values())
-    ):
+    times = [each for values in columns.values() for each in values]
+    if not total or not times or min(times) < 0:
         return {}
     parts = {stage: sum(values) / total for stage, values in columns.items()}  # a stage without time has none
     return {**parts, OTHER: 1 - sum(parts.values())}
@@ -185,12 +182,15 @@ def _recorded(run: StoredRun, name: str) -> int:
 
 def differing_times(runs: Sequence[StoredRun]) -> str:
     """In what runs differ whose times do not compare, in words; empty if in nothing."""
-    made: dict[str, set[str]] = {key: set() for key in MADE_WITH}
-    for run in runs:
-        for key, own in made.items():
-            place = [getattr(run.settings.hardware, name) for name in PLACED if key == "machine"]
-            own.add(json.dumps([run.summary.get(key), *place], sort_keys=True, default=str))
-    return " and ".join(words for key, words in MADE_WITH.items() if len(made[key]) > 1)
+    made = [_made_with(run) for run in runs]
+    return " and ".join(words for key, words in MADE_WITH.items() if len({each[key] for each in made}) > 1)
+
+
+def _made_with(run: StoredRun) -> dict[str, str]:
+    """What MADE_WITH names, as text that compares; the machine with the settings of hardware."""
+    found = {key: run.summary.get(key) for key in MADE_WITH}
+    found["machine"] = [found["machine"], *(getattr(run.settings.hardware, name) for name in PLACED)]
+    return {key: json.dumps(value, sort_keys=True, default=str) for key, value in found.items()}
 
 
 def prices(arms: Arms, budget: Budget, level: float) -> list[str]:
@@ -205,17 +205,12 @@ def prices(arms: Arms, budget: Budget, level: float) -> list[str]:
         words, paid = PRICED[key]
         if paid(mine.get(key)) == paid(theirs.get(key)):
             continue
-        if other_settings({one: first, other: second}, (key, f"algorithm.{key}")):
+        if any(not each["allowed"] for each in differences({one: first, other: second}, (key,))):
             continue
         pair = (first, second) if paid(mine.get(key)) else (second, first)
         names = (one, other) if paid(mine.get(key)) else (other, one)
         found.append(_price(words, names, pair, budget, level))
     return found
-
-
-def other_settings(arms: Arms, but: Sequence[str]) -> list[str]:
-    """Settings beside the algorithm, the seed and `but` in which runs differ."""
-    return [found["key"] for found in differences(arms, ()) if found["key"] not in but]
 
 
 def _price(

@@ -34,7 +34,7 @@ from gspo_cli.compare.until_settled import Looked, StoredDesign, fixed_seeds, lo
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.config.compose import literal, resolved_yaml
-from gspo_cli.console.words import quantity
+from gspo_cli.console.words import counted, quantity
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import folder_written_whole, write_atomically
 
@@ -193,9 +193,8 @@ def verdicts(found: Comparison | Across) -> list[tuple[str, str]]:
 
 def masked(mask: Mask) -> str:
     """What was masked, in words."""
-    secrets = f"{mask.secrets} {'secret' if mask.secrets == 1 else 'secrets'}"
     return (
-        f"{secrets}, home folders and user names in {mask.places} {'place' if mask.places == 1 else 'places'}"
+        f"{counted(mask.secrets, 'secret')}, home folders and user names in {counted(mask.places, 'place')}"
     )
 
 

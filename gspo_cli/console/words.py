@@ -257,10 +257,12 @@ def _relative(folder: Path) -> str:
 
 def override(key: str, value: Any) -> str:
     """key=value as typed in a shell, quoted for Hydra where a text needs it."""
-    if not isinstance(value, str):  # Hydra takes null, true and lists as JSON has them
-        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-        return shlex.quote(f"{key}={text}")
-    if HYDRA_PLAIN.fullmatch(value):
-        return shlex.quote(f"{key}={value}")
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return shlex.quote(f'{key}="{escaped}"')
+    if isinstance(value, float):
+        text = str(value)
+    elif not isinstance(value, str):  # Hydra takes null, true and lists as JSON has them
+        text = json.dumps(value, ensure_ascii=False)
+    elif HYDRA_PLAIN.fullmatch(value):
+        text = value
+    else:
+        text = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return shlex.quote(f"{key}={text}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from gspo_cli.config.choices import AdvantageParts
-from gspo_cli.console.words import number
+from gspo_cli.console.words import counted, number
 from gspo_cli.diagnosis.history import (
     LASTING,
     WINDOW,
@@ -171,7 +171,7 @@ def out_of_memory(run: History) -> Finding | None:
     return Finding(
         "out_of_memory",
         Severity.warning,
-        f"memory ran out {count} time{'s' * (count > 1)} in updates: micro-batches shrank from {asked} to "
+        f"memory ran out {counted(count, 'time')} in updates: micro-batches shrank from {asked} to "
         f"{left:.0f} tokens",
         f"use {setting} from the start",
         short[0]["iteration"],

@@ -15,7 +15,7 @@ from gspo_cli.config.auto_hardware import visible_gpus
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import OBJECT, composed, literal, plain_values
 from gspo_cli.config.stored import StoredConfig, read_stored
-from gspo_cli.console.words import clean, number, override
+from gspo_cli.console.words import clean, counted, number, override
 from gspo_cli.diagnosis.columns import rows_of
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.guide import Answer, guide
@@ -100,7 +100,7 @@ def verdict(config: StoredConfig, history: History, findings: Sequence[Finding])
     name = "reward" if config.algorithm.pairs is None else "preference/accuracy"
     values = history.values(name)
     course = f", {name} {number(values[0])} to {number(values[-1])}" if values else ""
-    state = "healthy" if not serious else f"{len(serious)} finding{'s' * (len(serious) > 1)}"
+    state = "healthy" if not serious else counted(len(serious), "finding")
     return clean(f"{state}: {done} of {total} iterations of {about}{course}")
 
 

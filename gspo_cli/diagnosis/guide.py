@@ -10,7 +10,7 @@ from typing import Any
 
 from gspo_cli.config.choices import Device, Optimizer, Preference
 from gspo_cli.config.schema import RunSettings
-from gspo_cli.console.words import number
+from gspo_cli.console.words import counted, number
 from gspo_cli.diagnosis.history import (
     WINDOW,
     Finding,
@@ -160,7 +160,7 @@ def memory(run: History, card: Mapping[str, Any] | None) -> Answer:
     short = round(sum(number_of(record, "oom_events") or 0.0 for record in run.everything))
     measured = f"peak {number(max(peaks))} GiB" if peaks else "no peak was measured"
     what = (
-        f"{measured}, memory ran out {short} time{'s' * (short > 1)}"
+        f"{measured}, memory ran out {counted(short, 'time')}"
         if short
         else f"{measured}, memory never ran out"
     )

@@ -9,7 +9,7 @@ from bisect import insort
 from statistics import median
 
 from gspo_cli.config.choices import AdvantageParts, AdvantageScale, OldLogprobs
-from gspo_cli.console.words import number
+from gspo_cli.console.words import counted, number
 from gspo_cli.diagnosis.history import (
     LASTING,
     WINDOW,
@@ -330,7 +330,7 @@ def rolled_back(run: History) -> Finding | None:
     return Finding(
         "rolled_back",
         Severity.warning,
-        f"weights were rolled back {times} time{'s' * (times > 1)}, at iteration {last['iteration']} to "
+        f"weights were rolled back {counted(times, 'time')}, at iteration {last['iteration']} to "
         f"those of iteration {last['rolled_back_to']}",
         f"use {slower(run)} from the start",
         last["iteration"],
