@@ -73,6 +73,7 @@ def serve_command() -> int:
     from gspo_cli.agents.serving import Defaults, PolicyService
     from gspo_cli.training.session import load_trained, set_threads, transformers_engine
 
+    print(f"gspo-serve: loading {source}", file=sys.stderr, flush=True)
     set_threads(config)
     policy = load_trained(config, source, adapter)
     engine = transformers_engine(config, policy, None, full=1.0)  # the run's room may be another machine's

@@ -19,7 +19,7 @@ from gspo_cli.run.identity import computed
 from gspo_cli.run.summary import RunStatus, score_error
 
 Arms = Mapping[str, Sequence[StoredRun]]
-ROUNDING = 1e-9
+SAME_SCORE = 1e-9
 MOST_EXCLUDED = 0.1  # share of held-out conversations beyond which the scores are of other problems
 VERSIONS = {"versions": "versions of packages", "git_commit": "states of the source"}
 CARRIED = {
@@ -104,7 +104,7 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
     for seed, records in _first_evaluations(arms).items():
         scores = {name: record["score"] for name, record in records.items()}
         error = math.hypot(*(score_error(record) for record in records.values()))
-        if _gap(scores) > CERTAIN * error + ROUNDING:
+        if _gap(scores) > CERTAIN * error + SAME_SCORE:
             reasons.append(
                 f"Runs with seed {seed} did not start from the same weights: the held-out score before "
                 f"training is {_listed(scores)}; give them the same initial model."
@@ -154,13 +154,13 @@ def caveats(arms: Arms, budget: Budget) -> list[str]:
     found = [*_unequal_seeds(arms), *_unequal_lengths(arms, budget)]
     for seed, records in _first_evaluations(arms).items():
         scores = {name: record["score"] for name, record in records.items()}
-        if _gap(scores) > ROUNDING:
+        if _gap(scores) > SAME_SCORE:
             found.append(
                 f"Seed {seed}: the held-out score before training differs ({_listed(scores)}): not exactly "
                 "the same weights or arithmetic."
             )
     for seed, rewards in _first_rewards(arms).items():
-        if _gap(rewards) > ROUNDING:
+        if _gap(rewards) > SAME_SCORE:
             found.append(
                 f"Seed {seed}: the reward of the first iteration differs ({_listed(rewards)}): the first "
                 "rollout was not the same."

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special, stats
 
 from gspo_cli.compare.result import Design, Estimate, Look, Verdict
-from gspo_cli.compare.statistics import POWER, ROUNDING, SEED, DifferenceTest, mean_difference
+from gspo_cli.compare.statistics import POWER, ROUNDING_SD, SEED, DifferenceTest, mean_difference
 from gspo_cli.config.compare_schema import MOST_ADDED
 
 SETTLED = (Verdict.higher, Verdict.lower, Verdict.equivalent)
@@ -168,7 +168,7 @@ def design_of(
 
 def _interval(test: DifferenceTest, bound: float, resolution: float) -> Estimate:
     """The repeated interval. Equal values are only as certain as what was counted."""
-    error = test.error if test.error is not None else ROUNDING * resolution / math.sqrt(test.runs[0])
+    error = test.error if test.error is not None else ROUNDING_SD * resolution / math.sqrt(test.runs[0])
     if error == 0:
         return Estimate(test.mean, n=test.runs[0])
     return Estimate(test.mean, test.mean - bound * error, test.mean + bound * error, test.runs[0])
@@ -190,7 +190,7 @@ def more_seeds(
     """The seeds after which POWER of the continuations are settled, if mean and spread of the paired
     differences are as they are now: 0 where a look at those that are there settles them; None if it takes
     more than MOST_ADDED in all. (N,)"""
-    n, rate, least = len(differences), (1 - level) / arms, ROUNDING * resolution
+    n, rate, least = len(differences), (1 - level) / arms, ROUNDING_SD * resolution
     spread = max(float(differences.std(ddof=1)), least)
     for most in (FIRST_TRIED, MOST_ADDED):  # fewer looks are computed sooner
         looks = added.continued(most)

@@ -22,7 +22,7 @@ TRIM = 0.25  # cut from each end for the interquartile mean
 POWER = 0.8
 MOST_SEEDS = 1000  # more are not feasible
 NO_SPREAD = 1e-9  # relative to the values: the rounding error of subtracting equal numbers
-ROUNDING = math.sqrt(1 / 6)  # standard deviation of a difference of two values rounded to steps of 1
+ROUNDING_SD = math.sqrt(1 / 6)  # standard deviation of a difference of two values rounded to steps of 1
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -137,7 +137,7 @@ def _paired(arm: np.ndarray, baseline: np.ndarray, level: float, resolution: flo
     n, mean = len(differences), float(differences.mean())
     if n < 2:
         return DifferenceTest(mean, None, None, None, (n, n), True)
-    floor = ROUNDING * resolution
+    floor = ROUNDING_SD * resolution
     spread = float(differences.std(ddof=1))
     if spread <= max(floor, NO_SPREAD * _size(arm, baseline)):
         if abs(mean) <= NO_SPREAD * _size(arm, baseline):
@@ -158,7 +158,7 @@ def _welch(arm: np.ndarray, baseline: np.ndarray, level: float, resolution: floa
     if min(runs) < 2:
         return DifferenceTest(mean, None, None, None, runs, False)
     size = _size(arm, baseline)
-    floor = resolution * ROUNDING / math.sqrt(2)
+    floor = resolution * ROUNDING_SD / math.sqrt(2)
     spreads = [float(values.std(ddof=1)) for values in (arm, baseline)]
     if max(spreads) <= NO_SPREAD * size and (abs(mean) <= NO_SPREAD * size or floor == 0):
         if abs(mean) <= NO_SPREAD * size:
