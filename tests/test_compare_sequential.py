@@ -160,7 +160,8 @@ def test_seeds_that_settle_it_as_they_are_need_no_more():
     assert more_seeds(seeds, Added(range(5), [5]), LEVEL, 1, 0.05, 0.0) == 0
     found = compare(runs_of(8, 0.7), [], CompareConfig(smallest=0.2))
     assert found.more.seeds == 0
-    assert "These seeds are enough for compare.until=settled to show" in " ".join(found.headline)
+    enough = "these seeds are enough to show that the difference is below 0.2."
+    assert f"By the rule of compare.until=settled {enough}" in found.headline
     looked = compare(runs_of(8, 0.7), [], CompareConfig(smallest=0.2), Added(range(8), [8]))
     assert (primary_of(looked)[0].verdict, looked.more) == (Verdict.equivalent, None)
 

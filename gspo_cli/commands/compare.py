@@ -89,6 +89,12 @@ def compare_command() -> int:
             "nothing to compare; give run folders, or settings to train with: gspo-compare task=arithmetic "
             "(gspo-compare --help shows more)"
         )
+    for text in arguments.what:
+        require(
+            text != "", "'': is no folder (an empty variable of the shell?); give run folders or settings"
+        )
+        bare = text.startswith("compare.") and "=" not in text and not Path(text).exists()
+        require(not bare, f"{text}: has no value; type {text}=<value>")
     folders = [text for text in arguments.what if "=" not in text or Path(text).exists()]
     overrides = [text for text in arguments.what if text not in folders]
     settings = compare_settings([text for text in overrides if text.startswith(("compare.", "compare="))])
@@ -120,7 +126,7 @@ def compare_command() -> int:
 
 def _unpacked(path: Path) -> Path:
     """A given folder as it is; of a packed comparison the folder of its runs."""
-    if path.suffix != ".zip" or not path.is_file():
+    if path.suffix.lower() != ".zip" or not path.is_file():
         return path
     from gspo_cli.compare.packing import unpacked
 
@@ -175,7 +181,9 @@ def parse() -> argparse.Namespace:
 def compare_settings(overrides: Sequence[str]) -> CompareConfig:
     """The checked settings from `compare.<name>=<value>` texts. Raises UserError."""
     for text in overrides:
-        check_known(text.partition("=")[0].removeprefix("compare."))
+        key, _, value = text.partition("=")
+        check_known(key.removeprefix("compare."))
+        require(value.strip() != "", f"{text}: has no value; type {key}=<value>, or leave it out")
     try:
         given = OmegaConf.from_dotlist(list(overrides)).get("compare", {})
         # to_object's type covers lists and scalars too; of a structured node it returns the dataclass

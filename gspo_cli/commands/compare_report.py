@@ -52,6 +52,16 @@ def report_folder(settings: CompareConfig, paths: Sequence[Path]) -> Path:
     return Path("outputs", "compare", hashlib.sha256(names.encode()).hexdigest()[:8])
 
 
+def _note_stale(folder: Path, extras: Extras) -> None:
+    """Say which files that were asked for earlier are not of the report that was just written."""
+    for flag, name in (("csv", "tables"), ("png", "figures"), ("zip", "comparison.zip")):
+        if not getattr(extras, flag) and (folder / name).exists():
+            print(
+                f"note: {folder / name} is of an earlier report; type --{flag} to write it anew",
+                file=sys.stderr,
+            )
+
+
 def report(
     paths: Sequence[Path], settings: CompareConfig, folder: Path, extras: Extras, notes: Sequence[str] = ()
 ) -> None:
@@ -77,7 +87,11 @@ def report(
         found = replace(found, summary=replace(found.summary, reproduce=[again]))
     else:
         found = replace(found, methods=[*found.methods, *notes], reproduce=[again, *found.reproduce[1:]])
+    result = folder / "report.json"
+    before = result.read_bytes() if result.is_file() else None
     files = write_report(found, folder)
+    if before not in (None, result.read_bytes()):
+        _note_stale(folder, extras)
     if extras.csv:
         from gspo_cli.compare.csv_files import write_tables
 

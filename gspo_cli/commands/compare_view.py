@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,8 @@ from gspo_cli.compare.tables import (
 from gspo_cli.console.words import clean
 
 FEW = 3  # left-out folders that are listed
+TABLES = 80  # terminal cells from which tables fit
+LONGEST_WORD = 17  # terminal cells of a word that is not broken
 SHORT = 11  # terminal cells of a name that heads a column of numbers
 STYLES = {Tone.good: "green", Tone.bad: "red", Tone.none: ""}
 
@@ -52,7 +55,10 @@ def _show_comparison(comparison: Comparison, console: Console) -> None:
     _show_left_out(comparison.left_out, console)
     for arm, content in main_tables_by_arm(comparison).items():
         console.print()
-        console.print(terminal_table(content, arm, comparison.baseline))
+        if console.width < TABLES:
+            _show_blocks(content, arm, comparison.baseline, console)
+        else:
+            console.print(terminal_table(content, arm, comparison.baseline))
     for sentence in (reading(comparison), not_measured(comparison)):
         console.print(Text(clean(sentence), "dim"), end="\n" if sentence else "")
 
@@ -71,6 +77,16 @@ def _show_summary(across: Across, console: Console) -> None:
         console.print(Text.assemble((f"\n{clean(name)}  ", "bold"), clean(first)))
 
 
+def _show_blocks(content: ReportTable, arm: str, baseline: str, console: Console) -> None:
+    """The main table of one arm on a narrow terminal: the verdict of each outcome, its numbers below."""
+    console.print(Text(clean(content.title), "bold"))
+    for outcome, value, other, difference, p, verdict in content.rows:
+        style = STYLES[verdict.tone] if verdict.tone else ""
+        console.print(Text.assemble(clean(outcome.text), ": ", (verdict.text, style)))
+        numbers = f"{arm} {value.text}, {baseline} {other.text}, difference {difference}, p {p}"
+        console.print(Padding(Text(clean(numbers), "dim"), (0, 0, 0, 2)))
+
+
 def _show_headline(sentences: Sequence[str], console: Console) -> None:
     for place, sentence in enumerate(sentences):
         console.print(Text(clean(sentence), "" if place else "bold"))
@@ -86,11 +102,13 @@ def _show_left_out(folders: Sequence[LeftOut], console: Console) -> None:
 def section_table(across: Across) -> Table:
     """The primary outcome of every arm in every section, narrow enough for 80 columns."""
     primary = across.sections[0].outcomes[0]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     baselines = {result.contrast.baseline_name for result in across.summary.results}
     shared = f"against {min(baselines)}" if len(baselines) == 1 else ""
-    for name in ("section", shared or "algorithms"):
-        table.add_column(Text(clean(name)), ratio=1, overflow="fold")
+    for name, texts in (("section", across.summary.sections), (shared or "algorithms", [])):
+        longest = max((cell_len(word) for text in texts for word in clean(text).split()), default=0)
+        wide = min(longest, LONGEST_WORD) or None
+        table.add_column(Text(clean(name)), ratio=1, overflow="fold", min_width=wide)
     for name in ("difference", "p (adj.)", "seeds"):
         table.add_column(Text(name), justify="right", no_wrap=True)
     table.add_column(Text("verdict"), min_width=15)

@@ -168,18 +168,20 @@ def options(settings: CompareConfig) -> list[str]:
 
 
 def reproduce(arms: Mapping[str, Sequence[StoredRun]], settings: CompareConfig) -> list[str]:
-    """The commands that repeat the comparison and each arm. Where an arm's options are not installed here,
+    """The commands that repeat the comparison and each arm. Where a run's options are not installed here,
     its saved config.yaml is used."""
     folders = sorted({run.folder for runs in arms.values() for run in runs})
     commands = [shlex.join(["gspo-compare", *folders, *options(settings)])]
     for runs in arms.values():
-        given = overrides(runs[0])
-        if given is None:
-            again = shlex.quote(f"{runs[0].folder}-again")
-            saved = shlex.quote(f"{runs[0].folder}/config.yaml")
-            commands.append(f"mkdir {again} && cp {saved} {again}/ && gspo-train resume={again}")
-        else:
-            seeds = ",".join(str(seed) for seed in sorted(run.seed for run in runs))
-            multirun = "-m " if len(runs) > 1 else ""
-            commands.append(f"gspo-train {multirun}{' '.join(given)} seed={seeds}")
+        seeds: dict[str, list[int]] = {}  # of each configuration of the arm
+        for run in runs:
+            given = overrides(run)
+            if given is None:
+                again, saved = (shlex.quote(f"{run.folder}{end}") for end in ("-again", "/config.yaml"))
+                commands.append(f"mkdir {again} && cp {saved} {again}/ && gspo-train resume={again}")
+            else:
+                seeds.setdefault(" ".join(given), []).append(run.seed)
+        for text, own in seeds.items():
+            multirun = "-m " if len(own) > 1 else ""
+            commands.append(f"gspo-train {multirun}{text} seed={','.join(map(str, sorted(own)))}")
     return commands

@@ -73,6 +73,7 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
     """Sentences on why the comparison is inconclusive; empty if it is not. `found` are the differing
     settings."""
     reasons = []
+    allowed = ",".join(each["key"] for each in found)  # one command allows them all
     for difference in (each for each in found if not each["allowed"]):
         key = difference["key"]
         listed = "; ".join(
@@ -81,7 +82,7 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
         )
         reasons.append(
             f"{key} is not the same in all runs ({listed}); use one value, or allow the difference "
-            f"with compare.allow=[{key}]."
+            f"with compare.allow=[{allowed}]."
         )
     heldout = [run.last_heldout(budget.iterations) for run in _runs(arms)]
     if len({tuple(line["problems"]) for line in heldout if line and line["problems"]}) > 1:

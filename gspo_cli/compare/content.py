@@ -33,8 +33,8 @@ UNIFORM = "The arms differ only in their algorithm and seeds."
 NO_HEADLINE = "Nothing was found."
 READING = (  # how to read the tables of outcomes
     "Arms: interquartile means over seeds with bootstrap intervals. Differences: of means, with t intervals. "
-    "In brackets after p: adjusted for the number of outcomes; intervals are not adjusted, so one may "
-    'exclude 0 although the result is "not distinguishable".'
+    "In brackets after p: adjusted for the number of outcomes, that of the held-out score for the number of "
+    'arms; intervals are not adjusted, so one may exclude 0 although the result is "not distinguishable".'
 )
 COSTS = (  # how to read the table of costs
     "Per point: mean cost by mean gain of held-out score in points (hundredths), with Fieller's interval; "

@@ -207,7 +207,9 @@ def _sentence(contrast: Contrast, test: DifferenceTest, voided: bool) -> str:
         return text
     needed = contrast.seeds_needed
     many = f"more than {MOST_SEEDS}" if needed is None else f"about {needed}"
-    return f"{text}; {many} seeds per arm would be needed to detect a difference of this size"
+    return (
+        f"{text}; {many} seeds per arm, fixed in advance, would be needed to detect a difference of this size"
+    )
 
 
 def _magnitude(difference: Estimate) -> Estimate:

@@ -121,7 +121,7 @@ def _per_point(
     spent: Sequence[float], gains: Sequence[float], gained: DifferenceTest, level: float
 ) -> Estimate:
     """Mean cost by mean gain, with Fieller's interval of a ratio of paired means: it exists where the gain is
-    significant by the t test at `level`."""
+    significant by the t test at `level`. A cost is not below 0, nor is its interval."""
     a, b, n = fmean(spent), gained.mean / POINT, len(spent)
     if gained.error is None or gained.df is None:  # all gains are equal
         return Estimate(a / b, n=n)
@@ -133,7 +133,7 @@ def _per_point(
     inside = variance - 2 * ratio * shared + (ratio * error) ** 2 - g * (variance - (shared / error) ** 2)
     half = t / b * math.sqrt(max(0.0, inside))
     middle = ratio - g * shared / error**2
-    return Estimate(ratio, (middle - half) / (1 - g), (middle + half) / (1 - g), n)
+    return Estimate(ratio, max(0.0, (middle - half) / (1 - g)), (middle + half) / (1 - g), n)
 
 
 def split(runs: Sequence[StoredRun], budget: Budget) -> dict[str, float | None]:

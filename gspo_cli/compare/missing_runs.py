@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gspo_cli.compare.arms import arms_of, baseline_of, resolved_settings
-from gspo_cli.compare.runs import StoredRun, told_apart
+from gspo_cli.compare.runs import StoredRun, require_allowed, told_apart
 from gspo_cli.config.auto_hardware import use_one_process
 from gspo_cli.config.checks import override_key, require
 from gspo_cli.config.compare_schema import CANDIDATES, CompareConfig
@@ -120,6 +120,7 @@ def runs_to_compare(shared: SharedSettings, settings: CompareConfig) -> list[Com
         )
     stored = [StoredRun(str(run.folder), resolved_settings(run.node), (), (), (), {}) for run in found]
     # fail now rather than after hours of training
+    require_allowed(stored, settings.allow)
     stored = told_apart(stored, settings.allow)
     _require_arms(stored, found)
     baseline_of(arms_of(stored, settings.algorithms), settings.baseline)

@@ -236,7 +236,23 @@ def unpacked(path: Path) -> Path:
     target = Path("outputs", "compare", f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}")
     if not target.exists():
         _write(members, target)
+    _require_unchanged(path, members, target)
     return target
+
+
+def _require_unchanged(path: Path, members: Mapping[str, bytes], target: Path) -> None:
+    """Raise UserError where an earlier copy of the runs is not what the file holds."""
+    packed = {target / name.removeprefix(f"{TOP}/"): content for name, content in members.items()}
+    there = [place for place in (target / "runs").rglob("*") if place.is_file()]
+    try:
+        same = set(there) <= packed.keys() and all(p.read_bytes() == c for p, c in packed.items())
+    except OSError:
+        same = False
+    require(
+        same,
+        f"{path}: was unpacked to {target}, whose runs have been changed; remove that folder to unpack it "
+        f"again, or compare what it has now: gspo-compare {shlex.quote(str(target))}",
+    )
 
 
 def _checked(path: Path, members: Sequence[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:

@@ -5,8 +5,10 @@ outcome) and its logs are complete."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +18,13 @@ from typing import Any
 
 from gspo_cli.compare.result import LeftOut
 from gspo_cli.compare.stored_lines import RESTORE, is_count, is_number, lines
+from gspo_cli.config.checks import require
 from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
 from gspo_cli.plain_files import bounded_json, require_plain
-from gspo_cli.run.identity import changed_settings, computed
+from gspo_cli.run.identity import changed_settings, computed, leaves
 from gspo_cli.run.summary import ENDED, RunStatus
 
 SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
@@ -103,7 +106,7 @@ def find_runs(paths: Sequence[Path], allow: Sequence[str] = ()) -> tuple[list[St
 
     A path is a run folder, or a folder that contains some at any depth. The result does not depend on the
     order of `paths`; settings in `allow` may make arms. Raises UserError if a path does not exist or contains
-    no run."""
+    no run, or one of `allow` is no setting."""
     read, left_out = [], []
     for folder in run_folders(paths):
         try:
@@ -111,6 +114,7 @@ def find_runs(paths: Sequence[Path], allow: Sequence[str] = ()) -> tuple[list[St
         except UserError as error:
             reason = str(error).removeprefix(f"{folder}: ").removeprefix(f"{folder}{os.sep}")
             left_out.append(LeftOut(str(folder), reason))
+    require_allowed(read, allow)
     read, repeats = _without_repeats(told_apart(read, allow))
     return read, sorted([*left_out, *repeats], key=lambda each: each.folder)
 
@@ -151,13 +155,31 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
             raise UserError(f"{path}: does not exist; give run folders, or a folder that contains some")
         here = [path.parent] if path.is_file() and path.name in MARKS else list(_below(path))
         if not here:
-            raise UserError(
-                f"{path}: contains no run (a folder with config.yaml and metrics.jsonl); train some"
-            )
+            raise UserError(_no_run(path))
         for folder in here:
             known = found.setdefault(folder.resolve(), folder)
             found[folder.resolve()] = min(known, folder, key=lambda each: (len(str(each)), str(each)))
     return sorted(found.values(), key=str)
+
+
+def _no_run(path: Path) -> str:
+    packed = sorted(path.glob("*.[zZ][iI][pP]")) if path.is_dir() else []
+    if packed:
+        command = shlex.join(["gspo-compare", *map(str, packed)])
+        return f"{path}: contains no run folder but packed comparisons; give their files: {command}"
+    return f"{path}: contains no run (a folder with config.yaml and metrics.jsonl); train some"
+
+
+def require_allowed(runs: Sequence[StoredRun], allow: Sequence[str]) -> None:
+    """Raise UserError where one of `allow` is no setting of any run."""
+    known = {key for run in runs for key in leaves(run.config)}
+    for name in allow:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        require(
+            not runs or any(within(key, [name]) for key in known),
+            f"compare.allow: {name} is not a setting of these runs{hint}",
+        )
 
 
 def _below(path: Path) -> list[Path]:

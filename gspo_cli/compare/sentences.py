@@ -6,6 +6,7 @@ The claims are those of the guide and of the GSPO paper (arXiv 2507.18071v2)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from gspo_cli.diagnosis.history import number_of
 from gspo_cli.diagnosis.rules import SPIKE
 
 FOUND = (Verdict.higher, Verdict.lower)
-TRIMMED = 4  # with fewer runs the interquartile mean is the mean
 NOT_HERE = "not measured here"
 NO_EXPERTS = f"{NOT_HERE}: the model has no experts; use model=tiny_moe"
 PAPER = "GSPO paper, arXiv:2507.18071v2"
@@ -42,11 +42,10 @@ def headline(
     primary = [contrast for contrast in contrasts if contrast.outcome == PRIMARY]
     numbers = []
     for contrast in primary:
-        trimmed = "interquartile means " * (max(contrast.arm.n, contrast.baseline.n) >= TRIMMED)
+        means = " and ".join(map(share, _means(contrast, arms)))
         numbers.append(
             f"Held-out score after {counted(budget.iterations, 'iteration')}, {contrast.arm_name} against "
-            f"{contrast.baseline_name} ({trimmed}{share(contrast.arm.value)} and "
-            f"{share(contrast.baseline.value)}): {contrast.sentence}."
+            f"{contrast.baseline_name} (means {means}): {contrast.sentence}."
         )
     if voided:
         why = "the runs differ in more than algorithm and seed, or did not start from the same model"
@@ -64,6 +63,18 @@ def headline(
         listed = ", ".join(f"{arm.name} {collapses[arm.name]:.0f} in {len(arm.runs)} runs" for arm in arms)
         sentences.append(f"Collapses: {listed}.")
     return [sentence for sentence in sentences if sentence]
+
+
+def _means(contrast: Contrast, arms: Sequence[Arm]) -> list[float | None]:
+    """The means that a difference is of: over shared seeds where it is paired over all of these."""
+    names = (contrast.arm_name, contrast.baseline_name)
+    runs = [arm.runs for name in names for arm in arms if arm.name == name]
+    sides = [{run.seed: run.outcomes.get(contrast.outcome) for run in own} for own in runs]
+    shared = sides[0].keys() & sides[1].keys()
+    if contrast.paired and len(shared) == contrast.difference.n:
+        sides = [{seed: side[seed] for seed in shared} for side in sides]
+    known = [[value for value in side.values() if value is not None] for side in sides]
+    return [fmean(values) if values else None for values in known]
 
 
 def _verdict_sentence(contrast: Contrast, budget: Budget) -> str:
@@ -117,7 +128,7 @@ def claims(
             "GSPO clips two orders of magnitude more tokens than GRPO",
             f"{PAPER}, Fig. 2",
             "clip fraction 0.15 (GSPO) and 0.0013 (GRPO)",
-            _each_arm(names, "clip_token", estimates),
+            _clipping(names, runs, estimates),
         ),
         Claim(
             "GSPO learns faster at equal compute",
@@ -159,6 +170,13 @@ def _each_arm(names: Sequence[str], outcome: str, estimates: Estimates) -> str:
     return "; ".join(parts) or NOT_HERE
 
 
+def _clipping(names: Sequence[str], runs: Mapping[str, Sequence[StoredRun]], estimates: Estimates) -> str:
+    shares = _each_arm(names, "clip_token", estimates)
+    if any(run.settings.algorithm.is_calibrated for own in runs.values() for run in own):
+        return f"{NOT_HERE}: algorithm.clip_calibration sets the shares ({shares})"
+    return shares
+
+
 def _speed(names: Sequence[str], budget: Budget, estimates: Estimates, contrasts: Sequence[Contrast]) -> str:
     over = counted(budget.iterations, "iteration")
     scores = f"mean held-out score over {over}: {_each_arm(names, 'auc', estimates)}"
@@ -174,7 +192,10 @@ def _speed(names: Sequence[str], budget: Budget, estimates: Estimates, contrasts
         if iterations.of is not None:
             short.append(f"{name} reached by {iterations.n} of {iterations.of} runs")
     reached = f"to a held-out score of {budget.threshold:.3f}: {'; '.join([*steps, *short]) or NOT_HERE}"
-    sentences = [c.sentence for c in contrasts if c.outcome == TO_THRESHOLD[0]]
+    own = [c for c in contrasts if c.outcome == TO_THRESHOLD[0]]
+    if len({c.sentence for c in own}) == 1:
+        return "; ".join([scores, reached, own[0].sentence])
+    sentences = [f"iterations, {c.arm_name} against {c.baseline_name}: {c.sentence}" for c in own]
     return "; ".join([scores, reached, *sentences])
 
 

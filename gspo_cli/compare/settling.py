@@ -76,7 +76,8 @@ def _it_would_take(more: MoreSeeds, settings: CompareConfig, how: str) -> str:
     if more.seeds is None:
         return f"To show {end}, would take more than {MOST_ADDED} seeds per arm"
     if more.seeds == 0:
-        return f"These seeds are enough for compare.until=settled to show {end}"
+        below = f"the difference is below {number(settings.smallest)}"  # the looks ask more of a difference
+        return f"By the rule of compare.until=settled these seeds are enough to show that {below}"
     at_once = f", {more.parallel} runs at once" if more.parallel > 1 else ""
     time = "" if more.seconds is None else f" ({duration(more.seconds)} of runs{at_once})"
     return (
