@@ -232,6 +232,9 @@ def test_folders_of_several_tasks_make_one_report(tmp_path):
     [
         ([], "nothing to compare; give run folders, or settings to train with"),
         (["nowhere"], "nowhere: does not exist"),
+        ([""], "'': is no folder (an empty variable of the shell?)"),
+        (["compare.tune.trials", "."], "compare.tune.trials: has no value; type compare.tune.trials=<value>"),
+        (["task=arithmetic", "compare.allow=[rollout.temprature]"], "did you mean rollout.temperature?"),
         (["."], "contains no run"),
         (["seed=3"], "seed=3: is set by the comparison"),
         (["algorithm=grpo"], "algorithm=grpo: is set by the comparison"),

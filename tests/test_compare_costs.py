@@ -72,6 +72,13 @@ def test_costs_per_point_are_ratios_of_means_with_the_interval_that_inverts_the_
             assert rest.mean() / error == pytest.approx(side)
 
 
+def test_no_cost_is_below_0_however_much_times_differ():
+    scales = (0.1, 5, 0.2, 4)
+    arm = [timed(run, scale) for run, scale in zip(seeds("gspo", 4), scales, strict=True)]
+    cost = costs(arm, seeds("grpo", 4))["gspo"].time_per_point
+    assert cost.low == 0 < cost.value < cost.high
+
+
 @pytest.mark.parametrize(
     ("unit", "width", "overrides", "machine"),
     [

@@ -169,7 +169,7 @@ def test_of_a_repeated_run_the_longest_counts_then_the_last_by_name(folder):
     shutil.copytree(folder / "sweep" / "grpo-s1", folder / "a-copy")
     runs, out = find_runs([folder])
     assert len(runs) == 6
-    assert "a-longer is used, which has 30 iterations" in reasons(out)["gspo-s0"]
+    assert "a-longer is used, which counts for 30 iterations" in reasons(out)["gspo-s0"]
     assert "grpo-s1 is used, the last by name" in reasons(out)["a-copy"]
 
 

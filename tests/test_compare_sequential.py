@@ -268,17 +268,19 @@ def test_the_report_states_the_looks_and_its_verdict_is_theirs():
     (primary,) = primary_of(found)
     looks = found.design.looks["gspo"]
     assert [look.verdict for look in looks] == [Verdict.not_distinguishable, *[Verdict.higher] * 3]
-    assert (primary.verdict, primary.difference) == (Verdict.higher, looks[-1].difference)
-    assert primary.p == primary.p_adjusted == min(look.p for look in looks) < RATE
+    assert (primary.verdict, primary.difference) == (Verdict.higher, looks[1].difference)
+    assert primary.p == primary.p_adjusted == looks[1].p < RATE
     assert found.headline[0] == "gspo has a higher held-out score than grpo after 20 iterations."
-    assert "over all looks), settled after 4 seeds." in found.headline[1]
+    assert f"over all looks); with all 6 seeds the difference is {looks[-1].difference}." in found.headline[1]
+    assert "(4 seeds, p = " in found.headline[1]
+    assert " (means " not in found.headline[1], "those of all seeds have another difference"
     assert found.headline[2] == (
         "Seeds were added until this was settled: looks at 3, 4, 5 and 6 seeds per arm used 0.017 of the "
         "error rate of 0.05."
     )
     stored = json.loads(json_text(found))["design"]
     assert stored["seeds"] == [3, 4, 5, 6]
-    assert stored["looks"]["gspo"][3]["difference"]["low"] == primary.difference.low
+    assert stored["looks"]["gspo"][1]["difference"]["low"] == primary.difference.low
     assert "Seeds were added, for all arms together" in markdown(found)
 
 

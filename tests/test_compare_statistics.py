@@ -87,7 +87,9 @@ def null_comparison(number, seeds=5):
     everything = [run for runs in tables.values() for run in runs]
     budget = budget_of(everything, 0.35)
     measured = {name: {run.seed: measure(run, budget) for run in runs} for name, runs in tables.items()}
-    return contrasts(measured, "gspo_token", outcomes(budget), resolutions(everything), LEVEL, resamples=2)
+    return contrasts(
+        measured, "gspo_token", outcomes(budget), resolutions(everything, budget), LEVEL, resamples=2
+    )
 
 
 @pytest.mark.long

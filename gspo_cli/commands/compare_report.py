@@ -13,6 +13,8 @@ from pathlib import Path
 
 from gspo_cli.config.compare_schema import CompareConfig
 
+FEW = 3  # files that are listed
+
 
 @dataclass(frozen=True)
 class Extras:
@@ -52,14 +54,19 @@ def report_folder(settings: CompareConfig, paths: Sequence[Path]) -> Path:
     return Path("outputs", "compare", hashlib.sha256(names.encode()).hexdigest()[:8])
 
 
-def _note_stale(folder: Path, extras: Extras) -> None:
-    """Say which files that were asked for earlier are not of the report that was just written."""
-    for flag, name in (("csv", "tables"), ("png", "figures"), ("zip", "comparison.zip")):
-        if not getattr(extras, flag) and (folder / name).exists():
-            print(
-                f"note: {folder / name} is of an earlier report; type --{flag} to write it anew",
-                file=sys.stderr,
-            )
+def _note_stale(folder: Path, result: Path) -> None:
+    """Say which files that were asked for earlier are not of the report that was just written: those older
+    than its `result`."""
+    asked = [
+        *folder.glob("tables/**/*.csv"),
+        *folder.glob("figures/**/*.[sp][vn]g"),
+        folder / "comparison.zip",
+    ]
+    written = result.stat().st_mtime_ns
+    old = [str(path) for path in asked if path.is_file() and path.stat().st_mtime_ns < written]
+    if old:
+        listed = ", ".join(sorted(old)[:FEW]) + (f" and {len(old) - FEW} more" if len(old) > FEW else "")
+        print(f"note: of an earlier report, and not written again: {listed}", file=sys.stderr)
 
 
 def report(
@@ -90,8 +97,7 @@ def report(
     result = folder / "report.json"
     before = result.read_bytes() if result.is_file() else None
     files = write_report(found, folder)
-    if before not in (None, result.read_bytes()):
-        _note_stale(folder, extras)
+    changed = before not in (None, result.read_bytes())
     if extras.csv:
         from gspo_cli.compare.csv_files import write_tables
 
@@ -106,3 +112,5 @@ def report(
 
         packed = pack(runs, found, settings, folder)
         print(f"Packed: {packed.path} ({packed.summary})")
+    if changed:
+        _note_stale(folder, result)

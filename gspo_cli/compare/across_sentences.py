@@ -73,7 +73,8 @@ def _no_average(each: ArmAcross, fewest: int) -> str:
 def title(comparisons: Sequence[Comparison]) -> str:
     """The arms of all sections, and how many tasks and models there are."""
     arms = list(dict.fromkeys(arm.name for each in comparisons for arm in each.arms))
-    tasks, models = ({getattr(each, key) for each in comparisons} for key in ("task", "model"))
+    tasks = {each.task for each in comparisons}
+    models = {each.title.partition(f" on {each.task}, model ")[2] for each in comparisons}
     return (
         f"{', '.join(arms[:-1])} and {arms[-1]} on {counted(len(tasks), 'task')} and "
         f"{counted(len(models), 'model')}"

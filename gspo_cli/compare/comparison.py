@@ -59,7 +59,7 @@ def compare(
     differing = differences(arms, settings.allow)
     uninformative, why = nothing_learned(arms, budget)
     voided = why_void(arms, differing, budget)
-    resolution = resolutions(runs)
+    resolution = resolutions(runs, budget)
     values = {name: measured(table, PRIMARY) for name, table in tables.items()}
     step = resolution[PRIMARY]
     design = design_of(values, baseline, added, level, settings.smallest, step) if added else None

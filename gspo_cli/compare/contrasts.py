@@ -86,7 +86,8 @@ def contrasts(
         if design is not None and key == PRIMARY and not missing[key, name]:
             found.append(_sequential(unknown, design, voided))
         elif (key, name) in tests:
-            found.append(_tested(unknown, tests[key, name], p_values.get((key, name)), level, voided))
+            p = p_values.get((key, name))
+            found.append(_tested(unknown, tests[key, name], p, level, voided, design))
         else:
             found.append(unknown)
     return found
@@ -100,28 +101,28 @@ def repeated(test: DifferenceTest, design: Design | None, level: float) -> Diffe
 
 
 def _sequential(contrast: Contrast, design: Design, voided: bool) -> Contrast:
-    """The contrast of the primary outcome with what the looks of a design found: what settled it first, and
-    the difference at the last look."""
+    """The contrast of the primary outcome with what the first look that settled it found, else the last.
+    What later looks found, which other arms needed, is told beside it."""
     looks = design.looks[contrast.arm_name]
     if not looks:
         return replace(contrast, sentence="inconclusive: not all runs of the first seeds are complete")
-    settled = next((look for look in looks if look.verdict in SETTLED), None)
-    last, p = looks[-1], min(look.p for look in looks)
-    p_adjusted = min(1.0, p * len(design.looks))
-    shown = f"({last.seeds} seeds, {'adjusted ' * (p_adjusted != p)}{p_phrase(p_adjusted)} over all looks)"
-    if settled is not None and settled is not last:
-        shown += f", settled after {settled.seeds} seeds"
-    text = f"not settled: the difference is {last.difference} {shown}"
+    place = next((i for i, look in enumerate(looks) if look.verdict in SETTLED), len(looks) - 1)
+    told, p = looks[place], min(look.p for look in looks[: place + 1])
+    p_adjusted, difference = min(1.0, p * len(design.looks)), told.difference
+    shown = f"({told.seeds} seeds, {'adjusted ' * (p_adjusted != p)}{p_phrase(p_adjusted)} over all looks)"
+    text = f"not settled: the difference is {difference} {shown}"
+    verdict = told.verdict if told.verdict in SETTLED else Verdict.not_distinguishable
     if voided:
-        text = f"inconclusive: the comparison is void; the difference is {last.difference} {shown}"
-    elif settled is not None and settled.verdict is Verdict.equivalent:
-        text = f"no difference of {number(design.smallest)} or more: it is {last.difference} {shown}"
-    elif settled is not None:
-        text = f"{contrast.arm_name} is {settled.verdict.value} by {_magnitude(last.difference)} {shown}"
-    verdict = settled.verdict if settled is not None else Verdict.not_distinguishable
+        text = f"inconclusive: the comparison is void; the difference is {difference} {shown}"
+    elif verdict is Verdict.equivalent:
+        text = f"no difference of {number(design.smallest)} or more: it is {difference} {shown}"
+    elif verdict in SETTLED:
+        text = f"{contrast.arm_name} is {verdict.value} by {_magnitude(difference)} {shown}"
+    if told is not looks[-1]:
+        text += f"; with all {looks[-1].seeds} seeds the difference is {looks[-1].difference}"
     return replace(
         contrast,
-        difference=last.difference,
+        difference=difference,
         paired=True,
         p=p,
         p_adjusted=p_adjusted,
@@ -165,15 +166,22 @@ def _not_reached(outcome: OutcomeSpec, tables: Mapping[str, Measurements]) -> st
 
 
 def _tested(
-    contrast: Contrast, test: DifferenceTest, p: float | None, level: float, voided: bool
+    contrast: Contrast,
+    test: DifferenceTest,
+    p: float | None,
+    level: float,
+    voided: bool,
+    design: Design | None,
 ) -> Contrast:
     """The contrast with the result of its test; `p` is the adjusted value."""
     verdict = Verdict.void
     if p is not None and not voided:
         verdict = Verdict.higher if test.mean > 0 else Verdict.lower
         verdict = Verdict.not_distinguishable if p >= 1 - level else verdict
-    strict = 1 - (1 - level) * test.p / p if p and test.p is not None else level  # the level this p must meet
-    needed = seeds_needed(test, strict) if verdict is Verdict.not_distinguishable else None
+    strict = design.interval_level if design else level
+    strict = 1 - (1 - strict) * test.p / p if p and test.p is not None else strict  # which this p must meet
+    fixed = design is None  # else the looks to come tell, which are of the primary outcome
+    needed = seeds_needed(test, strict) if fixed and verdict is Verdict.not_distinguishable else None
     found = replace(
         contrast,
         difference=Estimate(test.mean, test.low, test.high, min(test.runs)),
@@ -184,10 +192,10 @@ def _tested(
         seeds_needed=needed,
         detectable=detectable(test, strict),
     )
-    return replace(found, sentence=_sentence(found, test, voided))
+    return replace(found, sentence=_sentence(found, test, voided, fixed))
 
 
-def _sentence(contrast: Contrast, test: DifferenceTest, voided: bool) -> str:
+def _sentence(contrast: Contrast, test: DifferenceTest, voided: bool, fixed: bool) -> str:
     name, p, verdict = contrast.arm_name, contrast.p_adjusted, contrast.verdict
     if min(test.runs) < 2:
         return f"inconclusive with one seed; the difference is {contrast.difference}"
@@ -203,7 +211,7 @@ def _sentence(contrast: Contrast, test: DifferenceTest, voided: bool) -> str:
     if test.mean == 0:
         return f"not distinguishable: no difference ({seeds})"
     text = f"not distinguishable: the difference is {contrast.difference} {shown}"
-    if test.error is None:
+    if test.error is None or not fixed:
         return text
     needed = contrast.seeds_needed
     many = f"more than {MOST_SEEDS}" if needed is None else f"about {needed}"

@@ -123,9 +123,10 @@ def unmeasured(budget: Budget) -> dict[str, str]:
     return none
 
 
-def resolutions(runs: Sequence[StoredRun]) -> dict[str, float]:
-    """The step in which an outcome is counted; outcomes without one are continuous."""
-    problems = max(scored_problems(run.evals[0]) for run in runs)
+def resolutions(runs: Sequence[StoredRun], budget: Budget) -> dict[str, float]:
+    """The step in which an outcome is counted, at the end of the budget; outcomes without one are
+    continuous."""
+    problems = max(scored_problems(last_evaluation(run, budget.iterations)) for run in runs)
     scores = (PRIMARY, "score_at_tokens", "auc", "best_score", "worst_drop", "pass_at_k")
     steps = ("collapses", "grad_spikes", "num_tokens")
     return dict.fromkeys(scores, 1 / problems) | dict.fromkeys(steps, 1.0)

@@ -124,9 +124,9 @@ class Contrast:
     `arm` and `baseline` are interquartile means with bootstrap intervals over seeds; `difference` is the
     mean of arm minus baseline with the t interval that belongs to `p`. `p_adjusted` accounts for all
     contrasts of that outcome's family. `seeds_needed` is the number of seeds per arm that would detect a
-    difference of this size with 80% power; None if no feasible number would, or where the difference is
-    already significant. `detectable` is the smallest difference that the present seeds detect with that
-    power."""
+    difference of this size with 80% power; None if no feasible number would, where the difference is
+    already significant, or where seeds were added. `detectable` is the smallest difference
+    that the present seeds detect with that power."""
 
     outcome: str
     arm_name: str

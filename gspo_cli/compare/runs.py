@@ -288,17 +288,18 @@ def _check_evaluations(run: StoredRun) -> None:
 
 
 def _without_repeats(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:
-    """One run per task, model, arm and seed: the longest; of equally long ones the last by name, where names
-    have times."""
+    """One run per task, model, arm and seed: the one that counts for most iterations; of equal ones the last
+    by name, where names have times."""
     kept: dict[tuple[Subject, str, int], StoredRun] = {}
-    for run in sorted(runs, key=lambda each: (each.iterations, each.folder)):
+    for run in sorted(runs, key=lambda each: (each.planned, each.folder)):
         kept[run.subject, run.arm_key, run.seed] = run
     left_out = []
     for run in runs:
         counted = kept[run.subject, run.arm_key, run.seed]
         if counted is not run:
             why = f"repeats seed {run.seed} of {run.algorithm['name']}: {counted.folder} is used, "
-            longer = counted.iterations > run.iterations
-            why += f"which has {counted.iterations} iterations" if longer else "the last by name"
-            left_out.append(LeftOut(run.folder, f"{why}; a repeated run is not a second sample"))
+            longer = counted.planned > run.planned
+            why += f"which counts for {counted.planned} iterations" if longer else "the last by name"
+            lost = "; this one collapsed, which is not counted" * (run.status is RunStatus.collapsed)
+            left_out.append(LeftOut(run.folder, f"{why}; a repeated run is not a second sample{lost}"))
     return [run for run in runs if kept[run.subject, run.arm_key, run.seed] is run], left_out

@@ -42,14 +42,14 @@ def headline(
     primary = [contrast for contrast in contrasts if contrast.outcome == PRIMARY]
     numbers = []
     for contrast in primary:
-        means = " and ".join(map(share, _means(contrast, arms)))
+        means = _means(contrast, arms)
         numbers.append(
             f"Held-out score after {counted(budget.iterations, 'iteration')}, {contrast.arm_name} against "
-            f"{contrast.baseline_name} (means {means}): {contrast.sentence}."
+            f"{contrast.baseline_name}{means}: {contrast.sentence}."
         )
     if voided:
-        why = "the runs differ in more than algorithm and seed, or did not start from the same model"
-        sentences = [f"Inconclusive: {why}.", *numbers, uninformative]
+        why = "for the reason" if len(voided) == 1 else f"for {len(voided)} reasons"
+        sentences = [f"Inconclusive, {why} listed below.", *numbers, uninformative]
     else:
         verdicts = " ".join(_verdict_sentence(contrast, budget) for contrast in primary)
         sentences = [verdicts, uninformative, *numbers, settling]
@@ -65,16 +65,19 @@ def headline(
     return [sentence for sentence in sentences if sentence]
 
 
-def _means(contrast: Contrast, arms: Sequence[Arm]) -> list[float | None]:
-    """The means that a difference is of: over shared seeds where it is paired over all of these."""
+def _means(contrast: Contrast, arms: Sequence[Arm]) -> str:
+    """The means that a difference is of, in brackets: over shared seeds where it is paired. Empty where they
+    are not known: it was settled with some of the seeds."""
     names = (contrast.arm_name, contrast.baseline_name)
     runs = [arm.runs for name in names for arm in arms if arm.name == name]
     sides = [{run.seed: run.outcomes.get(contrast.outcome) for run in own} for own in runs]
     shared = sides[0].keys() & sides[1].keys()
-    if contrast.paired and len(shared) == contrast.difference.n:
+    if contrast.paired:
         sides = [{seed: side[seed] for seed in shared} for side in sides]
     known = [[value for value in side.values() if value is not None] for side in sides]
-    return [fmean(values) if values else None for values in known]
+    if not all(known) or (contrast.paired and len(shared) != contrast.difference.n):
+        return ""
+    return f" (means {' and '.join(share(fmean(values)) for values in known)})"
 
 
 def _verdict_sentence(contrast: Contrast, budget: Budget) -> str:

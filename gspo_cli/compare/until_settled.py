@@ -239,7 +239,7 @@ def look(runs: Sequence[StoredRun], settings: CompareConfig, added: Added) -> tu
         name: {run.seed: value for run in own if (value := measure(run, budget)[PRIMARY]) is not None}
         for name, own in arms.items()
     }
-    step = resolutions(runs)[PRIMARY]
+    step = resolutions(runs, budget)[PRIMARY]
     found = design_of(values, baseline, added, settings.level, settings.smallest, step)
     void = why_void(arms, differences(arms, settings.allow), budget)
     return found, baseline, "the runs cannot be compared" if void else ""
