@@ -180,8 +180,8 @@ def test_a_narrow_terminal_cuts_no_verdict_and_no_number(width):
 
 
 def test_names_of_sections_are_not_broken_inside_a_word_at_80_columns():
-    replay = [changed(run, algorithm__routing_replay=True) for run in runs_of([0.6, 0.7], "grpo")]
-    runs = [*replay, *runs_of([0.6, 0.7], "grpo")]
+    arms = {name: [0.6, 0.7, 0.65] for name in ("gspo", "gspo_token")} | {"grpo": [0.61, 0.73, 0.7]}
+    runs = [run for name, scores in arms.items() for run in runs_of(scores, name)]
     shop = [replace(run, config={**run.config, "task": {**run.config["task"], "name": "customer_service"}})
             for run in runs]  # fmt: skip
     lines = shown(compare_subjects([*runs, *shop], [], CompareConfig()), 80).splitlines()

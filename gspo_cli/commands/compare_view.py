@@ -30,6 +30,7 @@ from gspo_cli.console.words import clean
 
 FEW = 3  # left-out folders that are listed
 TABLES = 80  # terminal cells from which tables fit
+SECTION = 17  # terminal cells of a task's name that is not broken
 SHORT = 11  # terminal cells of a name that heads a column of numbers
 STYLES = {Tone.good: "green", Tone.bad: "red", Tone.none: ""}
 
@@ -104,8 +105,8 @@ def section_table(across: Across) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     baselines = {result.contrast.baseline_name for result in across.summary.results}
     shared = f"against {min(baselines)}" if len(baselines) == 1 else ""
-    for name in ("section", shared or "algorithms"):
-        table.add_column(Text(clean(name)), ratio=1, overflow="fold")
+    table.add_column(Text("section"), ratio=1, overflow="fold", min_width=SECTION)
+    table.add_column(Text(clean(shared or "algorithms")), ratio=1, overflow="fold")
     for name in ("difference", "p (adj.)", "seeds"):
         table.add_column(Text(name), justify="right", no_wrap=True)
     table.add_column(Text("verdict"), min_width=15)
