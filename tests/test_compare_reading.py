@@ -180,7 +180,7 @@ def test_a_narrow_terminal_cuts_no_verdict_and_no_number(width):
 
 
 def test_names_of_sections_are_not_broken_inside_a_word_at_80_columns():
-    arms = {name: [0.6, 0.7, 0.65] for name in ("gspo", "gspo_token")} | {"grpo": [0.61, 0.73, 0.7]}
+    arms = {"gspo": [0.6, 0.7, 0.65, 0.61], **dict.fromkeys(("gspo_token", "grpo"), [0.61, 0.73, 0.7, 0.62])}
     runs = [run for name, scores in arms.items() for run in runs_of(scores, name)]
     shop = [replace(run, config={**run.config, "task": {**run.config["task"], "name": "customer_service"}})
             for run in runs]  # fmt: skip
