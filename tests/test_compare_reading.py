@@ -14,7 +14,7 @@ from rich.console import Console
 
 from gspo_cli.commands.compare import compare_settings
 from gspo_cli.commands.compare_report import Extras, report
-from gspo_cli.commands.compare_view import show
+from gspo_cli.commands.compare_view import section_table, show
 from gspo_cli.compare.across import compare_subjects
 from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.outcomes import PRIMARY
@@ -180,13 +180,17 @@ def test_a_narrow_terminal_cuts_no_verdict_and_no_number(width):
 
 
 def test_names_of_sections_are_not_broken_inside_a_word_at_80_columns():
-    arms = {"gspo": [0.6, 0.7, 0.65, 0.61], **dict.fromkeys(("gspo_token", "grpo"), [0.61, 0.73, 0.7, 0.62])}
-    runs = [run for name, scores in arms.items() for run in runs_of(scores, name)]
-    shop = [replace(run, config={**run.config, "task": {**run.config["task"], "name": "customer_service"}})
-            for run in runs]  # fmt: skip
-    lines = shown(compare_subjects([*runs, *shop], [], CompareConfig()), 80).splitlines()
+    names = ("gspo", "gspo_token", "grpo")
+    runs = [run for name in names for run in runs_of([0.6, 0.7, 0.65, 0.61], name)]
+    shop = [
+        replace(r, config={**r.config, "task": {**r.config["task"], "name": "customer_service"}})
+        for r in runs
+    ]
+    across = compare_subjects([*runs, *shop], [], CompareConfig())
+    assert section_table(across).columns[0].min_width == len("customer_service,")
+    lines = shown(across, 80).splitlines()
     assert any(line.startswith("customer_service, ") for line in lines)
-    assert not any("distinguisha" in line and "distinguishable" not in line for line in lines)
+    assert all(len(line) <= 80 for line in lines)
 
 
 def test_files_of_an_earlier_report_are_named(tmp_path, capsys):
