@@ -5,7 +5,8 @@
 
 A measured part stands between `<!-- study NAME SETTINGS -->` and `<!-- end -->`. SETTINGS are gspo-compare's,
 and `sections=A,B` names sections of the report that follow its first page, with dashes for spaces. The logs
-of a study are NAME.zip; the table after `<!-- bands -->` is that of scripts/bands.py."""
+of a study are NAME.zip, or those of the studies in `of=A,B`; the table after `<!-- bands -->` is that of
+scripts/bands.py."""
 
 from __future__ import annotations
 
@@ -36,21 +37,20 @@ END_OF_FIRST_PAGE = "\n\nAll figures, light and dark"
 
 def study(name: str, settings: list[str]) -> tuple[str, str]:
     """The measured part of the page and the figure of one study, computed from its logs."""
-    wanted = [text for text in settings if text.startswith("sections=")]
-    given = [text for text in settings if text not in wanted]
-    with tempfile.TemporaryDirectory() as place, ZipFile(LOGS / f"{name}.zip") as logs, chdir(place):
-        logs.extractall()
-        settings = compare_settings(given)
-        found = compare_subjects(
-            *find_runs([Path("comparison", "runs")], settings.allow), settings, looked_at
-        )
+    lists = {key: text.partition("=")[2].split(",") for key in ("sections", "of")
+             for text in settings if text.startswith(f"{key}=")}  # fmt: skip
+    given = compare_settings([text for text in settings if text.startswith("compare.")])
+    with tempfile.TemporaryDirectory() as place, chdir(place):
+        for logs in lists.get("of", [name]):
+            with ZipFile(LOGS / f"{logs}.zip") as file:
+                file.extractall(logs if "of" in lists else None)
+        found = compare_subjects(*find_runs([Path()], given.allow), given, looked_at)
     assert isinstance(found, Comparison), f"{name}: has several tasks or models"
     first, *sections = markdown(found).split("\n\n## ")
     _, _, verdicts = first.partition(END_OF_FIRST_PAGE)[0].partition("\n\n")
     by_title = {section.partition("\n")[0].replace(" ", "-"): section for section in sections}
-    titles = wanted[0].removeprefix("sections=").split(",") if wanted else []
     parts = [verdicts.replace(f"]({FIGURE})", f"](results/{name}.svg)")]
-    parts += [f"### {by_title[title].rstrip()}" for title in titles]
+    parts += [f"### {by_title[title].rstrip()}" for title in lists.get("sections", [])]
     arms = [arm.name for arm in found.arms]
     return "\n" + "\n\n".join(parts) + "\n\n", line_chart(found.charts[0], arms, alone=True) + "\n"
 
