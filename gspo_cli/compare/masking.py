@@ -71,14 +71,20 @@ class Mask:
         """How many different secrets were masked."""
         return len(self._marks)
 
-    def value(self, value: Any, name: str = "") -> Any:
-        """`value`, stored under `name`, with what is secret in it masked, at any depth."""
+    def value(self, value: Any, name: str = "", numbers: bool = True) -> Any:
+        """`value`, stored under `name`, with what is secret in it masked, at any depth. `numbers` are masked
+        in settings; in logs they are measurements, whatever a reward is called."""
         if isinstance(value, Mapping):
             above = _is_secret(name, "text")
-            return {self._key(key): self.value(inner, name if above else key) for key, inner in value.items()}
+            return {
+                self._key(key): self.value(inner, name if above else key, numbers)
+                for key, inner in value.items()
+            }
         if isinstance(value, list | tuple):
-            return [self.value(inner, name) for inner in value]
+            return [self.value(inner, name, numbers) for inner in value]
         if value is None or isinstance(value, bool) or value == "":
+            return value
+        if not (numbers or isinstance(value, str)):
             return value
         if _is_secret(name, value):
             return self._mark(str(value))

@@ -29,7 +29,7 @@ from gspo_cli.compare.arms import options
 from gspo_cli.compare.masking import Mask, mask_here
 from gspo_cli.compare.report import write_report
 from gspo_cli.compare.result import Across, Comparison
-from gspo_cli.compare.runs import StoredRun
+from gspo_cli.compare.runs import StoredRun, read_run
 from gspo_cli.compare.until_settled import Looked, StoredDesign, fixed_seeds, looked_at
 from gspo_cli.config.checks import require
 from gspo_cli.config.compare_schema import CompareConfig
@@ -97,6 +97,10 @@ def pack(
     )
     looked = looked_at(runs, settings)
     packed = masked_runs(looked.runs, mask)
+    members = {
+        f"{run.folder}/{name}": text for run in packed.values() for name, text in files_of(run).items()
+    }
+    packed = _read_back(packed, members, folder)
     design = _packed_design(looked, packed, mask)
 
     def looks(own: Sequence[StoredRun], given: CompareConfig) -> Looked:
@@ -119,9 +123,6 @@ def pack(
             again, methods=[*again.methods, *notes], reproduce=[command, *mask.value(again.reproduce[1:])]
         )
         title = again.title
-    members = {
-        f"{run.folder}/{name}": text for run in packed.values() for name, text in files_of(run).items()
-    }
     members |= {f"{TOP}/{DESIGN}": design.text.encode()} if design else {}
     members |= _report_files(again, folder)
     readme = f"{title}\n\nThe same report, from these logs:\n\n  {command}\n\n{WITHOUT}\n"
@@ -139,11 +140,33 @@ def masked_runs(runs: Sequence[StoredRun], mask: Mask) -> dict[str, StoredRun]:
         name = f"{re.sub(r'[^A-Za-z0-9_]', '_', run.algorithm['name'])}-s{run.seed}"
         names[name] += 1
         folder = f"{TOP}/runs/{name}{f'-{names[name]}' if names[name] > 1 else ''}"
-        logs = {log: mask.value(getattr(run, log)) for log in ("metrics", "evals", "heldout")}
-        summary = mask.value({**run.summary, "run_folder": folder})
+        logs = {log: mask.value(getattr(run, log), numbers=False) for log in ("metrics", "evals", "heldout")}
+        summary = mask.value({**run.summary, "run_folder": folder}, numbers=False)
         config, apart = mask.value(run.config), mask.value(run.apart)
         packed = replace(run, folder=folder, config=config, apart=apart, summary=summary, **logs)
         found[run.folder] = packed
+    return found
+
+
+def _read_back(
+    packed: Mapping[str, StoredRun], members: Mapping[str, bytes], folder: Path
+) -> dict[str, StoredRun]:
+    """The packed runs as somebody else reads them. Raises UserError where one of them cannot be read."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as place:
+        target = Path(place, TOP)
+        _write(members, target)
+        for former, run in packed.items():
+            try:
+                read = read_run(Path(place, run.folder))
+            except UserError as error:
+                reason = str(error).replace(f"{place}/", "").partition(";")[0]
+                raise UserError(
+                    f"--zip: {former} cannot be read once its secrets are masked ({reason}); is the value "
+                    "of a key or password in your environment a word that logs have? unset it, or leave out "
+                    "--zip"
+                ) from error
+            found[former] = replace(read, folder=run.folder, apart=run.apart)
     return found
 
 
