@@ -18,11 +18,14 @@ from pathlib import Path
 
 import pytest
 
+from gspo_cli.commands.compare_report import Extras, report
+from gspo_cli.compare.outcomes import PRIMARY
 from gspo_cli.compare.packing import PACKED, unpacked, zipped
 from gspo_cli.compare.runs import read_run
+from gspo_cli.config.compare_schema import CompareConfig
 from gspo_cli.errors import UserError
 from tests.support.command_line import call
-from tests.support.stored_runs import stored_run, write_run, write_stored
+from tests.support.stored_runs import changed, stored_run, write_run, write_stored
 
 PRIVATE = ("sk-live-0123456789abcdef", "swordfish-of-the-environment", "correct-horse", "lovelace", "p4ss")
 ENVIRONMENT = {"JUDGE": PRIVATE[1], "HOME": "/srv/people/lovelace", "USER": "lovelace"}
@@ -79,8 +82,8 @@ def test_somebody_else_gets_the_same_report_from_the_packed_logs(shared, tmp_pat
         json.loads(place.read_text())
         for place in (tmp_path / "comparison" / "report.json", shared / "sweep" / "report.json")
     )
-    for changed in ("reproduce", "arms", "differences", "talks"):  # folders and masked settings
-        del theirs[changed], ours[changed]
+    for own in ("reproduce", "arms", "differences", "talks"):  # folders and masked settings
+        del theirs[own], ours[own]
     assert theirs == ours
 
 
@@ -145,6 +148,38 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "outputs/compare/good-" in done.stderr
     assert "cannot be written" in done.stderr
+
+
+def test_arms_in_an_order_of_ones_own_are_packed_in_that_of_somebody_else(tmp_path, monkeypatch, capsys):
+    for algorithm, final in (("gspo", 0.9), ("grpo", 0.6), ("gspo_token", 0.6)):
+        for seed in range(4):
+            write_run(tmp_path / "sweep" / f"{algorithm}{seed}", algorithm, seed, final=final)
+    monkeypatch.chdir(tmp_path)
+    sweep = Path("sweep")
+    report([sweep], CompareConfig(algorithms=["gspo_token", "gspo", "grpo"]), sweep, Extras(zip=True))
+    assert "Packed: sweep/comparison.zip (12 runs" in capsys.readouterr().out
+    shutil.unpack_archive(sweep / PACKED, ".")
+    sent = json.loads(Path("comparison/report.json").read_text())
+    assert [arm["name"] for arm in sent["arms"]] == ["gspo", "gspo_token", "grpo"]
+    here = json.loads((sweep / "report.json").read_text())
+    assert [arm["name"] for arm in here["arms"]] == ["gspo_token", "gspo", "grpo"]
+    found = [
+        {(each["arm_name"], each["outcome"]): each["verdict"] for each in own["contrasts"]}
+        for own in (sent, here)
+    ]
+    assert found[0] == found[1]
+    assert len({found[0][arm, PRIMARY] for arm in ("gspo", "gspo_token")}) == 2
+
+
+def test_arms_that_are_one_without_what_is_masked_are_not_packed(tmp_path):
+    for algorithm, home in (("gspo", "ann"), ("grpo", "ann"), ("gspo", "bob")):
+        for seed in range(2):
+            run = changed(stored_run(algorithm, seed), task__heldout=f"/home/{home}/problems.jsonl")
+            write_stored(tmp_path / "sweep" / f"{algorithm}-{home}{seed}", run)
+    done = call("gspo-compare", "sweep", "compare.allow=[task.heldout]", "--zip", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--zip: without what is secret in their settings the runs give other verdicts" in done.stderr
+    assert not (tmp_path / "sweep" / PACKED).exists()
 
 
 RUN = "comparison/runs/gspo-s0/"

@@ -107,7 +107,8 @@ def pack(
         return Looked(own, [], design.completed(given), design) if design else fixed_seeds(own, given)
 
     again = compare_subjects(list(packed.values()), [], given, looks)
-    if verdicts(again) != verdicts(found):
+    names = {former: run.folder for former, run in packed.items()}
+    if verdicts(again, {}) != verdicts(found, names):
         raise UserError(
             "--zip: without what is secret in their settings the runs give other verdicts; give these "
             "settings values that are the same in all runs"
@@ -205,13 +206,16 @@ def _report_files(comparison: Comparison | Across, folder: Path) -> dict[str, by
         return {f"{TOP}/{path.relative_to(place)}": path.read_bytes() for path in written}
 
 
-def verdicts(found: Comparison | Across) -> list[tuple[str, str]]:
-    """Outcome and verdict of each contrast."""
-    return [
-        (contrast.outcome, contrast.verdict.value)
-        for comparison, _ in comparisons(found)
-        for contrast in comparison.contrasts
-    ]
+def verdicts(found: Comparison | Across, packed: Mapping[str, str]) -> dict[tuple[str, str, str], str]:
+    """The verdict of each contrast by outcome and the first runs of its arms, whose names may have secrets:
+    their folders, as `packed` calls them. The order of arms is not that of somebody else."""
+    result = {}
+    for comparison, _ in comparisons(found):
+        firsts = {arm.name: packed.get(arm.runs[0].folder, arm.runs[0].folder) for arm in comparison.arms}
+        for contrast in comparison.contrasts:
+            arms = firsts[contrast.arm_name], firsts[contrast.baseline_name]
+            result[contrast.outcome, *arms] = contrast.verdict.value
+    return result
 
 
 def masked(mask: Mask) -> str:
