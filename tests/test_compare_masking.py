@@ -46,6 +46,26 @@ MARKS = ("<secret-1>", "<secret-2>", "<secret-3>")
         ("ASIA" + "A" * 16 + " ya29." + "a" * 20 + " pypi-" + "a" * 20, " ".join(MARKS)),
         ("-----BEGIN PRIVATE KEY-----\nMII\n-----END", "-----BEGIN PRIVATE KEY-----<secret-1>-----END"),
         (r"C:\Users\bob\x", r"~\x"),
+        ("redis://:hunter2x@h:6379", "redis://<secret-1>@h:6379"),
+        ("the password = abc123zzz", "the password = <secret-1>"),
+        ("- password: correct horse battery\nnext: b", "- password: <secret-1>\nnext: b"),
+        ("password = correct horse battery", "password = <secret-1>"),
+        (r'{"password": "a\"b c", "n": "x"}', r'{"password": "<secret-1>", "n": "x"}'),
+        (r'"{\"password\": \"a\\\"b c\", \"n\": 1}"', r'"{\"password\": \"<secret-1>\", \"n\": 1}"'),
+        (r'{"text": "say \"token\": \"abc\" twice"}', r'{"text": "say \"token\": \"<secret-1>\" twice"}'),
+        ('{"password": "", "n": "x", "token": "abc', '{"password": "", "n": "x", "token": "<secret-1>'),
+        (
+            {"overrides": ["+a.passphrase=correct horse battery", "+a.auth=[bob,hunter2pass]", "b=1"]},
+            {"overrides": ["'+a.passphrase=\"<secret-1>\"'", "'+a.auth=\"<secret-2>\"'", "b=1"]},
+        ),
+        (
+            {"auth": ["b c"], "pwd": 1, "overrides": ["""'+a.auth=["b c"]'""", "+a.pwd=1", "+a.pwd=null"]},
+            {
+                "auth": ["<secret-1>"],
+                "pwd": "<secret-2>",
+                "overrides": ["""'+a.auth=["<secret-1>"]'""", "'+a.pwd=\"<secret-2>\"'", "+a.pwd=null"],
+            },
+        ),
         # what only looks like it
         ({"pad_token": "<pad>", "eos_token": "</s>"}, {"pad_token": "<pad>", "eos_token": "</s>"}),
         ("forgot the password: it is lost", "forgot the password: it is lost"),
@@ -58,6 +78,8 @@ MARKS = ("<secret-1>", "<secret-2>", "<secret-3>")
         ("algorithm=gspo_token tokens=5 monkey=3", "algorithm=gspo_token tokens=5 monkey=3"),
         ("the key: turn left, bob", "the key: turn left, bob"),
         ("token_mean 1/2", "token_mean 1/2"),
+        ("tokens = split(x)\nif password == x:", "tokens = split(x)\nif password == x:"),
+        ("http://@a http://:@b redis://:80/@x", "http://@a http://:@b redis://:80/@x"),
     ],
 )
 def test_secrets_are_known_by_their_names_and_forms(value, masked):
@@ -74,6 +96,14 @@ def test_a_text_of_any_kind_is_masked_in_time_that_its_length_decides():
         '"a' * 50_000,
         "a/" * 50_000,
         "{a: b, " * 20_000,
+        '"a": "' * 20_000,
+        "".join("a_': _'".replace("_", "\\" * (n % 9)) for n in range(9_000)),
+        "a" + "\\" * 100_000 + '"',
+        "a='" + "b\\'" * 30_000,
+        "a = " * 30_000,
+        "a" + " " * 100_000,
+        "- \t" * 30_000,
+        "://:" * 30_000,
     ):
         assert Mask().value(text) == text  # quadratic patterns would take minutes
 

@@ -27,7 +27,10 @@ from gspo_cli.errors import UserError
 from tests.support.command_line import call
 from tests.support.stored_runs import changed, stored_run, write_run, write_stored
 
-PRIVATE = ("sk-live-0123456789abcdef", "swordfish-of-the-environment", "correct-horse", "lovelace", "p4ss")
+PRIVATE = (
+    *("sk-live-0123456789abcdef", "swordfish-of-the-environment", "correct-horse", "lovelace", "p4ss"),
+    "battery staple",
+)
 ENVIRONMENT = {"JUDGE": PRIVATE[1], "HOME": "/srv/people/lovelace", "USER": "lovelace"}
 EXPLICIT = ("compare.threshold=0.55", "compare.level=0.9", "compare.allow=[reward_settings]")
 
@@ -43,7 +46,11 @@ def private_run(folder: Path, algorithm: str, seed: int, final: float) -> None:
     summary = {
         **run.summary,
         "run_folder": "/srv/people/lovelace/runs/1",
-        "overrides": [f"+reward_settings.password={PRIVATE[2]}", f"+judge='{{token: {PRIVATE[4]}}}'"],
+        "overrides": [
+            f"+reward_settings.password={PRIVATE[2]}",
+            f"+reward_settings.passphrase=the {PRIVATE[5]}",
+            f"+judge='{{token: {PRIVATE[4]}}}'",
+        ],
     }
     task = {**run.config["task"], "heldout": f"/scratch/lovelace/{algorithm}.jsonl"}
     config = {**run.config, "reward_settings": reward, "task": task}
@@ -108,7 +115,7 @@ def test_nothing_private_is_packed_and_what_is_missing_is_said(shared):
     assert names == {"config.yaml", "metrics.jsonl", "evals.jsonl", "heldout.jsonl", "summary.json"}
     printed = " ".join((shared / "printed").read_text().split())
     assert f"Packed: sweep/{PACKED} (4 runs" in printed
-    assert "left out: weights, checkpoints, samples and cards; masked: 5 secrets, home folders" in printed
+    assert "left out: weights, checkpoints, samples and cards; masked: 6 secrets, home folders" in printed
     summary = json.loads(texts["comparison/runs/gspo-s0/summary.json"])
     assert summary["run_folder"] == "comparison/runs/gspo-s0"
 

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gspo_cli.console.words import override
+from gspo_cli.plain_files import bounded_json
+
 # ends of names whose values are secret; the second ones also count tokens, or name those of a model
 SECRET = re.compile(
     r"(?:api[_-]?key|access[_-]?key|password|passwd|passphrase|pwd|secret|credential)s?(?:_?\d{1,3})?$",
@@ -34,19 +37,25 @@ PEM = re.compile(r"(?<=PRIVATE KEY-----)[^-]+")
 BEFORE = (  # what stands before a secret, and the secret
     re.compile(r"(\b(?:bearer|basic)\s+)([\w.~+/=-]{12,})", re.IGNORECASE),
     re.compile(
-        r"((?<=://))([^\s/@:\"']{1,100}(?::(?!\d+/)[^\s\"']{0,200})?)(?=@)"
+        r"((?<=://))(?!:?@)([^\s/@:\"']{0,100}(?::(?!\d+/)[^\s\"']{0,200})?)(?=@)"
     ),  # user, password of an address
     re.compile(r"((?<=hooks\.slack\.com/services/))([\w/]+)"),
 )
-NAMED = (  # a name, what joins it to its value, and the value: name=value, "name": "value", --name value
-    re.compile(r"(?<![\w.-])([\w.-]+)(=\\*\")([^\"\\]+)"),
-    re.compile(r"(?<![\w.-])([\w.-]+)(=')([^']+)"),
+# a name, what joins it to its value, and the value: name="value", "name": "value", escaped or not
+QUOTED = re.compile(
+    r"(?<![\w.-])([\w.-]+)((?:\\{0,7}[\"'])?\s*[:=]\s*(\\{0,7})([\"']))(?!\3\4)(.+?)(?=(?<!\\)\3\4|\Z)",
+    re.DOTALL,
+)
+NAMED = (  # the same of values without quotes: name=value, {name: value}, --name value
     re.compile(r"(?<![\w.-])([\w.-]+)(=)([^\s\"',;&}\]]+)"),
-    re.compile(r"(?<=[\"'])([\w.-]+)(\\*[\"']\s*:\s*\\*[\"'])([^\"'\\]+)"),
     re.compile(r"(?<![\w.-])([\w.-]+)(:[ ]+)([^\s\"',}\]]+)(?=\s*[,}])"),
     re.compile(r"(?<=--)([A-Za-z][\w.-]{0,60})([ ])([^\s\"'-][^\s\"']*)"),
 )
-LINE = re.compile(r"(?<![\w.-])([\w.-]+)(:[ ]+)(\S+)(?=\s*$)", re.MULTILINE)  # "password: x" ends a line
+LOOSE = (  # of SECRET names only: "name: words" as a line, "name: value" that ends one, "name = value"
+    re.compile(r"^((?:- )?[ \t]*[\w.-]+)([ \t]+=(?!=)[ \t]*|[:=][ \t]+)([^\s\"'].*)", re.MULTILINE),
+    re.compile(r"(?<![\w.-])([\w.-]+)(:[ ]+)([^\s\"']\S*)(?=\s*$)", re.MULTILINE),
+    re.compile(r"(?<![\w.-])([\w.-]+)([ \t]*=(?!=)[ \t]*)([^\s\"',;&}\]]+)"),
+)
 MARK = re.compile(r"<secret-\d+>")
 HOMES = re.compile(
     r"(?:(?<![\w.~])/(?:home|Users)/|\b[A-Za-z]:\\{1,2}Users\\{1,2})([^/\\\s\"':,;]+)"
@@ -86,6 +95,8 @@ class Mask:
             return value
         if not (numbers or isinstance(value, str)):
             return value
+        if name == "overrides" and isinstance(value, str):
+            return self._override(value)
         if _is_secret(name, value):
             return self._mark(str(value))
         return self._text(value) if isinstance(value, str) else value
@@ -102,14 +113,36 @@ class Mask:
             text = pattern.sub(lambda found: self._mark(found[0]), text)
         for pattern in BEFORE:
             text = pattern.sub(lambda found: found[1] + self._mark(found[2]), text)
-        for pattern in NAMED if re.search("[=:]|--", text) else ():
-            text = pattern.sub(self._named, text)
-        text = LINE.sub(lambda found: self._named(found) if SECRET.search(found[1]) else found[0], text)
+        if re.search("[=:]|--", text):
+            text = QUOTED.sub(self._quoted, text)
+            for pattern in LOOSE:
+                text = pattern.sub(lambda found: self._named(found, loose=True), text)
+            for pattern in NAMED:
+                text = pattern.sub(self._named, text)
         return self._without_user(text) if "/" in text or "\\" in text else text
 
-    def _named(self, found: re.Match[str]) -> str:
+    def _quoted(self, found: re.Match[str]) -> str:
+        name, joined, _, _, value = found.groups()
+        if not _is_secret(name, value):  # quotes in it are others than around it: of 16 kinds at most
+            return f"{name}{joined}{QUOTED.sub(self._quoted, value)}"
+        return f"{name}{joined}{self._mark(value)}"
+
+    def _named(self, found: re.Match[str], loose: bool = False) -> str:
         name, joined, value = found.groups()
-        return f"{name}{joined}{self._mark(value)}" if _is_secret(name, value) else found[0]
+        secret = SECRET.search(name) if loose else _is_secret(name, value)
+        return f"{name}{joined}{self._mark(value)}" if secret else found[0]
+
+    def _override(self, text: str) -> str:
+        """An override, key=value with lists and numbers as JSON has them, quoted for a shell."""
+        key, _, typed = text.strip("'").partition("=")
+        try:
+            value = bounded_json(typed)
+        except ValueError:
+            if not (typed and _is_secret(key, typed)):
+                return self._text(text)
+            value = typed
+        masked = self.value(value, key)
+        return text if masked == value else override(key, masked)
 
     def _mark(self, secret: str) -> str:
         if MARK.fullmatch(secret):  # of runs that were packed before
