@@ -21,6 +21,7 @@ from gspo_cli.config.checks import override_key, require_path
 from gspo_cli.config.compose import literal, load_saved, plain_values, written_settings
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import require_base_trust, require_trust
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError
 from gspo_cli.manifest import NAME, damage
 
@@ -113,7 +114,8 @@ def require_whole_start(built: Path) -> None:
     """Raise UserError if the model that a run built or cold-started is damaged."""
     if (what := damage(built, resumes=False)) is not None:
         raise UserError(
-            f"{built}: is damaged ({what}); remove it, and gspo-train resume={built.parent} builds it anew"
+            f"{built}: is damaged ({what}); remove it, and gspo-train {override('resume', built.parent)} "
+            "builds it anew"
         )
 
 
@@ -151,7 +153,7 @@ def run_checkpoint(
     if (what := damage(chosen.resolve(), resumes=False)) is not None:
         raise UserError(
             f"{chosen}: is damaged ({what}); choose another one with --checkpoint, or go on from the newest "
-            f"whole one with gspo-train resume={run}"
+            f"whole one with gspo-train {override('resume', run)}"
         )
     return _of_checkpoint(chosen.resolve(), run, name, base)
 

@@ -152,6 +152,10 @@ def test_heavy_libraries_stay_with_their_owners():
     assert found == []
 
 
+def test_no_folder_stands_unquoted_in_a_command_that_resumes_it():
+    assert [name(path) for path in MODULES if "resume={" in text(path)] == []
+
+
 def test_optional_libraries_are_imported_where_they_are_used():
     found = []
     for path in MODULES:

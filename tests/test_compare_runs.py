@@ -148,6 +148,16 @@ def test_a_run_that_is_not_whole_is_left_out_and_said(folder, harm, sentence):
     assert comparison.contrasts[0].difference.n == 2  # the pair of seed 1 is gone, not averaged
 
 
+@pytest.mark.parametrize("name", ["x; touch PWNED #", "$(touch PWNED)", "my runs, 'old' (1)", 'a "b"'])
+def test_the_advice_on_a_run_that_did_not_end_resumes_the_folder_of_any_name(folder, name):
+    write_run(folder / name, "grpo", 7, 20)
+    for lost in ("summary.json", "metrics.jsonl"):
+        (folder / name / lost).unlink()
+        (out,) = find_runs([folder / name])[1]
+        _, typed = shlex.split(out.reason[out.reason.index("gspo-train") :])
+        assert OverridesParser.create().parse_override(typed).value() == str(folder / name)
+
+
 @pytest.mark.parametrize("status", ["interrupted", "failed"])
 def test_a_run_that_did_not_end_well_is_left_out(folder, status):
     write_run(folder / "other", "grpo", 7, 20, status=status, ends=10)
@@ -341,6 +351,16 @@ def test_no_key_of_a_stranger_stands_in_a_command(key):
     commands = compare(runs, [], CompareConfig()).reproduce
     assert commands[1].endswith("gspo-train resume=gspo-s0-again")
     assert not [command for command in commands if key in command]
+
+
+@pytest.mark.parametrize("key", ["a] && touch PWNED #", "$(touch PWNED)", "a,b"])
+def test_no_key_of_a_stranger_is_to_be_typed_to_allow_a_difference(key):
+    first, *others = pair(*SEEDS)
+    for given, typed in ((key, ""), ("a", "compare.allow=[task.a]")):
+        comparison = compare([changed(first, **{f"task__{given}": 1}), *others], [], CompareConfig())
+        (reason,) = comparison.voided
+        assert f"task.{given} is not the same in all runs" in reason
+        assert reason.partition("allow the difference with ")[2].rstrip(".") == typed
 
 
 @pytest.mark.parametrize("value", ["'; touch PWNED; '", ["a'; touch PWNED; '"], ["$(touch PWNED)"], "ä ö"])

@@ -18,6 +18,7 @@ from gspo_cli.config import trust
 from gspo_cli.config.checks import require
 from gspo_cli.config.compose import CONF_DIR, build_config, plain_values, register, resolved_yaml
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError, as_exception
 from gspo_cli.launching.queue_launcher import offer_queue
 from gspo_cli.launching.start import idle_gpu_note, process_count, resumed, torchrun_command
@@ -165,7 +166,7 @@ def work(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) ->
     try:
         return _work(node, config, run, processes)
     except Stopped as error:
-        raise Stopped(f"{TRAINING_STOPPED}; go on with gspo-train resume={run.path}") from error
+        raise Stopped(f"{TRAINING_STOPPED}; go on with gspo-train {override('resume', run.path)}") from error
 
 
 def _work(node: DictConfig, config: RunConfig, run: RunFolder, processes: int) -> int:

@@ -17,6 +17,7 @@ from gspo_cli.commands.entry import TRAINING_STOPPED, command_parser, run_comman
 from gspo_cli.config.compose import build_config, load_saved, plain_values
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import FLAG, require_trust
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import log_file
 from gspo_cli.run.folder import RunFolder
@@ -33,7 +34,7 @@ def main() -> None:
         log = log_file(RunFolder(folder).logs, rank)
         log.parent.mkdir(exist_ok=True)
         sys.stdout = log.open("w", encoding="utf-8", buffering=1)
-    stopped = f"{TRAINING_STOPPED}; go on with gspo-train resume={folder}"
+    stopped = f"{TRAINING_STOPPED}; go on with gspo-train {override('resume', folder)}"
     try:
         run_command("gspo-train", lambda: guarded_work(folder, rank), stopped)
     except SystemExit as ended:

@@ -21,7 +21,8 @@ from gspo_cli.config.formulas import (
     ratio_formula,
     value_formula,
 )
-from gspo_cli.console.words import HYDRA_PLAIN, number, override
+from gspo_cli.config.typed import HYDRA_PLAIN, override
+from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import WRITTEN, leaves
 
@@ -178,7 +179,8 @@ def reproduce(arms: Mapping[str, Sequence[StoredRun]], settings: CompareConfig) 
             given = overrides(run)
             if given is None:
                 again, saved = (shlex.quote(f"{run.folder}{end}") for end in ("-again", "/config.yaml"))
-                commands.append(f"mkdir {again} && cp {saved} {again}/ && gspo-train resume={again}")
+                resume = override("resume", f"{run.folder}-again")
+                commands.append(f"mkdir {again} && cp {saved} {again}/ && gspo-train {resume}")
             else:
                 seeds.setdefault(" ".join(given), []).append(run.seed)
         for text, own in seeds.items():

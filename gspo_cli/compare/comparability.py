@@ -12,6 +12,7 @@ from gspo_cli.compare.outcomes import Budget, last_evaluation, score_curve
 from gspo_cli.compare.runs import APART, ITERATIONS, StoredRun, within
 from gspo_cli.compare.statistics import seeds_to_pair
 from gspo_cli.config.choices import Schedule
+from gspo_cli.config.typed import allowing
 from gspo_cli.console.words import counted, number
 from gspo_cli.diagnosis.history import CERTAIN, Record, number_of
 from gspo_cli.errors import UserError
@@ -73,17 +74,15 @@ def why_void(arms: Arms, found: Sequence[Mapping[str, Any]], budget: Budget) -> 
     """Sentences on why the comparison is inconclusive; empty if it is not. `found` are the differing
     settings."""
     reasons = []
-    allowed = ",".join(each["key"] for each in found)  # one command allows them all
+    allowed = allowing([each["key"] for each in found])  # one command allows them all
+    or_allow = f", or allow the difference with {allowed}" if allowed else ""
     for difference in (each for each in found if not each["allowed"]):
         key = difference["key"]
         listed = "; ".join(
             f"{name}: {', '.join(json.dumps(value) for value in values)}"
             for name, values in difference["values"].items()
         )
-        reasons.append(
-            f"{key} is not the same in all runs ({listed}); use one value, or allow the difference "
-            f"with compare.allow=[{allowed}]."
-        )
+        reasons.append(f"{key} is not the same in all runs ({listed}); use one value{or_allow}.")
     heldout = [run.last_heldout(budget.iterations) for run in _runs(arms)]
     if len({tuple(line["problems"]) for line in heldout if line and line["problems"]}) > 1:
         reasons.append(

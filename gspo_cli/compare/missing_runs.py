@@ -25,6 +25,7 @@ from gspo_cli.config.compose import build_config, composed, plain_values, resolv
 from gspo_cli.config.old_logprobs import shared_by_runs
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import trust_own
+from gspo_cli.config.typed import allowing
 from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
 from gspo_cli.launching.queue import QueuedJob, Status, make_slots, run_queue, training_job
@@ -133,10 +134,12 @@ def _require_arms(stored: Sequence[StoredRun], runs: Sequence[ComparisonRun]) ->
     for run, planned in zip(stored, runs, strict=True):
         first, entry = seen.setdefault((run.arm_key, run.seed), (run, planned.entry))
         if first is not run:
-            keys = ",".join(changed_settings(first.config, run.config))
+            keys = changed_settings(first.config, run.config)
+            allowed = allowing(keys)
+            fix = f"add {allowed} to compare them" if allowed else "leave one of them out"
             raise UserError(
-                f"compare.algorithms: {entry} and {planned.entry} differ only in {keys}, outside of the "
-                f"algorithm; add compare.allow=[{keys}] to compare them"
+                f"compare.algorithms: {entry} and {planned.entry} differ only in {','.join(keys)}, outside "
+                f"of the algorithm; {fix}"
             )
 
 

@@ -21,6 +21,7 @@ from gspo_cli.compare.stored_lines import RESTORE, is_count, is_number, lines
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import RatioLevel
 from gspo_cli.config.stored import StoredConfig, read_stored, stored_config
+from gspo_cli.config.typed import override
 from gspo_cli.diagnosis.history import Record, number_of
 from gspo_cli.errors import UserError
 from gspo_cli.plain_files import bounded_json, require_plain
@@ -212,7 +213,8 @@ def read_run(folder: Path) -> StoredRun:
     if not is_count(seed) or seed >= 2**63:
         raise UserError("config.yaml has no seed; restore the file")
     if not any((folder / log).exists() for log in LOGS):
-        raise UserError(f"was prepared but never started; start it with gspo-train resume={folder}")
+        resume = override("resume", folder)
+        raise UserError(f"was prepared but never started; start it with gspo-train {resume}")
     summary = _summary(folder)
     metrics, evals = lines(folder / "metrics.jsonl"), lines(folder / "evals.jsonl")
     heldout = lines(folder / "heldout.jsonl") if (folder / "heldout.jsonl").exists() else []
@@ -223,7 +225,7 @@ def read_run(folder: Path) -> StoredRun:
 
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
-    resume = f"continue it with gspo-train resume={folder}"
+    resume = f"continue it with gspo-train {override('resume', folder)}"
     require_plain(path)
     try:
         summary = bounded_json(path.read_text(encoding="utf-8"))

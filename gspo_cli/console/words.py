@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,13 +14,13 @@ from typing import Any
 from rich.cells import cell_len
 
 from gspo_cli.config.trust import OBJECT
+from gspo_cli.config.typed import override
 from gspo_cli.run.summary import RunStatus, score_error
 
 Record = Mapping[str, Any]
 
 MISSING = "–"
 BLOCKS = "▁▂▃▄▅▆▇█"
-HYDRA_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")  # characters that an override accepts without quotes
 
 
 def duration(seconds: float) -> str:
@@ -253,16 +252,3 @@ def _scored(record: Record | None) -> Record | None:
 def _relative(folder: Path) -> str:
     folder, here = folder.absolute(), Path.cwd()
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
-
-
-def override(key: str, value: Any) -> str:
-    """key=value as typed in a shell, quoted for Hydra where a text needs it."""
-    if isinstance(value, float):
-        text = str(value)
-    elif not isinstance(value, str):  # Hydra takes null, true and lists as JSON has them
-        text = json.dumps(value, ensure_ascii=False)
-    elif HYDRA_PLAIN.fullmatch(value):
-        text = value
-    else:
-        text = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return shlex.quote(f"{key}={text}")

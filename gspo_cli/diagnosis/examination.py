@@ -15,7 +15,8 @@ from gspo_cli.config.auto_hardware import visible_gpus
 from gspo_cli.config.choices import Device
 from gspo_cli.config.compose import OBJECT, composed, literal, plain_values
 from gspo_cli.config.stored import StoredConfig, read_stored
-from gspo_cli.console.words import clean, counted, number, override
+from gspo_cli.config.typed import override
+from gspo_cli.console.words import clean, counted, number
 from gspo_cli.diagnosis.columns import rows_of
 from gspo_cli.diagnosis.diagnosis import diagnose
 from gspo_cli.diagnosis.guide import Answer, guide
@@ -117,7 +118,7 @@ def commands(
         return []  # nothing to change, or only the script that created the reward can train again
     changes = " ".join(wanted.values())
     unfinished = metrics[-1]["iteration"] < config.training.num_outer_iterations
-    resume = f"gspo-train {override('resume', str(path))}"
+    resume = f"gspo-train {override('resume', path)}"
     if unfinished and all(matches(key, RESUMABLE) for key in wanted):
         return [(f"{resume} {changes}", "continue from the last checkpoint with these changes")]
     found = []

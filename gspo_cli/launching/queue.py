@@ -23,7 +23,8 @@ from typing import Protocol
 
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Device
-from gspo_cli.console.words import clean, override
+from gspo_cli.config.typed import override
+from gspo_cli.console.words import clean
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import (
     INTERRUPTED,
@@ -53,7 +54,7 @@ class Job:
 
 def training_job(name: str, folder: Path, log: Path, iterations: int) -> Job:
     """The job that starts or continues the run of a prepared folder."""
-    resume = shlex.split(override("resume", str(folder)))
+    resume = shlex.split(override("resume", folder))
     return Job(
         name, [sys.executable, "-P", "-m", "gspo_cli.commands.train", *resume], log, folder, iterations
     )

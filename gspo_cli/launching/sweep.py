@@ -24,7 +24,8 @@ from gspo_cli.config.compose import plain_values, register
 from gspo_cli.config.replayed import FOLDER
 from gspo_cli.config.schema import RunConfig
 from gspo_cli.config.trust import require_command_trust, trust_command, trust_own
-from gspo_cli.console.words import counted, fixed, override
+from gspo_cli.config.typed import override
+from gspo_cli.console.words import counted, fixed
 from gspo_cli.errors import UserError
 from gspo_cli.launching.processes import INTERRUPTED
 from gspo_cli.run.files import read_json, write_json
@@ -81,7 +82,7 @@ def registered() -> SweepStart:
 
 def resume_command(folder: Path) -> str:
     """The command that continues the sweep in `folder`."""
-    return f"gspo-train -m {override('resume', str(folder))}"
+    return f"gspo-train -m {override('resume', folder)}"
 
 
 def save_command(folder: Path) -> None:
@@ -108,7 +109,7 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
     require_command_trust(began, RunConfig, folder)
     began = [text for text in began if not text.startswith(FOLDER)]
     added = [text for text in arguments if text not in (*given, "-m", "--multirun")]
-    return [*began, *added, *shlex.split(override("hydra.sweep.dir", str(folder)))]
+    return [*began, *added, *shlex.split(override("hydra.sweep.dir", folder))]
 
 
 def in_sweep() -> bool:

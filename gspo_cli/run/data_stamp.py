@@ -5,6 +5,7 @@ A run folder of before this check has no stamp, and its run continues without a 
 from __future__ import annotations
 
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import read_json, write_json
 from gspo_cli.run.folder import DATA, RunFolder
@@ -27,7 +28,8 @@ def check_data(run: RunFolder, config: RunConfig) -> None:
         "trained on may now be held out; restore the data"
     )
     raise UserError(
-        f"{run.path}: {what}, or continue with it as it is by gspo-train resume={run.path} {CHANGED_DATA}"
+        f"{run.path}: {what}, or continue with it as it is by gspo-train {override('resume', run.path)} "
+        f"{CHANGED_DATA}"
     )
 
 

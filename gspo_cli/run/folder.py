@@ -17,6 +17,7 @@ from typing import Any
 
 from gspo_cli.config.compose import WRITTEN
 from gspo_cli.config.model_schema import ModelConfig
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError
 from gspo_cli.run.files import (
     json_ready,
@@ -116,8 +117,8 @@ class RunFolder:
         written."""
         if self.config.exists():
             raise UserError(
-                f"{self.path}: already contains a run; continue it with resume={self.path}, or choose "
-                "another hydra.run.dir"
+                f"{self.path}: already contains a run; continue it with {override('resume', self.path)}, or "
+                "choose another hydra.run.dir"
             )
         make_folder(self.path, "hydra.run.dir")
         self.write_config(config_yaml)
@@ -159,7 +160,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(
                 f"{self.path / log}: cannot be written ({error.strerror}); free space, then "
-                f"resume={self.path}"
+                + override("resume", self.path)
             ) from error
 
     def read(self, log: str) -> list[dict[str, Any]]:
@@ -174,7 +175,7 @@ class RunFolder:
             path = self.path / log
             if repair and (count := repair_log(path)):
                 notes.append(f"{path}: {count} lines that cannot be read were moved to {log}{ASIDE}")
-            check_log(path, f"gspo-train resume={self.path}")
+            check_log(path, f"gspo-train {override('resume', self.path)}")
         if any(self.checkpoints.glob("iteration-*[1-9]*")) and not (self.path / LOGS[0]).exists():
             notes.append(f"{self.path / LOGS[0]}: is gone; it goes on without the earlier iterations")
         return notes

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError
 from gspo_cli.plain_files import is_bounded
 from gspo_cli.run.files import read_json
@@ -38,8 +39,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     wrong = None if found is None else _wrong(found)
     if wrong is not None:
         raise UserError(
-            f"{path}: is not the summary of a run ({wrong}); remove it, and gspo-train resume={folder} "
-            "writes it again"
+            f"{path}: is not the summary of a run ({wrong}); remove it, and gspo-train "
+            f"{override('resume', folder)} writes it again"
         )
     return found
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from gspo_cli.algorithm.entropy import EntropyBonus
 from gspo_cli.config.schema import CheckpointConfig
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError
 from gspo_cli.manifest import NAME, damage, write_manifest
 from gspo_cli.run.files import folder_written_whole, point
@@ -124,7 +125,7 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{target}: cannot be saved ({' '.join(str(error).split())}); earlier checkpoints are "
-                f"complete: free space, then continue with resume={self.folder.parent}"
+                f"complete: free space, then continue with {override('resume', self.folder.parent)}"
             ) from error
         self._link(target, state)
         self._rotate()

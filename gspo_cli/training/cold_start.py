@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from gspo_cli.agents.task import host_of
 from gspo_cli.config.model_schema import ColdStart
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError
 from gspo_cli.manifest import damage, write_manifest
 from gspo_cli.policy.embedded import write_embedded
@@ -215,7 +216,7 @@ def _written(model: Path) -> Iterator[Path]:
         cause = error if isinstance(error, OSError) else OSError(str(error))
         raise UserError(
             f"{model}: cannot be saved ({' '.join(str(error).split())}); free space, then continue with "
-            f"gspo-train resume={model.parent}"
+            f"gspo-train {override('resume', model.parent)}"
         ) from cause
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from gspo_cli.config.compose import plain_values
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.typed import override
 from gspo_cli.console.live import make_console
 from gspo_cli.console.reporting import Reporter
 from gspo_cli.errors import UserError
@@ -75,6 +76,6 @@ def train_on_ranks(config: RunConfig, run: RunFolder, processes: int) -> int:
     if result.message:
         if sys.stdout.isatty():
             print("\x1b[?25h", end="")  # a killed live view leaves the cursor hidden
-        again = f"; continue with resume={run.path}" if result.code == 1 else ""
+        again = f"; continue with {override('resume', run.path)}" if result.code == 1 else ""
         print(f"gspo-train: {result.message}{again}", file=sys.stderr)
     return result.code

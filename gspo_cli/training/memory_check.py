@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gspo_cli.config.choices import Device, Engine
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.typed import override
 from gspo_cli.errors import UserError, is_out_of_memory
 from gspo_cli.policy.dimensions import Dimensions
 from gspo_cli.training.memory_plan import longest_conversation, memory_plan
@@ -79,7 +80,7 @@ def naming_what_saves_memory(config: RunConfig, folder: Path, measuring: bool = 
             name = "vllm_memory" if config.rollout.engine is Engine.vllm else "cache_gb"
             key, value, when = f"rollout.{name}", getattr(config.rollout, name), "outside of an update"
         raise UserError(
-            f"{key}={value}: memory ran out {when}; go on with resume={folder} {key}=<less>"
+            f"{key}={value}: memory ran out {when}; go on with {override('resume', folder)} {key}=<less>"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_cli.config.choices import OnCollapse
 from gspo_cli.config.schema import RunConfig
+from gspo_cli.config.typed import override
 from gspo_cli.console.reporting import Reporter, ShownSample
 from gspo_cli.diagnosis.history import Finding
 from gspo_cli.errors import UserError
@@ -151,7 +152,7 @@ class Trainer:
         if self.parts.pairs is None and all(t.reward is None for t in trajectories):
             raise UserError(
                 f"training: every conversation was excluded, the first because {trajectories[0].excluded}; "
-                f"fix that, then continue with resume={self.folder.path}"
+                f"fix that, then continue with {override('resume', self.folder.path)}"
             )
         with clock.timing("score"):
             samples = self._credited(collected.groups)
