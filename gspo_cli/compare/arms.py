@@ -21,7 +21,7 @@ from gspo_cli.config.formulas import (
     ratio_formula,
     value_formula,
 )
-from gspo_cli.config.typed import HYDRA_PLAIN, override
+from gspo_cli.config.typed import HYDRA_PLAIN, is_typeable, override
 from gspo_cli.console.words import number
 from gspo_cli.errors import UserError
 from gspo_cli.run.identity import WRITTEN, leaves
@@ -125,8 +125,8 @@ def objective(run: StoredRun) -> str:
 
 def overrides(run: StoredRun) -> list[str] | None:
     """The arguments of gspo-train that reproduce the arm, apart from the seed: options, and the settings that
-    differ from them, quoted for a shell. None if this installation lacks one of the options, or a key cannot
-    be typed."""
+    differ from them, quoted for a shell. None if this installation lacks one of the options, or a key or a
+    value cannot be typed."""
     groups = _groups(run)
     usual, own = _options(*groups), leaves(run.config)
     if usual is None or not all(map(HYDRA_PLAIN.fullmatch, own)):
@@ -134,6 +134,8 @@ def overrides(run: StoredRun) -> list[str] | None:
     changed = [key for key, value in own.items() if usual.get(key, value) != value or key not in usual]
     presets = "model.presets."  # other settings interpolate them, and are listed themselves
     given = [key for key in changed if key not in NOT_GIVEN and not key.startswith(presets)]
+    if not all(is_typeable(own[key]) for key in given):
+        return None
     return [*groups, *(override(key if key in usual else f"+{key}", own[key]) for key in given)]
 
 
