@@ -4,6 +4,7 @@ Comparison."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gspo_cli.compare.arms import arms_of, baseline_of, objective, overrides, reproduce
 from gspo_cli.compare.comparability import (
@@ -64,7 +65,8 @@ def compare(
     step = resolution[PRIMARY]
     design = design_of(values, baseline, added, level, settings.smallest, step) if added else None
     compared = contrasts(tables, baseline, listed, resolution, level, bool(voided), design=design)
-    more = more_of(compared, values, runs, settings, added, step)
+    taken = replace(added, looks=design.seeds) if added and design else None
+    more = more_of(compared, values, runs, settings, taken, step)
     settling = "" if voided else how_settled(design, more, settings)
     facts = [_arm(name, own, tables[name]) for name, own in arms.items()]
     estimates = arm_estimates(tables, listed, level)

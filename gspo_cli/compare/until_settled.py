@@ -30,6 +30,7 @@ from gspo_cli.launching.queue import QueuedJob, make_slots
 from gspo_cli.plain_files import bounded_json, require_plain
 from gspo_cli.run.files import write_atomically
 
+FILE = re.compile(r"design-([0-9a-f]{8}|packed)\.json")  # of a design
 NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # of a run's folder
 KEPT = ("level", "smallest", "baseline", "parallel")  # settings of a design that a report on it uses
 
@@ -109,7 +110,8 @@ def step_of(parallel: int, arms: int) -> int:
 def designs_of(folders: Sequence[Path]) -> list[StoredDesign]:
     """The designs beside run folders. Raises UserError as `stored_design` does."""
     places = sorted({folder.resolve().parent.parent for folder in folders})
-    return [stored_design(path) for place in places for path in sorted(place.glob("design-*.json"))]
+    found = [path for place in places for path in sorted(place.glob("design-*.json"))]
+    return [stored_design(path) for path in found if FILE.fullmatch(path.name)]
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,18 @@ def fixed_seeds(runs: Sequence[StoredRun], settings: CompareConfig) -> Looked:
 
 def looked_at(runs: Sequence[StoredRun], settings: CompareConfig) -> Looked:
     """The looks at these runs, if they have all those of a design; of several, of the one with as many arms,
-    and most runs."""
+    and most runs. Raises UserError as `stored_design` does, and if a run has another seed than a design has
+    for it."""
     here = {Path(run.folder).resolve(): run for run in runs}
     arms, caveats = len(arms_of(runs, ())), []
     whole: list[tuple[StoredDesign, list[Path]]] = []
     for design in designs_of(list(here)):
+        for place, folder in enumerate(design.folders()):
+            seed = design.seeds[place // design.arms]
+            require(
+                folder not in here or here[folder].seed == seed,
+                f"{design.path}: has seed {seed} for {folder.name}, which is not its seed; restore the file",
+            )
         last = design.looks[-1] if design.looks else 0
         its = design.folders(last) if last else [folder for folder in design.folders() if folder in here]
         if its and here.keys() >= set(its) and (last or arms == design.arms):

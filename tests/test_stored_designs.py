@@ -1,0 +1,65 @@
+"""What gspo-compare believes of a design beside stored runs: what their own folders say, too."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from gspo_cli.compare.comparison import compare
+from gspo_cli.compare.runs import find_runs
+from gspo_cli.compare.sequential import Added
+from gspo_cli.compare.until_settled import looked_at
+from gspo_cli.config.compare_schema import CompareConfig
+from gspo_cli.errors import UserError
+from tests.support.stored_runs import stored_run, write_run
+
+ARMS, SEEDS = ("gspo", "grpo"), (0, 1, 2)
+SETTINGS = {"level": 0.95, "smallest": 0.05, "baseline": None, "parallel": 1}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A comparison's folder: six runs."""
+    for seed in SEEDS:
+        for name in ARMS:
+            write_run(tmp_path / "runs" / f"{name}-s{seed}", name, seed, 20)
+    return tmp_path
+
+
+def write_design(folder, name="design-0123abcd.json", **changes):
+    runs = [f"{arm}-s{seed}" for seed in SEEDS for arm in ARMS]
+    content = {"seeds": SEEDS, "looks": [2, 3], "runs": runs, **SETTINGS, **changes}
+    (folder / name).write_text(json.dumps(content))
+
+
+def looked(folder):
+    return looked_at(find_runs([folder])[0], CompareConfig())
+
+
+@pytest.mark.parametrize("seeds", [[0, 1, 99], [1, 0, 2]])
+@pytest.mark.parametrize("name", ["design-0123abcd.json", "design-packed.json"])
+def test_a_design_has_the_seeds_of_its_runs(folder, name, seeds):
+    write_design(folder, name)
+    assert looked(folder).added.seeds == list(SEEDS)
+    write_design(folder, name, seeds=seeds)
+    wrong = f"{folder / name}: has seed {seeds[0] or 99} for "
+    with pytest.raises(UserError, match=re.escape(wrong) + ".*, which is not its seed; restore the file"):
+        looked(folder)
+
+
+@pytest.mark.parametrize("name", ["design-tokens.json", "design-0123ABCD.json", "design-.json"])
+def test_a_file_whose_name_is_not_that_of_a_design_stops_no_report(folder, name):
+    (folder / name).write_text('{"color": "red"}')
+    assert looked(folder).design is None
+    (folder / "design-0123abcd.json").write_text('{"color": "red"}')
+    with pytest.raises(UserError, match="restore the file"):
+        looked(folder)
+
+
+def test_more_seeds_are_counted_from_the_looks_that_were_taken():
+    runs = [stored_run(name, seed, 20) for name in ARMS for seed in SEEDS]
+    added = (Added([*SEEDS, 9], looks) for looks in ([2, 3], [2, 3, 4]))
+    taken, more = (compare(runs, [], CompareConfig(), each) for each in added)
+    assert more.more == taken.more is not None
