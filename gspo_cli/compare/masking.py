@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gspo_cli.console.words import override
+from gspo_cli.config.typed import override
 from gspo_cli.plain_files import bounded_json
 
 # ends of names whose values are secret; the second ones also count tokens, or name those of a model
