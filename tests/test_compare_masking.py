@@ -11,7 +11,7 @@ from gspo_cli.compare.masking import Mask
 from gspo_cli.compare.packing import PACKED
 from gspo_cli.compare.runs import read_run
 from tests.support.command_line import call
-from tests.support.stored_runs import stored_run, write_run, write_stored
+from tests.support.stored_runs import changed, stored_run, write_run, write_stored
 
 MARKS = ("<secret-1>", "<secret-2>", "<secret-3>")
 
@@ -29,7 +29,7 @@ MARKS = ("<secret-1>", "<secret-2>", "<secret-3>")
         ("https://a:b@c/d?access_token=e&f=g", "https://<secret-1>@c/d?access_token=<secret-2>&f=g"),
         ("use hf_abcdefghijklmnopqrst.", "use <secret-1>."),
         ("Authorization: Bearer abc.def-ghi_jkl", "Authorization: Bearer <secret-1>"),
-        ("from /home/bob/x and /tmp/of-bob", "from ~/x and /tmp/of-<user>"),
+        ("from /home/bob/x and /tmp/of-bob", "from ~/x and /tmp/of-bob"),
         ("at /users/home/bob", "at /users/home/bob"),
         (
             {"openai_api_key_1": "a", "apiKey2": "b"},
@@ -140,3 +140,21 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path):
     assert done.stderr.endswith("unset it, or leave out --zip\n")
     assert not (tmp_path / "sweep" / PACKED).exists()
     assert not list((tmp_path / "sweep").glob(".*"))
+
+
+def test_a_folder_in_a_conversation_is_no_user_whose_name_is_masked_in_settings(tmp_path):
+    for algorithm in ("gspo", "grpo"):
+        for seed in range(2):
+            run = changed(stored_run(algorithm, seed), model__name="acme/kitchen-1b")
+            message = run.heldout[-1]["conversations"][0]["messages"][1]
+            message["content"] = (
+                "see /home/kitchen/list" if (algorithm, seed) == ("gspo", 1) else "see acme/me"
+            )
+            write_stored(tmp_path / "sweep" / f"{algorithm}{seed}", run)
+    done = call("gspo-compare", "sweep", "--zip", cwd=tmp_path, USER="me")
+    assert done.returncode == 0, done.stderr
+    shutil.unpack_archive(tmp_path / "sweep" / PACKED, tmp_path)
+    runs = [read_run(path) for path in sorted((tmp_path / "comparison/runs").iterdir())]
+    assert [run.config["model"]["name"] for run in runs] == ["acme/kitchen-1b"] * 4
+    said = [run.heldout[-1]["conversations"][0]["messages"][1]["content"] for run in runs]
+    assert said == [*["see acme/<user>"] * 3, "see ~/list"]

@@ -58,7 +58,7 @@ LOOSE = (  # of SECRET names only: "name: words" as a line, "name: value" that e
 )
 MARK = re.compile(r"<secret-\d+>")
 HOMES = re.compile(
-    r"(?:(?<![\w.~])/(?:home|Users)/|\b[A-Za-z]:\\{1,2}Users\\{1,2})([^/\\\s\"':,;]+)"
+    r"(?:(?<![\w.~])/(?:home|Users)/|\b[A-Za-z]:\\{1,2}Users\\{1,2})[^/\\\s\"':,;]+"
     r"|(?<![\w.~])/root(?=[/\s\"':,;]|$)"
 )
 
@@ -70,7 +70,8 @@ class Mask:
     def __init__(self, known: Iterable[str] = (), home: str = "", users: Iterable[str] = ()) -> None:
         self._known = sorted({each for each in known if len(each) >= SHORTEST}, key=lambda s: (-len(s), s))
         self._home = re.compile(re.escape(home) + r"(?=[/\s\"':,;]|$)") if home.count("/") > 1 else None
-        self._users = {each for each in users if each and each != "root"}
+        names = "|".join(re.escape(each) for each in sorted(set(users)) if each and each != "root")
+        self._user = re.compile(rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])") if names else None
         self._marks: dict[str, str] = {}
         self._keys: dict[str, str] = {}
         self.places = 0
@@ -153,15 +154,12 @@ class Mask:
         """A text with a path, without home folders and names of users in its paths."""
         if self._home is not None:
             text = self._counted(self._home, lambda _: "~", text)
-        self._users |= {found[1] for found in HOMES.finditer(text) if found[1]}
         text = self._counted(HOMES, lambda _: "~", text)
-        if not self._users:
+        if self._user is None:
             return text
-        names = "|".join(map(re.escape, sorted(self._users)))
-        user = re.compile(rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])")
         parts = re.split(r"(\s+)", text)
         return "".join(
-            self._counted(user, lambda _: "<user>", p) if "/" in p or "\\" in p else p for p in parts
+            self._counted(self._user, lambda _: "<user>", p) if "/" in p or "\\" in p else p for p in parts
         )
 
     def _counted(self, pattern: re.Pattern[str], new: Callable[[re.Match[str]], str], text: str) -> str:
