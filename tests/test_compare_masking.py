@@ -79,6 +79,7 @@ MARKS = ("<secret-1>", "<secret-2>", "<secret-3>")
         ("the key: turn left, bob", "the key: turn left, bob"),
         ("token_mean 1/2", "token_mean 1/2"),
         ("tokens = split(x)\nif password == x:", "tokens = split(x)\nif password == x:"),
+        ("""x '+a.auth=["<secret-4>", "<secret-5>"]'""", """x '+a.auth=["<secret-4>", "<secret-5>"]'"""),
         ("http://@a http://:@b redis://:80/@x", "http://@a http://:@b redis://:80/@x"),
     ],
 )

@@ -131,6 +131,7 @@ class Mask:
     def _named(self, found: re.Match[str], loose: bool = False) -> str:
         name, joined, value = found.groups()
         secret = SECRET.search(name) if loose else _is_secret(name, value)
+        secret = secret and value not in ("[", "{")  # before masked values in quotes
         return f"{name}{joined}{self._mark(value)}" if secret else found[0]
 
     def _override(self, text: str) -> str:
