@@ -15,6 +15,7 @@ from gspo_cli.errors import UserError
 LARGEST = 1e300  # of numbers that are computed with: sums of many are still floats
 LARGEST_COMPARED = 1e70  # fourth powers are, too
 DEEPEST = 50  # lists and objects inside each other, in what is compared
+LARGEST_WHOLE = 2**53  # beyond it, whole numbers are not exact as floats, nor are sums of arrays of them
 DIGITS = 300  # of whole numbers that are surely floats
 
 
@@ -29,7 +30,8 @@ def machine_json(text: str | bytes) -> Any:
 def bounded_json(text: str | bytes) -> Any:
     """`machine_json` that raises ValueError for a number beyond LARGEST_COMPARED, or not finite, and for more
     than DEEPEST lists and objects inside each other: what is computed with them calls itself as deeply.
-    Numbers nearer to 0 than 1 / LARGEST_COMPARED are 0: their powers are."""
+    Numbers nearer to 0 than 1 / LARGEST_COMPARED are 0: their powers are. Whole numbers beyond LARGEST_WHOLE
+    are floats."""
     try:
         value = json.loads(text, parse_int=_bounded, parse_float=_bounded, parse_constant=_bounded)
     except RecursionError as error:
@@ -51,7 +53,7 @@ def _bounded(text: str) -> int | float:
     value = float(text)
     if not abs(value) <= LARGEST_COMPARED:  # NaN is not, either
         raise ValueError(f"{text[:20]} is not a number of a run")
-    if text.lstrip("-").isdecimal():
+    if text.lstrip("-").isdecimal() and abs(int(text)) <= LARGEST_WHOLE:
         return int(text)
     return value if abs(value) * LARGEST_COMPARED >= 1 else 0.0
 

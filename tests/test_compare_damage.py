@@ -14,6 +14,7 @@ import yaml
 
 from gspo_cli.compare.across import compare_subjects
 from gspo_cli.compare.comparison import compare
+from gspo_cli.compare.report import json_text
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.stored_lines import lines
 from gspo_cli.config.compare_schema import CompareConfig
@@ -93,7 +94,7 @@ def with_value(log, place, path, new):
 CONVERSATION = ("conversations", 0)
 MESSAGE = (*CONVERSATION, "messages", 0)
 ODD_LINES = [
-    *(("metrics.jsonl", ("num_tokens",), new, "num_tokens") for new in (None, -5, 3.5, True, "x")),
+    *(("metrics.jsonl", ("num_tokens",), new, "num_tokens") for new in (None, -5, 3.5, True, "x", 10**20)),
     *(("metrics.jsonl", ("entropy",), new, "entropy") for new in ("x", ["a"], {}, True)),
     *(("evals.jsonl", ("score",), new, "score") for new in (-5, 1e69, 1.01, -1e-9, True, "x", ["a"])),
     *(("evals.jsonl", ("pass@4",), new, "pass@4") for new in (-5, 1e69, "x")),
@@ -102,6 +103,7 @@ ODD_LINES = [
         for new in (-5, 0, 0.5, 1e69, 10**10, None, True)
     ),
     ("evals.jsonl", ("kl",), "x", "kl"),
+    *(("evals.jsonl", ("excluded",), new, "excluded") for new in (-1, -1e60, 0.5, None, 10**6)),
     *(("heldout.jsonl", ("problems",), new, "problems") for new in (None, "x", [["a"]], [1])),
     ("heldout.jsonl", ("problems", 0), ["a"], "problems"),
     *(("heldout.jsonl", ("solved",), new, "solved") for new in (None, {}, [True])),
@@ -194,6 +196,12 @@ HARMS = {
     ),
     f"iteration 6 has other numbers of problems in evals.jsonl and heldout.jsonl; {REPAIR}": lambda run: (
         with_value(run / "evals.jsonl", -1, ("num_problems",), 7)
+    ),
+    f"iteration 6 has a score in evals.jsonl that is not the share solved in heldout.jsonl; {REPAIR}": (
+        lambda run: with_value(run / "evals.jsonl", -1, ("score",), 0.125)
+    ),
+    f"iteration 3 has a score in evals.jsonl that is not the share solved in heldout.jsonl; {REPAIR}": (
+        lambda run: with_value(run / "heldout.jsonl", 1, ("solved", 0), None)
     ),
     f"num_tokens falls in metrics.jsonl, which counts all tokens; {REPAIR}": lambda run: with_value(
         run / "metrics.jsonl", -1, ("num_tokens",), 3
@@ -288,6 +296,20 @@ def test_a_summary_that_no_run_writes_is_said(sweep, damaged, key):
         assert out.reason == f"summary.json cannot be read; continue it with gspo-train resume={damaged}"
 
 
+@pytest.mark.parametrize("new", [10**20, 10**70, -(2**53) - 1])
+def test_whole_numbers_that_arrays_do_not_have_are_floats_and_compared(sweep, damaged, new):
+    for log, key in (
+        ("metrics.jsonl", "time/iteration"),
+        ("metrics.jsonl", "entropy"),
+        ("evals.jsonl", "kl"),
+    ):
+        with_value(damaged / log, -1, (key,), new)
+        assert type(lines(damaged / log)[-1][key]) is float
+    runs, out = find_runs([sweep])
+    assert len(runs) == 4
+    json_text(compare(runs, out, CompareConfig()))
+
+
 def test_numbers_whose_powers_are_zero_are_zero_and_deep_values_are_damage():
     assert bounded_json("[1e-320, -1e-71, 1e-69, 0.5, 7, -0.0]") == [0.0, 0.0, 1e-69, 0.5, 7, 0.0]
     assert bounded_json(DEEP[10:-10]) is not None
@@ -308,7 +330,7 @@ def test_what_is_taken_of_a_line_can_be_compared(sweep, damaged, new):
                 lines(damaged / log)
             except UserError:
                 continue
-            if path != ("iteration",):
+            if path[0] not in ("iteration", "score", "solved"):  # which must fit each other
                 kept, taken = changed(kept, path, new), taken + 1
         write(damaged / log, [whole[0], kept, *whole[2:]])
     runs, out = find_runs([sweep])

@@ -235,6 +235,10 @@ def test_looks_that_cannot_be_read_stop_a_report(first, tmp_path, change):
         (["compare.max_seeds=101"], "compare.max_seeds=101: must be from 2 to 100"),
         (["compare.max_hours=0"], "compare.max_hours=0.0: must be above 0"),
         (["compare.max_hours=1e30"], "compare.max_hours=1e+30: must be above 0 and at most"),
+        (
+            ["compare.seeds=[0,9007199254740992]"],
+            "has a seed that is far too large; give compare.seeds=[0,1,2]",
+        ),
         (["compare.until=settled", "compare.seeds=[0]"], "begins with 2 seeds at least"),
         (["compare.until=settled", "compare.max_seeds=2"], "and compare.max_seeds=2 at most"),
         ([".", "compare.until=settled"], "compare.until=settled: is a training setting, but run folders"),

@@ -287,6 +287,12 @@ def _check_evaluations(run: StoredRun) -> None:
                 f"iteration {line['iteration']} has other numbers of problems in evals.jsonl and "
                 f"heldout.jsonl; {RESTORE}"
             )
+        counted = [solved for solved in line["solved"] if solved is not None]
+        if number_of(record, "score") != (sum(counted) / len(counted) if counted else None):
+            raise UserError(
+                f"iteration {line['iteration']} has a score in evals.jsonl that is not the share solved in "
+                f"heldout.jsonl; {RESTORE}"
+            )
 
 
 def _without_repeats(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[LeftOut]]:

@@ -97,6 +97,7 @@ EVALUATION: Mapping[str, Test] = {  # all other keys have numbers
     "score": is_share,
     "pass@": is_share,
     "num_problems": lambda value: is_count(value) and value <= LARGEST,
+    "excluded": is_count,
 }
 HELDOUT: Mapping[str, Test] = {  # all must be there, beside conversations
     "problems": _are(is_text),
@@ -112,10 +113,12 @@ def _of_metrics(record: Record) -> str:
 
 
 def _of_evals(record: Record) -> str:
-    """As `_of_metrics`. Where there is a score, there are problems."""
+    """As `_of_metrics`. Where there is a score, there are problems; no more are excluded than there are."""
     for key, value in record.items():
         if not EVALUATION.get("pass@" if key.startswith("pass@") else key, is_number)(value):
             return key
+    if record.get("excluded", 0) > record.get("num_problems", LARGEST):
+        return "excluded"
     return "num_problems" if record.get("num_problems") == 0 and record.get("score") is not None else ""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from gspo_cli.config.checks import require, require_not_negative, require_positive
 from gspo_cli.config.choices import Until
+from gspo_cli.plain_files import LARGEST_WHOLE
 
 MOST_ADDED = 100  # seeds per algorithm that are added up to
 # (learning rate, clip widths) as multiples of the preset's, in the order in which they are tried
@@ -73,6 +74,10 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.seeds), "compare.seeds: is empty; give seeds, e.g. compare.seeds=[0,1,2]")
+        require(
+            max(map(abs, self.seeds)) < LARGEST_WHOLE,  # files keep larger ones as floats
+            f"compare.seeds={self.seeds}: has a seed that is far too large; give compare.seeds=[0,1,2]",
+        )
         require(
             len(set(self.seeds)) == len(self.seeds),
             f"compare.seeds={self.seeds}: has a duplicate seed; repeating a run adds no sample",
