@@ -31,6 +31,7 @@ from gspo_cli.run.summary import ENDED, RunStatus
 SETTINGS, LOGS = "config.yaml", ("metrics.jsonl", "summary.json")
 MARKS = (SETTINGS, *LOGS)
 APART = ("algorithm", "seed")  # keys in which arms and their runs are meant to differ
+ROUNDING = 1e-6  # of a number of solved problems
 ITERATIONS = "training.num_outer_iterations"  # covered by the common budget, unless a schedule depends on it
 Subject = tuple[str, str, str]  # task, label of the model, name of the model
 
@@ -288,7 +289,8 @@ def _check_evaluations(run: StoredRun) -> None:
                 f"heldout.jsonl; {RESTORE}"
             )
         counted = [solved for solved in line["solved"] if solved is not None]
-        if number_of(record, "score") != (sum(counted) / len(counted) if counted else None):
+        score = number_of(record, "score")
+        if (score is None) != (not counted) or abs((score or 0) * len(counted) - sum(counted)) > ROUNDING:
             raise UserError(
                 f"iteration {line['iteration']} has a score in evals.jsonl that is not the share solved in "
                 f"heldout.jsonl; {RESTORE}"
