@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from gspo_cli.commands.compare import compare_settings
+from gspo_cli.compare.across import compare_subjects
 from gspo_cli.compare.comparison import compare
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.sequential import Added
@@ -63,3 +65,15 @@ def test_more_seeds_are_counted_from_the_looks_that_were_taken():
     added = (Added([*SEEDS, 9], looks) for looks in ([2, 3], [2, 3, 4]))
     taken, more = (compare(runs, [], CompareConfig(), each) for each in added)
     assert more.more == taken.more is not None
+
+
+def test_a_setting_that_is_typed_is_that_of_the_report_the_default_too(folder):
+    write_design(folder, level=0.5, smallest=0.2, baseline="gspo")
+    typed = ["compare.level=0.95", "compare.smallest=0.05", "compare.baseline=grpo"]
+    runs = find_runs([folder])[0]
+    for given, level, smallest, baseline in ((typed, 0.95, 0.05, "grpo"), ([], 0.5, 0.2, "gspo")):
+        found = compare_subjects(runs, [], compare_settings(given), looked_at)
+        assert (found.level, found.design.smallest, found.baseline) == (level, smallest, baseline)
+        assert f"compare.level={level:g} compare.smallest={smallest:g}" in found.reproduce[0]
+        assert ("The looks were taken at level 0.5 (" in " ".join(found.cautions)) == (given == [])
+        assert looked_at(runs, compare_settings(given)).design.settings["level"] == level

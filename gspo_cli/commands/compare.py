@@ -21,7 +21,7 @@ from gspo_cli.commands.entry import command_parser, run_command
 from gspo_cli.compare.missing_runs import SharedSettings, runs_to_compare, train_missing, tune
 from gspo_cli.config.checks import require
 from gspo_cli.config.choices import Until
-from gspo_cli.config.compare_schema import CompareConfig, TuneConfig
+from gspo_cli.config.compare_schema import CompareConfig, TuneConfig, TypedCompareConfig
 from gspo_cli.config.compose import explain
 from gspo_cli.config.trust import FLAG
 from gspo_cli.errors import UserError
@@ -187,9 +187,10 @@ def compare_settings(overrides: Sequence[str]) -> CompareConfig:
     try:
         given = OmegaConf.from_dotlist(list(overrides)).get("compare", {})
         # to_object's type covers lists and scalars too; of a structured node it returns the dataclass
-        return cast(
+        settings = cast(
             CompareConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CompareConfig), given))
         )
+        return TypedCompareConfig(**vars(settings), typed=sorted(given))
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join(overrides)}: cannot be read; write compare.name=value") from error
     except OmegaConfBaseException as error:

@@ -161,11 +161,11 @@ def resolved_settings(node: DictConfig) -> dict[str, Any]:
 
 
 def options(settings: CompareConfig) -> list[str]:
-    """The settings of a report on given folders that are not the defaults, as they are typed."""
+    """The settings of a report on given folders that are given, as they are typed."""
     found = [f"compare.baseline={settings.baseline}"] if settings.baseline else []
     for name in ("level", "smallest"):
         value = getattr(settings, name)
-        found += [f"compare.{name}={value:g}"] if value != getattr(CompareConfig, name) else []
+        found += [f"compare.{name}={value:g}"] if settings.is_given(name) else []
     found += [f"compare.threshold={settings.threshold:g}"] if settings.threshold is not None else []
     return [*found, *([f"compare.allow=[{','.join(settings.allow)}]"] if settings.allow else [])]
 

@@ -73,9 +73,7 @@ class StoredDesign:
 
     def completed(self, settings: CompareConfig) -> CompareConfig:
         """The settings of a report, those KEPT that are not given from here."""
-        usual = CompareConfig()
-        kept = {k: v for k, v in self.settings.items() if getattr(settings, k) == getattr(usual, k)}
-        return replace(settings, **kept)
+        return replace(settings, **{k: v for k, v in self.settings.items() if not settings.is_given(k)})
 
 
 def stored_design(path: Path) -> StoredDesign:
@@ -167,7 +165,14 @@ def looked_at(runs: Sequence[StoredRun], settings: CompareConfig) -> Looked:
         "with folders of single runs"
     )
     others = [LeftOut(run.folder, why) for folder, run in here.items() if folder not in its]
-    return Looked([here[folder] for folder in its], others, design.completed(settings), design)
+    used = design.completed(settings)
+    design = replace(design, settings={key: getattr(used, key) for key in KEPT})  # as they are packed
+    said = (
+        f"The looks were taken at level {used.level:g} ({design.path}); compare.level={settings.level:g} "
+        "tests at that level."
+    )
+    noted = (said,) if used.level != settings.level else ()
+    return Looked([here[folder] for folder in its], others, used, design, noted)
 
 
 def train_until_settled(

@@ -114,3 +114,18 @@ class CompareConfig:
             self.tune.trials == 0 or self.tune.seed not in self.seeds,
             f"compare.tune.seed={self.tune.seed}: is also a compared seed; tune with a different one",
         )
+
+    def is_given(self, name: str) -> bool:
+        """Whether a setting was chosen rather than left to its default."""
+        return bool(getattr(self, name) != getattr(CompareConfig, name))
+
+
+@dataclass
+class TypedCompareConfig(CompareConfig):
+    """Settings of a command line. `typed` has the names of those that it gives, be it their defaults."""
+
+    typed: list[str] = field(default_factory=list)
+
+    def is_given(self, name: str) -> bool:
+        """Whether a setting was chosen: typed, or not its default."""
+        return name in self.typed or super().is_given(name)
