@@ -10,6 +10,7 @@ import pytest
 from gspo_cli.commands.compare import compare_settings
 from gspo_cli.compare.across import compare_subjects
 from gspo_cli.compare.comparison import compare
+from gspo_cli.compare.packing import pack, require_packable, unpacked
 from gspo_cli.compare.runs import find_runs
 from gspo_cli.compare.sequential import Added
 from gspo_cli.compare.until_settled import looked_at
@@ -77,3 +78,13 @@ def test_a_setting_that_is_typed_is_that_of_the_report_the_default_too(folder):
         assert f"compare.level={level:g} compare.smallest={smallest:g}" in found.reproduce[0]
         assert ("The looks were taken at level 0.5 (" in " ".join(found.cautions)) == (given == [])
         assert looked_at(runs, compare_settings(given)).design.settings["level"] == level
+
+
+def test_looks_at_another_level_are_packed_with_it(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_design(folder, level=0.5)
+    runs = find_runs([folder])[0]
+    require_packable(runs, CompareConfig())
+    found = compare_subjects(runs, [], CompareConfig(), looked_at)
+    packed = unpacked(pack(runs, found, CompareConfig(), folder).path)
+    assert compare_subjects(find_runs([packed])[0], [], CompareConfig(), looked_at).level == 0.5

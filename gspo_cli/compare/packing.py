@@ -75,7 +75,7 @@ def require_packable(runs: Sequence[StoredRun], settings: CompareConfig) -> None
         "is only packed alone; give their folder and no other",
     )
     require(
-        not any(each.caveats for each in looked),
+        not any(each.caveats for each in looked if each.design is None),
         "--zip: some of these runs were added until another comparison was settled, which is not packed with "
         "them; give all runs of that comparison and no others, or leave out --zip",
     )
