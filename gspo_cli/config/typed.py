@@ -9,10 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
-from gspo_cli.config.compose import literal
-
 HYDRA_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")  # characters that an override accepts without quotes
 # texts of these characters that Hydra takes for numbers, truth values or null
 HYDRA_TYPED = re.compile(r"[+-]?[\d.][\d._e+-]*|[+-]?(inf|nan)|true|false|null", re.IGNORECASE)
@@ -33,6 +29,10 @@ def _typed(value: Any) -> str:
         return str(value) if isinstance(value, float) else json.dumps(value)
     if _is_word(value):
         return value
+    from hydra.core.override_parser.types import Quote, QuotedString  # a worker on a GPU may lack Hydra
+
+    from gspo_cli.config.compose import literal
+
     return QuotedString(literal(value), Quote.double).with_quotes()
 
 
