@@ -37,20 +37,20 @@ END_OF_FIRST_PAGE = "\n\nAll figures, light and dark"
 
 def study(name: str, settings: list[str]) -> tuple[str, str]:
     """The measured part of the page and the figure of one study, computed from its logs."""
-    lists = {key: text.partition("=")[2].split(",") for key in ("sections", "of")
-             for text in settings if text.startswith(f"{key}=")}  # fmt: skip
+    options = dict(text.split("=", 1) for text in settings)
+    several, titles = (list(filter(None, options.get(key, "").split(","))) for key in ("of", "sections"))
     given = compare_settings([text for text in settings if text.startswith("compare.")])
     with tempfile.TemporaryDirectory() as place, chdir(place):
-        for logs in lists.get("of", [name]):
+        for logs in several or [name]:
             with ZipFile(LOGS / f"{logs}.zip") as file:
-                file.extractall(logs if "of" in lists else None)
+                file.extractall(logs if several else None)
         found = compare_subjects(*find_runs([Path()], given.allow), given, looked_at)
     assert isinstance(found, Comparison), f"{name}: has several tasks or models"
     first, *sections = markdown(found).split("\n\n## ")
     _, _, verdicts = first.partition(END_OF_FIRST_PAGE)[0].partition("\n\n")
     by_title = {section.partition("\n")[0].replace(" ", "-"): section for section in sections}
     parts = [verdicts.replace(f"]({FIGURE})", f"](results/{name}.svg)")]
-    parts += [f"### {by_title[title].rstrip()}" for title in lists.get("sections", [])]
+    parts += [f"### {by_title[title].rstrip()}" for title in titles]
     arms = [arm.name for arm in found.arms]
     return "\n" + "\n\n".join(parts) + "\n\n", line_chart(found.charts[0], arms, alone=True) + "\n"
 

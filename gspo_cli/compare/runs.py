@@ -174,7 +174,7 @@ def _no_run(path: Path) -> str:
 
 def require_allowed(runs: Sequence[StoredRun], allow: Sequence[str]) -> None:
     """Raise UserError where one of `allow` is no setting of any run."""
-    known = {key for run in runs for key in leaves(run.config)}
+    known = {key for run in runs for key in leaves(run.config)} if allow else set()
     for name in allow:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

@@ -68,9 +68,8 @@ def headline(
 def _means(contrast: Contrast, arms: Sequence[Arm]) -> str:
     """The means that a difference is of, in brackets: over shared seeds where it is paired. Empty where they
     are not known: it was settled with some of the seeds."""
-    names = (contrast.arm_name, contrast.baseline_name)
-    runs = [arm.runs for name in names for arm in arms if arm.name == name]
-    sides = [{run.seed: run.outcomes.get(contrast.outcome) for run in own} for own in runs]
+    values = {arm.name: {run.seed: run.outcomes.get(contrast.outcome) for run in arm.runs} for arm in arms}
+    sides = [values[name] for name in (contrast.arm_name, contrast.baseline_name)]
     shared = sides[0].keys() & sides[1].keys()
     if contrast.paired:
         sides = [{seed: side[seed] for seed in shared} for side in sides]
